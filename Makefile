@@ -1,0 +1,52 @@
+# `make` alone prints this list. Needs Python 3.11+, git and make; everything else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test lint format schema lock bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.ready  ## create .venv from requirements.lock
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] \
+	  + "; name another: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+repro: setup  ## run what has changed: download, preprocess, train, evaluate
+	@dvc repro
+
+test: setup  ## run the tests
+	@python -m pytest
+
+lint: setup  ## check style, format and types
+	@ruff check .
+	@ruff format --check .
+	@mypy src
+	@mypy stages
+
+format: setup  ## put style and format right
+	@ruff check --fix .
+	@ruff format .
+
+schema: setup  ## write the JSON schema of params.yaml anew
+	@python -m reprise.params
+
+lock: setup  ## resolve requirements.lock anew (torch brings its own CUDA packages, so they stay out)
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --quiet \
+	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
+	  | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+bench: setup  ## measure (minutes; with nothing else running)
+	@python benchmarks/models.py
+
+clean:  ## remove the environment, scratch runs and caches of tools (not the data, not the DVC cache)
+	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,45 @@
+"""Evaluate the published model, or another one, on the test split of the data it was trained on.
+
+python src/eval.py                 the model that `dvc repro` published
+python src/eval.py runs/latest     a run of src/train.py, or any .safetensors file with its .json beside it
+"""
+
+import argparse
+from pathlib import Path
+
+from reprise.card import load_card
+from reprise.errors import one_line_errors
+from reprise.params import load_params
+from reprise.process import after_torch, before_torch
+from reprise.runs import find_model, prepared_data
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    """Find the model and its data, evaluate, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "model", nargs="?", type=Path, default=ROOT / "models", help="a run folder or .safetensors file"
+    )
+    weights, facts = find_model(parser.parse_args().model)
+    of_run = weights.with_name("params.yaml")
+    params = load_params(of_run if of_run.exists() else ROOT / "params.yaml")
+    training = load_card(facts).training
+    processed = prepared_data(ROOT, params.data)
+    before_torch(training.threads, training.reproducible)
+    from reprise.evaluation import evaluate
+    from reprise.model import load_model
+
+    after_torch(training.threads, training.reproducible)
+    network, card = load_model(weights, facts)
+    result = evaluate(network, card, processed, params.evaluate.batch_size, params.evaluate.calibration_bins)
+    print(
+        f"eval: {card.architecture.model_name} ({weights}) on {len(result.ids):,} test images of {card.training.data}"
+    )
+    print(result.table())
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,111 @@
+"""Whole batches straight out of packed arrays in memory: no workers, no per-image Python.
+
+Order and augmentation of a batch are a function of (seed, epoch, step) alone, so a run can be repeated or taken up
+again at any step without carrying random state along.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reprise.augment import augment
+from reprise.data.packed import Metadata, PackedSplit
+from reprise.errors import UserError
+from reprise.params import AugmentParams
+
+IGNORE_INDEX = -100  # torch's own: cross_entropy leaves such targets out
+
+
+def stateless_generator(*key: int | str) -> torch.Generator:
+    """Return a CPU generator seeded by a hash of the key, e.g. (seed, "order", epoch)."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class Normalize:
+    """uint8 (N, H, W, C) to float (N, C, H, W) in channels-last memory; first to 0..1, later to mean 0, deviation 1."""
+
+    def __init__(self, metadata: Metadata) -> None:
+        self.mean = torch.tensor(metadata.mean, dtype=torch.float32).view(1, -1, 1, 1)
+        self.std = torch.tensor(metadata.std, dtype=torch.float32).view(1, -1, 1, 1)
+
+    def to_unit(self, images: np.ndarray) -> Tensor:
+        """Return images in 0..1."""
+        return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+    def standardize(self, images: Tensor) -> Tensor:
+        """Subtract the mean and divide by the standard deviation, per channel, in place."""
+        return images.sub_(self.mean).div_(self.std)
+
+
+class TrainBatches:
+    """Shuffled, augmented batches of one fixed size; what is left over at the end of an epoch is left out.
+
+    Yields images (batch_size, C, H, W) float32 and labels (batch_size,) int64. Lightning calls `sampler.set_epoch`
+    before each epoch, as it does for any loader. Raises UserError if one batch is larger than the split.
+    """
+
+    def __init__(
+        self, split: PackedSplit, metadata: Metadata, batch_size: int, augmentation: AugmentParams, seed: int
+    ) -> None:
+        if batch_size > len(split):
+            raise UserError(
+                f"train.batch_size = {batch_size} is larger than the training split of {len(split)} images; "
+                f"choose at most {len(split)}"
+            )
+        self.images = np.ascontiguousarray(split.images)
+        self.labels = torch.from_numpy(split.labels)
+        self.normalize = Normalize(metadata)
+        self.batch_size = batch_size
+        self.augmentation = augmentation
+        self.seed = seed
+        self.epoch = 0
+        self.sampler = self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order and augmentation the next iteration yields."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self.labels) // self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of the current epoch."""
+        epoch = self.epoch
+        order = torch.randperm(len(self.labels), generator=stateless_generator(self.seed, "order", epoch))
+        for step in range(len(self)):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            images = self.normalize.to_unit(self.images[rows.numpy()])
+            generator = stateless_generator(self.seed, "augment", epoch, step)
+            images = augment(images, self.augmentation, generator)
+            yield self.normalize.standardize(images), self.labels[rows]
+
+
+class EvalBatches:
+    """A split in its own order, in batches of one fixed size; the last is padded with images of label IGNORE_INDEX.
+
+    Yields images (batch_size, C, H, W) float32 and labels (batch_size,) int64.
+    """
+
+    def __init__(self, split: PackedSplit, metadata: Metadata, batch_size: int) -> None:
+        self.split = split
+        self.normalize = Normalize(metadata)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-len(self.split) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches."""
+        for start in range(0, len(self.split), self.batch_size):
+            chosen = self.split.images[start : start + self.batch_size]
+            labels = self.split.labels[start : start + self.batch_size]
+            missing = self.batch_size - len(labels)
+            chosen = np.concatenate([chosen, np.repeat(chosen[:1], missing, axis=0)])
+            labels = np.concatenate([labels, np.full(missing, IGNORE_INDEX)])
+            yield self.normalize.standardize(self.normalize.to_unit(chosen)), torch.from_numpy(labels)

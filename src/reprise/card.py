@@ -1,0 +1,63 @@
+"""The JSON beside published weights: everything needed to rebuild the network and use it. Needs no torch to read."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from reprise.errors import UserError
+
+
+class Architecture(BaseModel):
+    """The arguments of TIMMBackbone that rebuild the network."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model_name: str
+    num_classes: int
+    in_chans: int
+    kwargs: dict[str, Any]
+
+
+class Preprocessing(BaseModel):
+    """How an image becomes the network's input: decode, stretch to image_size, /255, subtract mean, divide by std."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_size: int
+    channels: int
+    mean: list[float]
+    std: list[float]
+
+
+class Training(BaseModel):
+    """Where the weights come from; threads and reproducible are the conditions that evaluation keeps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str
+    epoch: int
+    seed: int
+    threads: int
+    reproducible: Literal["portable", "machine", "off"]
+
+
+class ModelCard(BaseModel):
+    """Everything needed to rebuild and use published weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: Architecture
+    classes: list[str]
+    preprocessing: Preprocessing
+    training: Training
+
+
+def load_card(facts: Path) -> ModelCard:
+    """Read a model's JSON. Raises UserError if it is missing or not such a file."""
+    try:
+        return ModelCard.model_validate_json(facts.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{facts}: no model there; run `dvc repro train` or `python src/train.py`") from None
+    except ValidationError as error:
+        raise UserError(f"{facts}: not a model's description ({error.error_count()} wrong entries)") from None

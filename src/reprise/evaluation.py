@@ -1,0 +1,187 @@
+"""Measure a model on a split: probabilities per image, metrics with a stated meaning, a per-class table.
+
+Everything is computed in fp32 on unaugmented images; padding is dropped by `mask_outputs`, so each image counts once.
+"""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import reprise.torchvision_repair  # noqa: F401
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
+)
+
+from reprise.batches import EvalBatches
+from reprise.card import ModelCard
+from reprise.classifier import mask_outputs
+from reprise.data.packed import PackedSplit, load_metadata, load_split
+from reprise.errors import UserError
+from reprise.model import TIMMBackbone
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class: how many images carry its label, and the share of those found, of its claims right, and their F1."""
+
+    label: str
+    images: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """ids, labels (N,) and probabilities (N, classes) float32 of a split, and what was computed from them."""
+
+    classes: list[str]
+    ids: list[str]
+    labels: Tensor
+    probabilities: Tensor
+    metrics: dict[str, float | int]
+    per_class: list[ClassRow]
+    confusion: Tensor
+
+    def table(self) -> str:
+        """Return the metrics as a small table, one line each."""
+        width = max(map(len, self.metrics))
+        lines = []
+        for name, value in self.metrics.items():
+            lines.append(
+                f"  {name:<{width}}  {value:>14,}" if isinstance(value, int) else f"  {name:<{width}}  {value:>14.4f}"
+            )
+        return "\n".join(lines)
+
+    def save(self, metrics: Path, per_class: Path, confusion: Path, predictions: Path) -> None:
+        """Write metrics (JSON), the per-class table, the confusion counts and the predictions per image (CSV)."""
+        metrics.write_text(json.dumps(self.metrics, indent=2) + "\n", encoding="utf-8")
+        _write_csv(
+            per_class,
+            ["class", "images", "precision", "recall", "f1"],
+            [[row.label, row.images, row.precision, row.recall, row.f1] for row in self.per_class],
+        )
+        counts = self.confusion.tolist()
+        _write_csv(
+            confusion,
+            ["label", "predicted", "images"],
+            [
+                [label, predicted, counts[i][j]]
+                for i, label in enumerate(self.classes)
+                for j, predicted in enumerate(self.classes)
+            ],
+        )
+        predicted = self.probabilities.argmax(dim=1).tolist()
+        _write_csv(
+            predictions,
+            ["id", "label", "predicted", *(f"p({name})" for name in self.classes)],
+            [
+                [image_id, self.classes[label], self.classes[guess], *(f"{p:.6g}" for p in row)]
+                for image_id, label, guess, row in zip(
+                    self.ids, self.labels.tolist(), predicted, self.probabilities.tolist(), strict=True
+                )
+            ],
+        )
+
+
+def evaluate(
+    network: TIMMBackbone, card: ModelCard, processed: Path, batch_size: int, calibration_bins: int
+) -> Evaluation:
+    """Measure a model on the test split of prepared data.
+
+    Raises UserError if the data have other classes, another image size or other channels than the model was trained on.
+    """
+    metadata = load_metadata(processed)
+    wanted = (card.classes, card.preprocessing.image_size, card.preprocessing.channels)
+    if wanted != (metadata.classes, metadata.image_size, metadata.channels):
+        size, channels = card.preprocessing.image_size, card.preprocessing.channels
+        raise UserError(
+            f"the model was trained on {card.training.data} ({len(card.classes)} classes, {size}x{size}x{channels}), "
+            f"{processed} holds {metadata.data} ({metadata.summary()}); evaluate it on data of its own kind"
+        )
+    split = load_split(processed, "test")
+    # the model's own mean and std: it is measured as it will be used, even if the training images have changed since
+    own = metadata.model_copy(update={"mean": card.preprocessing.mean, "std": card.preprocessing.std})
+    logits, labels = predict(network, EvalBatches(split, own, batch_size))
+    return summarize(network, card, split, logits, labels, calibration_bins)
+
+
+@torch.inference_mode()
+def predict(network: torch.nn.Module, batches: EvalBatches) -> tuple[Tensor, Tensor]:
+    """Return logits (N, classes) float32 and labels (N,) int64 of every image, padding dropped, on the CPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = network.to(device).eval()
+    kept = [mask_outputs(network(images.to(device)).float().cpu(), labels) for images, labels in batches]
+    logits, labels = zip(*kept, strict=True)
+    network.cpu()
+    return torch.cat(logits), torch.cat(labels)
+
+
+def summarize(
+    network: TIMMBackbone, card: ModelCard, split: PackedSplit, logits: Tensor, labels: Tensor, calibration_bins: int
+) -> Evaluation:
+    """Compute all metrics from logits (N, classes) and labels (N,).
+
+    loss: mean cross-entropy, nats. precision, recall, f1: unweighted means over the classes that occur or are predicted
+    (macro). ece: expected calibration error over equal-width confidence bins (Guo et al., ICML 2017), in 0..1.
+    top5_accuracy is left out for five classes or fewer. flops: two per multiply-add, one forward pass of one image.
+    """
+    classes = len(card.classes)
+    probabilities = logits.softmax(dim=1)
+    predicted = probabilities.argmax(dim=1)
+    confusion = multiclass_confusion_matrix(predicted, labels, classes)
+    metrics: dict[str, float | int] = {
+        "accuracy": _rounded((predicted == labels).double().mean()),
+        "loss": _rounded(F.cross_entropy(logits.double(), labels)),
+    }
+    if classes > 5:
+        metrics["top5_accuracy"] = _rounded(multiclass_accuracy(logits, labels, classes, top_k=5, average="micro"))
+    metrics |= {
+        "precision": _rounded(multiclass_precision(predicted, labels, classes, average="macro")),
+        "recall": _rounded(multiclass_recall(predicted, labels, classes, average="macro")),
+        "f1": _rounded(multiclass_f1_score(predicted, labels, classes, average="macro")),
+        "ece": _rounded(multiclass_calibration_error(probabilities, labels, classes, n_bins=calibration_bins)),
+        "images": len(labels),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "flops": count_flops(network, card),
+    }
+    per_class = zip(
+        card.classes,
+        confusion.sum(dim=1).tolist(),
+        multiclass_precision(predicted, labels, classes, average="none"),
+        multiclass_recall(predicted, labels, classes, average="none"),
+        multiclass_f1_score(predicted, labels, classes, average="none"),
+        strict=True,
+    )
+    rows = [ClassRow(name, count, *map(_rounded, scores)) for name, count, *scores in per_class]
+    return Evaluation(card.classes, split.ids, labels, probabilities, metrics, rows, confusion)
+
+
+def count_flops(network: TIMMBackbone, card: ModelCard) -> int:
+    """Return the floating-point operations of one forward pass of one image, two per multiply-add."""
+    size, channels = card.preprocessing.image_size, card.preprocessing.channels
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network.eval()(torch.zeros(1, channels, size, size))
+    return int(counter.get_total_flops())
+
+
+def _rounded(value: Tensor) -> float:
+    return float(f"{float(value):.6g}")
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[object]]) -> None:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)

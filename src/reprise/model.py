@@ -1,0 +1,157 @@
+"""Any timm classification model, adapted to the data; published as safetensors plus JSON, never as a pickle.
+
+The tensors carry timm's own names, so `timm.create_model(...).load_state_dict(safetensors.torch.load_file(...))` works
+without Reprise.
+"""
+
+import difflib
+import logging
+from pathlib import Path
+from typing import Any
+
+import reprise.torchvision_repair  # noqa: F401
+
+import safetensors
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from reprise.card import Architecture, ModelCard, load_card
+from reprise.data.packed import Metadata
+from reprise.errors import UserError
+from reprise.params import ModelParams
+
+
+class TIMMBackbone(nn.Module):
+    """A timm model as a plain module: images (N, in_chans, H, W) in, logits (N, num_classes) out.
+
+    `kwargs` go to `timm.create_model` (drop_rate, img_size, ...). Raises UserError for a name that timm does not know
+    and for pretrained weights that cannot be fetched; TypeError for an argument that the model does not take.
+    """
+
+    def __init__(
+        self, model_name: str = "efficientnet_b0", pretrained: bool = True, num_classes: int = 3, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        check_name(model_name)
+        if not pretrained:
+            self.model = timm.create_model(model_name, pretrained=False, num_classes=num_classes, **kwargs)
+            return
+        try:
+            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # ten lines of retries say no more than ours
+            self.model = timm.create_model(model_name, pretrained=True, num_classes=num_classes, **kwargs)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "pretrained" not in str(error):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"model.pretrained = true: cannot get the weights of {model_name} ({reason}); set "
+                "model.pretrained: false, or fetch them where there is a network and copy that hub cache (HF_HOME) here"
+            ) from None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, num_classes)."""
+        logits: Tensor = self.model(x)
+        return logits
+
+
+def check_name(name: str) -> None:
+    """Raise UserError, with the nearest names, for a model that timm does not have."""
+    if timm.is_model(name.split(".")[0]):
+        return
+    near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`timm.list_models()` names them all"
+    raise UserError(f"model.name = {name!r} is not a model of timm {timm.__version__}; {hint}")
+
+
+def adapt(params: ModelParams, metadata: Metadata) -> Architecture:
+    """Return the architecture with classes, channels and, for models of a fixed input size, image size from the data.
+
+    Raises UserError for an unknown name and for `model.kwargs` that the data decide.
+    """
+    check_name(params.name)
+    kwargs = dict(params.kwargs)
+    decided = {"num_classes", "in_chans", "pretrained", "model_name"} & set(kwargs)
+    if decided:
+        raise UserError(f"model.kwargs.{min(decided)}: set by the data or another parameter; remove it")
+    config = timm.get_pretrained_cfg(params.name)
+    if config is not None and config.fixed_input_size:
+        kwargs.setdefault("img_size", metadata.image_size)
+    return Architecture(
+        model_name=params.name, num_classes=len(metadata.classes), in_chans=metadata.channels, kwargs=kwargs
+    )
+
+
+def build(architecture: Architecture, pretrained: bool = False) -> TIMMBackbone:
+    """Return the network in channels-last memory, with weights from torch's current seed or timm's pretrained ones."""
+    network = TIMMBackbone(
+        architecture.model_name,
+        pretrained,
+        num_classes=architecture.num_classes,
+        in_chans=architecture.in_chans,
+        **architecture.kwargs,
+    )
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def create_network(params: ModelParams, metadata: Metadata, seed: int) -> tuple[TIMMBackbone, Architecture]:
+    """Build the network for the data, initial weights by seed.
+
+    Raises UserError if it does not take the arguments or the image size.
+    """
+    architecture = adapt(params, metadata)
+    size = metadata.image_size
+    torch.manual_seed(seed)
+    try:
+        network = build(architecture, params.pretrained)
+    except UserError:
+        raise
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in architecture.kwargs.items())
+        raise UserError(
+            f"model.name = {params.name}: timm cannot build it for {size}x{size} images"
+            + (f" with {given}" if given else "")
+            + f" ({_one_line(error)}); change model.kwargs, data.image_size or model.name"
+        ) from None
+    try:
+        with torch.no_grad():
+            logits = network.eval()(torch.zeros(2, metadata.channels, size, size))
+    except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise UserError(
+            f"model.name = {params.name} cannot take {size}x{size} images ({_one_line(error)}); "
+            "raise data.image_size or choose another model"
+        ) from None
+    if logits.shape != (2, len(metadata.classes)):
+        raise UserError(
+            f"model.name = {params.name} gives an output of shape {tuple(logits.shape)}, not one logit per class"
+        )
+    return network.train(), architecture
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def save_model(network: TIMMBackbone, card: ModelCard, weights: Path, facts: Path) -> None:
+    """Write the weights as safetensors and the card as JSON; equal weights give equal bytes.
+
+    No metadata goes into the safetensors header: with two or more keys its order would be random.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.model.state_dict().items()}
+    save_file(tensors, weights)
+    facts.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def load_model(weights: Path, facts: Path) -> tuple[TIMMBackbone, ModelCard]:
+    """Rebuild a published model for evaluation. Raises UserError if a file is missing, altered or of another model."""
+    card = load_card(facts)
+    network = build(card.architecture)
+    try:
+        network.model.load_state_dict(load_file(weights))
+    except FileNotFoundError:
+        raise UserError(f"{weights}: no weights there; run `dvc repro train` or `dvc checkout`") from None
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise UserError(f"{weights}: not the weights of {card.architecture.model_name} ({_one_line(error)})") from None
+    return network.eval(), card

@@ -1,0 +1,291 @@
+"""The typed shape of params.yaml: every hyperparameter's type, bounds and help; the values live in params.yaml alone.
+
+A file is read without guessing types first: each scalar is taken as the text that the user typed and then read by the
+type of its field. So `1e-05` is a number, `no` is False for a switch and the text "no" for a name, and a blank is null:
+exactly what `dvc exp run -S` leaves behind.
+"""
+
+import difflib
+import json
+import re
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from reprise.errors import UserError
+
+NULLS = ("", "~", "null", "Null", "NULL")
+
+
+def _as_typed(value: Any) -> Any:
+    """Read text in free-form values (`model.kwargs`) by YAML 1.2's rules: null, true/false, int, float, else text."""
+    if isinstance(value, dict):
+        return {key: _as_typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_typed(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value in NULLS:
+        return None
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if re.fullmatch(r"[-+]?[0-9]+", value):
+        return int(value)
+    if re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", value):
+        return float(value)
+    return value
+
+
+FreeForm = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value in NULLS else _as_typed(value))]
+
+
+class Section(BaseModel):
+    """A group of parameters: unknown keys are refused, a blank means null where null is allowed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blank_is_null(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        return {
+            key: None
+            if isinstance(value, str) and value in NULLS and key in fields and _optional(fields[key].annotation)
+            else value
+            for key, value in values.items()
+        }
+
+
+class DataParams(Section):
+    """What the images are and how they are split."""
+
+    name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "folder"] = Field(
+        description="data set; folder: your own images, data/own/CLASS/*.jpg"
+    )
+    mirror: str | None = Field(description="address to download from in place of the data set's own; null: its own")
+    image_size: int = Field(ge=8, le=1024, description="height and width after resizing, in pixels")
+    val_fraction: float = Field(gt=0, lt=1, description="share of the images held out to choose the best epoch")
+    test_fraction: float = Field(
+        gt=0, lt=1, description="share held out for evaluation; not used where the data set has its own test split"
+    )
+    seed: int = Field(ge=0, lt=2**32, description="decides which image falls in which split")
+
+    @model_validator(mode="after")
+    def _leave_something_to_train_on(self) -> Self:
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError("val_fraction + test_fraction must be below 1: nothing is left to train on")
+        return self
+
+
+class ModelParams(Section):
+    """Which network."""
+
+    name: str = Field(min_length=1, description="any classification model of timm, e.g. resnet18 or efficientnet_b0")
+    pretrained: bool = Field(description="start from the weights that timm publishes (fetched from the model hub)")
+    kwargs: FreeForm = Field(description="further arguments of timm.create_model, e.g. drop_rate: 0.1")
+
+
+class AugmentParams(Section):
+    """Random changes to each training image, drawn anew for each image and epoch."""
+
+    rotate: float = Field(ge=0, le=180, description="largest turn to either side, in degrees")
+    scale: float = Field(ge=0, lt=1, description="largest change of size, as a share: 0.1 is 0.9x to 1.1x")
+    shift: float = Field(ge=0, lt=1, description="largest shift in x and in y, as a share of the image")
+    flip: bool = Field(description="mirror every other image left to right; not for digits or letters")
+
+
+class TrainParams(Section):
+    """How the network is trained."""
+
+    epochs: int = Field(ge=1, le=10_000, description="passes over the training split")
+    batch_size: int = Field(ge=1, le=65_536, description="images per optimiser step")
+    lr: float = Field(gt=0, le=100, description="learning rate at its peak")
+    optimizer: Literal["adamw", "sgd"] = Field(description="adamw, or sgd with Nesterov momentum 0.9")
+    schedule: Literal["onecycle", "plateau", "none"] = Field(
+        description="onecycle: warm up, then fall to zero; plateau: a tenth whenever val/loss stalls; none: constant"
+    )
+    weight_decay: float = Field(ge=0, le=10, description="decoupled weight decay (adamw) or L2 penalty (sgd)")
+    label_smoothing: float = Field(ge=0, lt=1, description="share of the target spread over all classes")
+    augment: AugmentParams
+    seed: int = Field(ge=0, lt=2**32, description="initial weights, order of the images, augmentation and dropout")
+    threads: int = Field(ge=1, le=256, description="CPU threads; changes the last bits of the result, so it is fixed")
+    reproducible: Literal["portable", "machine", "off"] = Field(
+        description="same bits on any x86-64 CPU with AVX2 / on one kind of CPU or GPU / no promise, fastest"
+    )
+
+
+class EvaluateParams(Section):
+    """How the published model is measured; changes no training result."""
+
+    batch_size: int = Field(ge=1, le=65_536, description="images per forward pass")
+    calibration_bins: int = Field(ge=1, le=1000, description="confidence bins of the expected calibration error")
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    data: DataParams
+    model: ModelParams
+    train: TrainParams
+    evaluate: EvaluateParams
+
+
+def load_params(path: Path | str, overrides: Iterable[str] = ()) -> Params:
+    """Read a parameter file, with `key=value` overrides (dotted keys) on top.
+
+    Raises UserError with one line per wrong value: full key, value, what is allowed, a suggestion for a near miss.
+    """
+    path = Path(path)
+    tree = _read_yaml(path)
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        lines = [f"{path.name}: {_explain(detail)}" for detail in error.errors(include_url=False)]
+        raise UserError("\n       ".join(lines)) from None
+
+
+def json_schema() -> str:
+    """Return the JSON schema of params.yaml, for completion and checks in an editor."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Params.model_json_schema()}
+    return json.dumps(schema, indent=2) + "\n"
+
+
+class _TextLoader(yaml.BaseLoader):
+    """Every scalar stays the text that was typed; a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            keys = [key.value for key, _ in node.value]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise yaml.MarkedYAMLError(problem=f"the key {twice!r} stands there twice", problem_mark=node.start_mark)
+        return mapping
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _TextLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{where}: not readable as YAML{line}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not readable as YAML: {str(error).splitlines()[0]}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; restore it with `git checkout -- {path.name}`") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; restore it with `git checkout -- {path.name}`") from None
+    tree = _parse(text, path.name)
+    if not isinstance(tree, dict):
+        raise UserError(f"{path.name}: expected the sections {', '.join(Params.model_fields)}; found none")
+    return tree
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    """Set one dotted key of the tree; only the free-form `model.kwargs` may gain keys."""
+    key, equals, text = override.partition("=")
+    key = key.lstrip("+")
+    if not equals or not key:
+        raise UserError(f"{override!r}: an override is written key=value, e.g. train.epochs=3")
+    *sections, name = key.split(".")
+    place: Any = tree
+    for depth, section in enumerate(sections):
+        if sections[:2] == ["model", "kwargs"] and depth >= 1 and place.get(section, "") in NULLS:
+            place[section] = {}
+        place = place.get(section) if isinstance(place, dict) else None
+    if not isinstance(place, dict) or (name not in place and sections[:2] != ["model", "kwargs"]):
+        raise UserError(f"{override}: there is no parameter {key!r}{_near(key, _all_keys(Params))}")
+    place[name] = _parse(text, override) if text else ""
+
+
+def _optional(annotation: Any) -> bool:
+    return type(None) in get_args(annotation)
+
+
+def _all_keys(section: type[Section], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += _all_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _near(word: str, words: Iterable[str]) -> str:
+    words = list(words)
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    if not near:  # the right name in the wrong section
+        last = word.rpartition(".")[2]
+        near = [known for known in words if known.rpartition(".")[2] == last][:1]
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _explain(detail: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    value = detail["input"]
+    if detail["type"] == "missing":
+        section, _, name = key.rpartition(".")
+        return f"{key} is missing{_allowed(key)}; add `{name}:` to the section {section or 'at the top'}"
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: there is no such parameter{_near(key, _all_keys(Params))}"
+    if detail["type"] == "value_error":
+        return f"{key}: {detail['ctx']['error']!s}" if key else str(detail["ctx"]["error"])
+    near = ""
+    if detail["type"] == "literal_error" and isinstance(value, str):
+        near = _near(value, get_args(_field(key)[0]))
+    shown = "a section" if isinstance(value, dict) else repr(value)
+    return f"{key} = {shown} is not allowed{_allowed(key)}{near}"
+
+
+def _field(key: str) -> tuple[Any, Any]:
+    """Return the annotation and the FieldInfo of a dotted key (of its nearest known ancestor, in free-form values)."""
+    annotation: Any = Params
+    field: Any = None
+    for name in key.split("."):
+        if not (isinstance(annotation, type) and issubclass(annotation, Section) and name in annotation.model_fields):
+            break
+        field = annotation.model_fields[name]
+        annotation = field.annotation
+    return annotation, field
+
+
+def _allowed(key: str) -> str:
+    """Say in words what a key may hold, from its type, bounds and help."""
+    annotation, field = _field(key)
+    if field is None:
+        return ""
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    bounds = [
+        f"{sign} {getattr(item, name)}"
+        for item in field.metadata
+        for name, sign in signs.items()
+        if hasattr(item, name)
+    ]
+    help_text = f" ({field.description})" if field.description else ""
+    return f": expected {_type_in_words(annotation)} {' and '.join(bounds)}".rstrip() + help_text
+
+
+def _type_in_words(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(str(choice) for choice in get_args(annotation))
+    if get_origin(annotation) is types.UnionType:
+        return " or ".join(_type_in_words(part) for part in get_args(annotation))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return words.get(annotation, "a section with keys and values")
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("params.schema.json").write_text(json_schema(), encoding="utf-8")

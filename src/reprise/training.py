@@ -1,0 +1,227 @@
+"""Train a network on packed arrays and keep the epoch that validates best.
+
+Everything random is a function of (seed, epoch, step): order and augmentation in `batches`, dropout by a reseed before
+each step here. Two runs with equal arguments on equal terms (threads, kind of machine) end in equal bits.
+"""
+
+import csv
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import reprise.torchvision_repair  # noqa: F401
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+
+from reprise.batches import EvalBatches, TrainBatches
+from reprise.card import Architecture, ModelCard, Preprocessing, Training
+from reprise.classifier import LitClassifier, OptimizerFactory
+from reprise.data.packed import Metadata, load_metadata, load_split
+from reprise.errors import UserError
+from reprise.model import TIMMBackbone, create_network, save_model
+from reprise.params import ModelParams, TrainParams
+from reprise.progress import Progress
+
+EVAL_BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One line of the history: epoch counts from 1, lr is the one at its end, accuracies are top-1 in 0..1."""
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+
+    def rounded(self) -> dict[str, float]:
+        """Return the row with six significant digits, as it is written to files."""
+        return {name: value if name == "epoch" else float(f"{value:.6g}") for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The network with its best weights, its card, and what every epoch reached."""
+
+    network: TIMMBackbone
+    card: ModelCard
+    history: list[EpochRow]
+
+    @property
+    def best(self) -> EpochRow:
+        """The epoch whose weights the network carries."""
+        return self.history[self.card.training.epoch - 1]
+
+    def summary(self) -> str:
+        """Return the outcome in one line."""
+        name = self.card.architecture.model_name
+        best = self.best
+        return (
+            f"{name}, best epoch {best.epoch} of {len(self.history)}: "
+            f"validation accuracy {best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
+        )
+
+    def save(self, weights: Path, facts: Path, metrics: Path, history: Path) -> None:
+        """Write weights (safetensors), facts (JSON), the best epoch's metrics (JSON) and the history (CSV)."""
+        save_model(self.network, self.card, weights, facts)
+        metrics.write_text(json.dumps(self.best.rounded(), indent=2) + "\n", encoding="utf-8")
+        with history.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(EpochRow.__annotations__), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(row.rounded() for row in self.history)
+
+
+def train(processed: Path, model: ModelParams, params: TrainParams) -> TrainResult:
+    """Train on prepared data and return the best epoch's network (highest validation accuracy, then lowest loss).
+
+    Prints its progress to stderr. Raises UserError for a model, batch size or image size that do not fit the data, and
+    as soon as the loss is not finite.
+    """
+    metadata = load_metadata(processed)
+    batches = TrainBatches(load_split(processed, "train"), metadata, params.batch_size, params.augment, params.seed)
+    val_batches = EvalBatches(load_split(processed, "val"), metadata, EVAL_BATCH_SIZE)
+    network, architecture = create_network(model, metadata, params.seed)
+    lit = lit_classifier(network, len(metadata.classes), params, steps=params.epochs * len(batches))
+    best = BestEpoch(Progress(params.batch_size))
+
+    _silence_lightning()
+    trainer = Trainer(
+        max_epochs=params.epochs,
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        callbacks=[StatelessDropout(params.seed), FiniteLoss(params.lr), best, best.progress],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(lit, batches, val_batches)
+    network.load_state_dict(best.weights)
+    return TrainResult(network, _card(architecture, metadata, params, best.epoch), best.history)
+
+
+def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps: int) -> LitClassifier:
+    """Return the Lightning module with the optimizer and schedule that the params name; steps: of the whole run."""
+    optimizers: dict[str, OptimizerFactory] = {
+        "adamw": partial(torch.optim.AdamW, lr=params.lr, weight_decay=params.weight_decay, fused=True),
+        "sgd": partial(
+            torch.optim.SGD, lr=params.lr, weight_decay=params.weight_decay, momentum=0.9, nesterov=True, fused=True
+        ),
+    }
+    schedules: dict[str, Callable[[Optimizer], Any] | None] = {
+        "onecycle": partial(OneCycleLR, max_lr=params.lr, total_steps=steps, cycle_momentum=False),
+        "plateau": partial(ReduceLROnPlateau, factor=0.1, patience=3),
+        "none": None,
+    }
+    return LitClassifier(
+        net,
+        num_classes,
+        optimizer=optimizers[params.optimizer],
+        scheduler=schedules[params.schedule],
+        interval="step" if params.schedule == "onecycle" else "epoch",
+        label_smoothing=params.label_smoothing,
+    )
+
+
+class StatelessDropout(Callback):
+    """Reseeds before every step, so that dropout is a function of (seed, step) and not of what was drawn before."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seed torch's generators from the global step."""
+        torch.manual_seed((self.seed << 32) + trainer.global_step)
+
+
+class FiniteLoss(Callback):
+    """Stops at the first loss that is not a finite number, before it reaches the weights."""
+
+    def __init__(self, lr: float) -> None:
+        self.lr = lr
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Raise UserError, naming epoch and step."""
+        if not math.isfinite(loss.item()):
+            raise UserError(
+                f"the loss became {loss.item()} in epoch {trainer.current_epoch + 1}, step {trainer.global_step + 1}; "
+                f"nothing was published. Lower train.lr (now {self.lr:g}), or look for broken images or labels"
+            )
+
+
+class BestEpoch(Checkpoint):
+    """Keeps the history and a copy of the weights of the best epoch: highest validation accuracy, then lowest loss.
+
+    Lightning calls a `Checkpoint` after the module has logged the epoch's metrics, any other callback before.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.history: list[EpochRow] = []
+        self.epoch = 0
+        self.weights: dict[str, Tensor] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add a row; copy the weights if they are the best so far."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row = EpochRow(
+            epoch=trainer.current_epoch + 1,
+            lr=trainer.optimizers[0].param_groups[0]["lr"],
+            train_loss=metrics["train/loss"],
+            train_accuracy=metrics["train/acc"],
+            val_loss=metrics["val/loss"],
+            val_accuracy=metrics["val/acc"],
+        )
+        if not math.isfinite(row.val_loss):
+            raise UserError(f"the validation loss became {row.val_loss} in epoch {row.epoch}; lower train.lr")
+        best = not self.history or _goodness(row) > _goodness(self.history[self.epoch - 1])
+        self.history.append(row)
+        if best:
+            self.epoch = row.epoch
+            self.weights = {name: tensor.clone() for name, tensor in pl_module.net.state_dict().items()}  # type: ignore
+        self.progress.epoch_ended(row.epoch, trainer.max_epochs or 0, row.train_loss, row.val_accuracy, best)
+
+
+def _goodness(row: EpochRow) -> tuple[float, float]:
+    return row.val_accuracy, -row.val_loss
+
+
+def _card(architecture: Architecture, metadata: Metadata, params: TrainParams, epoch: int) -> ModelCard:
+    return ModelCard(
+        architecture=architecture,
+        classes=metadata.classes,
+        preprocessing=Preprocessing(
+            image_size=metadata.image_size, channels=metadata.channels, mean=metadata.mean, std=metadata.std
+        ),
+        training=Training(
+            data=metadata.data,
+            epoch=epoch,
+            seed=params.seed,
+            threads=params.threads,
+            reproducible=params.reproducible,
+        ),
+    )
+
+
+def _silence_lightning() -> None:
+    """Keep Lightning's greetings, and warnings that a user can do nothing about, off the screen."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

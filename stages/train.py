@@ -1,0 +1,29 @@
+"""Stage 3: train, and publish the best epoch's model, its history and its metrics."""
+
+from pathlib import Path
+
+from reprise.errors import one_line_errors
+from reprise.params import load_params
+from reprise.process import after_torch, before_torch
+from reprise.publish import publishing
+
+
+def main() -> None:
+    """Read the params, train, publish."""
+    params = load_params("params.yaml")
+    before_torch(params.train.threads, params.train.reproducible)
+    from reprise.training import train
+
+    after_torch(params.train.threads, params.train.reproducible)
+    result = train(Path("data/processed"), params.model, params.train)
+    models, metrics = Path("models"), Path("metrics")
+    with publishing(
+        models / "model.safetensors", models / "model.json", metrics / "train.json", metrics / "history.csv"
+    ) as outs:
+        result.save(*outs)
+    print(f"train: {result.summary()} -> models")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,144 @@
+"""Shared ground of the tests: prepared digits, and temporary clones of this repository with a tiny setting."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["OMP_WAIT_POLICY"] = "passive"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import reprise.torchvision_repair  # noqa: F401
+
+import pytest
+
+from reprise.data.preprocess import preprocess
+from reprise.data.sources import download
+from reprise.params import load_params
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Two epochs on a tenth of the digits: the whole pipeline in seconds. The default model is tiny already.
+TINY = [
+    "data.test_fraction=0.8",
+    "train.epochs=2",
+    "train.batch_size=16",
+]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A clone of this repository in a temporary folder, with Git and DVC, running its own code."""
+
+    path: Path
+
+    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command there with this interpreter's programs first on the path; its output is captured."""
+        own = {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "HF_HUB_OFFLINE": "1",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "DVC_SITE_CACHE_DIR": str(self.path.parent / "dvc-site-cache"),
+        }
+        # what the test process set for itself is not what a user's shell has set
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "PYTHON", "MAKE"))}
+        done = subprocess.run(
+            command, cwd=self.path, env=inherited | own | environment, capture_output=True, text=True, timeout=300
+        )
+        if check and done.returncode:
+            pytest.fail(
+                f"{' '.join(command)} exited with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+            )
+        return done
+
+    def set(self, *overrides: str) -> None:
+        """Change params.yaml as a person with an editor would: one value, the comments kept."""
+        from ruamel.yaml import YAML
+
+        yaml = YAML()
+        file = self.path / "params.yaml"
+        tree = yaml.load(file)
+        for override in overrides:
+            key, _, value = override.partition("=")
+            *sections, name = key.split(".")
+            place = tree
+            for section in sections:
+                place = place[section]
+            place[name] = YAML(typ="safe").load(value)
+        yaml.dump(tree, file)
+
+    def commit(self) -> None:
+        """Commit everything."""
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--allow-empty", "--message", "state")
+
+    def clean(self) -> bool:
+        """Say whether Git sees no change."""
+        return not self.run("git", "status", "--porcelain").stdout
+
+    def copy(self, path: Path) -> "Workspace":
+        """Return an independent copy, DVC cache included."""
+        shutil.copytree(self.path, path, symlinks=True)
+        return Workspace(path)
+
+
+def fresh_clone(path: Path) -> Workspace:
+    """Copy what Git knows, or would add, of this repository; commit it as the first commit of a new one."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, path / name)
+    clone = Workspace(path)
+    clone.run("git", "init", "--quiet", "--initial-branch", "main")
+    clone.run("git", "config", "user.name", "Test")
+    clone.run("git", "config", "user.email", "test@example.invalid")
+    return clone
+
+
+def tiny_clone(path: Path) -> Workspace:
+    """Return a committed clone whose params.yaml is the tiny setting, without the committed results."""
+    clone = fresh_clone(path)
+    clone.set(*TINY)
+    for result in ["dvc.lock", *(path / "metrics").glob("*.*")]:
+        (path / result).unlink(missing_ok=True)
+    clone.commit()
+    return clone
+
+
+@pytest.fixture(scope="session")
+def reproduced_once(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A tiny clone after `dvc repro` and a commit; tests copy it."""
+    clone = tiny_clone(tmp_path_factory.mktemp("pipeline") / "clone")
+    clone.run("dvc", "repro")
+    clone.commit()
+    return clone
+
+
+@pytest.fixture
+def reproduced(reproduced_once: Workspace, tmp_path: Path) -> Workspace:
+    """A private copy of the reproduced tiny clone."""
+    return reproduced_once.copy(tmp_path / "clone")
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared digits: 180 training, 179 validation and 1,438 test images of 32 x 32."""
+    folder = tmp_path_factory.mktemp("digits")
+    download("digits", folder / "raw", folder / "own", folder / "downloads")
+    preprocess(folder / "raw", folder / "processed", 32, 0.1, 0.8, seed=0)
+    return folder / "processed"
+
+
+@pytest.fixture
+def tiny_params():
+    """params.yaml with the tiny setting; call it with more overrides."""
+    return lambda *overrides: load_params(ROOT / "params.yaml", [*TINY, *overrides])

@@ -1,0 +1,157 @@
+"""Batches are a function of (seed, epoch, step); padding counts nowhere; augmentation moves images as it says."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from reprise.augment import augment
+from reprise.batches import IGNORE_INDEX, EvalBatches, Normalize, TrainBatches, stateless_generator
+from reprise.classifier import mask_outputs
+from reprise.data.packed import Metadata, PackedSplit
+from reprise.errors import UserError
+from reprise.params import AugmentParams
+
+STILL = AugmentParams(rotate=0, scale=0, shift=0, flip=False)
+
+
+def metadata(channels=1, mean=0.0, std=1.0):
+    return Metadata(
+        data="test",
+        classes=["a", "b"],
+        image_size=4,
+        channels=channels,
+        mean=[mean] * channels,
+        std=[std] * channels,
+        counts={},
+        source_sha256="",
+    )
+
+
+def numbered(count):
+    """Images whose every pixel is the image's number, and so is its label."""
+    numbers = np.arange(count)
+    images = np.broadcast_to(numbers[:, None, None, None], (count, 4, 4, 1)).astype(np.uint8)
+    return PackedSplit(images, numbers.astype(np.int64), [str(number) for number in numbers])
+
+
+def batches(count=10, size=3, augmentation=STILL, seed=0, epoch=0):
+    train = TrainBatches(numbered(count), metadata(), size, augmentation, seed)
+    train.sampler.set_epoch(epoch)
+    return train
+
+
+def test_images_stay_with_their_labels_and_none_comes_twice():
+    train = batches()
+    seen = Counter()
+    for images, labels in train:
+        assert images.shape == (3, 1, 4, 4)
+        assert torch.equal((images * 255).round()[:, 0, 0, 0].long(), labels)
+        seen.update(labels.tolist())
+    assert len(train) == 3
+    assert len(seen) == 9  # the tenth is left out this epoch
+    assert max(seen.values()) == 1
+
+
+def test_order_and_augmentation_depend_on_seed_and_epoch_alone():
+    moving = AugmentParams(rotate=20, scale=0.1, shift=0.1, flip=True)
+    first = list(batches(augmentation=moving, epoch=5))
+    other = batches(augmentation=moving, epoch=4)
+    list(other)
+    torch.rand(100)  # what has been drawn before plays no part
+    other.set_epoch(5)
+    for (images, labels), (same_images, same_labels) in zip(first, other, strict=True):
+        assert torch.equal(images, same_images)
+        assert torch.equal(labels, same_labels)
+    assert not torch.equal(first[0][0], next(iter(batches(augmentation=moving, epoch=6)))[0])
+    assert not torch.equal(first[0][0], next(iter(batches(augmentation=moving, epoch=5, seed=1)))[0])
+
+
+def test_a_batch_larger_than_the_split_is_refused():
+    with pytest.raises(UserError, match=r"train\.batch_size = 11 is larger than the training split of 10 images"):
+        batches(count=10, size=11)
+
+
+def test_evaluation_keeps_the_order_and_pads_to_one_shape():
+    loader = EvalBatches(numbered(10), metadata(), 4)
+    shapes = [tuple(images.shape) for images, _ in loader]
+    labels = torch.cat([labels for _, labels in loader])
+    assert shapes == [(4, 1, 4, 4)] * len(loader) == [(4, 1, 4, 4)] * 3
+    assert labels.tolist() == [*range(10), IGNORE_INDEX, IGNORE_INDEX]
+
+
+def test_mask_outputs_drops_exactly_the_padding():
+    preds, targets = mask_outputs(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([7, IGNORE_INDEX, 9]))
+    assert preds.tolist() == [[1.0], [3.0]]
+    assert targets.tolist() == [7, 9]
+
+
+def test_normalize_standardizes_each_channel():
+    facts = metadata(channels=2).model_copy(update={"mean": [0.5, 0.0], "std": [0.25, 2.0]})
+    images = np.zeros((1, 4, 4, 2), np.uint8)
+    images[..., 0], images[..., 1] = 255, 51
+    normalize = Normalize(facts)
+    result = normalize.standardize(normalize.to_unit(images))
+    assert result[0, 0, 0, 0].item() == pytest.approx(2.0)
+    assert result[0, 1, 0, 0].item() == pytest.approx(0.1)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+def moved(count, **changes):
+    """A picture with its upper left corner white, `count` times, augmented."""
+    picture = torch.zeros(count, 1, 8, 8)
+    picture[:, :, :2, :2] = 1
+    params = AugmentParams(**({"rotate": 0, "scale": 0, "shift": 0, "flip": False} | changes))
+    return picture, augment(picture, params, stateless_generator("test"))
+
+
+def test_no_augmentation_changes_nothing():
+    picture, result = moved(4)
+    assert torch.equal(picture, result)
+
+
+def test_flip_mirrors_about_half_of_the_images_exactly():
+    picture, result = moved(400, flip=True)
+    mirrored = (result == picture.flip(3)).flatten(1).all(1)
+    kept = (result == picture).flatten(1).all(1)
+    assert torch.equal(mirrored, ~kept)
+    assert 150 < mirrored.sum() < 250
+
+
+def centre(images):
+    """Return the centres of mass, (x, y) in -1..1."""
+    line = (torch.arange(8) * 2 + 1) / 8 - 1
+    weight = images.sum(dim=(1, 2, 3))
+    return (
+        torch.stack([(images.sum(dim=(1, 2)) * line).sum(1), (images.sum(dim=(1, 3)) * line).sum(1)], 1)
+        / weight[:, None]
+    )
+
+
+def test_shift_moves_each_image_by_its_own_amount_within_the_limit():
+    picture = torch.zeros(200, 1, 8, 8)
+    picture[:, :, 3:5, 3:5] = 1
+    result = augment(picture, AugmentParams(rotate=0, scale=0, shift=0.25, flip=False), stateless_generator("test"))
+    offsets = centre(result)
+    assert offsets.abs().max() <= 0.5 + 1e-4  # a quarter of a width that spans -1..1
+    assert offsets.abs().max() > 0.4
+    assert len(offsets.unique(dim=0)) == 200
+
+
+def test_rotation_keeps_the_centre_and_turns_the_corner():
+    _, result = moved(200, rotate=90)
+    corner = centre(result)
+    angle = torch.atan2(corner[:, 1], corner[:, 0]).rad2deg() % 360 - 225  # of the upper left corner
+    assert angle.abs().max() <= 91
+    assert angle.min() < -80
+    assert angle.max() > 80
+
+
+def test_scale_changes_the_size_within_the_limit():
+    picture = torch.zeros(200, 1, 32, 32)
+    picture[:, :, 8:24, 8:24] = 1
+    result = augment(picture, AugmentParams(rotate=0, scale=0.2, shift=0, flip=False), stateless_generator("test"))
+    factor = (result.sum(dim=(1, 2, 3)) / 256).sqrt()
+    assert 0.79 < factor.min() < 0.85
+    assert 1.15 < factor.max() < 1.21

@@ -1,0 +1,152 @@
+"""The Lightning modules work on their own and count each sample once."""
+
+from functools import partial
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader, TensorDataset
+
+from reprise.batches import IGNORE_INDEX
+from reprise.classifier import LitClassifier, MNISTLitModule, mask_outputs
+from reprise.model import TIMMBackbone
+
+
+def plain_trainer(**options):
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(accelerator="cpu", **(quiet | options))
+
+
+def loader(images, labels, batch_size=4):
+    return DataLoader(TensorDataset(images, labels), batch_size=batch_size)
+
+
+class Fixed(nn.Module):
+    """A network whose logits are its input: what it predicts is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x + self.bias
+
+
+def test_an_epochs_loss_and_accuracy_are_averages_over_samples_not_batches():
+    logits = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    trainer = plain_trainer()
+    trainer.test(LitClassifier(Fixed(), 3), loader(logits, labels), verbose=False)
+    assert trainer.callback_metrics["test/loss"].item() == pytest.approx(cross_entropy(logits, labels).item(), rel=1e-6)
+    assert trainer.callback_metrics["test/acc"].item() == pytest.approx(
+        (logits.argmax(1) == labels).float().mean().item()
+    )
+
+
+def test_padding_counts_nowhere_not_even_a_batch_of_nothing_else():
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    padded = torch.cat([logits, torch.full((7, 3), 9.0)])
+    padded_labels = torch.cat([labels, torch.full((7,), IGNORE_INDEX)])
+    results = []
+    for images, targets in ((logits, labels), (padded, padded_labels)):
+        trainer = plain_trainer()
+        trainer.validate(LitClassifier(Fixed(), 3), loader(images, targets), verbose=False)
+        results.append([trainer.callback_metrics[name].item() for name in ("val/loss", "val/acc", "val/acc_best")])
+    assert results[1] == pytest.approx(results[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("step", ["training_step", "validation_step", "test_step"])
+def test_steps_return_the_batch_loss_predictions_and_labels(step):
+    module = LitClassifier(Fixed(), 3)
+    images = torch.eye(3)
+    output = getattr(module, step)((images, torch.tensor([0, 1, IGNORE_INDEX])), 0)
+    assert set(output) == {"loss", "preds", "targets"}
+    assert output["loss"].item() == pytest.approx(cross_entropy(images[:2], torch.tensor([0, 1])).item())
+    assert output["preds"].tolist() == [0, 1]
+    assert output["targets"].tolist() == [0, 1]
+
+
+def test_labels_are_smoothed_in_training_only():
+    module = LitClassifier(Fixed(), 3, label_smoothing=0.3)
+    batch = torch.eye(3), torch.tensor([0, 1, 2])
+    assert module.train().step(batch)[0].item() == pytest.approx(cross_entropy(*batch, label_smoothing=0.3).item())
+    assert module.eval().step(batch)[0].item() == pytest.approx(cross_entropy(*batch).item())
+
+
+def test_training_starts_without_what_the_sanity_check_left_behind():
+    class Watched(LitClassifier):
+        def on_train_start(self):
+            assert self.val_acc_best.compute() == 1.0  # the sanity check saw two right samples
+            super().on_train_start()
+            assert self.val_acc_best._update_count == self.val_acc._update_count == self.val_loss._update_count == 0
+
+    logits = torch.eye(3)[[0, 1, 2, 0]]
+    labels = torch.tensor([0, 1, 0, 1])  # right, right, wrong, wrong
+    trainer = plain_trainer(max_epochs=1, num_sanity_val_steps=1)
+    trainer.fit(Watched(Fixed(), 3), loader(logits, labels, 2), loader(logits, labels, 2))
+    assert trainer.callback_metrics["val/acc_best"] == 0.5
+
+
+def test_val_acc_best_remembers_the_best_epoch():
+    module = LitClassifier(Fixed(), 3)
+    module.log = lambda *arguments, **options: None
+    for right in (1, 3, 2):
+        labels = torch.tensor([0, 1, 2])
+        preds = torch.where(torch.arange(3) < right, labels, (labels + 1) % 3)
+        module.val_acc.update(preds, labels)
+        module.val_loss.update(1.0)
+        module.on_validation_epoch_end()
+    assert module.val_acc_best.compute() == 1.0
+
+
+def test_the_schedule_monitors_the_validation_loss_by_default():
+    module = LitClassifier(Fixed(), 3)
+    configured = module.configure_optimizers()
+    assert isinstance(configured["lr_scheduler"]["scheduler"], ReduceLROnPlateau)
+    assert configured["lr_scheduler"]["monitor"] == "val/loss"
+    assert LitClassifier(Fixed(), 3, scheduler=None).configure_optimizers().keys() == {"optimizer"}
+
+
+def test_hyperparameters_are_saved_without_the_network():
+    module = LitClassifier(Fixed(), 3, label_smoothing=0.1)
+    assert dict(module.hparams) == {
+        "num_classes": 3,
+        "monitor": "val/loss",
+        "interval": "epoch",
+        "label_smoothing": 0.1,
+    }
+
+
+def test_mask_outputs_is_a_method_too():
+    assert LitClassifier.mask_outputs is mask_outputs
+
+
+def test_mnist_module_learns_in_a_plain_trainer_with_an_ordinary_dataloader():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(64) % 10
+    images = torch.zeros(64, 1, 32, 32)
+    images[torch.arange(64), 0, labels * 3, :] = 1  # a bar whose height is the label
+    images += 0.1 * torch.rand(images.shape, generator=generator)
+    torch.manual_seed(0)
+    net = TIMMBackbone("test_resnet", pretrained=False, num_classes=10, in_chans=1)
+    module = MNISTLitModule(net=net, optimizer=partial(torch.optim.AdamW, lr=3e-3))
+    trainer = plain_trainer(max_epochs=6)
+    trainer.fit(module, loader(images, labels, 16), loader(images, labels, 16))
+    assert trainer.callback_metrics["train/acc"] > 0.9
+    assert set(trainer.callback_metrics) == {
+        "train/loss",
+        "train/acc",
+        "val/loss",
+        "val/acc",
+        "val/acc_best",
+    }
+    assert module(images[:2]).shape == (2, 10)

@@ -1,0 +1,153 @@
+"""What a person types: `python src/train.py`, `python src/eval.py`, make, and every command of the README."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, tiny_clone
+from tests.test_pipeline import refused
+
+ALONE = {"PATH": "/usr/bin:/bin"}  # no environment activated
+
+
+def test_train_leaves_the_pipelines_outs_alone_and_eval_finds_the_run(reproduced):
+    done = reproduced.run("python", "src/train.py", "train.epochs=1", "train.lr=1e-3", "model.kwargs.drop_rate=0.1")
+    assert reproduced.clean()
+    (run,) = [path for path in (reproduced.path / "runs").iterdir() if path.is_dir() and not path.is_symlink()]
+    assert done.stdout.splitlines()[-1].endswith(f"-> runs/{run.name}")
+    assert (reproduced.path / "runs/latest").resolve() == run
+    assert {path.name for path in run.iterdir()} == {
+        "params.yaml",
+        "model.safetensors",
+        "model.json",
+        "train.json",
+        "history.csv",
+    }
+    table = reproduced.run("python", "src/eval.py", "runs/latest").stdout
+    assert re.search(r"accuracy +0\.\d{4}\n", table)
+    same = reproduced.run("python", "src/eval.py", "runs/latest/model.safetensors").stdout
+    assert same.splitlines()[1:] == table.splitlines()[1:]
+
+
+def test_the_same_params_give_the_same_model_as_the_pipeline(reproduced):
+    reproduced.run("python", "src/train.py")
+    for name in ("model.safetensors", "model.json"):
+        one, two = (reproduced.path / folder / name for folder in ("models", "runs/latest"))
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_eval_prints_the_published_models_metrics(reproduced):
+    table = reproduced.run("python", "src/eval.py").stdout
+    published = json.loads((reproduced.path / "metrics/test.json").read_text())
+    shown = dict(line.split() for line in table.splitlines()[1:])
+    assert list(shown) == list(published)
+    assert float(shown["accuracy"]) == pytest.approx(published["accuracy"], abs=5e-5)
+    assert reproduced.clean()
+
+
+def test_train_works_on_a_fresh_clone_without_an_activated_environment(tmp_path):
+    clone = tiny_clone(tmp_path / "clone")
+    done = clone.run(sys.executable, "src/train.py", "train.epochs=1", **ALONE)
+    assert "-> runs/" in done.stdout
+    assert (clone.path / "data/processed/metadata.json").exists()
+    assert not (clone.path / "models/model.json").exists()
+
+
+def test_other_data_are_prepared_beside_the_pipelines(reproduced):
+    before = (reproduced.path / "data/processed/metadata.json").read_bytes()
+    reproduced.run("python", "src/train.py", "train.epochs=1", "data.image_size=16")
+    assert (reproduced.path / "data/processed/metadata.json").read_bytes() == before
+    assert reproduced.clean()
+    (made,) = (reproduced.path / "runs/data").iterdir()
+    assert json.loads((made / "processed/metadata.json").read_text())["image_size"] == 16
+    stamp = (made / "processed/metadata.json").stat().st_mtime_ns
+    table = reproduced.run("python", "src/eval.py", "runs/latest").stdout  # the run knows its data
+    assert "test images of digits" in table
+    assert (made / "processed/metadata.json").stat().st_mtime_ns == stamp  # made once
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["src/train.py", "train.epoch=1"], "did you mean 'train.epochs'?"),
+        (["src/train.py", "model.name=resnet99"], "is not a model of timm"),
+        (["src/eval.py", "nowhere"], "expected a run folder or a .safetensors file"),
+        (["src/eval.py", "nowhere.safetensors"], "no model there"),
+        (["stages/train.py"], "no prepared data there"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(reproduced_once, tmp_path, command, said):
+    workspace = reproduced_once.copy(tmp_path / "clone")
+    if command[0].startswith("stages"):
+        workspace.run("git", "clean", "-dfxq", "data")
+    assert said in refused(workspace.run("python", *command, check=False))
+
+
+def make(workspace, *arguments, **environment):
+    """Run make with this environment in place of .venv, taken as ready."""
+    ready = f"{sys.prefix}/.ready"
+    return workspace.run("make", f"VENV={sys.prefix}", "-o", ready, *arguments, **environment)
+
+
+def test_make_alone_lists_every_target_with_its_help(reproduced):
+    listed = [line.split()[0] for line in make(reproduced, **ALONE).stdout.splitlines()]
+    phony = re.search(r"\.PHONY: (.*)", (ROOT / "Makefile").read_text())[1].split()
+    assert listed == phony
+
+
+def test_make_repro_needs_no_activated_environment_and_does_nothing_the_second_time(reproduced):
+    done = make(reproduced, "repro", **ALONE)
+    assert done.stdout.splitlines()[-1] == "Data and pipelines are up to date."
+    assert "Running stage" not in done.stdout
+
+
+def readme_commands():
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+# `make test` is what runs this very test, and CI calls both of the first two on a fresh clone
+BY_CI = ["make test"]
+
+
+def test_every_command_of_the_readme_works_in_the_order_given(reproduced):
+    commands = readme_commands()
+    assert commands[:2] == ["make repro", "make test"]
+    assert len(commands) > 8
+    photo = Path(ROOT / "tests/data").exists()
+    assert photo
+    for command in commands:
+        if command in BY_CI:
+            continue
+        if command.startswith("make "):
+            command = command.replace("make ", f"make VENV={sys.prefix} -o {sys.prefix}/.ready ", 1)
+        if command.startswith(". .venv"):
+            command = f". {sys.prefix}/bin/activate"
+        reproduced.run("sh", "-ec", command)
+
+
+def test_the_lock_pins_every_dependency_exactly_and_names_no_index():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pinned = {re.match(r"([\w.-]+)==[\w.]+( ; .*)?$", line)[1] for line in lines}
+    assert {"torch", "torchvision", "lightning", "timm", "torchmetrics", "dvc", "pydantic", "pytest"} <= pinned
+    assert not [name for name in pinned if name.startswith(("nvidia", "cuda", "triton"))]
+
+
+def test_the_environment_has_what_the_lock_says():
+    lock = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    freeze = subprocess.run([sys.executable, "-m", "pip", "freeze"], check=True, capture_output=True, text=True).stdout
+    installed = dict(re.findall(r"^([\w.-]+)==([\w.]+)", freeze, re.MULTILINE))
+    normal = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in installed.items()}
+    assert {name: normal.get(name) for name in lock} == lock
+
+
+def test_nothing_of_this_machine_is_in_the_repository():
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        text = (ROOT / name).read_bytes()
+        assert str(ROOT).encode() not in text or str(ROOT) == os.sep, name

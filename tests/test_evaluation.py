@@ -1,0 +1,113 @@
+"""The metrics are the textbook's, and each image counts exactly once."""
+
+import csv
+import io
+import json
+
+import pytest
+import torch
+from sklearn.metrics import precision_recall_fscore_support
+from torch import nn
+
+from reprise.batches import EvalBatches
+from reprise.evaluation import count_flops, predict, summarize
+from reprise.model import create_network
+from tests.test_batches import metadata, numbered
+from tests.test_model import card, facts, params
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """A made-up evaluation of 50 images in 3 classes."""
+    network, architecture = create_network(params(), facts(), 0)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (50,), generator=generator)
+    logits = torch.randn(50, 3, generator=generator) + 1.5 * nn.functional.one_hot(labels, 3)
+    return logits, labels, summarize(network, card(architecture), numbered(50), logits, labels, calibration_bins=10)
+
+
+def test_precision_recall_and_f1_agree_with_scikit_learn(measured):
+    logits, labels, result = measured
+    macro = precision_recall_fscore_support(labels, logits.argmax(1), average="macro")
+    assert [result.metrics[name] for name in ("precision", "recall", "f1")] == pytest.approx(macro[:3], rel=1e-5)
+    each = precision_recall_fscore_support(labels, logits.argmax(1), average=None)
+    rows = [(row.precision, row.recall, row.f1, row.images) for row in result.per_class]
+    for got, wanted in zip(rows, zip(*each, strict=True), strict=True):
+        assert got == pytest.approx(wanted, rel=1e-5)
+
+
+def test_accuracy_and_loss_are_means_over_images(measured):
+    logits, labels, result = measured
+    assert result.metrics["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item(), rel=1e-5)
+    chosen = logits.double().log_softmax(1)[torch.arange(50), labels]
+    assert result.metrics["loss"] == pytest.approx(-chosen.mean().item(), rel=1e-5)
+
+
+def test_calibration_error_by_hand(measured):
+    logits, labels, result = measured
+    confidence, predicted = logits.softmax(1).max(1)
+    error = 0.0
+    for low in torch.arange(10) / 10:
+        inside = (confidence > low) & (confidence <= low + 0.1)
+        if inside.any():
+            gap = (predicted == labels)[inside].double().mean() - confidence[inside].double().mean()
+            error += abs(gap.item()) * inside.sum().item() / 50
+    assert result.metrics["ece"] == pytest.approx(error, rel=1e-4)
+
+
+def test_top5_appears_only_where_it_says_something(measured):
+    *_, result = measured
+    assert "top5_accuracy" not in result.metrics
+    network, architecture = create_network(params(), facts(), 0)
+    names = [str(number) for number in range(8)]
+    wide = card(architecture).model_copy(update={"classes": names})
+    logits = torch.arange(8.0).repeat(4, 1)  # ranks 7, 6, 5, 4, 3 first
+    labels = torch.tensor([7, 3, 2, 0])
+    wide_result = summarize(network, wide, numbered(4), logits, labels, 10)
+    assert wide_result.metrics["top5_accuracy"] == 0.5
+    assert wide_result.metrics["accuracy"] == 0.25
+
+
+def test_flops_are_two_per_multiply_add():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 32 * 32, 3))
+    _, architecture = create_network(params(), facts(), 0)
+    convolution, linear = 32 * 32 * 4 * 9, 4 * 32 * 32 * 3
+    assert count_flops(network, card(architecture)) == 2 * (convolution + linear)
+
+
+class Echo(nn.Module):
+    """Logits that say which image came in."""
+
+    def forward(self, x):
+        return x[:, :, 0, 0] * 255
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 64])
+def test_predictions_do_not_depend_on_the_batch_size_and_padding_is_gone(batch_size):
+    logits, labels = predict(Echo(), EvalBatches(numbered(10), metadata(), batch_size))
+    assert logits.round().flatten().tolist() == list(range(10))
+    assert labels.tolist() == list(range(10))
+
+
+def test_the_files_say_what_was_measured(measured, tmp_path):
+    logits, labels, result = measured
+    files = [tmp_path / name for name in ("test.json", "per_class.csv", "confusion.csv", "predictions.csv")]
+    result.save(*files)
+    assert json.loads(files[0].read_text()) == result.metrics
+    confusion = list(csv.DictReader(io.StringIO(files[2].read_text())))
+    assert len(confusion) == 9
+    wrong = sum(int(row["images"]) for row in confusion if row["label"] != row["predicted"])
+    assert wrong == (logits.argmax(1) != labels).sum()
+    rows = list(csv.DictReader(io.StringIO(files[3].read_text())))
+    assert [row["id"] for row in rows] == [str(number) for number in range(50)]
+    for row, probabilities, label in zip(rows, logits.softmax(1).tolist(), labels.tolist(), strict=True):
+        assert [float(row[f"p({name})"]) for name in "abc"] == pytest.approx(probabilities, rel=1e-5)
+        assert row["label"] == "abc"[label]
+        assert row["predicted"] == "abc"[max(range(3), key=lambda k, p=probabilities: p[k])]
+
+
+def test_the_table_shows_every_metric_on_its_own_line(measured):
+    *_, result = measured
+    lines = result.table().splitlines()
+    assert [line.split()[0] for line in lines] == list(result.metrics)
+    assert len({len(line) for line in lines}) == 1  # aligned

@@ -1,0 +1,147 @@
+"""Models are built to fit the data, published so that anyone can load them, and refused by name when they cannot be."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from reprise.card import ModelCard, Preprocessing, Training, load_card
+from reprise.errors import UserError
+from reprise.model import TIMMBackbone, create_network, load_model, save_model
+from reprise.params import ModelParams
+from tests.test_batches import metadata
+
+
+def params(name="test_resnet", pretrained=False, **kwargs):
+    return ModelParams(name=name, pretrained=pretrained, kwargs=kwargs)
+
+
+def facts(image_size=32, channels=1):
+    return metadata(channels=channels).model_copy(update={"image_size": image_size, "classes": ["a", "b", "c"]})
+
+
+def card(architecture):
+    return ModelCard(
+        architecture=architecture,
+        classes=["a", "b", "c"],
+        preprocessing=Preprocessing(image_size=32, channels=1, mean=[0.5], std=[0.2]),
+        training=Training(data="test", epoch=1, seed=0, threads=1, reproducible="machine"),
+    )
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_family_takes_the_datas_size_channels_and_classes(name, channels):
+    network, architecture = create_network(params(name), facts(channels=channels), seed=0)
+    assert network(torch.zeros(2, channels, 32, 32)).shape == (2, 3)
+    assert architecture.in_chans == channels
+    assert architecture.kwargs == ({"img_size": 32} if "vit" in name else {})
+
+
+def test_initial_weights_are_a_function_of_the_seed():
+    weights = [create_network(params(), facts(), seed)[0].model.conv1[0].weight for seed in (0, 0, 1)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_kwargs_reach_timm():
+    assert create_network(params(drop_rate=0.25), facts(), 0)[0].model.drop_rate == 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("efficentnet_b0", "did you mean 'efficientnet_b0'"),
+        ("resnet99", "is not a model of timm"),
+        ("xyzzy", "`timm.list_models()` names them all"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(name, said):
+    with pytest.raises(UserError, match=r"model\.name") as caught:
+        create_network(params(name), facts(), 0)
+    assert said in str(caught.value)
+
+
+def test_an_image_too_small_for_the_network_is_refused():
+    with pytest.raises(UserError, match=r"model\.name = vgg11 cannot take 8x8 images .* raise data\.image_size"):
+        create_network(params("vgg11"), facts(image_size=8), 0)
+
+
+def test_an_argument_that_the_model_does_not_take_is_refused():
+    with pytest.raises(UserError, match=r"timm cannot build it for 32x32 images with nonsense=1"):
+        create_network(params(nonsense=1), facts(), 0)
+    with pytest.raises(UserError, match=r"model\.kwargs\.num_classes: set by the data"):
+        create_network(params(num_classes=7), facts(), 0)
+
+
+def test_no_network_for_pretrained_weights_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"cannot get the weights of test_resnet .* set model\.pretrained: false"):
+        create_network(params(pretrained=True), facts(), 0)
+
+
+def test_a_model_without_pretrained_weights_says_so():
+    with pytest.raises(UserError, match="cannot get the weights of mixer_s16_224"):
+        TIMMBackbone("mixer_s16_224", pretrained=True)
+
+
+def test_the_backbones_defaults_are_the_seeds():
+    arguments = TIMMBackbone.__init__.__defaults__
+    assert arguments == ("efficientnet_b0", True, 3)
+
+
+def test_published_weights_load_with_timm_alone(tmp_path):
+    network, architecture = create_network(params(), facts(), seed=3)
+    network.eval()
+    save_model(network, card(architecture), tmp_path / "m.safetensors", tmp_path / "m.json")
+    plain = timm.create_model("test_resnet", num_classes=3, in_chans=1).eval()
+    plain.load_state_dict(load_file(tmp_path / "m.safetensors"))
+    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(plain(images), network(images), atol=1e-5)
+
+
+def test_a_published_model_comes_back_bit_for_bit_and_is_written_the_same_each_time(tmp_path):
+    network, architecture = create_network(params(), facts(), seed=3)
+    for name in ("one", "two"):
+        save_model(network, card(architecture), tmp_path / f"{name}.safetensors", tmp_path / f"{name}.json")
+    for suffix in ("safetensors", "json"):
+        assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
+    loaded, loaded_card = load_model(tmp_path / "one.safetensors", tmp_path / "one.json")
+    assert loaded_card == card(architecture)
+    assert not loaded.training
+    for (name, tensor), (loaded_name, loaded_tensor) in zip(
+        network.state_dict().items(), loaded.state_dict().items(), strict=True
+    ):
+        assert name == loaded_name
+        assert torch.equal(tensor, loaded_tensor)
+
+
+def test_altered_files_are_refused(tmp_path):
+    network, architecture = create_network(params(), facts(), seed=0)
+    weights, description = tmp_path / "m.safetensors", tmp_path / "m.json"
+    save_model(network, card(architecture), weights, description)
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="not the weights of test_resnet"):
+        load_model(weights, description)
+    weights.write_bytes(b"\x80\x04pickle")
+    with pytest.raises(UserError, match="not the weights of test_resnet"):
+        load_model(weights, description)
+    weights.unlink()
+    with pytest.raises(UserError, match="no weights there"):
+        load_model(weights, description)
+    description.write_text(json.dumps({"classes": []}))
+    with pytest.raises(UserError, match="not a model's description"):
+        load_card(description)
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    one, _ = create_network(params("test_efficientnet"), facts(), seed=0)
+    _, other = create_network(params("test_resnet"), facts(), seed=0)
+    save_model(one, card(other), tmp_path / "m.safetensors", tmp_path / "m.json")
+    with pytest.raises(UserError, match="not the weights of test_resnet"):
+        load_model(tmp_path / "m.safetensors", tmp_path / "m.json")

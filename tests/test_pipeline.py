@@ -1,0 +1,285 @@
+"""The DVC pipeline as its users use it: real Git, real DVC, real processes, in a temporary clone with a tiny model."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+import yaml
+from PIL import Image
+
+from tests.conftest import tiny_clone
+
+STAGES = ["download", "preprocess", "train", "evaluate"]
+
+
+def ran(done):
+    """Return the stages that `dvc repro` or `dvc exp run` really ran."""
+    return re.findall(r"Running stage '(\w+)'", done.stdout + done.stderr)
+
+
+def metrics(workspace, name="test"):
+    return json.loads((workspace.path / f"metrics/{name}.json").read_text())
+
+
+def test_repro_publishes_everything_and_says_what_it_did(reproduced):
+    for out in (
+        "data/raw/images.zip",
+        "data/processed/train_images.npy",
+        "models/model.safetensors",
+        "models/model.json",
+        "metrics/train.json",
+        "metrics/history.csv",
+        "metrics/test.json",
+        "metrics/per_class.csv",
+        "metrics/confusion.csv",
+        "data/predictions.csv",
+    ):
+        assert (reproduced.path / out).stat().st_size > 0, out
+    measured = metrics(reproduced)
+    assert measured["images"] == 1438
+    assert 0.15 < measured["accuracy"] <= 1  # two epochs on 180 images: better than chance
+    assert {"accuracy", "loss", "top5_accuracy", "precision", "recall", "f1", "ece", "parameters", "flops"} <= set(
+        measured
+    )
+    rows = list(csv.DictReader(io.StringIO((reproduced.path / "data/predictions.csv").read_text())))
+    right = sum(row["label"] == row["predicted"] for row in rows)
+    assert right / len(rows) == pytest.approx(measured["accuracy"], rel=1e-5)
+    assert len({row["id"] for row in rows}) == 1438
+    assert len((reproduced.path / "metrics/history.csv").read_text().splitlines()) == 3
+
+
+def test_git_holds_the_metrics_and_not_the_data(reproduced):
+    tracked = reproduced.run("git", "ls-files").stdout.split()
+    assert {"metrics/test.json", "metrics/train.json", "metrics/history.csv", "metrics/confusion.csv"} <= set(tracked)
+    assert not [name for name in tracked if re.search(r"\.(npy|safetensors|zip)$|predictions|model\.json", name)]
+
+
+def test_a_second_repro_does_nothing(reproduced):
+    done = reproduced.run("dvc", "repro")
+    assert ran(done) == []
+    assert "Data and pipelines are up to date." in done.stdout
+    assert reproduced.clean()
+
+
+def test_two_clones_give_the_same_bytes(reproduced, tmp_path):
+    other = tiny_clone(tmp_path / "another place")
+    done = other.run("dvc", "repro", PYTHONHASHSEED="7", TZ="Asia/Kathmandu", LC_ALL="C")
+    assert ran(done) == STAGES
+    for file in (
+        "dvc.lock",
+        "metrics/test.json",
+        "metrics/history.csv",
+        "metrics/confusion.csv",
+        "data/predictions.csv",
+    ):
+        assert (other.path / file).read_bytes() == (reproduced.path / file).read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    ("change", "reruns"),
+    [
+        ("train.lr=0.002", ["train", "evaluate"]),
+        ("evaluate.batch_size=100", ["evaluate"]),
+        ("data.image_size=24", ["preprocess", "train", "evaluate"]),
+    ],
+)
+def test_a_changed_parameter_reruns_what_depends_on_it_and_nothing_else(reproduced, change, reruns):
+    reproduced.set(change)
+    assert ran(reproduced.run("dvc", "repro")) == reruns
+
+
+def test_a_changed_library_file_reruns_its_stages_in_the_clone_that_has_it(reproduced):
+    # the installed package is another checkout: had the stages imported that, every digit would still be there
+    source = reproduced.path / "src/reprise/data/sources.py"
+    text = source.read_text()
+    whole = "    for index, (pixels, label) in enumerate(zip(images, digits.target, strict=True)):"
+    assert whole in text
+    source.write_text(text.replace(whole, whole.replace("images, digits.target", "images[:900], digits.target[:900]")))
+    done = reproduced.run("dvc", "exp", "run", "--temp", "--name", "fewer")
+    assert ran(done) == STAGES
+    reference = reproduced.run("git", "for-each-ref", "--format=%(refname)", "refs/exps/**/fewer").stdout.strip()
+    shown = reproduced.run("git", "show", f"{reference}:metrics/test.json").stdout
+    assert json.loads(shown)["images"] == 720
+
+
+def test_an_experiment_compares_with_the_commit(reproduced):
+    before = metrics(reproduced)
+    done = reproduced.run("dvc", "exp", "run", "-S", "model.name=test_efficientnet", "-S", "train.lr=1e-5")
+    assert ran(done) == ["train", "evaluate"]
+    after = metrics(reproduced)
+    assert after["parameters"] != before["parameters"]
+
+    diff = json.loads(reproduced.run("dvc", "metrics", "diff", "--json").stdout)
+    assert diff["metrics/test.json"]["accuracy"] == {
+        "old": before["accuracy"],
+        "new": after["accuracy"],
+        "diff": pytest.approx(after["accuracy"] - before["accuracy"]),
+    }
+    changed = json.loads(reproduced.run("dvc", "params", "diff", "--json").stdout)["params.yaml"]
+    assert changed["model.name"] == {"old": "test_resnet", "new": "test_efficientnet"}
+    assert set(changed) == {"model.name", "train.lr"}
+    assert "1e-05" in (reproduced.path / "params.yaml").read_text()  # what -S leaves, and the stage has read it
+
+    shown = reproduced.run("dvc", "exp", "show", "--only-changed", "--csv").stdout.splitlines()
+    assert len(shown) == 4  # header, workspace, main, the experiment
+    header = shown[0].split(",")
+    assert {"model.name", "train.lr", "metrics/test.json:accuracy"} <= set(header) or {"model.name", "accuracy"} <= set(
+        header
+    )
+
+    vega = json.loads(reproduced.run("dvc", "plots", "diff", "HEAD", "workspace", "--json").stdout)["data"]
+    assert {"Loss", "Accuracy", "metrics/confusion.csv", "metrics/per_class.csv"} <= {
+        name.split("::")[-1] for name in vega
+    }
+
+
+def test_queued_experiments_all_finish(reproduced):
+    reproduced.run("dvc", "exp", "run", "--queue", "-S", "train.lr=0.001,0.003")
+    reproduced.run("dvc", "exp", "run", "--run-all", "--jobs", "1")
+    table = json.loads(reproduced.run("dvc", "exp", "show", "--json").stdout)
+    (experiments,) = [row["experiments"] for row in table if row["name"] == "main"]
+    revisions = [experiment["revs"][0]["data"] for experiment in experiments]
+    rates = {data["params"]["params.yaml"]["data"]["train"]["lr"] for data in revisions}
+    losses = {data["metrics"]["metrics/test.json"]["data"]["loss"] for data in revisions}
+    assert rates == {0.001, 0.003}
+    assert len(losses) == 2
+    assert reproduced.clean()
+
+
+def test_plots_draw_train_and_validation_in_one_picture_and_shares_of_each_label(reproduced):
+    data = json.loads(reproduced.run("dvc", "plots", "show", "--json").stdout)["data"]
+    pictures = {
+        name.split("::")[-1]: json.loads(parts[0]["content"])
+        if isinstance(parts[0]["content"], str)
+        else parts[0]["content"]
+        for name, parts in data.items()
+    }
+    assert set(pictures) == {
+        "Loss",
+        "Accuracy",
+        "metrics/history.csv",
+        "metrics/confusion.csv",
+        "metrics/per_class.csv",
+    }
+    loss = json.dumps(pictures["Loss"])
+    assert "train_loss" in loss
+    assert "val_loss" in loss
+    confusion = json.dumps(pictures["metrics/confusion.csv"])
+    assert "of_label" in confusion  # our template, which divides by the label's images
+    html = reproduced.run("dvc", "plots", "show", "--out", "plots").stdout
+    assert "index.html" in html
+
+
+def test_metrics_and_plots_hold_no_times_and_no_places(reproduced):
+    for path in (reproduced.path / "metrics").iterdir():
+        text = path.read_text()
+        assert not re.search(r"20\d\d-|seconds|/tmp|/home|hostname", text), path
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b1", "resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_100"])
+def test_the_models_that_the_readme_names_train_and_evaluate(reproduced, name):
+    reproduced.run("dvc", "exp", "run", "-S", f"model.name={name}", "-S", "train.epochs=1", "-S", "train.batch_size=64")
+    assert json.loads((reproduced.path / "models/model.json").read_text())["architecture"]["model_name"] == name
+    assert metrics(reproduced)["images"] == 1438
+
+
+def refused(done):
+    """Check that a stage ended in one clear line and return it."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode != 0
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr[done.stderr.index("error: ") :]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("model.name=efficentnet_b0", "did you mean 'efficientnet_b0'"),
+        ("train.lr=fast", "train.lr = 'fast' is not allowed: expected a number > 0"),
+        ("train.batch_size=5000", "larger than the training split of 180 images"),
+        ("model.name=vgg11", "cannot take 32x32 images"),
+        ("model.pretrained=true", "cannot get the weights of test_resnet"),
+    ],
+)
+def test_a_mistake_stops_with_one_line_and_the_old_results_come_back(reproduced, change, said):
+    before = (reproduced.path / "models/model.safetensors").read_bytes()
+    reproduced.set(change, *(["data.image_size=16"] if "vgg" in change else []))
+    done = reproduced.run("dvc", "repro", check=False)
+    assert said.replace("32x32", "16x16") in refused(done)
+    assert not list(reproduced.path.rglob("*.partial"))
+    reproduced.run("git", "checkout", "--quiet", ".")
+    reproduced.run("dvc", "checkout")
+    assert (reproduced.path / "models/model.safetensors").read_bytes() == before
+    assert ran(reproduced.run("dvc", "repro")) == []
+
+
+def photos(folder, classes=("cat", "dog"), each=12):
+    for number, name in enumerate(classes):
+        for index in range(each):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            image = Image.effect_noise((40, 30), 60).convert("RGB")
+            image.paste((200, 30, 30) if number else (30, 30, 200), (5, 5, 30, 20))
+            image.save(folder / name / f"{index}.jpg")
+
+
+def test_the_users_own_images_train_a_classifier(reproduced):
+    photos(reproduced.path / "data/own")
+    reproduced.set("data.name=folder", "data.test_fraction=0.25", "train.batch_size=8")
+    assert reproduced.run("git", "status", "--porcelain").stdout == " M params.yaml\n"  # the images stay out of Git
+    assert ran(reproduced.run("dvc", "repro")) == STAGES
+    card = json.loads((reproduced.path / "models/model.json").read_text())
+    assert card["classes"] == ["cat", "dog"]
+    assert card["preprocessing"]["channels"] == 3
+    assert "top5_accuracy" not in metrics(reproduced)
+    photos(reproduced.path / "data/own", each=13)
+    assert "download" in ran(reproduced.run("dvc", "repro"))  # new images are noticed
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda own: None, "holds no images"),
+        (lambda own: photos(own, ("cat",)), "at least 2"),
+        (lambda own: (photos(own), photos(own, ("rare",), each=2)), "too few images .* class rare \\(2\\)"),
+        (
+            lambda own: (photos(own), (own / "cat/x.jpg").write_bytes(b""), (own / "dog/y.png").write_text("?")),
+            r"2 images cannot be read; replace or remove them:\n  cat/x\.jpg: empty file\n  dog/y\.png: not an image",
+        ),
+    ],
+    ids=["empty", "one-class", "rare-class", "broken-images"],
+)
+def test_unusable_images_stop_with_one_clear_message(reproduced, break_it, said):
+    own = reproduced.path / "data/own"
+    break_it(own)
+    reproduced.set("data.name=folder")
+    done = reproduced.run("dvc", "repro", check=False)
+    assert re.search(said, refused(done)), done.stderr
+    assert not list(reproduced.path.rglob("*.partial"))
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(reproduced):
+    (reproduced.path / "sitecustomize.py").write_text(
+        "import errno, os\n"
+        "def full(descriptor): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'data/processed')\n"
+        "os.fsync = full\n"
+    )
+    done = reproduced.run(
+        "python", "stages/preprocess.py", check=False, PYTHONPATH=f"{reproduced.path}/src:{reproduced.path}"
+    )
+    assert "No space left on device; free some space and run it again" in refused(done)
+    assert not list(reproduced.path.rglob("*.partial"))
+    assert (reproduced.path / "data/processed/metadata.json").exists()  # the old out stands
+
+
+def test_the_committed_lock_and_metrics_belong_to_the_committed_params():
+    from tests.conftest import ROOT
+
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert list(lock) == STAGES
+    assert lock["train"]["params"]["params.yaml"]["train"] == params["train"]
+    assert lock["train"]["params"]["params.yaml"]["model"] == params["model"]
+    assert json.loads((ROOT / "metrics/test.json").read_text())["accuracy"] >= 0.985

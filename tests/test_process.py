@@ -1,0 +1,55 @@
+"""What must be settled before torch loads is settled then, or refused."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def python(code, **environment):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    return done
+
+
+SHOW = """
+import json, os
+from reprise.process import before_torch, after_torch
+before_torch({threads}, {mode!r})
+import torch
+after_torch({threads}, {mode!r})
+print(json.dumps([torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
+                  torch.backends.cpu.get_cpu_capability(), os.environ["OMP_WAIT_POLICY"]]))
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_portable_caps_the_instruction_set_and_fixes_the_threads(threads):
+    done = python(SHOW.format(threads=threads, mode="portable"))
+    assert json.loads(done.stdout) == [threads, True, "AVX2", "passive"]
+
+
+def test_off_asks_for_nothing_but_the_wait_policy():
+    done = python(SHOW.format(threads=1, mode="off"))
+    threads, deterministic, _, policy = json.loads(done.stdout)
+    assert (threads, deterministic, policy) == (1, False, "passive")
+
+
+def test_too_late_is_refused():
+    done = python("import torch; from reprise.process import before_torch; before_torch(1, 'off')")
+    assert "before_torch must run before torch is imported" in done.stderr
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("module", ["torchvision", "timm", "lightning", "torchmetrics"])
+def test_after_the_repair_each_library_imports(module):
+    done = python(f"import reprise.torchvision_repair; import {module}; print('imported')", OMP_WAIT_POLICY="passive")
+    assert done.stdout == "imported\n", done.stderr
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("stage", ["download", "preprocess"])
+def test_the_data_stages_need_no_torch(stage):
+    code = f"import sys; sys.path.insert(0, 'stages'); import {stage}; print(sorted(set(sys.modules) & HEAVY))"
+    done = python("HEAVY = {'torch', 'torchvision', 'timm', 'lightning', 'torchmetrics', 'sklearn'}; " + code)
+    assert done.stdout == "[]\n", done.stderr

@@ -1,0 +1,118 @@
+"""Training keeps the best epoch, stops at a broken loss, and is a function of its arguments."""
+
+import csv
+import io
+import json
+
+import pytest
+import torch
+
+from reprise.errors import UserError
+from reprise.evaluation import evaluate
+from reprise.training import EpochRow, _goodness, train
+
+
+@pytest.fixture(scope="module")
+def result(digits):
+    from reprise.params import load_params
+    from tests.conftest import ROOT, TINY
+
+    params = load_params(ROOT / "params.yaml", [*TINY, "train.epochs=3", "model.kwargs.drop_rate=0.2"])
+    return params, train(digits, params.model, params.train)
+
+
+def test_it_learns_and_reports_the_best_epoch(result):
+    _, trained = result
+    assert [row.epoch for row in trained.history] == [1, 2, 3]
+    assert trained.best == max(trained.history, key=lambda row: (row.val_accuracy, -row.val_loss))
+    assert trained.history[-1].train_loss < trained.history[0].train_loss
+    assert trained.history[-1].lr < trained.history[0].lr  # one cycle ends near zero
+
+
+def test_the_published_weights_are_those_of_the_best_epoch(result, digits):
+    _, trained = result
+    network = trained.network.eval()
+    from reprise.batches import EvalBatches
+    from reprise.data.packed import load_metadata, load_split
+    from reprise.evaluation import predict
+
+    logits, labels = predict(network, EvalBatches(load_split(digits, "val"), load_metadata(digits), 256))
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert loss == pytest.approx(trained.best.val_loss, rel=1e-4)
+    assert (logits.argmax(1) == labels).float().mean().item() == pytest.approx(trained.best.val_accuracy)
+
+
+def test_the_same_arguments_give_the_same_bits_whatever_was_drawn_before(result, digits):
+    params, first = result
+    torch.manual_seed(12345)
+    torch.rand(1000)
+    second = train(digits, params.model, params.train)
+    assert second.history == first.history
+    for one, two in zip(first.network.state_dict().values(), second.network.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_another_seed_gives_another_result(result, digits, tiny_params):
+    _, first = result
+    params = tiny_params("train.epochs=1", "train.seed=1")
+    assert train(digits, params.model, params.train).history[0].train_loss != first.history[0].train_loss
+
+
+def test_higher_accuracy_wins_then_lower_loss():
+    def row(accuracy, loss):
+        return EpochRow(1, 0.1, 0.0, 0.0, val_loss=loss, val_accuracy=accuracy)
+
+    assert _goodness(row(0.9, 2.0)) > _goodness(row(0.8, 0.1))
+    assert _goodness(row(0.9, 0.1)) > _goodness(row(0.9, 0.2))
+
+
+def test_a_loss_that_is_not_finite_stops_at_that_step(digits, tiny_params):
+    params = tiny_params("train.optimizer=sgd", "train.lr=100", "train.schedule=none", "train.epochs=50")
+    with pytest.raises(
+        UserError, match=r"the loss became (nan|inf) in epoch \d+, step \d+; .* Lower train\.lr \(now 100\)"
+    ):
+        train(digits, params.model, params.train)
+
+
+def test_a_batch_larger_than_the_training_split_is_refused(digits, tiny_params):
+    params = tiny_params("train.batch_size=5000")
+    with pytest.raises(UserError, match=r"train\.batch_size = 5000 .* choose at most 180"):
+        train(digits, params.model, params.train)
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "plateau", "none"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_every_optimizer_and_schedule_lowers_the_loss(digits, tiny_params, optimizer, schedule):
+    params = tiny_params(f"train.optimizer={optimizer}", f"train.schedule={schedule}", "train.lr=0.01")
+    history = train(digits, params.model, params.train).history
+    assert history[1].train_loss < history[0].train_loss
+
+
+def test_what_is_saved_is_what_was_reached(result, tmp_path):
+    _, trained = result
+    files = [tmp_path / name for name in ("m.safetensors", "m.json", "train.json", "history.csv")]
+    trained.save(*files)
+    rows = list(csv.DictReader(io.StringIO(files[3].read_text())))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert json.loads(files[2].read_text()) == trained.best.rounded()
+    assert float(rows[2]["val_loss"]) == pytest.approx(trained.history[2].val_loss, rel=1e-5)
+    card = json.loads(files[1].read_text())
+    assert card["classes"] == [str(digit) for digit in range(10)]
+    assert card["training"]["epoch"] == trained.best.epoch
+
+
+def test_without_a_terminal_each_epoch_is_one_plain_line(digits, tiny_params, capsys):
+    params = tiny_params()
+    train(digits, params.model, params.train)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    assert all("loss" in line and "val acc" in line and "images/s" in line for line in lines)
+
+
+def test_evaluation_of_the_result_refuses_other_data(result, tmp_path):
+    from tests.data.test_preprocess import prepared, raw_images
+
+    prepared(tmp_path, raw_images())
+    _, trained = result
+    with pytest.raises(UserError, match="the model was trained on digits"):
+        evaluate(trained.network, trained.card, tmp_path / "out", 256, 15)
