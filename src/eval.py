@@ -26,8 +26,8 @@ def main() -> None:
     of_run = weights.with_name("params.yaml")
     params = load_params(of_run if of_run.exists() else ROOT / "params.yaml")
     training = load_card(facts).training
-    processed = prepared_data(ROOT, params.data)
     before_torch(training.threads, training.reproducible)
+    processed = prepared_data(ROOT, params.data)
     from reprise.evaluation import evaluate
     from reprise.model import load_model
 

@@ -25,8 +25,8 @@ def main() -> None:
         "overrides", nargs="*", metavar="key=value", help="a parameter of params.yaml and its new value"
     )
     params = load_params(ROOT / "params.yaml", parser.parse_args().overrides)
-    processed = prepared_data(ROOT, params.data)
     before_torch(params.train.threads, params.train.reproducible)
+    processed = prepared_data(ROOT, params.data)
     from reprise.training import train
 
     after_torch(params.train.threads, params.train.reproducible)

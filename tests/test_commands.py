@@ -88,6 +88,32 @@ def test_a_mistake_on_the_command_line_is_one_line(reproduced_once, tmp_path, co
     assert said in refused(workspace.run("python", *command, check=False))
 
 
+def test_in_a_terminal_there_is_a_bar_with_epoch_loss_accuracy_and_rate(reproduced):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    command = [sys.executable, "stages/train.py"]
+    environment = {**os.environ, "PYTHONPATH": "src"}
+    process = subprocess.Popen(command, cwd=reproduced.path, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:  # how Linux says that the other end was closed
+        pass
+    os.close(ours)
+    assert process.wait() == 0
+    *bars, last = shown.decode().replace("\r\n", "\n").strip().splitlines()[-1].split("\r")
+    assert last.startswith("train: test_resnet, best epoch")
+    assert "\n" not in "".join(bars)
+    assert re.search(r"epoch 2/2  loss \d\.\d{4}  val acc 0\.\d{4} \|.*\| +\d+%, .* images/s, 00:\d\d left", "\n".join(bars))
+
+
 def make(workspace, *arguments, **environment):
     """Run make with this environment in place of .venv, taken as ready."""
     ready = f"{sys.prefix}/.ready"

@@ -238,6 +238,16 @@ def test_the_users_own_images_train_a_classifier(reproduced):
     assert "download" in ran(reproduced.run("dvc", "repro"))  # new images are noticed
 
 
+def test_own_images_handed_to_dvc_reach_an_experiment_in_a_folder_of_its_own(reproduced):
+    photos(reproduced.path / "data/own")
+    reproduced.run("git", "rm", "--quiet", "--cached", "data/own/.gitkeep")
+    reproduced.run("dvc", "add", "data/own")
+    reproduced.set("data.name=folder", "data.test_fraction=0.25", "train.batch_size=8", "train.epochs=1")
+    reproduced.commit()
+    assert not [name for name in reproduced.run("git", "ls-files").stdout.split() if name.endswith(".jpg")]
+    assert ran(reproduced.run("dvc", "exp", "run", "--temp")) == STAGES
+
+
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [

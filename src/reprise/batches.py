@@ -56,7 +56,7 @@ class TrainBatches:
                 f"train.batch_size = {batch_size} is larger than the training split of {len(split)} images; "
                 f"choose at most {len(split)}"
             )
-        self.images = np.ascontiguousarray(split.images)
+        self.images = np.asarray(split.images)  # still memory-mapped: a batch is copied when it is gathered
         self.labels = torch.from_numpy(split.labels)
         self.normalize = Normalize(metadata)
         self.batch_size = batch_size

@@ -72,15 +72,13 @@ class Evaluation:
             ["class", "images", "precision", "recall", "f1"],
             [[row.label, row.images, row.precision, row.recall, row.f1] for row in self.per_class],
         )
-        counts = self.confusion.tolist()
+        # the diagonal first, so that a plot meets the classes in their order; then the confusions that occurred
+        cells = [(label, label) for label in range(len(self.classes))]
+        cells += [(label, guess) for label, guess in self.confusion.nonzero().tolist() if label != guess]
         _write_csv(
             confusion,
             ["label", "predicted", "images"],
-            [
-                [label, predicted, counts[i][j]]
-                for i, label in enumerate(self.classes)
-                for j, predicted in enumerate(self.classes)
-            ],
+            [[self.classes[label], self.classes[guess], int(self.confusion[label, guess])] for label, guess in cells],
         )
         predicted = self.probabilities.argmax(dim=1).tolist()
         _write_csv(

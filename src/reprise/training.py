@@ -100,7 +100,7 @@ def train(processed: Path, model: ModelParams, params: TrainParams) -> TrainResu
     _silence_lightning()
     trainer = Trainer(
         max_epochs=params.epochs,
-        accelerator="auto",
+        accelerator="cuda" if torch.cuda.is_available() else "cpu",  # the two whose bits are promised
         devices=1,
         logger=False,
         callbacks=[StatelessDropout(params.seed), FiniteLoss(params.lr), best, best.progress],
@@ -109,6 +109,8 @@ def train(processed: Path, model: ModelParams, params: TrainParams) -> TrainResu
         num_sanity_val_steps=0,
     )
     trainer.fit(lit, batches, val_batches)
+    if len(best.history) < params.epochs:  # Lightning returns from `fit` as if all was well when it was told to stop
+        raise UserError(f"training was interrupted in epoch {len(best.history) + 1}; nothing was published")
     network.load_state_dict(best.weights)
     return TrainResult(network, _card(architecture, metadata, params, best.epoch), best.history)
 

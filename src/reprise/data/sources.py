@@ -103,7 +103,10 @@ def _from_arrays(split: str, data_set: Any, classes: list[str]) -> Iterator[RawI
 
 def _list_folder(own: Path) -> tuple[list[str], list[tuple[str, str, str, Path]]]:
     """Return the classes and (split, class, file name, path) of the images in `own/[SPLIT/]CLASS/`, sorted by name."""
-    layout = f"expected {own}/CLASS/IMAGE or {own}/train|val|test/CLASS/IMAGE"
+    layout = (
+        f"expected {own}/CLASS/IMAGE or {own}/train|val|test/CLASS/IMAGE "
+        "(a queued or --temp experiment sees the folder once it is handed to DVC, see README)"
+    )
     if not own.is_dir():
         raise UserError(f"data.name = folder, but there is no folder {own}; {layout}")
     paths = sorted(
