@@ -29,6 +29,13 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """Does not mind that torchvision hangs up on its first request, which only asks for redirects."""
+
+    def handle_error(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -37,7 +44,7 @@ def main() -> None:
     handler = functools.partial(Quiet, directory=str(arguments.folder.resolve()))
     with (
         tempfile.TemporaryDirectory() as clone,
-        http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        Server(("127.0.0.1", 0), handler) as server,
     ):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         mirror = f"http://127.0.0.1:{server.server_port}/"
