@@ -77,7 +77,8 @@ class TrainResult:
     def save(self, weights: Path, facts: Path, metrics: Path, history: Path) -> None:
         """Write weights (safetensors), facts (JSON), the best epoch's metrics (JSON) and the history (CSV)."""
         save_model(self.network, self.card, weights, facts)
-        metrics.write_text(json.dumps(self.best.rounded(), indent=2) + "\n", encoding="utf-8")
+        reached = {name: value for name, value in self.best.rounded().items() if name != "lr"}
+        metrics.write_text(json.dumps(reached, indent=2) + "\n", encoding="utf-8")
         with history.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(EpochRow.__annotations__), lineterminator="\n")
             writer.writeheader()
