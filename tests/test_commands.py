@@ -111,7 +111,9 @@ def test_in_a_terminal_there_is_a_bar_with_epoch_loss_accuracy_and_rate(reproduc
     *bars, last = shown.decode().replace("\r\n", "\n").strip().splitlines()[-1].split("\r")
     assert last.startswith("train: test_resnet, best epoch")
     assert "\n" not in "".join(bars)
-    assert re.search(r"epoch 2/2  loss \d\.\d{4}  val acc 0\.\d{4} \|.*\| +\d+%, .* images/s, 00:\d\d left", "\n".join(bars))
+    assert re.search(
+        r"epoch 2/2  loss \d\.\d{4}  val acc 0\.\d{4} \|.*\| +\d+%, .* images/s, 00:\d\d left", "\n".join(bars)
+    )
 
 
 def make(workspace, *arguments, **environment):
