@@ -11,7 +11,7 @@ from reprise.card import load_card
 from reprise.errors import one_line_errors
 from reprise.params import load_params
 from reprise.process import after_torch, before_torch
-from reprise.runs import find_model, prepared_data
+from runs import find_model, prepared_data
 
 ROOT = Path(__file__).resolve().parent.parent
 

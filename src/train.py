@@ -13,7 +13,7 @@ from reprise.errors import one_line_errors
 from reprise.params import load_params
 from reprise.process import after_torch, before_torch
 from reprise.publish import publishing
-from reprise.runs import point_latest, prepared_data, write_params
+from runs import point_latest, prepared_data, write_params
 
 ROOT = Path(__file__).resolve().parent.parent
 

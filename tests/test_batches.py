@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from reprise.augment import augment
-from reprise.batches import IGNORE_INDEX, EvalBatches, Normalize, TrainBatches, stateless_generator
-from reprise.classifier import mask_outputs
+from reprise.batches import IGNORE_INDEX, EvalBatches, Normalize, TrainBatches, mask_outputs, stateless_generator
 from reprise.data.packed import Metadata, PackedSplit
 from reprise.errors import UserError
 from reprise.params import AugmentParams
@@ -26,6 +25,7 @@ def metadata(channels=1, mean=0.0, std=1.0):
         std=[std] * channels,
         counts={},
         source_sha256="",
+        splits_sha256="",
     )
 
 
@@ -155,3 +155,33 @@ def test_scale_changes_the_size_within_the_limit():
     factor = (result.sum(dim=(1, 2, 3)) / 256).sqrt()
     assert 0.79 < factor.min() < 0.85
     assert 1.15 < factor.max() < 1.21
+
+
+def test_a_small_split_is_not_padded_to_a_large_batch():
+    ((images, labels),) = EvalBatches(numbered(3), metadata(), 256)
+    assert images.shape == (3, 1, 4, 4)
+    assert labels.tolist() == [0, 1, 2]
+
+
+def test_two_steps_of_one_epoch_draw_different_augmentation():
+    same = PackedSplit(np.full((4, 4, 4, 1), 200, np.uint8), np.zeros(4, np.int64), list("abcd"))
+    moving = AugmentParams(rotate=20, scale=0.1, shift=0.3, flip=False)
+    (first, _), (second, _) = TrainBatches(same, metadata(), 2, moving, seed=0)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+
+
+def test_what_moves_in_is_black_before_the_mean_is_subtracted():
+    white = PackedSplit(np.full((2, 4, 4, 1), 255, np.uint8), np.zeros(2, np.int64), list("ab"))
+    away = AugmentParams(rotate=0, scale=0, shift=0.9, flip=False)
+    train = TrainBatches(white, metadata(mean=0.5, std=0.25), 2, away, seed=0)
+    ((images, _),) = train
+    assert images.min().item() == pytest.approx((0 - 0.5) / 0.25)  # not 0, the mean
+
+
+def test_x_and_y_are_shifted_independently():
+    picture = torch.zeros(300, 1, 8, 8)
+    picture[:, :, 3:5, 3:5] = 1
+    result = augment(picture, AugmentParams(rotate=0, scale=0, shift=0.2, flip=False), stateless_generator("test"))
+    offsets = centre(result)
+    assert torch.corrcoef(offsets.T)[0, 1].abs() < 0.2

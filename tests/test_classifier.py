@@ -150,3 +150,17 @@ def test_mnist_module_learns_in_a_plain_trainer_with_an_ordinary_dataloader():
         "val/acc_best",
     }
     assert module(images[:2]).shape == (2, 10)
+
+
+def test_a_loss_that_is_not_a_number_shows_in_the_epochs_mean():
+    logits = torch.eye(3)
+    logits[2] = float("nan")
+    trainer = plain_trainer()
+    trainer.validate(LitClassifier(Fixed(), 3), loader(logits, torch.tensor([0, 1, 2]), 1), verbose=False)
+    assert trainer.callback_metrics["val/loss"].isnan()
+
+
+def test_the_schedule_monitors_what_it_is_told_to():
+    module = LitClassifier(Fixed(), 3, monitor="train/loss", interval="step")
+    schedule = module.configure_optimizers()["lr_scheduler"]
+    assert (schedule["monitor"], schedule["interval"]) == ("train/loss", "step")

@@ -4,8 +4,10 @@ import importlib.metadata
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,7 +78,8 @@ def test_other_data_are_prepared_beside_the_pipelines(reproduced):
     [
         (["src/train.py", "train.epoch=1"], "did you mean 'train.epochs'?"),
         (["src/train.py", "model.name=resnet99"], "is not a model of timm"),
-        (["src/eval.py", "nowhere"], "expected a run folder or a .safetensors file"),
+        (["src/eval.py", "nowhere"], "no model there; train one"),
+        (["src/eval.py", "README.md"], "expected a run folder or a .safetensors file"),
         (["src/eval.py", "nowhere.safetensors"], "no model there"),
         (["stages/train.py"], "no prepared data there"),
     ],
@@ -88,6 +91,30 @@ def test_a_mistake_on_the_command_line_is_one_line(reproduced_once, tmp_path, co
     assert said in refused(workspace.run("python", *command, check=False))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_training_says_so_fails_and_publishes_nothing(reproduced, number):
+    before = (reproduced.path / "models/model.safetensors").read_bytes()
+    reproduced.set("train.epochs=5000")
+    process = subprocess.Popen(
+        [sys.executable, "stages/train.py"],
+        cwd=reproduced.path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": "src"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    for line in process.stderr:
+        if line.startswith("epoch 1/"):
+            break
+    process.send_signal(number)
+    rest = process.stderr.read()
+    assert process.wait() != 0
+    assert "error: training was interrupted" in rest
+    assert "Traceback" not in rest
+    assert (reproduced.path / "models/model.safetensors").read_bytes() == before
+    assert not list(reproduced.path.rglob("*.partial"))
+
+
 def test_in_a_terminal_there_is_a_bar_with_epoch_loss_accuracy_and_rate(reproduced):
     import fcntl
     import pty
@@ -96,6 +123,7 @@ def test_in_a_terminal_there_is_a_bar_with_epoch_loss_accuracy_and_rate(reproduc
 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    reproduced.set("train.epochs=9")
     command = [sys.executable, "stages/train.py"]
     environment = {**os.environ, "PYTHONPATH": "src"}
     process = subprocess.Popen(command, cwd=reproduced.path, stdout=theirs, stderr=theirs, env=environment)
@@ -112,7 +140,7 @@ def test_in_a_terminal_there_is_a_bar_with_epoch_loss_accuracy_and_rate(reproduc
     assert last.startswith("train: test_resnet, best epoch")
     assert "\n" not in "".join(bars)
     assert re.search(
-        r"epoch 2/2  loss \d\.\d{4}  val acc 0\.\d{4} \|.*\| +\d+%, .* images/s, 00:\d\d left", "\n".join(bars)
+        r"epoch \d/9  loss \d\.\d{4}  val acc 0\.\d{4} \|.*\| +\d+%, .* images/s, 00:\d\d left", "\n".join(bars)
     )
 
 
@@ -169,6 +197,7 @@ def test_the_lock_pins_every_dependency_exactly_and_names_no_index():
     assert not [name for name in pinned if name.startswith(("nvidia", "cuda", "triton"))]
 
 
+@pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="another environment than the one that make sets up")
 def test_the_environment_has_what_the_lock_says():
     lock = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     installed = {name: importlib.metadata.version(name).partition("+")[0] for name in lock}  # 2.13.0+cpu is 2.13.0

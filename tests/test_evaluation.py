@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import nn
 
 from reprise.batches import EvalBatches
-from reprise.evaluation import count_flops, predict, summarize
+from reprise.evaluation import calibration_error, count_flops, predict, summarize
 from reprise.model import create_network
 from tests.test_batches import metadata, numbered
 from tests.test_model import card, facts, params
@@ -55,6 +55,25 @@ def test_calibration_error_by_hand(measured):
     assert result.metrics["ece"] == pytest.approx(error, rel=1e-4)
 
 
+def test_calibration_puts_a_confidence_of_one_into_the_last_bin():
+    probabilities = torch.tensor([[1.0, 0.0], [0.95, 0.05], [0.0, 1.0], [0.45, 0.55]])
+    labels = torch.tensor([0, 1, 1, 1])
+    # (0.9, 1]: 2 of 3 right at a mean confidence of 2.95 / 3; (0.5, 0.6]: 1 right at 0.55
+    wanted = (abs(2 - 2.95) + abs(1 - 0.55)) / 4
+    assert calibration_error(probabilities, labels, 10).item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_flops_of_attention_are_counted():
+    network, architecture = create_network(params("test_vit", depth=1), facts(), 0)
+    one = count_flops(network, card(architecture))
+    network, architecture = create_network(params("test_vit", depth=2), facts(), 0)
+    block = network.model.blocks[0]
+    tokens, width = 1 + (32 // 16) ** 2, network.model.embed_dim
+    linear = sum(2 * tokens * part.weight.numel() for part in block.modules() if isinstance(part, nn.Linear))
+    attention = 2 * 2 * tokens * tokens * width  # queries by keys, and weights by values
+    assert count_flops(network, card(architecture)) - one == linear + attention
+
+
 def test_top5_appears_only_where_it_says_something(measured):
     *_, result = measured
     assert "top5_accuracy" not in result.metrics
@@ -84,7 +103,7 @@ class Echo(nn.Module):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 64])
 def test_predictions_do_not_depend_on_the_batch_size_and_padding_is_gone(batch_size):
-    logits, labels = predict(Echo(), EvalBatches(numbered(10), metadata(), batch_size))
+    logits, labels = predict(Echo(), EvalBatches(numbered(10), metadata(), batch_size), "cpu")
     assert logits.round().flatten().tolist() == list(range(10))
     assert labels.tolist() == list(range(10))
 
@@ -96,7 +115,9 @@ def test_the_files_say_what_was_measured(measured, tmp_path):
     assert json.loads(files[0].read_text()) == result.metrics
     confusion = list(csv.DictReader(io.StringIO(files[2].read_text())))
     assert [(row["label"], row["predicted"]) for row in confusion[:3]] == [("a", "a"), ("b", "b"), ("c", "c")]
-    assert sum(int(row["images"]) for row in confusion) == 50
+    table = confusion_matrix(labels, logits.argmax(1))
+    written = {(row["label"], row["predicted"]): int(row["images"]) for row in confusion}
+    assert written == {("abc"[i], "abc"[j]): table[i, j] for i in range(3) for j in range(3) if i == j or table[i, j]}
     wrong = sum(int(row["images"]) for row in confusion if row["label"] != row["predicted"])
     assert wrong == (logits.argmax(1) != labels).sum()
     rows = list(csv.DictReader(io.StringIO(files[3].read_text())))

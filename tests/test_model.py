@@ -27,7 +27,9 @@ def card(architecture):
         architecture=architecture,
         classes=["a", "b", "c"],
         preprocessing=Preprocessing(image_size=32, channels=1, mean=[0.5], std=[0.2]),
-        training=Training(data="test", epoch=1, seed=0, threads=1, reproducible="machine"),
+        training=Training(
+            data="test", splits_sha256="", pretrained=False, epoch=1, seed=0, threads=1, reproducible="machine"
+        ),
     )
 
 
@@ -56,6 +58,7 @@ def test_kwargs_reach_timm():
         ("efficentnet_b0", "did you mean 'efficientnet_b0'"),
         ("resnet99", "is not a model of timm"),
         ("xyzzy", "`timm.list_models()` names them all"),
+        ("resnet18.a1_in1", "timm has no weights of that tag; it has resnet18.a1_in1k"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name, said):
@@ -67,6 +70,21 @@ def test_an_unknown_name_is_refused_with_the_nearest(name, said):
 def test_an_image_too_small_for_the_network_is_refused():
     with pytest.raises(UserError, match=r"model\.name = vgg11 cannot take 8x8 images .* raise data\.image_size"):
         create_network(params("vgg11"), facts(image_size=8), 0)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"act_layer": "foo"}, {"block": "foo"}, {"features_only": True}, {"checkpoint_path": "/nope"}]
+)
+def test_whatever_a_wrong_argument_provokes_in_timm_is_a_clear_error(kwargs):
+    with pytest.raises(UserError, match=r"model\.name = test_resnet.* model\.kwargs"):
+        create_network(params(**kwargs), facts(), 0)
+
+
+def test_a_network_comes_ready_to_train_in_channels_last_memory():
+    network, _ = create_network(params(), facts(), 0)
+    assert network.training
+    assert network.model.conv1[3].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network.model.bn1.num_batches_tracked == 0  # the check of the image size left no trace
 
 
 def test_an_argument_that_the_model_does_not_take_is_refused():

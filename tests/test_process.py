@@ -1,6 +1,7 @@
 """What must be settled before torch loads is settled then, or refused."""
 
 import json
+import platform
 import subprocess
 import sys
 
@@ -19,20 +20,24 @@ before_torch({threads}, {mode!r})
 import torch
 after_torch({threads}, {mode!r})
 print(json.dumps([torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
-                  torch.backends.cpu.get_cpu_capability(), os.environ["OMP_WAIT_POLICY"]]))
+                  torch.backends.cpu.get_cpu_capability(), os.environ["OMP_WAIT_POLICY"],
+                  [os.environ.get(name) for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR",
+                                                     "CUBLAS_WORKSPACE_CONFIG")]]))
 """
 
 
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="portable is a promise about x86-64")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_portable_caps_the_instruction_set_and_fixes_the_threads(threads):
     done = python(SHOW.format(threads=threads, mode="portable"))
-    assert json.loads(done.stdout) == [threads, True, "AVX2", "passive"]
+    settings = ["avx2", "AVX2", "COMPATIBLE", ":4096:8"]
+    assert json.loads(done.stdout) == [threads, True, "AVX2", "passive", settings]
 
 
 def test_off_asks_for_nothing_but_the_wait_policy():
     done = python(SHOW.format(threads=1, mode="off"))
-    threads, deterministic, _, policy = json.loads(done.stdout)
-    assert (threads, deterministic, policy) == (1, False, "passive")
+    threads, deterministic, _, policy, settings = json.loads(done.stdout)
+    assert (threads, deterministic, policy, settings) == (1, False, "passive", [None] * 4)
 
 
 def test_too_late_is_refused():
@@ -45,7 +50,7 @@ def test_too_late_is_refused():
 def test_after_the_repair_each_library_imports(module):
     done = python(f"import reprise.torchvision_repair; import {module}; print('imported')", OMP_WAIT_POLICY="passive")
     assert done.stdout == "imported\n", done.stderr
-    assert done.stderr == ""
+    assert "torchvision" not in done.stderr  # neither the missing operators nor the missing image extension
 
 
 @pytest.mark.parametrize("stage", ["download", "preprocess"])

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +77,24 @@ def test_what_a_user_can_cause_ends_in_one_line(error, code):
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(OSError, match="bad descriptor"), one_line_errors():
         raise OSError(errno.EBADF, "bad descriptor")
+
+
+def test_the_private_path_of_a_living_process_is_left_alone(tmp_path):
+    theirs = tmp_path / f".out.{os.getppid()}.partial"
+    theirs.mkdir()
+    with publishing(tmp_path / "out") as (partial,):
+        partial.write_text("new")
+    assert theirs.is_dir()
+
+
+def test_every_file_is_synced_before_it_appears(tmp_path, monkeypatch):
+    synced = []
+
+    def record(descriptor):
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+
+    monkeypatch.setattr(os, "fsync", record)
+    with publishing(tmp_path / "out") as (partial,):
+        partial.mkdir()
+        (partial / "a").write_text("new")
+    assert synced == [f"{partial}/a", str(partial), str(tmp_path)]

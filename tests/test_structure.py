@@ -14,7 +14,6 @@ LAYERS = [
     {"augment", "batches", "card", "model"},
     {"classifier", "progress", "training"},
     {"evaluation"},
-    {"runs"},
 ]
 
 

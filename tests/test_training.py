@@ -3,13 +3,16 @@
 import csv
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
+from reprise.data.packed import load_metadata
 from reprise.errors import UserError
 from reprise.evaluation import evaluate
-from reprise.training import EpochRow, _goodness, train
+from reprise.training import BestEpoch, EpochRow, StatelessDropout, _goodness, lit_classifier, train
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +36,10 @@ def test_the_published_weights_are_those_of_the_best_epoch(result, digits):
     _, trained = result
     network = trained.network.eval()
     from reprise.batches import EvalBatches
-    from reprise.data.packed import load_metadata, load_split
+    from reprise.data.packed import load_split
     from reprise.evaluation import predict
 
-    logits, labels = predict(network, EvalBatches(load_split(digits, "val"), load_metadata(digits), 256))
+    logits, labels = predict(network, EvalBatches(load_split(digits, "val"), load_metadata(digits), 256), "cpu")
     loss = torch.nn.functional.cross_entropy(logits, labels).item()
     assert loss == pytest.approx(trained.best.val_loss, rel=1e-4)
     assert (logits.argmax(1) == labels).float().mean().item() == pytest.approx(trained.best.val_accuracy)
@@ -71,6 +74,60 @@ def test_a_loss_that_is_not_finite_stops_at_that_step(digits, tiny_params):
     with pytest.raises(
         UserError, match=r"the loss became (nan|inf) in epoch \d+, step \d+; .* Lower train\.lr \(now 100\)"
     ):
+        train(digits, params.model, params.train)
+
+
+def test_dropout_is_a_function_of_seed_and_step():
+    def mask(seed, step):
+        StatelessDropout(seed).on_train_batch_start(SimpleNamespace(global_step=step), None, None, 0)
+        return torch.rand(1000).tolist()
+
+    assert mask(0, 3) == mask(0, 3)
+    assert mask(0, 3) != mask(0, 4)
+    assert mask(0, 3) != mask(1, 3)
+
+
+def history_of(*epochs):
+    """Feed (accuracy, loss) per epoch to a BestEpoch; each epoch's weights are its number."""
+    best = BestEpoch(SimpleNamespace(epoch_ended=lambda *arguments: None))
+    net = nn.Linear(1, 1, bias=False)
+    for number, (accuracy, loss) in enumerate(epochs):
+        nn.init.constant_(net.weight, number + 1)
+        names = {"train/loss": 1.0, "train/acc": 0.5, "val/loss": loss, "val/acc": accuracy}
+        trainer = SimpleNamespace(
+            callback_metrics={name: torch.tensor(value) for name, value in names.items()},
+            current_epoch=number,
+            max_epochs=len(epochs),
+            optimizers=[torch.optim.SGD(net.parameters(), lr=0.1)],
+        )
+        best.on_train_epoch_end(trainer, SimpleNamespace(net=net))
+    return best
+
+
+def test_the_weights_of_a_best_epoch_in_the_middle_are_kept():
+    best = history_of((0.5, 1.0), (0.9, 0.5), (0.9, 0.4), (0.9, 0.6), (0.8, 0.1))
+    assert best.epoch == 3
+    assert best.weights["weight"].item() == 3  # a copy: two more epochs have changed the network
+
+
+def test_a_validation_loss_that_is_not_finite_stops():
+    with pytest.raises(UserError, match="validation loss became nan in epoch 2"):
+        history_of((0.5, 1.0), (0.5, float("nan")))
+
+
+def test_the_params_reach_the_lightning_module(tiny_params):
+    params = tiny_params("train.label_smoothing=0.25", "train.weight_decay=0.125", "train.lr=0.5").train
+    module = lit_classifier(nn.Linear(2, 2), 2, params, steps=10)
+    assert module.criterion.label_smoothing == 0.25
+    configured = module.configure_optimizers()
+    assert configured["optimizer"].defaults["weight_decay"] == 0.125
+    assert configured["lr_scheduler"]["scheduler"].total_steps == 10
+    assert configured["lr_scheduler"]["interval"] == "step"
+
+
+def test_one_image_a_batch_is_refused_for_a_network_that_normalises_over_it(digits, tiny_params):
+    params = tiny_params("train.batch_size=1")
+    with pytest.raises(UserError, match=r"train\.batch_size = 1: test_resnet normalises over the batch"):
         train(digits, params.model, params.train)
 
 
@@ -117,3 +174,22 @@ def test_evaluation_of_the_result_refuses_other_data(result, tmp_path):
     _, trained = result
     with pytest.raises(UserError, match="the model was trained on digits"):
         evaluate(trained.network, trained.card, tmp_path / "out", 256, 15)
+
+
+def test_a_test_split_that_the_model_may_have_seen_is_refused(result, tmp_path):
+    from reprise.data.preprocess import preprocess
+    from reprise.data.sources import download
+
+    download("digits", tmp_path / "raw", tmp_path / "own", tmp_path / "downloads")
+    preprocess(tmp_path / "raw", tmp_path / "processed", 32, 0.1, 0.8, seed=1)
+    _, trained = result
+    with pytest.raises(UserError, match="is split otherwise"):
+        evaluate(trained.network, trained.card, tmp_path / "processed", 256, 15)
+
+
+def test_a_model_is_measured_with_its_own_mean_and_deviation(result, digits, monkeypatch):
+    _, trained = result
+    measured = evaluate(trained.network, trained.card, digits, 256, 15)
+    facts = load_metadata(digits).model_copy(update={"mean": [0.9], "std": [9.0]})
+    monkeypatch.setattr("reprise.evaluation.load_metadata", lambda folder: facts)
+    assert evaluate(trained.network, trained.card, digits, 256, 15).metrics == measured.metrics

@@ -19,10 +19,23 @@ from reprise.params import AugmentParams
 IGNORE_INDEX = -100  # torch's own: cross_entropy leaves such targets out
 
 
+def mask_outputs(preds: Tensor, targets: Tensor, ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, Tensor]:
+    """Drop the entries whose target is the ignore index, so that no metric counts a padded or duplicated sample.
+
+    preds (N, ...) and targets (N,) come back with the same M <= N rows, in their order.
+    """
+    counted = targets != ignore_index
+    return preds[counted], targets[counted]
+
+
+def stateless_seed(*key: int | str) -> int:
+    """Return a hash of the key, e.g. (seed, "order", epoch), in the 32 bits that torch's generator uses."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, key)).encode()).digest()[:4], "big")
+
+
 def stateless_generator(*key: int | str) -> torch.Generator:
-    """Return a CPU generator seeded by a hash of the key, e.g. (seed, "order", epoch)."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    """Return a CPU generator seeded by a hash of the key."""
+    return torch.Generator().manual_seed(stateless_seed(*key))
 
 
 class Normalize:
@@ -88,13 +101,13 @@ class TrainBatches:
 class EvalBatches:
     """A split in its own order, in batches of one fixed size; the last is padded with images of label IGNORE_INDEX.
 
-    Yields images (batch_size, C, H, W) float32 and labels (batch_size,) int64.
+    Yields images (size, C, H, W) float32 and labels (size,) int64; size is batch_size or, if that is less, the split's.
     """
 
     def __init__(self, split: PackedSplit, metadata: Metadata, batch_size: int) -> None:
         self.split = split
         self.normalize = Normalize(metadata)
-        self.batch_size = batch_size
+        self.batch_size = min(batch_size, len(split))  # a small split is not padded to a large batch
 
     def __len__(self) -> int:
         """Return the number of batches."""

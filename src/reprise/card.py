@@ -9,10 +9,11 @@ from reprise.errors import UserError
 
 
 class Architecture(BaseModel):
-    """The arguments of TIMMBackbone that rebuild the network."""
+    """The arguments of TIMMBackbone that rebuild the network, and the timm that built it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
+    timm: str
     model_name: str
     num_classes: int
     in_chans: int
@@ -20,7 +21,11 @@ class Architecture(BaseModel):
 
 
 class Preprocessing(BaseModel):
-    """How an image becomes the network's input: decode, stretch to image_size, /255, subtract mean, divide by std."""
+    """How an image becomes the network's input.
+
+    Decode, turn upright by EXIF, lay transparency over white, convert to `channels` (1 grey, 3 RGB), resize to a square
+    of image_size, scale to value_range, subtract mean, divide by std.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,6 +33,9 @@ class Preprocessing(BaseModel):
     channels: int
     mean: list[float]
     std: list[float]
+    resize: Literal["stretch"] = "stretch"
+    interpolation: Literal["bilinear, antialiased"] = "bilinear, antialiased"
+    value_range: tuple[float, float] = (0.0, 1.0)
 
 
 class Training(BaseModel):
@@ -36,6 +44,8 @@ class Training(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str
+    splits_sha256: str
+    pretrained: bool
     epoch: int
     seed: int
     threads: int

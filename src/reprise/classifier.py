@@ -17,27 +17,19 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MaxMetric, MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from reprise.batches import IGNORE_INDEX
+from reprise.batches import IGNORE_INDEX, mask_outputs
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-
-
-def mask_outputs(preds: Tensor, targets: Tensor, ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, Tensor]:
-    """Drop the entries whose target is the ignore index, so that no metric counts a padded or duplicated sample.
-
-    preds (N, ...) and targets (N,) come back with the same M <= N rows, in their order.
-    """
-    counted = targets != ignore_index
-    return preds[counted], targets[counted]
 
 
 class LitClassifier(LightningModule):
     """Train, validate and test a network that maps images (N, C, H, W) to logits (N, num_classes).
 
     optimizer: from parameters to an optimizer. scheduler: from that optimizer to a learning rate schedule, or None;
-    it steps every `interval` and, if it watches a metric, watches `monitor`. Loss and accuracy of an epoch are averages
-    over its samples; `val_acc_best` is the best validation accuracy so far. Targets equal to IGNORE_INDEX count
-    nowhere. Labels are smoothed in training only, so validation and test losses mean the same for every setting.
+    it steps every `interval` and, if it watches a metric, watches `monitor` (its mode must fit: min for a loss). Loss
+    and accuracy of an epoch are averages over its samples; `val_acc_best` is the best validation accuracy so far.
+    Targets equal to IGNORE_INDEX count nowhere. Labels are smoothed in training only, so validation and test losses
+    mean the same for every setting.
     """
 
     def __init__(
@@ -95,14 +87,14 @@ class LitClassifier(LightningModule):
     ) -> dict[str, Tensor]:
         loss, preds, targets = self.step(batch)
         if len(targets):
-            mean_loss.update(loss.detach(), weight=len(targets))
+            # once per sample: with nan_strategy="disable", torchmetrics 1.9 overwrites a weight that is passed
+            mean_loss.update(loss.detach().expand(len(targets)))
             accuracy.update(preds, targets)
         return {"loss": loss, "preds": preds, "targets": targets}
 
     def on_train_start(self) -> None:
-        """Forget what the sanity check before training left in the validation metrics."""
-        for metric in (self.val_loss, self.val_acc, self.val_acc_best):
-            metric.reset()
+        """Forget what the sanity check left in `val_acc_best`; the other metrics are reset at each epoch's end."""
+        self.val_acc_best.reset()
 
     def on_train_epoch_end(self) -> None:
         """Log train/loss and train/acc of the epoch."""

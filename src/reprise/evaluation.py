@@ -7,28 +7,29 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import reprise.torchvision_repair  # noqa: F401
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
-    multiclass_calibration_error,
     multiclass_confusion_matrix,
     multiclass_f1_score,
     multiclass_precision,
     multiclass_recall,
 )
 
-from reprise.batches import EvalBatches
+from reprise.batches import EvalBatches, mask_outputs
 from reprise.card import ModelCard
-from reprise.classifier import mask_outputs
 from reprise.data.packed import PackedSplit, load_metadata, load_split
 from reprise.errors import UserError
 from reprise.model import TIMMBackbone
+from reprise.process import device
 
 
 @dataclass(frozen=True)
@@ -108,21 +109,28 @@ def evaluate(
             f"the model was trained on {card.training.data} ({len(card.classes)} classes, {size}x{size}x{channels}), "
             f"{processed} holds {metadata.data} ({metadata.summary()}); evaluate it on data of its own kind"
         )
+    if card.training.splits_sha256 != metadata.splits_sha256:
+        raise UserError(
+            f"{processed} is split otherwise than the data that the model was trained on, so its test images may be "
+            "ones it has seen; train it on these splits (`dvc repro`), or restore the data's params"
+        )
     split = load_split(processed, "test")
     # the model's own mean and std: it is measured as it will be used, even if the training images have changed since
     own = metadata.model_copy(update={"mean": card.preprocessing.mean, "std": card.preprocessing.std})
-    logits, labels = predict(network, EvalBatches(split, own, batch_size))
+    logits, labels = predict(network, EvalBatches(split, own, batch_size), device(card.training.reproducible))
     return summarize(network, card, split, logits, labels, calibration_bins)
 
 
-@torch.inference_mode()
-def predict(network: torch.nn.Module, batches: EvalBatches) -> tuple[Tensor, Tensor]:
-    """Return logits (N, classes) float32 and labels (N,) int64 of every image, padding dropped, on the CPU."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = network.to(device).eval()
-    kept = [mask_outputs(network(images.to(device)).float().cpu(), labels) for images, labels in batches]
-    logits, labels = zip(*kept, strict=True)
+def predict(network: torch.nn.Module, batches: EvalBatches, where: Literal["cuda", "cpu"]) -> tuple[Tensor, Tensor]:
+    """Return logits (N, classes) float32 and labels (N,) int64 of every image, padding dropped, on the CPU.
+
+    Leaves the network in evaluation mode, on the CPU.
+    """
+    network = network.to(where).eval()
+    with torch.inference_mode():
+        kept = [mask_outputs(network(images.to(where)).float().cpu(), labels) for images, labels in batches]
     network.cpu()
+    logits, labels = zip(*kept, strict=True)
     return torch.cat(logits), torch.cat(labels)
 
 
@@ -149,7 +157,7 @@ def summarize(
         "precision": _rounded(multiclass_precision(predicted, labels, classes, average="macro")),
         "recall": _rounded(multiclass_recall(predicted, labels, classes, average="macro")),
         "f1": _rounded(multiclass_f1_score(predicted, labels, classes, average="macro")),
-        "ece": _rounded(multiclass_calibration_error(probabilities, labels, classes, n_bins=calibration_bins)),
+        "ece": _rounded(calibration_error(probabilities, labels, calibration_bins)),
         "images": len(labels),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "flops": count_flops(network, card),
@@ -166,10 +174,22 @@ def summarize(
     return Evaluation(card.classes, split.ids, labels, probabilities, metrics, rows, confusion)
 
 
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+    """Return the expected calibration error, in 0..1 (Guo et al., On Calibration of Modern Neural Networks, ICML 2017).
+
+    probabilities (N, classes), labels (N,). Bins of equal width, each closed above, so that 1.0 belongs to the last.
+    """
+    confidence, predicted = probabilities.double().max(dim=1)
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.bincount(bin_of, (predicted == labels).double() - confidence, minlength=bins)
+    return gaps.abs().sum() / len(labels)
+
+
 def count_flops(network: TIMMBackbone, card: ModelCard) -> int:
     """Return the floating-point operations of one forward pass of one image, two per multiply-add."""
     size, channels = card.preprocessing.image_size, card.preprocessing.channels
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    # attention fused for CPUs has no count of its own: count the plain products that it stands for
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network.eval()(torch.zeros(1, channels, size, size))
     return int(counter.get_total_flops())
 

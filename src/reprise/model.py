@@ -58,7 +58,13 @@ class TIMMBackbone(nn.Module):
 
 def check_name(name: str) -> None:
     """Raise UserError, with the nearest names, for a model that timm does not have."""
-    if timm.is_model(name.split(".")[0]):
+    architecture, _, tag = name.partition(".")
+    if timm.is_model(architecture):
+        tags = timm.list_pretrained(f"{architecture}.*")
+        if tag and name not in tags:
+            raise UserError(
+                f"model.name = {name!r}: timm has no weights of that tag; it has {', '.join(tags) or 'none'}"
+            )
         return
     near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`timm.list_models()` names them all"
@@ -79,7 +85,11 @@ def adapt(params: ModelParams, metadata: Metadata) -> Architecture:
     if config is not None and config.fixed_input_size:
         kwargs.setdefault("img_size", metadata.image_size)
     return Architecture(
-        model_name=params.name, num_classes=len(metadata.classes), in_chans=metadata.channels, kwargs=kwargs
+        timm=timm.__version__,
+        model_name=params.name,
+        num_classes=len(metadata.classes),
+        in_chans=metadata.channels,
+        kwargs=kwargs,
     )
 
 
@@ -108,7 +118,9 @@ def create_network(params: ModelParams, metadata: Metadata, seed: int) -> tuple[
         network = build(architecture, params.pretrained)
     except UserError:
         raise
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # timm raises whatever a wrong argument provokes deep inside a model
         given = ", ".join(f"{key}={value!r}" for key, value in architecture.kwargs.items())
         raise UserError(
             f"model.name = {params.name}: timm cannot build it for {size}x{size} images"
@@ -118,15 +130,15 @@ def create_network(params: ModelParams, metadata: Metadata, seed: int) -> tuple[
     try:
         with torch.no_grad():
             logits = network.eval()(torch.zeros(2, metadata.channels, size, size))
-    except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise UserError(
             f"model.name = {params.name} cannot take {size}x{size} images ({_one_line(error)}); "
-            "raise data.image_size or choose another model"
+            "raise data.image_size, look at model.kwargs or choose another model"
         ) from None
-    if logits.shape != (2, len(metadata.classes)):
-        raise UserError(
-            f"model.name = {params.name} gives an output of shape {tuple(logits.shape)}, not one logit per class"
-        )
+    if getattr(logits, "shape", None) != (2, len(metadata.classes)):
+        raise UserError(f"model.name = {params.name} does not give one logit per class; look at model.kwargs")
     return network.train(), architecture
 
 
@@ -153,5 +165,8 @@ def load_model(weights: Path, facts: Path) -> tuple[TIMMBackbone, ModelCard]:
     except FileNotFoundError:
         raise UserError(f"{weights}: no weights there; run `dvc repro train` or `dvc checkout`") from None
     except (safetensors.SafetensorError, RuntimeError) as error:
-        raise UserError(f"{weights}: not the weights of {card.architecture.model_name} ({_one_line(error)})") from None
+        raise UserError(
+            f"{weights}: not the weights of {card.architecture.model_name} ({_one_line(error)}); "
+            "run `dvc checkout` or train it again"
+        ) from None
     return network.eval(), card

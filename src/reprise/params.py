@@ -19,11 +19,12 @@ from pydantic_core import ErrorDetails
 
 from reprise.errors import UserError
 
+SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NULLS = ("", "~", "null", "Null", "NULL")
 
 
 def _as_typed(value: Any) -> Any:
-    """Read text in free-form values (`model.kwargs`) by YAML 1.2's rules: null, true/false, int, float, else text."""
+    """Read text in free-form values (`model.kwargs`) as null, a switch, a whole number, a number, else text."""
     if isinstance(value, dict):
         return {key: _as_typed(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -32,8 +33,8 @@ def _as_typed(value: Any) -> Any:
         return value
     if value in NULLS:
         return None
-    if value.lower() in ("true", "false"):
-        return value.lower() == "true"
+    if value.lower() in SWITCHES:
+        return SWITCHES[value.lower()]
     if re.fullmatch(r"[-+]?[0-9]+", value):
         return int(value)
     if re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", value):
@@ -117,7 +118,8 @@ class TrainParams(Section):
     seed: int = Field(ge=0, lt=2**32, description="initial weights, order of the images, augmentation and dropout")
     threads: int = Field(ge=1, le=256, description="CPU threads; changes the last bits of the result, so it is fixed")
     reproducible: Literal["portable", "machine", "off"] = Field(
-        description="same bits on any x86-64 CPU with AVX2 / on one kind of CPU or GPU / no promise, fastest"
+        description="portable: on the CPU, the same bits on any x86-64 with AVX2; machine: on the GPU if there is one, "
+        "the same bits on machines of one kind; off: no promise, fastest"
     )
 
 
@@ -203,7 +205,12 @@ def _override(tree: dict[str, Any], override: str) -> None:
     *sections, name = key.split(".")
     place: Any = tree
     for depth, section in enumerate(sections):
-        if sections[:2] == ["model", "kwargs"] and depth >= 1 and place.get(section, "") in NULLS:
+        if (
+            sections[:2] == ["model", "kwargs"]
+            and depth >= 1
+            and isinstance(place, dict)
+            and place.get(section, "") in NULLS
+        ):
             place[section] = {}
         place = place.get(section) if isinstance(place, dict) else None
     if not isinstance(place, dict) or (name not in place and sections[:2] != ["model", "kwargs"]):

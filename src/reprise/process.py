@@ -41,3 +41,11 @@ def after_torch(threads: int, reproducible: Reproducible) -> None:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(reproducible != "off")
     torch.backends.cudnn.benchmark = reproducible == "off"
+    torch.backends.cudnn.allow_tf32 = reproducible == "off"  # fp32 means fp32
+
+
+def device(reproducible: Reproducible) -> Literal["cuda", "cpu"]:
+    """Return where to compute: `portable` promises something of CPUs and keeps to them; the others use a GPU."""
+    import torch
+
+    return "cuda" if reproducible != "portable" and torch.cuda.is_available() else "cpu"

@@ -47,7 +47,7 @@ class Progress(Callback):
         if self.bar.update(self.batch_size):
             loss = float(outputs["loss"])
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            self.bar.set_description_str(f"{epoch}  loss {loss:.4f}{self.val_acc} ", refresh=False)
+            self.bar.set_description_str(f"{epoch}  loss {loss:.4f}{self.val_acc} ")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the epoch's clock: the rate counts training alone."""

@@ -20,8 +20,9 @@ def publishing(*targets: Path) -> Iterator[list[Path]]:
     partials = [target.with_name(f".{target.name}.{os.getpid()}.partial") for target in targets]
     for target in targets:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for stale in target.parent.glob(f".{target.name}.*.partial"):
-            _remove(stale)
+        for partial in target.parent.glob(f".{target.name}.*.partial"):
+            if not _is_running(partial.name.split(".")[-2]):
+                _remove(partial)
     try:
         yield partials
         for partial in partials:
@@ -36,6 +37,17 @@ def publishing(*targets: Path) -> Iterator[list[Path]]:
         for partial in partials:
             _remove(partial)
         raise
+
+
+def _is_running(pid: str) -> bool:
+    """Say whether another process, whose private path this is, still lives."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return int(pid) != os.getpid()
 
 
 def _sync(path: Path) -> None:

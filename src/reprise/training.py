@@ -24,16 +24,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from reprise.batches import EvalBatches, TrainBatches
+from reprise.batches import EvalBatches, TrainBatches, stateless_seed
 from reprise.card import Architecture, ModelCard, Preprocessing, Training
 from reprise.classifier import LitClassifier, OptimizerFactory
 from reprise.data.packed import Metadata, load_metadata, load_split
 from reprise.errors import UserError
 from reprise.model import TIMMBackbone, create_network, save_model
 from reprise.params import ModelParams, TrainParams
+from reprise.process import device
 from reprise.progress import Progress
-
-EVAL_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -93,15 +92,17 @@ def train(processed: Path, model: ModelParams, params: TrainParams) -> TrainResu
     """
     metadata = load_metadata(processed)
     batches = TrainBatches(load_split(processed, "train"), metadata, params.batch_size, params.augment, params.seed)
-    val_batches = EvalBatches(load_split(processed, "val"), metadata, EVAL_BATCH_SIZE)
+    val_batches = EvalBatches(load_split(processed, "val"), metadata, params.batch_size)
     network, architecture = create_network(model, metadata, params.seed)
+    if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
+        raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
     lit = lit_classifier(network, len(metadata.classes), params, steps=params.epochs * len(batches))
     best = BestEpoch(Progress(params.batch_size))
 
     _silence_lightning()
     trainer = Trainer(
         max_epochs=params.epochs,
-        accelerator="cuda" if torch.cuda.is_available() else "cpu",  # the two whose bits are promised
+        accelerator=device(params.reproducible),
         devices=1,
         logger=False,
         callbacks=[StatelessDropout(params.seed), FiniteLoss(params.lr), best, best.progress],
@@ -109,11 +110,17 @@ def train(processed: Path, model: ModelParams, params: TrainParams) -> TrainResu
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(lit, batches, val_batches)
-    if len(best.history) < params.epochs:  # Lightning returns from `fit` as if all was well when it was told to stop
-        raise UserError(f"training was interrupted in epoch {len(best.history) + 1}; nothing was published")
+    interrupted = UserError(
+        f"training was interrupted before its {params.epochs} epochs were over; nothing was published"
+    )
+    try:
+        trainer.fit(lit, batches, val_batches)
+    except SystemExit:  # so Lightning ends on SIGTERM and Ctrl-C, with exit code 0 for the former
+        raise interrupted from None
+    if len(best.history) < params.epochs:
+        raise interrupted
     network.load_state_dict(best.weights)
-    return TrainResult(network, _card(architecture, metadata, params, best.epoch), best.history)
+    return TrainResult(network, _card(architecture, metadata, model, params, best.epoch), best.history)
 
 
 def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps: int) -> LitClassifier:
@@ -147,7 +154,7 @@ class StatelessDropout(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed torch's generators from the global step."""
-        torch.manual_seed((self.seed << 32) + trainer.global_step)
+        torch.manual_seed(stateless_seed(self.seed, "dropout", trainer.global_step))
 
 
 class FiniteLoss(Callback):
@@ -202,7 +209,9 @@ def _goodness(row: EpochRow) -> tuple[float, float]:
     return row.val_accuracy, -row.val_loss
 
 
-def _card(architecture: Architecture, metadata: Metadata, params: TrainParams, epoch: int) -> ModelCard:
+def _card(
+    architecture: Architecture, metadata: Metadata, model: ModelParams, params: TrainParams, epoch: int
+) -> ModelCard:
     return ModelCard(
         architecture=architecture,
         classes=metadata.classes,
@@ -211,6 +220,8 @@ def _card(architecture: Architecture, metadata: Metadata, params: TrainParams, e
         ),
         training=Training(
             data=metadata.data,
+            splits_sha256=metadata.splits_sha256,
+            pretrained=model.pretrained,
             epoch=epoch,
             seed=params.seed,
             threads=params.threads,

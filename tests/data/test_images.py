@@ -43,8 +43,8 @@ def test_transparency_lies_over_white():
 
 
 def test_sixteen_bits_keep_the_upper_eight():
-    deep = Image.fromarray(np.full((8, 8), 0x80FF, np.uint16))
-    assert (decode(encoded(deep), 8, 1) == 0x80).all()
+    deep = Image.fromarray(np.full((8, 8), 0x7F00, np.uint16))
+    assert (decode(encoded(deep), 8, 1) == 0x7F).all()
 
 
 def test_a_photo_is_turned_upright():
@@ -64,13 +64,13 @@ def test_grey_is_told_by_the_header(mode, grey):
     assert is_grey(encoded(Image.new(mode, (8, 8)))) is grey
 
 
-def bomb():
-    """Return a PNG that claims 60,000 x 60,000 pixels in a few hundred bytes."""
+def bomb(side=60_000):
+    """Return a PNG that claims side x side pixels in a few hundred bytes."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     )
@@ -84,8 +84,9 @@ def bomb():
         (encoded(Image.effect_noise((64, 64), 50), "JPEG")[:-400], "truncated"),
         (encoded(Image.effect_noise((64, 64), 50), "PNG")[:1000], "truncated|broken|incomplete"),
         (bomb(), "decompression bomb"),
+        (bomb(10_000), "10000 x 10000 pixels, more than 89,478,485"),  # Pillow itself only warns
     ],
-    ids=["empty", "html", "truncated-jpeg", "truncated-png", "bomb"],
+    ids=["empty", "html", "truncated-jpeg", "truncated-png", "bomb", "smaller-bomb"],
 )
 def test_a_broken_image_says_why(content, reason):
     with pytest.raises(BadImageError, match=reason):

@@ -1,7 +1,9 @@
 """Packed arrays hold exactly the decoded images, with labels, ids and statistics that belong to them."""
 
+import errno
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -118,3 +120,27 @@ def test_metadata_of_something_else_are_refused(tmp_path):
     (tmp_path / "metadata.json").write_text(json.dumps({"classes": ["cat"]}))
     with pytest.raises(UserError, match="not readable"):
         load_metadata(tmp_path)
+
+
+def test_images_labels_and_ids_must_fit_together(tmp_path):
+    prepared(tmp_path, raw_images())
+    np.save(tmp_path / "out/train_labels.npy", np.zeros(3, np.int64))
+    with pytest.raises(UserError, match="do not fit together"):
+        load_split(tmp_path / "out", "train")
+
+
+def test_a_full_disk_is_an_error_and_not_a_crash_when_the_array_is_filled(tmp_path, monkeypatch):
+    def full(descriptor, offset, size):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*train_images\.npy"):
+        prepared(tmp_path, raw_images())
+
+
+def test_the_splits_have_a_fingerprint(tmp_path):
+    marks = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        marks.append(prepared(tmp_path / name, raw_images(), seed=seed).splits_sha256)
+    assert marks[0] == marks[1] != marks[2]

@@ -4,10 +4,12 @@ import gzip
 import hashlib
 import http.server
 import io
+import os
 import pickle
 import struct
 import tarfile
 import threading
+from pathlib import Path
 
 import reprise.torchvision_repair  # noqa: F401
 
@@ -181,6 +183,55 @@ def test_an_unusable_folder_says_what_is_expected(tmp_path, names, said):
     with pytest.raises(UserError, match=said) as caught:
         fetched(tmp_path, "folder")
     assert "own/CLASS/IMAGE" in str(caught.value)
+
+
+def test_splits_are_known_by_any_case_and_nothing_may_lie_beside_them(tmp_path):
+    for name in ("Train/cat/1.png", "TEST/cat/1.png"):
+        photo(tmp_path / "own" / name)
+    assert sorted(fetched(tmp_path, "folder").members) == ["test/cat/1.png", "train/cat/1.png"]
+    photo(tmp_path / "own/unlabeled/x/1.png")
+    with pytest.raises(UserError, match=r"own/unlabeled lies beside .*, a split"):
+        download("folder", tmp_path / "again", tmp_path / "own", tmp_path / "downloads")
+
+
+def test_classes_that_are_called_like_splits_are_classes(tmp_path):
+    for name in ("train/1.png", "test/1.png"):  # two kinds of picture, without a level above
+        photo(tmp_path / "own" / name)
+    assert fetched(tmp_path, "folder").source.classes == ["test", "train"]
+
+
+def test_what_would_be_lost_without_a_word_is_refused(tmp_path):
+    own = tmp_path / "own"
+    photo(own / "cat/1.png")
+    photo(tmp_path / "far/1.png")
+    (own / "far").symlink_to(tmp_path / "far")
+    with pytest.raises(UserError, match="own/far is a symbolic link, behind which DVC does not look"):
+        fetched(tmp_path, "folder")
+    (own / "far").unlink()
+    (own / "cat/2.HEIC").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"2\.HEIC: \.HEIC is not read here; convert it"):
+        fetched(tmp_path, "folder")
+
+
+def test_unreadable_files_are_all_listed(tmp_path):
+    photo(tmp_path / "own/cat/1.png")
+    for name in ("a", "b"):
+        (tmp_path / f"own/cat/{name}.png").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"2 images cannot be read.*\n.*a\.png: No such file.*\n.*b\.png: No such file"):
+        fetched(tmp_path, "folder")
+
+
+def test_a_name_that_is_not_text_is_refused(tmp_path):
+    photo(tmp_path / "own/cat/1.png")
+    Path(os.fsdecode(bytes(tmp_path / "own/cat") + b"/\xff.png")).write_bytes(b"x")
+    with pytest.raises(UserError, match=r"\\udcff\.png': the name is not UTF-8; rename it"):
+        fetched(tmp_path, "folder")
+
+
+@pytest.mark.parametrize("mirror", ["mirror.example/mnist", "http://127.0.0.1:x/"])
+def test_a_mirror_that_is_no_address_is_refused(tmp_path, mirror):
+    with pytest.raises(UserError, match=r"set data\.mirror to the http"):
+        fetched(tmp_path, "mnist", mirror=mirror)
 
 
 def test_a_missing_folder_says_so(tmp_path):

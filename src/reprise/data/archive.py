@@ -14,7 +14,6 @@ from pathlib import Path
 
 from reprise.errors import UserError
 
-GIVEN_SPLITS = ("train", "val", "test")
 UNSPLIT = "unsplit"
 WAY_OUT = "run `dvc repro download`, or `dvc repro --force download` if it was altered"
 

@@ -20,7 +20,10 @@ WAY_OUT = "run `dvc repro preprocess` (or `dvc checkout`, if it was altered)"
 
 
 class Metadata(BaseModel):
-    """What every later stage knows of the data; mean and std are per channel, of the training split, in 0..1."""
+    """What every later stage knows of the data; mean and std are per channel, of the training split, in 0..1.
+
+    source_sha256: of the raw archive; splits_sha256: of that and of which image is in which split.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,6 +35,7 @@ class Metadata(BaseModel):
     std: list[float]
     counts: dict[Split, int]
     source_sha256: str
+    splits_sha256: str
 
     def summary(self) -> str:
         """Return the facts in one line."""

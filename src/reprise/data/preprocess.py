@@ -1,7 +1,9 @@
 """From a raw archive to packed arrays: decode, convert, resize, split; integer statistics, no torch."""
 
+import hashlib
 import json
 import math
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,7 +36,6 @@ def preprocess(
         raise UserError(f"data has {len(classes)} class ({', '.join(classes)}); classification needs at least 2")
     ids = [member.removeprefix(f"{UNSPLIT}/") for member in archive.members]
     splits = assign_splits(ids, class_names, given, val_fraction, test_fraction, seed)
-    _require_training_images(classes, class_names, splits)
 
     channels = 1 if _all_grey(archive) else 3
     label_of = {name: label for label, name in enumerate(classes)}
@@ -45,7 +46,7 @@ def preprocess(
         rows = [row for row, name in enumerate(splits) if name == split]
         counts[split] = len(rows)
         shape = (len(rows), image_size, image_size, channels)
-        images = np.lib.format.open_memmap(destination / f"{split}_images.npy", "w+", np.uint8, shape)
+        images = _create_array(destination / f"{split}_images.npy", shape)
         for position, row in enumerate(rows):
             try:
                 images[position] = decode(archive.read(archive.members[row]), image_size, channels)
@@ -59,6 +60,10 @@ def preprocess(
     _refuse(bad)
 
     mean, std = channel_statistics(np.load(destination / "train_images.npy", mmap_mode="r"))
+    source_sha256 = archive.sha256()
+    placement = json.dumps(
+        [source_sha256, *(f"{split} {image_id}" for split, image_id in zip(splits, ids, strict=True))]
+    )
     metadata = Metadata(
         data=archive.source.name,
         classes=classes,
@@ -67,10 +72,23 @@ def preprocess(
         mean=mean,
         std=std,
         counts=counts,
-        source_sha256=archive.sha256(),
+        source_sha256=source_sha256,
+        splits_sha256=hashlib.sha256(placement.encode()).hexdigest(),
     )
     (destination / "metadata.json").write_text(metadata.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return metadata
+
+
+def _create_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """Create a uint8 array on disk. Raises OSError if there is no room: a sparse file would crash when it is filled."""
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from None
+    return array
 
 
 def channel_statistics(images: np.ndarray, chunk: int = 4096) -> tuple[list[float], list[float]]:
@@ -108,10 +126,3 @@ def _refuse(bad: list[str]) -> None:
         listed = "\n  ".join(bad[:LISTED])
         noun = "image" if len(bad) == 1 else "images"
         raise UserError(f"{len(bad)} {noun} cannot be read; replace or remove them:\n  {listed}{more}")
-
-
-def _require_training_images(classes: list[str], class_names: list[str], splits: list[str]) -> None:
-    trained = {name for name, split in zip(class_names, splits, strict=True) if split == "train"}
-    untrained = [name for name in classes if name not in trained]
-    if untrained:
-        raise UserError(f"no training images of class {', '.join(untrained)}; add some or remove the class")

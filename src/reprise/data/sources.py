@@ -7,15 +7,17 @@ stored as PGM/PPM: a header and the pixels, the same bytes with every version of
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from reprise.data.archive import GIVEN_SPLITS, UNSPLIT, RawImage, Source, write_archive
+from reprise.data.archive import UNSPLIT, RawImage, Source, write_archive
 from reprise.errors import UserError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm", ".jfif", ".avif"}
+OTHER_IMAGES = {".heic", ".heif", ".svg", ".jxl", ".raw", ".cr2", ".nef", ".arw", ".dng", ".psd"}
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -82,16 +84,14 @@ def _torchvision(name: str, data_set: TorchvisionSet, split: str, root: Path, mi
         kind = type(kind.__name__, (kind,), {data_set.address: address})  # the name is also its folder's
     try:
         return kind(root=str(root), train=split == "train", download=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         where = mirror or "the data set's own address"
         raise UserError(
-            f"data.name = {name}: could not download from {where} ({_first_line(error)}); check the network, set "
-            "data.mirror to a copy, or put images into data/own/CLASS/ and set data.name: folder"
+            f"data.name = {name}: could not download from {where} ({reason}); check the network, set data.mirror to "
+            "the http:// or https:// address of a copy, or put images into data/own/CLASS/ and set data.name: folder; "
+            f"if an earlier download is damaged, remove {root}"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _from_arrays(split: str, data_set: Any, classes: list[str]) -> Iterator[RawImage]:
@@ -109,30 +109,66 @@ def _list_folder(own: Path) -> tuple[list[str], list[tuple[str, str, str, Path]]
     )
     if not own.is_dir():
         raise UserError(f"data.name = folder, but there is no folder {own}; {layout}")
-    paths = sorted(
-        Path(folder, name).relative_to(own)
-        for folder, _, names in os.walk(own, followlinks=True)
-        for name in names
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-    )
-    paths = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
+    paths = _image_paths(own)
     if not paths:
         raise UserError(
             f"data.name = folder, but {own} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); {layout}"
         )
-    has_splits = {path.parts[0] for path in paths} <= set(SPLIT_FOLDERS)
+    top = {path.parts[0] for path in paths}
+    splits = {name: SPLIT_FOLDERS[name.lower()] for name in top if name.lower() in SPLIT_FOLDERS}
+    deep = any(len(path.parts) > 2 for path in paths if path.parts[0] in splits)
+    if deep and set(splits) != top:
+        raise UserError(f"{own / min(top - set(splits))} lies beside {own / min(splits)}, a split; {layout}")
     files = []
     for path in paths:
-        split = SPLIT_FOLDERS[path.parts[0]] if has_splits else UNSPLIT
-        class_name, *rest = path.parts[1:] if has_splits else path.parts
+        split = splits[path.parts[0]] if deep else UNSPLIT
+        class_name, *rest = path.parts[1:] if deep else path.parts
         if not rest:
             raise UserError(f"{own / path}: an image outside a class folder; {layout}")
         files.append((split, class_name, "/".join(rest), own / path))
-    if has_splits and not {"train"} <= {split for split, *_ in files} <= set(GIVEN_SPLITS):
+    if deep and "train" not in splits.values():
         raise UserError(f"{own} has split folders but no train folder; {layout}")
     return sorted({class_name for _, class_name, _, _ in files}), files
 
 
+def _image_paths(own: Path) -> list[Path]:
+    """Return the images below a folder, sorted, hidden ones left out; refuse what would be lost without a word."""
+    paths = []
+    for folder, folders, names in os.walk(own):
+        for name in folders:
+            if Path(folder, name).is_symlink():
+                raise UserError(
+                    f"{Path(folder, name)} is a symbolic link, behind which DVC does not look; copy the folder, "
+                    f"or make {own} itself the link"
+                )
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if path.suffix.lower() in OTHER_IMAGES:
+                raise UserError(f"{path}: {path.suffix} is not read here; convert it, e.g. to JPEG, or remove it")
+            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                if not _is_text(str(path)):
+                    raise UserError(f"{str(path)!a}: the name is not UTF-8; rename it")
+                paths.append(path.relative_to(own))
+    return sorted(paths)
+
+
+def _is_text(name: str) -> bool:
+    """Say whether a file name is proper text; bytes that are not come from the system as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _read_files(files: list[tuple[str, str, str, Path]]) -> Iterator[RawImage]:
+    unreadable = []
     for split, class_name, file_name, path in files:
-        yield RawImage(split, class_name, file_name, path.read_bytes())
+        try:
+            yield RawImage(split, class_name, file_name, path.read_bytes())
+        except OSError as error:
+            unreadable.append(f"{path}: {error.strerror}")
+    if unreadable:
+        listed = "\n  ".join(unreadable)
+        raise UserError(f"{len(unreadable)} images cannot be read; replace or remove them:\n  {listed}")

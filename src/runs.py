@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+import reprise.data
 from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
 from reprise.errors import UserError
@@ -28,12 +29,12 @@ def prepared_data(root: Path, data: DataParams) -> Path:
     if data == load_params(root / "params.yaml").data:
         # the stages call `python`: let it be this one, also where the environment is not activated
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-        command = [sys.executable, "-m", "dvc", "repro", "--quiet", "preprocess"]
-        if subprocess.run(command, cwd=root, env=environment).returncode:
+        command = [sys.executable, "-m", "dvc", "repro", "preprocess"]
+        if subprocess.run(command, cwd=root, env=environment, stdout=sys.stderr).returncode:
             raise UserError("`dvc repro preprocess` failed, see above")
         return root / "data/processed"
     folder = root / "runs/data" / _key(data, root / "data/own")
-    if not folder.exists():
+    if not (folder / "processed").exists():
         with publishing(folder) as (partial,):
             partial.mkdir()
             download(data.name, partial / "raw", root / "data/own", root / "data/.downloads", data.mirror)
@@ -49,8 +50,9 @@ def prepared_data(root: Path, data: DataParams) -> Path:
 
 
 def _key(data: DataParams, own: Path) -> str:
-    """Return a name for these params and, for the user's own images, for the files as they are now."""
+    """Return a name for these params, this code and, for the user's own images, the files as they are now."""
     facts = [data.model_dump_json()]
+    facts += [path.read_text() for path in sorted(Path(reprise.data.__path__[0]).glob("*.py"))]
     if data.name == "folder":
         files = sorted(path for path in own.rglob("*") if path.is_file())
         facts += [f"{path.relative_to(own)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
@@ -70,6 +72,8 @@ def point_latest(run: Path) -> None:
 
 def find_model(target: Path) -> tuple[Path, Path]:
     """Return weights and facts for a run folder, a models folder, or a .safetensors file with its .json beside it."""
+    if not target.exists():
+        raise UserError(f"{target}: no model there; train one with `dvc repro` or `python src/train.py`")
     weights = target / "model.safetensors" if target.is_dir() else target
     if weights.suffix != ".safetensors":
         raise UserError(f"{target}: expected a run folder or a .safetensors file")
