@@ -190,6 +190,18 @@ def test_every_command_of_the_readme_works_in_the_order_given(reproduced):
             assert "Success" in reproduced.run("dvc", "queue", "status").stdout
 
 
+def test_the_readme_shows_what_the_committed_run_reached():
+    readme = (ROOT / "README.md").read_text()
+    for name, value in json.loads((ROOT / "metrics/test.json").read_text()).items():
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+        assert re.search(rf"^  {name} +{re.escape(shown)}$", readme, re.MULTILINE), name
+    best = json.loads((ROOT / "metrics/train.json").read_text())
+    line = (
+        f"best epoch {best['epoch']} of 12: validation accuracy {best['val_accuracy']:.4f}, loss {best['val_loss']:.4f}"
+    )
+    assert line in readme
+
+
 def test_the_lock_pins_every_dependency_exactly_and_names_no_index():
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     pinned = {re.match(r"([\w.-]+)==[\w.]+( ; .*)?$", line)[1] for line in lines}
