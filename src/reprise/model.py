@@ -116,9 +116,7 @@ def create_network(params: ModelParams, metadata: Metadata, seed: int) -> tuple[
     torch.manual_seed(seed)
     try:
         network = build(architecture, params.pretrained)
-    except UserError:
-        raise
-    except MemoryError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # timm raises whatever a wrong argument provokes deep inside a model
         given = ", ".join(f"{key}={value!r}" for key, value in architecture.kwargs.items())

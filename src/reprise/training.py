@@ -87,8 +87,8 @@ class TrainResult:
 def train(processed: Path, model: ModelParams, params: TrainParams) -> TrainResult:
     """Train on prepared data and return the best epoch's network (highest validation accuracy, then lowest loss).
 
-    Prints its progress to stderr. Raises UserError for a model, batch size or image size that do not fit the data, and
-    as soon as the loss is not finite.
+    Prints its progress to stderr. Raises UserError for a model, batch size or image size that do not fit the data, as
+    soon as the loss is not finite, and if it is told to stop.
     """
     metadata = load_metadata(processed)
     batches = TrainBatches(load_split(processed, "train"), metadata, params.batch_size, params.augment, params.seed)
