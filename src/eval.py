@@ -25,13 +25,13 @@ def main() -> None:
     weights, facts = find_model(parser.parse_args().model)
     of_run = weights.with_name("params.yaml")
     params = load_params(of_run if of_run.exists() else ROOT / "params.yaml")
-    training = load_card(facts).training
-    before_torch(training.threads, training.reproducible)
+    terms = load_card(facts).provenance
+    before_torch(terms.threads, terms.reproducible)
     processed = prepared_data(ROOT, params.data)
     from reprise.evaluation import evaluate
     from reprise.model import load_model
 
-    after_torch(training.threads, training.reproducible)
+    after_torch(terms.threads, terms.reproducible)
     network, card = load_model(weights, facts)
     result = evaluate(network, card, processed, params.evaluate.batch_size, params.evaluate.calibration_bins)
     print(

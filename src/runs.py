@@ -17,7 +17,7 @@ from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
 from reprise.errors import UserError
 from reprise.params import DataParams, Params, load_params
-from reprise.publish import publishing
+from reprise.publish import Lock, publishing
 
 
 def prepared_data(root: Path, data: DataParams) -> Path:
@@ -34,7 +34,10 @@ def prepared_data(root: Path, data: DataParams) -> Path:
             raise UserError("`dvc repro preprocess` failed, see above")
         return root / "data/processed"
     folder = root / "runs/data" / _key(data, root / "data/own")
-    if not (folder / "processed").exists():
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with Lock(folder.parent):  # a second process finds what the first has prepared
+        if (folder / "processed").exists():
+            return folder / "processed"
         with publishing(folder) as (partial,):
             partial.mkdir()
             download(data.name, partial / "raw", root / "data/own", root / "data/.downloads", data.mirror)

@@ -30,12 +30,13 @@ def main() -> None:
     from reprise.training import train
 
     after_torch(params.train.threads, params.train.reproducible)
-    result = train(processed, params.model, params.train)
+    result = train(processed, params.model, params.train, ROOT / "runs/checkpoints")
     run = ROOT / "runs" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"[:-3]
     with publishing(run) as (folder,):
         folder.mkdir()
         write_params(params, folder / "params.yaml")
         result.save(*(folder / name for name in ("model.safetensors", "model.json", "train.json", "history.csv")))
+    result.discard_checkpoints()
     point_latest(run)
     print(f"train: {result.summary()} -> {run.relative_to(ROOT)}")
 

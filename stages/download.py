@@ -10,8 +10,8 @@ from reprise.publish import publishing
 
 def main() -> None:
     """Read the params, fetch, publish."""
-    params = load_params("params.yaml")
     with publishing(Path("data/raw")) as (raw,):
+        params = load_params("params.yaml")
         source = download(
             params.data.name,
             raw,

@@ -11,22 +11,22 @@ from reprise.publish import publishing
 
 def main() -> None:
     """Read the params and the model, evaluate, publish."""
-    params = load_params("params.yaml")
-    facts, weights = Path("models/model.json"), Path("models/model.safetensors")
-    training = load_card(facts).training
-    before_torch(training.threads, training.reproducible)
-    from reprise.evaluation import evaluate
-    from reprise.model import load_model
-
-    after_torch(training.threads, training.reproducible)
-    network, card = load_model(weights, facts)
-    result = evaluate(
-        network, card, Path("data/processed"), params.evaluate.batch_size, params.evaluate.calibration_bins
-    )
     metrics = Path("metrics")
     with publishing(
         metrics / "test.json", metrics / "per_class.csv", metrics / "confusion.csv", Path("data/predictions.csv")
     ) as outs:
+        params = load_params("params.yaml")
+        facts, weights = Path("models/model.json"), Path("models/model.safetensors")
+        terms = load_card(facts).provenance
+        before_torch(terms.threads, terms.reproducible)
+        from reprise.evaluation import evaluate
+        from reprise.model import load_model
+
+        after_torch(terms.threads, terms.reproducible)
+        network, card = load_model(weights, facts)
+        result = evaluate(
+            network, card, Path("data/processed"), params.evaluate.batch_size, params.evaluate.calibration_bins
+        )
         result.save(*outs)
     print(f"evaluate: {card.architecture.model_name} on {len(result.ids):,} test images -> metrics/test.json")
     print(result.table())

@@ -10,8 +10,8 @@ from reprise.publish import publishing
 
 def main() -> None:
     """Read the params, prepare, publish."""
-    params = load_params("params.yaml")
     with publishing(Path("data/processed")) as (processed,):
+        params = load_params("params.yaml")
         metadata = preprocess(
             Path("data/raw"),
             processed,

@@ -1,5 +1,6 @@
 """Stage 3: train, and publish the best epoch's model, its history and its metrics."""
 
+import os
 from pathlib import Path
 
 from reprise.errors import one_line_errors
@@ -7,20 +8,24 @@ from reprise.params import load_params
 from reprise.process import after_torch, before_torch
 from reprise.publish import publishing
 
+# in the folder of a queued or --temp experiment DVC names the repository, where the scratch outlives that folder
+SCRATCH = Path(os.environ.get("DVC_ROOT", ".")) / "runs/checkpoints"
+
 
 def main() -> None:
     """Read the params, train, publish."""
-    params = load_params("params.yaml")
-    before_torch(params.train.threads, params.train.reproducible)
-    from reprise.training import train
-
-    after_torch(params.train.threads, params.train.reproducible)
-    result = train(Path("data/processed"), params.model, params.train)
     models, metrics = Path("models"), Path("metrics")
     with publishing(
         models / "model.safetensors", models / "model.json", metrics / "train.json", metrics / "history.csv"
     ) as outs:
+        params = load_params("params.yaml")
+        before_torch(params.train.threads, params.train.reproducible)
+        from reprise.training import train
+
+        after_torch(params.train.threads, params.train.reproducible)
+        result = train(Path("data/processed"), params.model, params.train, SCRATCH)
         result.save(*outs)
+    result.discard_checkpoints()
     print(f"train: {result.summary()} -> models")
 
 

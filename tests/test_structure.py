@@ -9,10 +9,20 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 LAYERS = [
-    {"errors", "publish", "process", "torchvision_repair"},
-    {"params", "data", "data.archive", "data.images", "data.splits", "data.sources", "data.packed", "data.preprocess"},
+    {"errors", "interruption", "publish", "provenance", "torchvision_repair"},
+    {
+        "params",
+        "process",
+        "data",
+        "data.archive",
+        "data.images",
+        "data.splits",
+        "data.sources",
+        "data.packed",
+        "data.preprocess",
+    },
     {"augment", "batches", "card", "model"},
-    {"classifier", "progress", "training"},
+    {"checkpoint", "classifier", "progress", "training"},
     {"evaluation"},
 ]
 

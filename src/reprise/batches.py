@@ -58,7 +58,8 @@ class TrainBatches:
     """Shuffled, augmented batches of one fixed size; what is left over at the end of an epoch is left out.
 
     Yields images (batch_size, C, H, W) float32 and labels (batch_size,) int64. Lightning calls `sampler.set_epoch`
-    before each epoch, as it does for any loader. Raises UserError if one batch is larger than the split.
+    before each epoch, as it does for any loader. `steps` is the number of batches in a whole epoch; there is no
+    `len()`, for an epoch that is taken up again has fewer. Raises UserError if one batch is larger than the split.
     """
 
     def __init__(
@@ -75,22 +76,29 @@ class TrainBatches:
         self.batch_size = batch_size
         self.augmentation = augmentation
         self.seed = seed
+        self.steps = len(split) // batch_size
         self.epoch = 0
+        self.begin = (0, 0)
         self.sampler = self
+
+    def start(self, epoch: int, step: int) -> None:
+        """Begin in this epoch, at this step of it; later epochs are whole."""
+        self.epoch = epoch
+        self.begin = (epoch, step)
+
+    def first_step(self, epoch: int) -> int:
+        """Return the step that an epoch begins with."""
+        return self.begin[1] if epoch == self.begin[0] else 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order and augmentation the next iteration yields."""
         self.epoch = epoch
 
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
-        return len(self.labels) // self.batch_size
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of the current epoch."""
         epoch = self.epoch
         order = torch.randperm(len(self.labels), generator=stateless_generator(self.seed, "order", epoch))
-        for step in range(len(self)):
+        for step in range(self.first_step(epoch), self.steps):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
             images = self.normalize.to_unit(self.images[rows.numpy()])
             generator = stateless_generator(self.seed, "augment", epoch, step)

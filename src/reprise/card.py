@@ -6,14 +6,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reprise.errors import UserError
+from reprise.provenance import Provenance
 
 
 class Architecture(BaseModel):
-    """The arguments of TIMMBackbone that rebuild the network, and the timm that built it."""
+    """The arguments of TIMMBackbone that rebuild the network."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    timm: str
     model_name: str
     num_classes: int
     in_chans: int
@@ -39,7 +39,7 @@ class Preprocessing(BaseModel):
 
 
 class Training(BaseModel):
-    """Where the weights come from; threads and reproducible are the conditions that evaluation keeps."""
+    """Where the weights come from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,12 +48,13 @@ class Training(BaseModel):
     pretrained: bool
     epoch: int
     seed: int
-    threads: int
-    reproducible: Literal["portable", "machine", "off"]
 
 
 class ModelCard(BaseModel):
-    """Everything needed to rebuild and use published weights."""
+    """Everything needed to rebuild and use published weights; evaluation keeps the provenance's terms.
+
+    weights_sha256: of the weights' file, "" as long as they are not saved.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,6 +62,8 @@ class ModelCard(BaseModel):
     classes: list[str]
     preprocessing: Preprocessing
     training: Training
+    provenance: Provenance
+    weights_sha256: str = ""
 
 
 def load_card(facts: Path) -> ModelCard:

@@ -55,6 +55,8 @@ class LitClassifier(LightningModule):
             MulticlassAccuracy(num_classes, average="micro") for _ in range(3)
         )
         self.val_acc_best = MaxMetric()
+        for metric in (self.train_loss, self.train_acc, self.val_acc_best):
+            metric.persistent(True)  # a checkpoint in the middle of an epoch carries what it has counted
 
     mask_outputs = staticmethod(mask_outputs)
 

@@ -1,11 +1,20 @@
 """Errors that a user can cause end in one clear line and a non-zero exit; bugs keep their traceback."""
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+from reprise.interruption import Stopped, StopSignals, stop_with_parent
+
+# what a disk can do to anyone, with the way out
+OF_THE_DISK = {
+    errno.ENOSPC: "free some space and run it again",
+    errno.EDQUOT: "free some space and run it again",
+    errno.EIO: "the disk fails: look at the system's log, and restore the file with `dvc checkout`",
+    errno.EROFS: "make the file system writable and run it again",
+}
 
 
 class UserError(Exception):
@@ -14,14 +23,23 @@ class UserError(Exception):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn a `UserError` or a full disk into one line on stderr and exit code 1, Ctrl-C into exit code 130."""
+    """Turn what a user or a disk can cause into one line on stderr and exit code 1, a signal into exit code 128 + n.
+
+    As a stage of DVC (which sets DVC_STAGE for its commands), the process also ends when DVC has died.
+    """
+    if "DVC_STAGE" in os.environ:
+        stop_with_parent()
     try:
-        yield
+        with StopSignals():
+            yield
     except UserError as error:
         sys.exit(f"error: {error}")
+    except MemoryError:
+        sys.exit("error: out of memory; run it with less beside it, or lower data.image_size or the batch size")
     except OSError as error:
-        if error.errno not in OUT_OF_SPACE:
+        if error.errno not in OF_THE_DISK:
             raise
-        sys.exit(f"error: {error.filename or 'writing'}: {error.strerror}; free some space and run it again")
-    except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(f"error: {error.filename or 'the disk'}: {error.strerror}; {OF_THE_DISK[error.errno]}")
+    except Stopped as stopped:
+        print(f"stopped by {stopped.name}; nothing was published", file=sys.stderr)
+        raise

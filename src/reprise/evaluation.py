@@ -117,7 +117,7 @@ def evaluate(
     split = load_split(processed, "test")
     # the model's own mean and std: it is measured as it will be used, even if the training images have changed since
     own = metadata.model_copy(update={"mean": card.preprocessing.mean, "std": card.preprocessing.std})
-    logits, labels = predict(network, EvalBatches(split, own, batch_size), device(card.training.reproducible))
+    logits, labels = predict(network, EvalBatches(split, own, batch_size), device(card.provenance.reproducible))
     return summarize(network, card, split, logits, labels, calibration_bins)
 
 

@@ -5,6 +5,7 @@ without Reprise.
 """
 
 import difflib
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,6 @@ def adapt(params: ModelParams, metadata: Metadata) -> Architecture:
     if config is not None and config.fixed_input_size:
         kwargs.setdefault("img_size", metadata.image_size)
     return Architecture(
-        timm=timm.__version__,
         model_name=params.name,
         num_classes=len(metadata.classes),
         in_chans=metadata.channels,
@@ -151,7 +151,13 @@ def save_model(network: TIMMBackbone, card: ModelCard, weights: Path, facts: Pat
     """
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.model.state_dict().items()}
     save_file(tensors, weights)
+    card = card.model_copy(update={"weights_sha256": _sha256(weights)})
     facts.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_model(weights: Path, facts: Path) -> tuple[TIMMBackbone, ModelCard]:
@@ -159,6 +165,8 @@ def load_model(weights: Path, facts: Path) -> tuple[TIMMBackbone, ModelCard]:
     card = load_card(facts)
     network = build(card.architecture)
     try:
+        if _sha256(weights) != card.weights_sha256:
+            raise UserError(f"{weights}: altered since it was published; run `dvc checkout` or train it again")
         network.model.load_state_dict(load_file(weights))
     except FileNotFoundError:
         raise UserError(f"{weights}: no weights there; run `dvc repro train` or `dvc checkout`") from None

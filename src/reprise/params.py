@@ -45,6 +45,9 @@ def _as_typed(value: Any) -> Any:
 FreeForm = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value in NULLS else _as_typed(value))]
 
 
+Reproducibility = Literal["auto", "portable", "machine", "off"]
+
+
 class Section(BaseModel):
     """A group of parameters: unknown keys are refused, a blank means null where null is allowed."""
 
@@ -102,6 +105,13 @@ class AugmentParams(Section):
     flip: bool = Field(description="mirror every other image left to right; not for digits or letters")
 
 
+class CheckpointParams(Section):
+    """How often a training saves its state, to be taken up again after a crash; changes no result."""
+
+    epochs: int = Field(ge=1, le=10_000, description="after so many epochs, or")
+    minutes: float = Field(ge=0, le=100_000, description="after so many minutes, also within an epoch")
+
+
 class TrainParams(Section):
     """How the network is trained."""
 
@@ -117,10 +127,11 @@ class TrainParams(Section):
     augment: AugmentParams
     seed: int = Field(ge=0, lt=2**32, description="initial weights, order of the images, augmentation and dropout")
     threads: int = Field(ge=1, le=256, description="CPU threads; changes the last bits of the result, so it is fixed")
-    reproducible: Literal["portable", "machine", "off"] = Field(
+    reproducible: Reproducibility = Field(
         description="portable: on the CPU, the same bits on any x86-64 with AVX2; machine: on the GPU if there is one, "
-        "the same bits on machines of one kind; off: no promise, fastest"
+        "the same bits on machines of one kind; auto: machine on a GPU, else portable; off: no promise, fastest"
     )
+    checkpoint_every: CheckpointParams
 
 
 class EvaluateParams(Section):

@@ -6,10 +6,12 @@ order: `before_torch`, then import torch, then `after_torch`.
 """
 
 import os
+import subprocess
 import sys
 from typing import Literal
 
-Reproducible = Literal["portable", "machine", "off"]
+from reprise.params import Reproducibility
+from reprise.provenance import Reproducible
 
 # Without all three, convolutions and matrix products pick kernels, and so rounding, by what the CPU offers.
 PORTABLE = {
@@ -19,22 +21,26 @@ PORTABLE = {
 }
 
 
-def before_torch(threads: int, reproducible: Reproducible) -> None:
+def before_torch(threads: int, reproducible: Reproducibility) -> None:
     """Set the environment that torch, oneDNN, MKL and CUDA read once, when they load.
 
-    Raises RuntimeError if torch is loaded already: the settings would silently not count.
+    `auto` has to know whether there is a GPU before torch may load here: it asks a process of its own (2 s). Raises
+    RuntimeError if torch is loaded already: the settings would silently not count.
     """
     if "torch" in sys.modules:
         raise RuntimeError("before_torch must run before torch is imported")
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    if reproducible == "auto":
+        script = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+        reproducible = "portable" if subprocess.run([sys.executable, "-c", script]).returncode else "machine"
     if reproducible == "portable":
         os.environ.update(PORTABLE)
     if reproducible != "off":
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 
-def after_torch(threads: int, reproducible: Reproducible) -> None:
+def after_torch(threads: int, reproducible: Reproducibility) -> None:
     """Fix torch's thread count (it changes the bits of a result) and, unless `off`, ask for deterministic kernels."""
     import torch
 
@@ -44,7 +50,16 @@ def after_torch(threads: int, reproducible: Reproducible) -> None:
     torch.backends.cudnn.allow_tf32 = reproducible == "off"  # fp32 means fp32
 
 
-def device(reproducible: Reproducible) -> Literal["cuda", "cpu"]:
+def settled(reproducible: Reproducibility) -> Reproducible:
+    """Return what `auto` means here: `machine` on a GPU, otherwise `portable`; the others mean themselves."""
+    import torch
+
+    if reproducible != "auto":
+        return reproducible
+    return "machine" if torch.cuda.is_available() else "portable"
+
+
+def device(reproducible: Reproducibility) -> Literal["cuda", "cpu"]:
     """Return where to compute: `portable` promises something of CPUs and keeps to them; the others use a GPU."""
     import torch
 

@@ -16,16 +16,17 @@ class Progress(Callback):
     The loss is read from the device when the bar is redrawn, five times a second, not at every step.
     """
 
-    def __init__(self, batch_size: int, stream: TextIO | None = None) -> None:
+    def __init__(self, batch_size: int, steps: int, stream: TextIO | None = None) -> None:
         self.batch_size = batch_size
+        self.steps = steps  # in an epoch
         self.stream = stream or sys.stderr
         self.val_acc = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar, over all images of all epochs."""
-        self.epoch_images = int(trainer.num_training_batches) * self.batch_size
+        """Open the bar, over all images of all epochs, at what is done already."""
         self.bar = tqdm(
-            total=self.epoch_images * int(trainer.max_epochs or 1),
+            total=self.steps * self.batch_size * int(trainer.max_epochs or 1),
+            initial=trainer.global_step * self.batch_size,
             unit=" images",
             unit_scale=True,
             file=self.stream,
@@ -39,11 +40,13 @@ class Progress(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch's clock."""
         self.started = time.monotonic()
+        self.images = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance the bar by one batch."""
+        self.images += self.batch_size
         if self.bar.update(self.batch_size):
             loss = float(outputs["loss"])
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
@@ -58,7 +61,7 @@ class Progress(Callback):
         self.val_acc = f"  val acc {val_accuracy:.4f}"
         line = f"epoch {epoch}/{epochs}  loss {train_loss:.4f}{self.val_acc}"
         if self.bar.disable:
-            rate = self.epoch_images / max(self.seconds, 1e-9)
+            rate = self.images / max(self.seconds, 1e-9)
             print(f"{line}  {rate:,.0f} images/s{'  best so far' if best else ''}", file=self.stream, flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,15 +1,18 @@
 """Train a network on packed arrays and keep the epoch that validates best.
 
 Everything random is a function of (seed, epoch, step): order and augmentation in `batches`, dropout by a reseed before
-each step here. Two runs with equal arguments on equal terms (threads, kind of machine) end in equal bits.
+each step here. Two runs with equal arguments on equal terms (threads, kind of machine) end in equal bits, also where
+one of them was killed and taken up again.
 """
 
 import csv
 import json
 import logging
 import math
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,13 +29,16 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from reprise.batches import EvalBatches, TrainBatches, stateless_seed
 from reprise.card import Architecture, ModelCard, Preprocessing, Training
+from reprise.checkpoint import Checkpoints, Resumption
 from reprise.classifier import LitClassifier, OptimizerFactory
 from reprise.data.packed import Metadata, load_metadata, load_split
 from reprise.errors import UserError
+from reprise.interruption import StopSignals
 from reprise.model import TIMMBackbone, create_network, save_model
 from reprise.params import ModelParams, TrainParams
-from reprise.process import device
+from reprise.process import device, settled
 from reprise.progress import Progress
+from reprise.provenance import Provenance, Reproducible, trace
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,12 @@ class EpochRow:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The network with its best weights, its card, and what every epoch reached."""
+    """The network with its best weights, its card, what every epoch reached, and the checkpoints that led there."""
 
     network: TIMMBackbone
     card: ModelCard
     history: list[EpochRow]
+    checkpoints: Checkpoints | None
 
     @property
     def best(self) -> EpochRow:
@@ -73,6 +80,11 @@ class TrainResult:
             f"validation accuracy {best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
         )
 
+    def discard_checkpoints(self) -> None:
+        """Remove the scratch: the result is where it belongs."""
+        if self.checkpoints:
+            self.checkpoints.discard()
+
     def save(self, weights: Path, facts: Path, metrics: Path, history: Path) -> None:
         """Write weights (safetensors), facts (JSON), the best epoch's metrics (JSON) and the history (CSV)."""
         save_model(self.network, self.card, weights, facts)
@@ -84,43 +96,61 @@ class TrainResult:
             writer.writerows(row.rounded() for row in self.history)
 
 
-def train(processed: Path, model: ModelParams, params: TrainParams) -> TrainResult:
+def train(processed: Path, model: ModelParams, params: TrainParams, scratch: Path | None = None) -> TrainResult:
     """Train on prepared data and return the best epoch's network (highest validation accuracy, then lowest loss).
 
-    Prints its progress to stderr. Raises UserError for a model, batch size or image size that do not fit the data, as
-    soon as the loss is not finite, and if it is told to stop.
+    With a scratch folder, the training saves checkpoints below it, takes up an earlier one of the same params, data,
+    code and terms, and leaves it to the caller to discard them once the result is safe. Prints its progress to stderr.
+    Raises UserError for a model, batch size or image size that do not fit the data or the memory, and as soon as the
+    loss is not finite; Stopped, once a checkpoint is written, after SIGTERM, SIGHUP or Ctrl-C.
     """
+    reproducible = settled(params.reproducible)
     metadata = load_metadata(processed)
     batches = TrainBatches(load_split(processed, "train"), metadata, params.batch_size, params.augment, params.seed)
     val_batches = EvalBatches(load_split(processed, "val"), metadata, params.batch_size)
     network, architecture = create_network(model, metadata, params.seed)
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
-    lit = lit_classifier(network, len(metadata.classes), params, steps=params.epochs * len(batches))
-    best = BestEpoch(Progress(params.batch_size))
+    lit = lit_classifier(network, len(metadata.classes), params, steps=params.epochs * batches.steps)
+    best = BestEpoch(Progress(params.batch_size, batches.steps))
+    provenance = _provenance(reproducible, metadata, model, params)
+    checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
+    resumed = checkpoints.latest() if checkpoints else None
+    if resumed:
+        position, state = resumed
+        best.load_state_dict(state["extra"])
+        print(f"continuing after {position.epoch} epochs and {position.step} steps", file=sys.stderr)
 
-    _silence_lightning()
-    trainer = Trainer(
-        max_epochs=params.epochs,
-        accelerator=device(params.reproducible),
-        devices=1,
-        logger=False,
-        callbacks=[StatelessDropout(params.seed), FiniteLoss(params.lr), best, best.progress],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    interrupted = UserError(
-        f"training was interrupted before its {params.epochs} epochs were over; nothing was published"
-    )
-    try:
-        trainer.fit(lit, batches, val_batches)
-    except SystemExit:  # so Lightning ends on SIGTERM and Ctrl-C, with exit code 0 for the former
-        raise interrupted from None
-    if len(best.history) < params.epochs:
-        raise interrupted
+    if resumed is None or position.epoch < params.epochs:
+        with StopSignals(deferred=True) as signals:
+            resumption = Resumption(checkpoints, params.checkpoint_every, batches, best, signals, resumed)
+            _silence_lightning()
+            trainer = Trainer(
+                max_epochs=params.epochs,
+                accelerator=device(reproducible),
+                devices=1,
+                logger=False,
+                callbacks=[StatelessDropout(params.seed), FiniteLoss(params.lr), best, best.progress, resumption],
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+            )
+            resumption.prepare(trainer)
+            with _out_of_memory_in_one_line(params.batch_size):
+                trainer.fit(lit, batches, val_batches)
     network.load_state_dict(best.weights)
-    return TrainResult(network, _card(architecture, metadata, model, params, best.epoch), best.history)
+    card = _card(architecture, metadata, model, params, best.epoch, provenance)
+    return TrainResult(network, card, best.history, checkpoints)
+
+
+@contextmanager
+def _out_of_memory_in_one_line(batch_size: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises no kind of its own
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise UserError(f"out of memory in training; lower train.batch_size (now {batch_size})") from None
+        raise
 
 
 def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps: int) -> LitClassifier:
@@ -204,13 +234,36 @@ class BestEpoch(Checkpoint):
             self.weights = {name: tensor.clone() for name, tensor in pl_module.net.state_dict().items()}  # type: ignore
         self.progress.epoch_ended(row.epoch, trainer.max_epochs or 0, row.train_loss, row.val_accuracy, best)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint has to carry."""
+        return {"epoch": self.epoch, "weights": self.weights, "history": [asdict(row) for row in self.history]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what a checkpoint carried."""
+        self.epoch, self.weights = state_dict["epoch"], state_dict["weights"]
+        self.history = [EpochRow(**row) for row in state_dict["history"]]
+
 
 def _goodness(row: EpochRow) -> tuple[float, float]:
     return row.val_accuracy, -row.val_loss
 
 
+def _provenance(reproducible: Reproducible, metadata: Metadata, model: ModelParams, params: TrainParams) -> Provenance:
+    deciding = {
+        "model": model.model_dump(),
+        "train": params.model_dump(exclude={"threads", "reproducible", "checkpoint_every"}),
+    }
+    data = metadata.model_dump_json().encode()
+    return trace(reproducible, params.threads, device(reproducible), deciding, data, __name__)
+
+
 def _card(
-    architecture: Architecture, metadata: Metadata, model: ModelParams, params: TrainParams, epoch: int
+    architecture: Architecture,
+    metadata: Metadata,
+    model: ModelParams,
+    params: TrainParams,
+    epoch: int,
+    provenance: Provenance,
 ) -> ModelCard:
     return ModelCard(
         architecture=architecture,
@@ -224,9 +277,8 @@ def _card(
             pretrained=model.pretrained,
             epoch=epoch,
             seed=params.seed,
-            threads=params.threads,
-            reproducible=params.reproducible,
         ),
+        provenance=provenance,
     )
 
 

@@ -1,0 +1,187 @@
+"""A training that is killed goes on from its last checkpoint and ends in the bits of an uninterrupted run.
+
+Checkpoints live in a scratch folder under a key of everything that decides the bits (`Provenance.key`), so a run with
+other params, data, code or terms never finds them. Each is a file of its own with a checksum inside, published whole;
+the newest two are kept, and a damaged one gives way to the one before it. The position in the training is ours: batches
+of a resumed epoch begin at the step that comes next, Lightning's counters are set, and its own resuming, which carries
+no random state and skips a pending validation, is not used.
+"""
+
+import hashlib
+import io
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import reprise.torchvision_repair  # noqa: F401
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from reprise.batches import TrainBatches
+from reprise.interruption import Stopped, StopSignals
+from reprise.params import CheckpointParams
+from reprise.publish import Lock, publishing, remove
+
+MAGIC = b"reprise checkpoint 1\n"
+GENERATIONS = 2
+UNFINISHED = 10  # trainings whose scratch is kept for a later resumption
+
+
+@dataclass(frozen=True)
+class Position:
+    """What comes next: a step (counted from 0) of an epoch (from 0); global_step: optimiser steps done so far."""
+
+    epoch: int
+    step: int
+    global_step: int
+
+
+class Checkpoints:
+    """The checkpoints of one key in a scratch folder, locked until `discard` or the end of the process.
+
+    A second process with the same key waits for the first. The scratch of the least recently touched other trainings
+    is removed, all but UNFINISHED of them.
+    """
+
+    def __init__(self, scratch: Path, key: str) -> None:
+        scratch.mkdir(parents=True, exist_ok=True)
+        self.folder = scratch / key
+        self.lock = Lock(self.folder)
+        self.lock.acquire()
+        self.folder.mkdir(exist_ok=True)
+        for leftover in self.folder.glob(".*"):  # of a killed process
+            remove(leftover)
+        others = [folder for folder in scratch.iterdir() if folder.is_dir() and folder != self.folder]
+        others.sort(key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
+        for folder in others[UNFINISHED:]:
+            lock = Lock(folder)
+            if lock.acquire(wait=False):
+                remove(folder)
+                lock.release()
+
+    def save(self, state: dict[str, Any], position: Position) -> None:
+        """Write the state of a position durably; then let go of all but the newest two."""
+        buffer = io.BytesIO()
+        torch.save({"position": vars(position), **state}, buffer)
+        payload = buffer.getbuffer()
+        with (
+            publishing(self.folder / f"{position.epoch:06d}-{position.step:09d}.ckpt") as (path,),
+            path.open("wb") as file,
+        ):
+            file.write(MAGIC + hashlib.sha256(payload).digest())
+            file.write(payload)
+        for old in self._newest_first()[GENERATIONS:]:
+            old.unlink()
+
+    def latest(self) -> tuple[Position, dict[str, Any]] | None:
+        """Return the newest intact state, on the CPU; a damaged one is named on stderr and removed."""
+        for path in self._newest_first():
+            content = path.read_bytes()
+            header, payload = content[: len(MAGIC) + 32], content[len(MAGIC) + 32 :]
+            if header == MAGIC + hashlib.sha256(payload).digest():
+                state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+                return Position(**state.pop("position")), state
+            print(f"{path}: damaged, trying the checkpoint before it", file=sys.stderr)
+            path.unlink()
+        return None
+
+    def discard(self) -> None:
+        """Remove the scratch: the training's result is published."""
+        remove(self.folder)
+        self.lock.release()
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("*.ckpt"), reverse=True)
+
+
+class Resumption(Checkpoint):
+    """Takes a training up where the state says, saves it as often as `every` says, stops it when a signal came.
+
+    Lightning calls a `Checkpoint` last, after every other callback has seen the step. `extra` is an object with
+    `state_dict` whose state travels along. Raises Stopped, with the state saved, at the first step boundary after a
+    signal; one that comes during validation waits for its end.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints | None,
+        every: CheckpointParams,
+        batches: TrainBatches,
+        extra: Any,
+        signals: StopSignals,
+        resumed: tuple[Position, dict[str, Any]] | None,
+    ) -> None:
+        self.checkpoints = checkpoints
+        self.every = every
+        self.batches = batches
+        self.extra = extra
+        self.signals = signals
+        self.resumed = resumed
+        self.saved_epoch = resumed[0].epoch if resumed else 0
+        self.saved_at = time.monotonic()
+
+    def prepare(self, trainer: Trainer) -> None:
+        """Set the counters of a trainer that has not started."""
+        if self.resumed is None:
+            return
+        position = self.resumed[0]
+        self.batches.start(position.epoch, position.step)
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        epochs.processed = epochs.completed = position.epoch
+        trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = (
+            position.global_step
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals back from Lightning, whose SIGTERM ends in exit code 0."""
+        self.signals.listen()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load the state before the first step; save it between two epochs, where the schedule has moved too."""
+        if self.resumed is not None:
+            _, state = self.resumed
+            self.resumed = None
+            pl_module.load_state_dict(state["module"])
+            trainer.optimizers[0].load_state_dict(state["optimizer"])
+            for config, scheduler in zip(trainer.lr_scheduler_configs, state["schedulers"], strict=True):
+                config.scheduler.load_state_dict(scheduler)
+        elif trainer.current_epoch > 0:
+            self._between_epochs(trainer, pl_module, trainer.current_epoch)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save in the middle of an epoch if it is time or a signal came."""
+        step = self.batches.first_step(trainer.current_epoch) + batch_idx + 1
+        if step < self.batches.steps and (self.signals.received is not None or self._minutes_are_over()):
+            self._save(trainer, pl_module, trainer.current_epoch, step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is trained: it is not published yet."""
+        self._between_epochs(trainer, pl_module, trainer.current_epoch)
+
+    def _between_epochs(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+        due = epoch - self.saved_epoch >= self.every.epochs
+        if due or self.signals.received is not None or self._minutes_are_over():
+            self._save(trainer, pl_module, epoch, 0)
+
+    def _minutes_are_over(self) -> bool:
+        return time.monotonic() - self.saved_at >= 60 * self.every.minutes
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule, epoch: int, step: int) -> None:
+        # weights that are not finite are about to end the training: they shall not replace the last good checkpoint
+        if self.checkpoints and all(bool(weight.isfinite().all()) for weight in pl_module.parameters()):
+            state = {
+                "module": pl_module.state_dict(),
+                "optimizer": trainer.optimizers[0].state_dict(),
+                "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+                "extra": self.extra.state_dict(),
+            }
+            self.checkpoints.save(state, Position(epoch, step, trainer.global_step))
+        self.saved_epoch, self.saved_at = epoch, time.monotonic()
+        if self.signals.received is not None:
+            raise Stopped(self.signals.received)

@@ -1,0 +1,68 @@
+"""Signals: the first asks the process to stop, a second Ctrl-C ends it at once; a stage ends when its DVC has died.
+
+Exit codes are the shell's: 128 + signal, 130 for Ctrl-C, 143 for SIGTERM, so that DVC never records an unfinished run.
+"""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Self
+
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(SystemExit):
+    """A signal asked the process to stop; uncaught, it ends it with exit code 128 + signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.name = signal.Signals(signum).name
+
+
+class StopSignals:
+    """While entered: the first signal raises `Stopped` or, with `deferred`, is only noted in `received`.
+
+    Signals that the process was started to ignore (nohup) stay ignored; outside the main thread nothing is changed.
+    """
+
+    def __init__(self, deferred: bool = False) -> None:
+        self.deferred = deferred
+        self.received: int | None = None
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+            self.before = {signum: old for signum, old in self.before.items() if old is not signal.SIG_IGN}
+            self.listen()
+        return self
+
+    def listen(self) -> None:
+        """Take the signals (again, if other code took them since)."""
+        for signum in self.before:
+            signal.signal(signum, self._handle)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.received == signum == signal.SIGINT:
+            os._exit(128 + signum)
+        self.received = signum
+        if not self.deferred:
+            raise Stopped(signum)
+
+    def __exit__(self, *_: object) -> None:
+        for signum, old in self.before.items():
+            signal.signal(signum, old)  # type: ignore[arg-type]
+
+
+def stop_with_parent(poll_s: float = 0.5) -> None:
+    """Send this process SIGTERM once its parent has died: nobody would record what it still produced."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(poll_s)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,117 @@
+"""What the bits of a result depend on, recorded beside it, so that two differing results explain themselves.
+
+`portable` results depend on none of the machine's own traits, so none is recorded: the record, too, is the same on
+every x86-64 machine. No commit is named: equal params, data, code and packages give an equal record anywhere.
+"""
+
+import ast
+import hashlib
+import json
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Reproducible = Literal["portable", "machine", "off"]
+PACKAGES = ("lightning", "numpy", "safetensors", "timm", "torch", "torchmetrics")
+
+
+class Provenance(BaseModel):
+    """Where a result comes from; equal records promise equal bits, unless reproducible is `off`.
+
+    device: `cpu` where the result is portable, otherwise the processor's or GPU's name. cpu_capability: the instruction
+    set that torch's kernels were allowed. The three digests are of the params, the prepared data and the library files.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    reproducible: Reproducible
+    threads: int
+    device: str
+    cpu_capability: str
+    packages: dict[str, str]
+    params_sha256: str
+    data_sha256: str
+    code_sha256: str
+
+    def key(self) -> str:
+        """Return a short name for everything recorded."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+def trace(
+    reproducible: Reproducible, threads: int, device: Literal["cuda", "cpu"], params: object, data: bytes, module: str
+) -> Provenance:
+    """Record the terms of this process, the params (as JSON types), the data's metadata, the code of a module."""
+    import torch
+
+    portable = reproducible == "portable"
+    names = {"cpu": _cpu_name, "cuda": _gpu_name}
+    return Provenance(
+        reproducible=reproducible,
+        threads=threads,
+        device="cpu" if portable else names[device](),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        # `2.13.0+cpu` and `2.13.0+cu130` are builds of one source
+        packages={name: version(name).partition("+")[0] if portable else version(name) for name in PACKAGES},
+        params_sha256=hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest(),
+        data_sha256=hashlib.sha256(data).hexdigest(),
+        code_sha256=_digest(library_files(module)),
+    )
+
+
+def library_files(module: str) -> dict[str, Path]:
+    """Return the files, by module name, that a module of this package imports, itself included, however indirectly."""
+    package = __name__.partition(".")[0]
+    files: dict[str, Path] = {}
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        if name in files or name.partition(".")[0] != package:
+            continue
+        origin = _origin(name)
+        if origin is None:
+            continue
+        files[name] = origin
+        todo.append(name.rpartition(".")[0])
+        for node in ast.walk(ast.parse(files[name].read_bytes())):
+            if isinstance(node, ast.Import):
+                todo += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                todo += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return dict(sorted(files.items()))
+
+
+def _origin(name: str) -> Path | None:
+    """Return a module's file; None for a name inside a module."""
+    try:
+        spec = find_spec(name)
+    except ModuleNotFoundError:  # find_spec's answer to a name inside something that is no package
+        return None
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def _digest(files: dict[str, Path]) -> str:
+    digest = hashlib.sha256()
+    for name, path in files.items():
+        digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _cpu_name() -> str:
+    try:
+        lines: Iterable[str] = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _gpu_name() -> str:
+    import torch
+
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
