@@ -34,8 +34,8 @@ class Workspace:
 
     path: Path
 
-    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command there with this interpreter's programs first on the path; its output is captured."""
+    def environment(self) -> dict[str, str]:
+        """Return a user's environment with this interpreter's programs first on the path."""
         own = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "HF_HUB_OFFLINE": "1",
@@ -44,8 +44,17 @@ class Workspace:
         }
         # what the test process set for itself is not what a user's shell has set
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "PYTHON", "MAKE"))}
+        return inherited | own
+
+    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command there; its output is captured."""
         done = subprocess.run(
-            command, cwd=self.path, env=inherited | own | environment, capture_output=True, text=True, timeout=300
+            command,
+            cwd=self.path,
+            env=self.environment() | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         if check and done.returncode:
             pytest.fail(

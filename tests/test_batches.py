@@ -49,7 +49,7 @@ def test_images_stay_with_their_labels_and_none_comes_twice():
         assert images.shape == (3, 1, 4, 4)
         assert torch.equal((images * 255).round()[:, 0, 0, 0].long(), labels)
         seen.update(labels.tolist())
-    assert len(train) == 3
+    assert train.steps == 3
     assert len(seen) == 9  # the tenth is left out this epoch
     assert max(seen.values()) == 1
 

@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -89,30 +88,6 @@ def test_a_mistake_on_the_command_line_is_one_line(reproduced_once, tmp_path, co
     if command[0].startswith("stages"):
         workspace.run("git", "clean", "-dfxq", "data")
     assert said in refused(workspace.run("python", *command, check=False))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_training_says_so_fails_and_publishes_nothing(reproduced, number):
-    before = (reproduced.path / "models/model.safetensors").read_bytes()
-    reproduced.set("train.epochs=5000")
-    process = subprocess.Popen(
-        [sys.executable, "stages/train.py"],
-        cwd=reproduced.path,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": "src"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    for line in process.stderr:
-        if line.startswith("epoch 1/"):
-            break
-    process.send_signal(number)
-    rest = process.stderr.read()
-    assert process.wait() != 0
-    assert "error: training was interrupted" in rest
-    assert "Traceback" not in rest
-    assert (reproduced.path / "models/model.safetensors").read_bytes() == before
-    assert not list(reproduced.path.rglob("*.partial"))
 
 
 def test_in_a_terminal_there_is_a_bar_with_epoch_loss_accuracy_and_rate(reproduced):

@@ -1,16 +1,26 @@
 """Models are built to fit the data, published so that anyone can load them, and refused by name when they cannot be."""
 
+import hashlib
+import io
 import json
+import os
+import pickle
+import struct
+import tempfile
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from reprise.card import ModelCard, Preprocessing, Training, load_card
 from reprise.errors import UserError
 from reprise.model import TIMMBackbone, create_network, load_model, save_model
 from reprise.params import ModelParams
+from reprise.provenance import trace
 from tests.test_batches import metadata
 
 
@@ -27,9 +37,8 @@ def card(architecture):
         architecture=architecture,
         classes=["a", "b", "c"],
         preprocessing=Preprocessing(image_size=32, channels=1, mean=[0.5], std=[0.2]),
-        training=Training(
-            data="test", splits_sha256="", pretrained=False, epoch=1, seed=0, threads=1, reproducible="machine"
-        ),
+        training=Training(data="test", splits_sha256="", pretrained=False, epoch=1, seed=0),
+        provenance=trace("machine", 1, "cpu", {}, b"", "reprise.model"),
     )
 
 
@@ -129,7 +138,8 @@ def test_a_published_model_comes_back_bit_for_bit_and_is_written_the_same_each_t
     for suffix in ("safetensors", "json"):
         assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
     loaded, loaded_card = load_model(tmp_path / "one.safetensors", tmp_path / "one.json")
-    assert loaded_card == card(architecture)
+    digest = hashlib.sha256((tmp_path / "one.safetensors").read_bytes()).hexdigest()
+    assert loaded_card == card(architecture).model_copy(update={"weights_sha256": digest})
     assert not loaded.training
     for (name, tensor), (loaded_name, loaded_tensor) in zip(
         network.state_dict().items(), loaded.state_dict().items(), strict=True
@@ -138,16 +148,21 @@ def test_a_published_model_comes_back_bit_for_bit_and_is_written_the_same_each_t
         assert torch.equal(tensor, loaded_tensor)
 
 
+def resealed(weights, description):
+    """Let the description vouch for the weights as they are now, as someone would who wants them loaded."""
+    facts = json.loads(description.read_text())
+    facts["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    description.write_text(json.dumps(facts))
+
+
 def test_altered_files_are_refused(tmp_path):
     network, architecture = create_network(params(), facts(), seed=0)
     weights, description = tmp_path / "m.safetensors", tmp_path / "m.json"
     save_model(network, card(architecture), weights, description)
-    content = weights.read_bytes()
-    weights.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="not the weights of test_resnet"):
-        load_model(weights, description)
-    weights.write_bytes(b"\x80\x04pickle")
-    with pytest.raises(UserError, match="not the weights of test_resnet"):
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match="altered since it was published; run `dvc checkout`"):
         load_model(weights, description)
     weights.unlink()
     with pytest.raises(UserError, match="no weights there"):
@@ -155,6 +170,74 @@ def test_altered_files_are_refused(tmp_path):
     description.write_text(json.dumps({"classes": []}))
     with pytest.raises(UserError, match="not a model's description"):
         load_card(description)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, (str(Path(tempfile.gettempdir()) / "reprise-bomb"),)
+
+
+def header(tensors: object) -> bytes:
+    text = json.dumps(tensors).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+HOSTILE = {
+    "a pickle": lambda content: pickle.dumps(Bomb()),
+    "a torch file": lambda content: torch_file(),
+    "half a file": lambda content: content[: len(content) // 2],
+    "nothing": lambda content: b"",
+    "a header longer than the file": lambda content: struct.pack("<Q", 2**63) + content[8:],
+    "a header of a gigabyte": lambda content: struct.pack("<Q", 2**30) + content[8:],
+    "a tensor beyond the end": lambda content: header({"x": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}),
+    "overlapping tensors": lambda content: (
+        header({name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "xy"}) + bytes(4)
+    ),
+    "negative offsets": lambda content: header({"x": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}),
+    "an overflowing shape": lambda content: header(
+        {"x": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}}
+    ),
+    "an unknown type": lambda content: header({"x": {"dtype": "O", "shape": [0], "data_offsets": [0, 0]}}),
+    "no object": lambda content: header([1, 2]),
+    "deeply nested": lambda content: struct.pack("<Q", 200_000) + b"[" * 200_000,
+}
+
+
+def torch_file() -> bytes:
+    buffer = io.BytesIO()
+    torch.save(Bomb(), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_file_in_place_of_the_weights_is_refused_and_runs_no_code(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    network, architecture = create_network(params(), facts(), seed=0)
+    weights, description = tmp_path / "m.safetensors", tmp_path / "m.json"
+    save_model(network, card(architecture), weights, description)
+    weights.write_bytes(HOSTILE[kind](weights.read_bytes()))
+    resealed(weights, description)
+    with pytest.raises(UserError, match="not the weights of test_resnet"):
+        load_model(weights, description)
+    assert not (tmp_path / "reprise-bomb").exists()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_header_however_mangled_is_anything_but_refused_or_loaded(data, tmp_path):
+    network, architecture = create_network(params(), facts(), seed=0)
+    weights, description = tmp_path / "m.safetensors", tmp_path / "m.json"
+    save_model(network, card(architecture), weights, description)
+    content = bytearray(weights.read_bytes())
+    length = struct.unpack("<Q", content[:8])[0]
+    for place in data.draw(st.lists(st.integers(0, 7 + length), min_size=1, max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    weights.write_bytes(content)
+    resealed(weights, description)
+    try:
+        load_model(weights, description)
+    except UserError as error:
+        assert "not the weights of test_resnet" in str(error)
 
 
 def test_weights_of_another_model_are_refused(tmp_path):

@@ -1,12 +1,20 @@
 """Outs appear whole or not at all."""
 
 import errno
+import fcntl
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from reprise.errors import UserError, one_line_errors
+from reprise.interruption import Stopped
 from reprise.publish import publishing
 
 
@@ -52,7 +60,9 @@ def test_a_folder_replaces_a_folder_whole(tmp_path):
 
 
 def test_the_scrap_of_a_killed_process_is_cleared(tmp_path):
-    scrap = tmp_path / ".out.99999.partial"
+    (tmp_path / ".out.lock").write_text("99999\n")
+    (tmp_path / ".out.replaced.partial").write_text("old")
+    scrap = tmp_path / ".out.partial"
     scrap.mkdir()
     (scrap / "half").write_text("")
     with publishing(tmp_path / "out") as (partial,):
@@ -65,7 +75,9 @@ def test_the_scrap_of_a_killed_process_is_cleared(tmp_path):
     [
         (UserError("params.yaml: train.lr"), "error: params.yaml: train.lr"),
         (OSError(errno.ENOSPC, "No space left on device", "out"), "error: out: No space left on device"),
-        (KeyboardInterrupt(), 130),
+        (OSError(errno.EIO, "Input/output error", "in"), "error: in: Input/output error; the disk fails"),
+        (MemoryError(), "error: out of memory"),
+        (Stopped(signal.SIGTERM), 143),
     ],
 )
 def test_what_a_user_can_cause_ends_in_one_line(error, code):
@@ -79,12 +91,130 @@ def test_a_bug_keeps_its_traceback():
         raise OSError(errno.EBADF, "bad descriptor")
 
 
-def test_the_private_path_of_a_living_process_is_left_alone(tmp_path):
-    theirs = tmp_path / f".out.{os.getppid()}.partial"
-    theirs.mkdir()
+WRITER = """
+import sys
+from pathlib import Path
+from reprise.publish import publishing
+with publishing(Path(sys.argv[1])) as (partial,):
+    print("inside", flush=True)
+    partial.write_text(sys.stdin.readline())
+"""
+
+
+def writer(target: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, target], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, bufsize=1
+    )
+
+
+def test_a_second_writer_waits_for_the_first_and_says_so(tmp_path):
+    target = tmp_path / "out"
+    first, second = writer(target), None
+    assert first.stdout.readline() == "inside\n"
+    second = writer(target)
+    assert second.stderr.readline() == f"waiting for process {first.pid}, which is at work on {target}\n"
+    first.communicate("first")
+    assert target.read_text() == "first"
+    assert second.stdout.readline() == "inside\n", "only now it is its turn"
+    second.communicate("second")
+    assert target.read_text() == "second"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_killed_writer_holds_nobody_up_and_leaves_nothing_behind(tmp_path):
+    first = writer(tmp_path / "out")
+    first.stdout.readline()
+    first.kill()
+    first.wait()
+    second = writer(tmp_path / "out")
+    _, said = second.communicate("second", timeout=60)
+    assert said == ""
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_many_writers_at_once_take_turns(tmp_path):
+    target = tmp_path / "out"
+    code = """
+import sys
+from pathlib import Path
+from reprise.publish import publishing
+for _ in range(50):
+    with publishing(Path(sys.argv[1])) as (partial,):
+        count = int(Path(sys.argv[1]).read_text())
+        partial.write_text(str(count + 1))
+"""
+    target.write_text("0")
+    processes = [subprocess.Popen([sys.executable, "-c", code, target], stderr=DEVNULL) for _ in range(4)]
+    assert [process.wait(timeout=120) for process in processes] == [0] * 4
+    assert target.read_text() == "200", "no turn was lost"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_waiting_for_oneself_is_refused(tmp_path):
     with publishing(tmp_path / "out") as (partial,):
         partial.write_text("new")
-    assert theirs.is_dir()
+        with pytest.raises(RuntimeError, match="locked by this very process"), publishing(tmp_path / "out"):
+            pass
+
+
+def test_a_file_system_without_locks_is_one_clear_line(tmp_path, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(UserError, match=r"out.lock: cannot be locked \(No locks available\)"),
+        publishing(tmp_path / "out"),
+    ):
+        pass
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    old=st.dictionaries(st.sampled_from("abc"), st.binary(max_size=20), min_size=1),
+    new=st.dictionaries(st.sampled_from("abc"), st.binary(max_size=20), min_size=1),
+    dies_at=st.integers(0, 30),
+)
+def test_whatever_call_of_the_system_is_the_last_every_name_holds_all_of_the_old_or_all_of_the_new(
+    old, new, dies_at, tmp_path_factory
+):
+    folder = tmp_path_factory.mktemp("publish")
+    for name, content in old.items():
+        (folder / name).mkdir()
+        (folder / name / "content").write_bytes(content)
+    code = """
+import os, sys
+from pathlib import Path
+from reprise.publish import publishing
+left = int(sys.argv[2])
+def count(event, args):
+    global left
+    if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir", "os.scandir"):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), 9)
+names = eval(sys.argv[3])
+targets = [Path(sys.argv[1], name) for name in names]
+sys.addaudithook(count)
+with publishing(*targets) as partials:
+    for partial, content in zip(partials, names.values()):
+        partial.mkdir()
+        (partial / "content").write_bytes(content)
+"""
+    run = lambda last: subprocess.run([sys.executable, "-c", code, folder, str(last), repr(new)]).returncode  # noqa: E731
+    died = run(dies_at)
+    assert died in (0, -9)
+    for name in set(old) | set(new):
+        found = folder / name / "content"
+        allowed = {content[name] for content in (old, new) if name in content}
+        if found.exists():
+            assert found.read_bytes() in allowed
+        else:  # the moment between the two renames, or never there
+            assert not (folder / name).exists()
+            assert died == -9
+    assert run(10**6) == 0
+    assert {name: (folder / name / "content").read_bytes() for name in new} == new
+    assert sorted(os.listdir(folder)) == sorted(set(old) | set(new))
 
 
 def test_every_file_is_synced_before_it_appears(tmp_path, monkeypatch):

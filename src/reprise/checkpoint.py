@@ -89,6 +89,10 @@ class Checkpoints:
             path.unlink()
         return None
 
+    def leave(self) -> None:
+        """Unlock the scratch and keep it for a later resumption."""
+        self.lock.release()
+
     def discard(self) -> None:
         """Remove the scratch: the training's result is published."""
         remove(self.folder)

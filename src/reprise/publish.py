@@ -72,6 +72,8 @@ class Lock:
                         os.close(descriptor)
                         return False
                     holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "another"
+                    if holder == str(os.getpid()):
+                        raise RuntimeError(f"{self.target} is locked by this very process") from None
                     print(f"waiting for process {holder}, which is at work on {self.target}", file=sys.stderr)
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
                 if self._is_still(descriptor):

@@ -115,32 +115,50 @@ def train(processed: Path, model: ModelParams, params: TrainParams, scratch: Pat
     best = BestEpoch(Progress(params.batch_size, batches.steps))
     provenance = _provenance(reproducible, metadata, model, params)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
+    try:
+        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints)
+    except BaseException:
+        if checkpoints:
+            checkpoints.leave()
+        raise
+    network.load_state_dict(best.weights)
+    card = _card(architecture, metadata, model, params, best.epoch, provenance)
+    return TrainResult(network, card, best.history, checkpoints)
+
+
+def _fit(
+    lit: LitClassifier,
+    batches: TrainBatches,
+    val_batches: EvalBatches,
+    params: TrainParams,
+    reproducible: Reproducible,
+    best: "BestEpoch",
+    checkpoints: Checkpoints | None,
+) -> None:
+    """Run Lightning's Trainer over the epochs that the checkpoints have not seen."""
     resumed = checkpoints.latest() if checkpoints else None
     if resumed:
         position, state = resumed
         best.load_state_dict(state["extra"])
         print(f"continuing after {position.epoch} epochs and {position.step} steps", file=sys.stderr)
-
-    if resumed is None or position.epoch < params.epochs:
-        with StopSignals(deferred=True) as signals:
-            resumption = Resumption(checkpoints, params.checkpoint_every, batches, best, signals, resumed)
-            _silence_lightning()
-            trainer = Trainer(
-                max_epochs=params.epochs,
-                accelerator=device(reproducible),
-                devices=1,
-                logger=False,
-                callbacks=[StatelessDropout(params.seed), FiniteLoss(params.lr), best, best.progress, resumption],
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-            )
-            resumption.prepare(trainer)
-            with _out_of_memory_in_one_line(params.batch_size):
-                trainer.fit(lit, batches, val_batches)
-    network.load_state_dict(best.weights)
-    card = _card(architecture, metadata, model, params, best.epoch, provenance)
-    return TrainResult(network, card, best.history, checkpoints)
+        if position.epoch == params.epochs:
+            return
+    with StopSignals(deferred=True) as signals:
+        resumption = Resumption(checkpoints, params.checkpoint_every, batches, best, signals, resumed)
+        _silence_lightning()
+        trainer = Trainer(
+            max_epochs=params.epochs,
+            accelerator=device(reproducible),
+            devices=1,
+            logger=False,
+            callbacks=[StatelessDropout(params.seed), FiniteLoss(params.lr), best, best.progress, resumption],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        resumption.prepare(trainer)
+        with _out_of_memory_in_one_line(params.batch_size):
+            trainer.fit(lit, batches, val_batches)
 
 
 @contextmanager
@@ -198,7 +216,8 @@ class FiniteLoss(Callback):
         if not math.isfinite(loss.item()):
             raise UserError(
                 f"the loss became {loss.item()} in epoch {trainer.current_epoch + 1}, step {trainer.global_step + 1}; "
-                f"nothing was published. Lower train.lr (now {self.lr:g}), or look for broken images or labels"
+                "nothing was published, the last good checkpoint is kept. "
+                f"Lower train.lr (now {self.lr:g}), or look for broken images or labels"
             )
 
 
