@@ -10,7 +10,11 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 LAYERS = [
     {"errors", "publish", "process", "torchvision_repair"},
-    {"params", "data", "data.archive", "data.images", "data.splits", "data.sources", "data.packed", "data.preprocess"},
+    {"params", "data"}
+    | {
+        f"data.{name}"
+        for name in ("archive", "checksums", "images", "packed", "preprocess", "sources", "splits", "workers")
+    },
     {"augment", "batches", "card", "model"},
     {"classifier", "progress", "training"},
     {"evaluation"},

@@ -5,7 +5,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+HINTS = {
+    errno.ENOSPC: "free some space and run it again",
+    errno.EDQUOT: "free some space and run it again",
+    errno.EIO: "the disk or its connection fails: see the system's log, then restore the file and run it again",
+}
 
 
 class UserError(Exception):
@@ -14,14 +18,14 @@ class UserError(Exception):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn a `UserError` or a full disk into one line on stderr and exit code 1, Ctrl-C into exit code 130."""
+    """Turn a `UserError` or a full or failing disk into one line and exit code 1, Ctrl-C into exit code 130."""
     try:
         yield
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        if error.errno not in OUT_OF_SPACE:
+        if error.errno not in HINTS:
             raise
-        sys.exit(f"error: {error.filename or 'writing'}: {error.strerror}; free some space and run it again")
+        sys.exit(f"error: {error.filename or 'a file'}: {error.strerror}; {HINTS[error.errno]}")
     except KeyboardInterrupt:
         sys.exit(130)
