@@ -50,7 +50,7 @@ def test_each_flipped_bit_in_any_file_is_noticed_and_the_file_named(data):
                 with pytest.raises(UserError) as caught:
                     read_everything(data)
                 assert str(caught.value).startswith(f"{path}: altered")
-                assert "run `dvc repro " in str(caught.value)
+                assert "`dvc repro --force " in str(caught.value)
         path.write_bytes(content)
 
 
@@ -62,7 +62,7 @@ def test_a_disk_that_fails_is_named_with_the_file(data):
         path.symlink_to(FAILING)
         with pytest.raises(UserError) as caught:
             read_everything(data)
-        assert str(caught.value).startswith(f"{path}: cannot be read (Input/output error); run `dvc repro ")
+        assert str(caught.value).startswith(f"{path}: cannot be read (Input/output error); `dvc repro --force ")
         path.unlink()
         path.write_bytes(content)
 

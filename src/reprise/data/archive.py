@@ -18,7 +18,6 @@ from reprise.data.checksums import file_sha256, naming, read_sealed, reading, ve
 from reprise.errors import UserError
 
 UNSPLIT = "unsplit"
-WAY_OUT = "run `dvc repro download`, or `dvc repro --force download` if it was altered"
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class RawArchive:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "images.zip"
-        with reading("raw data", WAY_OUT):
+        with reading("raw data", "download"):
             self.source = Source(**read_sealed(folder / "source.json"))
             verify_file(self.path, self.source.sha256)
             with naming(self.path), zipfile.ZipFile(self.path) as archive:
@@ -116,7 +115,7 @@ def read_images(path: Path, extents: Iterable[Extent]) -> Iterator[bytes]:
             file.seek(sum(name_and_extra), os.SEEK_CUR)
             encoded = file.read(extent.size)
             if len(encoded) != extent.size or zlib.crc32(encoded) != extent.crc:
-                raise UserError(f"{path}: altered while it was read; {WAY_OUT}")
+                raise UserError(f"{path}: altered while it was read; `dvc repro --force download` makes it anew")
             yield encoded
 
 

@@ -64,13 +64,14 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def reading(what: str, way_out: str) -> Iterator[None]:
-    """Turn a missing, unreadable or altered file into a UserError that names it and the way out."""
+def reading(what: str, stage: str) -> Iterator[None]:
+    """Turn a missing, unreadable or altered file into a UserError that names it and the stage that makes it anew."""
+    anew = f"`dvc repro --force {stage}` makes it anew (under runs/data: remove its folder)"
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: no {what} there; {way_out}") from None
+        raise UserError(f"{error.filename}: no {what} there; run `dvc repro {stage}`") from None
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); {way_out}") from None
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); {anew}") from None
     except ValueError as error:
-        raise UserError(f"{error}; {way_out}") from None
+        raise UserError(f"{error}; {anew}") from None

@@ -16,7 +16,6 @@ from reprise.data.checksums import read_sealed, reading, verify_file
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-WAY_OUT = "run `dvc repro preprocess`, or `dvc repro --force preprocess` if it was altered (under runs/data: remove it)"
 
 
 class Metadata(BaseModel):
@@ -61,7 +60,7 @@ class PackedSplit:
 def load_metadata(folder: Path) -> Metadata:
     """Read `metadata.json` of prepared data. Raises UserError if it is missing or altered."""
     path = folder / "metadata.json"
-    with reading("prepared data", WAY_OUT):
+    with reading("prepared data", "preprocess"):
         facts = read_sealed(path)
         try:
             return Metadata.model_validate(facts)
@@ -73,7 +72,7 @@ def load_split(folder: Path, split: Split) -> PackedSplit:
     """Verify the files of one split and read them, images memory-mapped. Raises UserError as `load_metadata` does."""
     images, labels, ids = (folder / f"{split}_{part}" for part in ("images.npy", "labels.npy", "ids.json"))
     sha256 = load_metadata(folder).sha256
-    with reading("prepared data", WAY_OUT):
+    with reading("prepared data", "preprocess"):
         for path in (images, labels, ids):
             verify_file(path, sha256[path.name])
         return PackedSplit(

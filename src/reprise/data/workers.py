@@ -39,7 +39,8 @@ def available_cpus(most: int = 8) -> int:
 def spread(workers: int) -> Iterator[Map]:
     """Yield a `map` over this many processes; 1 is this process itself. On an error the workers end at once.
 
-    Raises UserError if a worker is killed or memory runs out, and whatever the function raises.
+    Workers import the main script: it needs its `if __name__ == "__main__"`. Raises UserError if a worker is killed or
+    memory runs out, and whatever the function raises.
     """
     try:
         if workers == 1:
