@@ -15,6 +15,7 @@ import yaml
 import reprise.data
 from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
+from reprise.data.workers import available_cpus
 from reprise.errors import UserError
 from reprise.params import DataParams, Params, load_params
 from reprise.publish import Lock, publishing
@@ -48,6 +49,7 @@ def prepared_data(root: Path, data: DataParams) -> Path:
                 data.val_fraction,
                 data.test_fraction,
                 data.seed,
+                workers=available_cpus(),
             )
     return folder / "processed"
 

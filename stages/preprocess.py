@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from reprise.data.preprocess import preprocess
+from reprise.data.workers import available_cpus
 from reprise.errors import one_line_errors
 from reprise.params import load_params
 from reprise.publish import publishing
@@ -19,6 +20,7 @@ def main() -> None:
             val_fraction=params.data.val_fraction,
             test_fraction=params.data.test_fraction,
             seed=params.data.seed,
+            workers=available_cpus(),
         )
     print(f"preprocess: {metadata.summary()} -> data/processed")
 

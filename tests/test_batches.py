@@ -26,6 +26,7 @@ def metadata(channels=1, mean=0.0, std=1.0):
         counts={},
         source_sha256="",
         splits_sha256="",
+        sha256={},
     )
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from reprise.card import ModelCard, Preprocessing, Training, load_card
+from reprise.checksums import file_sha256, read_sealed, write_sealed
 from reprise.errors import UserError
 from reprise.model import TIMMBackbone, create_network, load_model, save_model
 from reprise.params import ModelParams
@@ -150,9 +151,7 @@ def test_a_published_model_comes_back_bit_for_bit_and_is_written_the_same_each_t
 
 def resealed(weights, description):
     """Let the description vouch for the weights as they are now, as someone would who wants them loaded."""
-    facts = json.loads(description.read_text())
-    facts["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
-    description.write_text(json.dumps(facts))
+    write_sealed(description, read_sealed(description) | {"weights_sha256": file_sha256(weights)})
 
 
 def test_altered_files_are_refused(tmp_path):
@@ -167,7 +166,10 @@ def test_altered_files_are_refused(tmp_path):
     weights.unlink()
     with pytest.raises(UserError, match="no weights there"):
         load_model(weights, description)
-    description.write_text(json.dumps({"classes": []}))
+    description.write_bytes(description.read_bytes().replace(b'"epoch": 1', b'"epoch": 2'))
+    with pytest.raises(UserError, match=r"m\.json: altered since it was written"):
+        load_card(description)
+    write_sealed(description, {"classes": []})
     with pytest.raises(UserError, match="not a model's description"):
         load_card(description)
 

@@ -9,18 +9,9 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 LAYERS = [
-    {"errors", "interruption", "publish", "provenance", "torchvision_repair"},
-    {
-        "params",
-        "process",
-        "data",
-        "data.archive",
-        "data.images",
-        "data.splits",
-        "data.sources",
-        "data.packed",
-        "data.preprocess",
-    },
+    {"checksums", "errors", "interruption", "publish", "provenance", "torchvision_repair"},
+    {"params", "process", "data"}
+    | {f"data.{name}" for name in ("archive", "images", "packed", "preprocess", "sources", "splits", "workers")},
     {"augment", "batches", "card", "model"},
     {"checkpoint", "classifier", "progress", "training"},
     {"evaluation"},

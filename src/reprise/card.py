@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from reprise.checksums import read_sealed
 from reprise.errors import UserError
 from reprise.provenance import Provenance
 
@@ -67,10 +68,12 @@ class ModelCard(BaseModel):
 
 
 def load_card(facts: Path) -> ModelCard:
-    """Read a model's JSON. Raises UserError if it is missing or not such a file."""
+    """Read a model's JSON. Raises UserError if it is missing, altered or not such a file."""
     try:
-        return ModelCard.model_validate_json(facts.read_bytes())
+        return ModelCard.model_validate(read_sealed(facts))
     except FileNotFoundError:
         raise UserError(f"{facts}: no model there; run `dvc repro train` or `python src/train.py`") from None
     except ValidationError as error:
         raise UserError(f"{facts}: not a model's description ({error.error_count()} wrong entries)") from None
+    except ValueError as error:
+        raise UserError(f"{error}; run `dvc checkout` or train it again") from None

@@ -12,7 +12,7 @@ from reprise.interruption import Stopped, StopSignals, stop_with_parent
 OF_THE_DISK = {
     errno.ENOSPC: "free some space and run it again",
     errno.EDQUOT: "free some space and run it again",
-    errno.EIO: "the disk fails: look at the system's log, and restore the file with `dvc checkout`",
+    errno.EIO: "the disk or its connection fails: see the system's log, then restore the file and run it again",
     errno.EROFS: "make the file system writable and run it again",
 }
 

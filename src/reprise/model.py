@@ -5,7 +5,6 @@ without Reprise.
 """
 
 import difflib
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reprise.card import Architecture, ModelCard, load_card
+from reprise.checksums import file_sha256, write_sealed
 from reprise.data.packed import Metadata
 from reprise.errors import UserError
 from reprise.params import ModelParams
@@ -151,13 +151,8 @@ def save_model(network: TIMMBackbone, card: ModelCard, weights: Path, facts: Pat
     """
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.model.state_dict().items()}
     save_file(tensors, weights)
-    card = card.model_copy(update={"weights_sha256": _sha256(weights)})
-    facts.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    card = card.model_copy(update={"weights_sha256": file_sha256(weights)})
+    write_sealed(facts, card.model_dump(mode="json"))
 
 
 def load_model(weights: Path, facts: Path) -> tuple[TIMMBackbone, ModelCard]:
@@ -165,7 +160,7 @@ def load_model(weights: Path, facts: Path) -> tuple[TIMMBackbone, ModelCard]:
     card = load_card(facts)
     network = build(card.architecture)
     try:
-        if _sha256(weights) != card.weights_sha256:
+        if file_sha256(weights) != card.weights_sha256:
             raise UserError(f"{weights}: altered since it was published; run `dvc checkout` or train it again")
         network.model.load_state_dict(load_file(weights))
     except FileNotFoundError:

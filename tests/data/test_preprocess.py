@@ -2,17 +2,18 @@
 
 import errno
 import hashlib
-import json
 import os
 
 import numpy as np
 import pytest
 
+from reprise.checksums import write_sealed
 from reprise.data.archive import RawImage, write_archive
 from reprise.data.packed import load_metadata, load_split
-from reprise.data.preprocess import channel_statistics, preprocess
+from reprise.data.preprocess import channel_statistics, channel_sums, preprocess
 from reprise.data.sources import encode_array
-from reprise.errors import UserError
+from reprise.errors import UserError, one_line_errors
+from reprise.publish import publishing
 
 
 def raw_images(classes=("cat", "dog"), each=10, channels=3, split="unsplit"):
@@ -46,7 +47,8 @@ def test_every_image_lands_once_with_its_own_label_and_id(tmp_path):
     assert sorted(seen) == [*range(10), *range(100, 110)]
 
 
-def test_metadata_describe_the_training_split_alone(tmp_path):
+def test_metadata_describe_the_training_split_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("reprise.data.preprocess.BATCH_IMAGES", 3)
     metadata = prepared(tmp_path, raw_images())
     train = load_split(tmp_path / "out", "train").images / 255
     assert metadata.mean == pytest.approx(train.mean(axis=(0, 1, 2)), rel=1e-12)
@@ -94,13 +96,17 @@ def test_a_class_with_fewer_images_than_splits_is_named(tmp_path):
         prepared(tmp_path, [*raw_images(), *raw_images(("rare",), each=2)], classes=("cat", "dog", "rare"))
 
 
-def test_statistics_are_exact_whatever_the_chunk():
+def test_statistics_are_exact_whatever_the_batches():
     images = np.random.default_rng(0).integers(0, 256, (100, 4, 4, 3), dtype=np.uint8)
-    assert channel_statistics(images, chunk=7) == channel_statistics(images, chunk=4096)
+    whole = channel_sums(images)
+    assert (sum(channel_sums(images[start : start + 7]) for start in range(0, 100, 7)) == whole).all()
+    mean, std = channel_statistics(whole, 1600)
+    assert mean == pytest.approx((images / 255).mean(axis=(0, 1, 2)), rel=1e-12)
+    assert std == pytest.approx((images / 255).std(axis=(0, 1, 2)), rel=1e-12)
 
 
 def test_a_constant_channel_does_not_divide_by_zero():
-    assert channel_statistics(np.full((3, 2, 2, 1), 255, np.uint8)) == ([1.0], [1.0])
+    assert channel_statistics(channel_sums(np.full((3, 2, 2, 1), 255, np.uint8)), 12) == ([1.0], [1.0])
 
 
 @pytest.mark.parametrize("file", ["train_images.npy", "train_labels.npy", "train_ids.json"])
@@ -109,33 +115,74 @@ def test_an_altered_or_missing_file_says_what_to_run(tmp_path, file):
     path = tmp_path / "out" / file
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="dvc repro preprocess"):
+    with pytest.raises(UserError, match=f"{file}: altered since it was written; `dvc repro --force preprocess` makes"):
         load_split(tmp_path / "out", "train")
     path.unlink()
-    with pytest.raises(UserError, match="no prepared data there"):
+    with pytest.raises(UserError, match=f"{file}: no prepared data there; run `dvc repro preprocess`"):
         load_split(tmp_path / "out", "train")
 
 
 def test_metadata_of_something_else_are_refused(tmp_path):
-    (tmp_path / "metadata.json").write_text(json.dumps({"classes": ["cat"]}))
-    with pytest.raises(UserError, match="not readable"):
+    write_sealed(tmp_path / "metadata.json", {"classes": ["cat"]})
+    with pytest.raises(UserError, match=r"metadata\.json: written by another version; `dvc repro --force preprocess`"):
         load_metadata(tmp_path)
 
 
-def test_images_labels_and_ids_must_fit_together(tmp_path):
-    prepared(tmp_path, raw_images())
-    np.save(tmp_path / "out/train_labels.npy", np.zeros(3, np.int64))
-    with pytest.raises(UserError, match="do not fit together"):
-        load_split(tmp_path / "out", "train")
+@pytest.mark.parametrize("file", ["train_images.npy", "val_labels.npy", "test_ids.json", "metadata.json"])
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing(tmp_path, full_disk, file):
+    write_archive(tmp_path / "raw", "folder", ("cat", "dog"), raw_images())
+    full_disk(file)
+    with pytest.raises(SystemExit) as caught, one_line_errors(), publishing(tmp_path / "out") as (out,):
+        preprocess(tmp_path / "raw", out, 8, 0.2, 0.3, seed=0)
+    assert caught.value.code == f"error: {out / file}: No space left on device; free some space and run it again"
+    assert os.listdir(tmp_path) == ["raw"]
 
 
-def test_a_full_disk_is_an_error_and_not_a_crash_when_the_array_is_filled(tmp_path, monkeypatch):
+def test_a_full_disk_is_noticed_before_the_first_image_is_decoded(tmp_path, monkeypatch):
     def full(descriptor, offset, size):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr("reprise.data.preprocess.decode", None)
     with pytest.raises(OSError, match=r"No space left on device: .*train_images\.npy"):
         prepared(tmp_path, raw_images())
+
+
+def test_the_number_of_workers_changes_no_bit_and_no_message(tmp_path, monkeypatch):
+    monkeypatch.setattr("reprise.data.preprocess.BATCH_IMAGES", 3)
+    monkeypatch.setattr("reprise.data.preprocess.MANY_IMAGES", 1)
+    images = list(raw_images(channels=1))
+    broken = [RawImage("unsplit", name, f"{number}\n.png", b"text") for number in range(9) for name in ("dog", "cat")]
+    written, refused = [], []
+    for workers in (1, 2, 3):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        prepared(folder, images, workers=workers)
+        written.append({path.name: path.read_bytes() for path in (folder / "out").iterdir()})
+        (folder / "broken").mkdir()
+        with pytest.raises(UserError) as caught:
+            prepared(folder / "broken", [*broken[:9], *images, *broken[9:]], workers=workers)
+        refused.append(str(caught.value))
+    assert len(written[0]) == 10
+    assert written[0] == written[1] == written[2]
+    listed = [f"  '{image.class_name}/{image.file_name[0]}\\n.png': not an image" for image in broken]
+    assert refused[0] == refused[1] == refused[2]
+    assert [line.split(",")[0] for line in refused[0].splitlines()[1:]] == listed  # in the archive's order
+
+
+def test_an_image_lands_in_the_same_split_with_the_same_pixels_whatever_the_order_of_the_archive(tmp_path):
+    found = []
+    for name, images in (("forward", list(raw_images())), ("backward", list(raw_images())[::-1])):
+        (tmp_path / name).mkdir()
+        metadata = prepared(tmp_path / name, images)
+        splits = {split: load_split(tmp_path / name / "out", split) for split in ("train", "val", "test")}
+        placed = {
+            image_id: (split, int(label), pixels.tobytes())
+            for split, data in splits.items()
+            for image_id, label, pixels in zip(data.ids, data.labels, data.images, strict=True)
+        }
+        found.append((placed, metadata.mean, metadata.std))
+    assert found[0] == found[1]
 
 
 def test_the_splits_have_a_fingerprint(tmp_path):

@@ -12,17 +12,17 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from reprise.errors import UserError
+from reprise.checksums import read_sealed, reading, verify_file
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-WAY_OUT = "run `dvc repro preprocess` (or `dvc checkout`, if it was altered)"
 
 
 class Metadata(BaseModel):
     """What every later stage knows of the data; mean and std are per channel, of the training split, in 0..1.
 
-    source_sha256: of the raw archive; splits_sha256: of that and of which image is in which split.
+    source_sha256: of the raw archive; splits_sha256: of that and of which image is in which split; sha256: of each file
+    beside the metadata.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,6 +36,7 @@ class Metadata(BaseModel):
     counts: dict[Split, int]
     source_sha256: str
     splits_sha256: str
+    sha256: dict[str, str]
 
     def summary(self) -> str:
         """Return the facts in one line."""
@@ -59,24 +60,23 @@ class PackedSplit:
 def load_metadata(folder: Path) -> Metadata:
     """Read `metadata.json` of prepared data. Raises UserError if it is missing or altered."""
     path = folder / "metadata.json"
-    try:
-        return Metadata.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no prepared data there; {WAY_OUT}") from None
-    except ValidationError as error:
-        raise UserError(f"{path}: not readable ({error.error_count()} wrong entries); {WAY_OUT}") from None
+    with reading("prepared data", "preprocess"):
+        facts = read_sealed(path)
+        try:
+            return Metadata.model_validate(facts)
+        except ValidationError:
+            raise ValueError(f"{path}: written by another version") from None
 
 
 def load_split(folder: Path, split: Split) -> PackedSplit:
-    """Read one split, images memory-mapped. Raises UserError if it is missing, altered or incomplete."""
-    try:
-        images = np.load(folder / f"{split}_images.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(folder / f"{split}_labels.npy", allow_pickle=False)
-        ids = json.loads((folder / f"{split}_ids.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: no prepared data there; {WAY_OUT}") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{folder}: the {split} split is not readable ({error}); {WAY_OUT}") from None
-    if images.dtype != np.uint8 or images.ndim != 4 or not len(images) == len(labels) == len(ids):
-        raise UserError(f"{folder}: images, labels and ids of the {split} split do not fit together; {WAY_OUT}")
-    return PackedSplit(images, labels, ids)
+    """Verify the files of one split and read them, images memory-mapped. Raises UserError as `load_metadata` does."""
+    images, labels, ids = (folder / f"{split}_{part}" for part in ("images.npy", "labels.npy", "ids.json"))
+    sha256 = load_metadata(folder).sha256
+    with reading("prepared data", "preprocess"):
+        for path in (images, labels, ids):
+            verify_file(path, sha256[path.name])
+        return PackedSplit(
+            np.load(images, mmap_mode="r", allow_pickle=False),
+            np.load(labels, allow_pickle=False),
+            json.loads(ids.read_bytes()),
+        )

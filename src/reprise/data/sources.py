@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from reprise.data.archive import UNSPLIT, RawImage, Source, write_archive
+from reprise.data.archive import UNSPLIT, RawImage, Source, shown, write_archive
 from reprise.errors import UserError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm", ".jfif", ".avif"}
@@ -168,7 +168,7 @@ def _read_files(files: list[tuple[str, str, str, Path]]) -> Iterator[RawImage]:
         try:
             yield RawImage(split, class_name, file_name, path.read_bytes())
         except OSError as error:
-            unreadable.append(f"{path}: {error.strerror}")
+            unreadable.append(f"{shown(str(path))}: {error.strerror}")
     if unreadable:
         listed = "\n  ".join(unreadable)
         raise UserError(f"{len(unreadable)} images cannot be read; replace or remove them:\n  {listed}")
