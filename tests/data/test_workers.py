@@ -84,7 +84,7 @@ def test_what_ends_a_worker_ends_the_stage_in_one_line_and_leaves_nothing(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)]
+    ("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
 def test_workers_end_with_their_parent_even_in_the_middle_of_a_task(tmp_path, sent, code):
     happens = f"os.kill(os.getppid(), {sent:d}); threading.Event().wait()"
