@@ -5,10 +5,10 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint format schema lock bench clean
+.PHONY: help setup repro verify reproduce test lint format schema lock bench clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(VENV)/.ready  ## create .venv from requirements.lock
 
@@ -23,6 +23,12 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 
 repro: setup  ## run what has changed: download, preprocess, train, evaluate
 	@dvc repro
+
+verify: setup  ## hash workspace and cache anew and compare with dvc.lock
+	@python src/verify.py
+
+reproduce: setup  ## run the committed pipeline twice from scratch and compare every byte
+	@python src/reproduce.py
 
 test: setup  ## run the tests
 	@python -m pytest

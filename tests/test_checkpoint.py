@@ -72,7 +72,8 @@ def test_a_crashed_training_taken_up_again_ends_in_the_bits_of_an_uninterrupted_
         lambda self, trainer, *args: (steps.append(trainer.global_step), untouched(self, trainer, *args)),
     )
     resumed = train(digits, params.model, params.train, tmp_path / "scratch")
-    assert steps == list(range(crash_at, params.train.epochs * STEPS)), "it made exactly the steps that were missing"
+    first = crash_at if minutes == 0 else STEPS  # the second epoch is too short to be worth a checkpoint
+    assert steps == list(range(first, params.train.epochs * STEPS)), "it made exactly the steps that were missing"
     assert bits(resumed, tmp_path / "resumed") == bits(whole, tmp_path / "whole")
     resumed.discard_checkpoints()
     assert list((tmp_path / "scratch").iterdir()) == []

@@ -9,12 +9,12 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 LAYERS = [
-    {"checksums", "errors", "interruption", "publish", "provenance", "torchvision_repair"},
+    {"checksums", "differences", "errors", "interruption", "publish", "provenance", "torchvision_repair"},
     {"params", "process", "data"}
     | {f"data.{name}" for name in ("archive", "images", "packed", "preprocess", "sources", "splits", "workers")},
     {"augment", "batches", "card", "model"},
     {"checkpoint", "classifier", "progress", "training"},
-    {"evaluation"},
+    {"evaluation", "verification"},
 ]
 
 

@@ -28,6 +28,7 @@ from reprise.publish import Lock, publishing, remove
 
 MAGIC = b"reprise checkpoint 1\n"
 GENERATIONS = 2
+SHARE = 0.01  # of the time, at most, for checkpoints between short epochs
 UNFINISHED = 10  # trainings whose scratch is kept for a later resumption
 
 
@@ -127,6 +128,7 @@ class Resumption(Checkpoint):
         self.resumed = resumed
         self.saved_epoch = resumed[0].epoch if resumed else 0
         self.saved_at = time.monotonic()
+        self.cost = 0.0  # of the last save, in seconds
 
     def prepare(self, trainer: Trainer) -> None:
         """Set the counters of a trainer that has not started."""
@@ -170,6 +172,7 @@ class Resumption(Checkpoint):
 
     def _between_epochs(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
         due = epoch - self.saved_epoch >= self.every.epochs
+        due = due and time.monotonic() - self.saved_at >= self.cost / SHARE
         if due or self.signals.received is not None or self._minutes_are_over():
             self._save(trainer, pl_module, epoch, 0)
 
@@ -177,6 +180,7 @@ class Resumption(Checkpoint):
         return time.monotonic() - self.saved_at >= 60 * self.every.minutes
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, epoch: int, step: int) -> None:
+        started = time.monotonic()
         # weights that are not finite are about to end the training: they shall not replace the last good checkpoint
         if self.checkpoints and all(bool(weight.isfinite().all()) for weight in pl_module.parameters()):
             state = {
@@ -187,5 +191,6 @@ class Resumption(Checkpoint):
             }
             self.checkpoints.save(state, Position(epoch, step, trainer.global_step))
         self.saved_epoch, self.saved_at = epoch, time.monotonic()
+        self.cost = self.saved_at - started
         if self.signals.received is not None:
             raise Stopped(self.signals.received)
