@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint format schema lock bench clean
+.PHONY: help setup repro doctor test lint format schema lock bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -23,6 +23,9 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 
 repro: setup  ## run what has changed: download, preprocess, train, evaluate
 	@dvc repro
+
+doctor: setup  ## put the workspace right after a crash of DVC, saying how (ARGS=--dry-run only says it)
+	@python src/doctor.py $(ARGS)
 
 test: setup  ## run the tests
 	@python -m pytest

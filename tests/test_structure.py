@@ -9,7 +9,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 LAYERS = [
-    {"errors", "publish", "process", "torchvision_repair"},
+    {"errors", "publish", "process", "torchvision_repair", "workspace"},
+    {"doctor"},
     {"params", "data", "data.archive", "data.images", "data.splits", "data.sources", "data.packed", "data.preprocess"},
     {"augment", "batches", "card", "model"},
     {"classifier", "progress", "training"},
