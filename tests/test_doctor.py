@@ -30,6 +30,7 @@ with publishing(Path("models/model.json"), Path("metrics/test.json")) as outs:
         os.killpg(0, signal.SIGKILL)
     if "STAGE_WAITS" in os.environ:
         with open(os.environ["STAGE_WAITS"], "w"):
+            signal.alarm(120)  # should the test fail
             signal.pause()
 """
 PIPELINE = """
