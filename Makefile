@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro verify reproduce test lint format schema lock bench clean
+.PHONY: help setup repro verify reproduce doctor test torture lint format schema lock bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,8 +30,14 @@ verify: setup  ## hash workspace and cache anew and compare with dvc.lock
 reproduce: setup  ## run the committed pipeline twice from scratch and compare every byte
 	@python src/reproduce.py
 
+doctor: setup  ## put the workspace right after a crash of DVC, saying how (ARGS=--dry-run only says it)
+	@python src/doctor.py $(ARGS)
+
 test: setup  ## run the tests
 	@python -m pytest
+
+torture: setup  ## kill the pipeline at random moments, many times, and compare what comes out (half an hour)
+	@python tests/torture.py
 
 lint: setup  ## check style, format and types
 	@ruff check .
@@ -54,6 +60,7 @@ lock: setup  ## resolve requirements.lock anew (torch brings its own CUDA packag
 
 bench: setup  ## measure (minutes; with nothing else running)
 	@python benchmarks/models.py
+	@python benchmarks/promises.py
 
 clean:  ## remove the environment, scratch runs and caches of tools (not the data, not the DVC cache)
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .mypy_cache

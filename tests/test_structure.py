@@ -9,7 +9,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 LAYERS = [
-    {"checksums", "differences", "errors", "interruption", "publish", "provenance", "torchvision_repair"},
+    {"checksums", "differences", "errors", "interruption", "publish", "provenance", "torchvision_repair", "workspace"},
+    {"doctor"},
     {"params", "process", "data"}
     | {f"data.{name}" for name in ("archive", "images", "packed", "preprocess", "sources", "splits", "workers")},
     {"augment", "batches", "card", "model"},
