@@ -301,18 +301,14 @@ def test_it_waits_for_whoever_holds_dvcs_locks(breakable):
 
 
 def test_partial_outs_go_unless_a_living_process_holds_them(breakable):
-    gone = ["metrics/.test.json.partial", "data/.raw.partial/images.zip", "data/.raw.4194305.partial/images.zip"]
-    with (
-        subprocess.Popen(["sleep", "60"]) as living,
-        (breakable.path / "models/.model.json.lock").open("w") as lock,
-    ):
-        kept = ["data/own/.x.partial", "models/.model.json.partial", f"models/.model.json.{living.pid}.partial"]
-        for name in [*kept, *gone, "metrics/.test.json.lock"]:
-            (breakable.path / name).parent.mkdir(exist_ok=True)
-            (breakable.path / name).touch()
+    gone = ["metrics/.test.json.partial", "data/.raw.partial/images.zip", "data/.raw.replaced.partial/images.zip"]
+    kept = ["data/own/.x.partial", "models/.model.json.partial"]
+    for name in [*kept, *gone, "metrics/.test.json.lock"]:
+        (breakable.path / name).parent.mkdir(exist_ok=True)
+        (breakable.path / name).touch()
+    with (breakable.path / "models/.model.json.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         doctor(breakable)
-        living.terminate()
     assert [name for name in kept + gone if (breakable.path / name).exists()] == kept
 
 

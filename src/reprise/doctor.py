@@ -5,18 +5,18 @@ finished experiment leaves its scratch folder before the folder goes, and what i
 Examining only reads; each finding carries its repair.
 """
 
-import fcntl
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from reprise.errors import UserError
-from reprise.workspace import Workspace, git_at_work, living_pids, owners
+from reprise.publish import Lock, remove
+from reprise.workspace import Workspace, git_at_work, owners
 
 EXEC = "refs/exps/exec"
 # a healthy run leaves EXEC_HEAD and EXEC_APPLY; the others live only while an experiment runs in the workspace
@@ -277,36 +277,10 @@ def _rwlocks(workspace: Workspace) -> Iterator[Finding]:
 
 
 def _partials(workspace: Workspace, published: list[Path]) -> Iterator[Finding]:
-    """Find outs that were half written when their process died (see `reprise.publish`)."""
+    """Find outs that were half written, or half replaced, when their process died (see `reprise.publish`)."""
     for path in sorted(path for folder in published for path in folder.glob(".*.partial")):
-        with _reserved(path) as free:
-            if free:
-                yield Finding(f"{workspace.short(path)}: half written", "remove it", partial(_remove, path))
-
-
-@contextmanager
-def _reserved(private: Path) -> Iterator[bool]:
-    """Say whether no living process writes this private path: by the pid in its name, or by the lock beside it."""
-    name, _, pid = private.name.removesuffix(".partial").rpartition(".")
-    if name and pid.isdigit() and int(pid) in living_pids():
-        yield False
-        return
-    lock = private.with_suffix(".lock")
-    if not lock.exists():
-        yield True
-        return
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def _remove(private: Path) -> None:
-    with _reserved(private) as free:
-        if free and private.is_dir() and not private.is_symlink():
-            shutil.rmtree(private)
-        elif free:
-            private.unlink(missing_ok=True)
+        name = path.name.removeprefix(".").removesuffix(".partial").removesuffix(".replaced")
+        lock = Lock(path.with_name(name))
+        if lock.acquire(wait=False):  # otherwise a living process is at it
+            lock.release()
+            yield Finding(f"{workspace.short(path)}: half written", "remove it", partial(remove, path))

@@ -115,11 +115,6 @@ def owners(path: Path) -> list[Owner] | None:
         return None
 
 
-def living_pids() -> set[int]:
-    """Return the pids of processes that run."""
-    return {process["pid"] for process in _processes()}
-
-
 def git_at_work(workspace: Workspace) -> list[int]:
     """Return the pids of git's processes in this work tree."""
     return [
