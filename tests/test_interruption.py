@@ -9,7 +9,7 @@ from subprocess import PIPE
 import pytest
 
 
-def popen(*command, cwd=None, **environment):
+def popen(*command, cwd=None, start_new_session=False, **environment):
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "DVC_"))}
     return subprocess.Popen(
         [sys.executable, *command],
@@ -19,6 +19,7 @@ def popen(*command, cwd=None, **environment):
         stderr=PIPE,
         text=True,
         bufsize=1,
+        start_new_session=start_new_session,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
@@ -82,14 +83,37 @@ with one_line_errors():
     assert process.returncode == 0
 
 
-def test_an_orphan_stops_when_dvc_was_killed_and_publishes_nothing(reproduced):
+COMMANDS = {
+    "repro": ["repro", "train"],
+    "exp run": ["exp", "run", "--name", "idea", "-S", "train.lr=0.002"],
+    "exp run --temp": ["exp", "run", "--temp", "-S", "train.lr=0.002"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_when_dvc_is_killed_the_orphan_stops_with_a_checkpoint_and_the_same_command_goes_on_from_it(
+    command, reproduced
+):
     reproduced.set("train.epochs=5000")
-    dvc = popen("-m", "dvc", "repro", cwd=reproduced.path, **(reproduced.environment() | {"SHELL": "/bin/sh"}))
+    reproduced.commit()
+    environment = reproduced.environment() | {"SHELL": "/bin/sh"}
+    dvc = popen("-m", "dvc", *COMMANDS[command], cwd=reproduced.path, **environment)
     for line in dvc.stderr:
         if line.startswith("epoch 2/"):
             break
     dvc.kill()
+    dvc.wait()
     rest = dvc.stderr.read()  # until the orphan, too, has closed it
-    assert "stopped by SIGTERM" in rest
-    assert not list((reproduced.path / "models").glob("*.*"))
-    assert list((reproduced.path / "runs/checkpoints").glob("*/*.ckpt"))
+    assert rest.splitlines()[-1] == "stopped by SIGTERM; nothing was published"
+    assert not (reproduced.path / "models/model.json").exists() or "--temp" in command
+    checkpoint = max((reproduced.path / "runs/checkpoints").glob("*/*.ckpt"))
+    if command == "exp run":
+        reproduced.run("python", "src/doctor.py")
+    again = popen("-m", "dvc", *COMMANDS[command], cwd=reproduced.path, start_new_session=True, **environment)
+    for line in again.stderr:
+        if line.startswith(("continuing", "epoch")):
+            break
+    os.killpg(again.pid, signal.SIGKILL)
+    epoch, step = (int(number) for number in checkpoint.stem.split("-"))
+    assert line == f"continuing after {epoch} epochs and {step} steps\n"
+    assert epoch >= 2
