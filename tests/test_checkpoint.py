@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 from pathlib import Path
@@ -209,9 +210,23 @@ def test_the_scratch_of_long_forgotten_trainings_is_removed_but_not_one_in_use(t
     living.discard()
 
 
-def test_the_disk_filling_up_during_a_checkpoint_keeps_the_one_before(tmp_path, monkeypatch):
-    import errno
+def test_a_checkpoint_on_a_failing_disk_gives_way_to_the_one_before_it(tmp_path, monkeypatch, capsys):
+    checkpoints = Checkpoints(tmp_path, "key")
+    for step in (1, 2):
+        checkpoints.save({}, Position(0, step, step))
+    untouched = Path.read_bytes
 
+    def fail(path):
+        if path.name == "000000-000000002.ckpt":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return untouched(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    assert checkpoints.latest()[0] == Position(0, 1, 1)
+    assert "000000-000000002.ckpt: Input/output error, trying the checkpoint before it" in capsys.readouterr().err
+
+
+def test_the_disk_filling_up_during_a_checkpoint_keeps_the_one_before(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, "key")
     checkpoints.save({"weights": torch.zeros(3)}, Position(0, 1, 1))
 

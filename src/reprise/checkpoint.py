@@ -81,7 +81,11 @@ class Checkpoints:
     def latest(self) -> tuple[Position, dict[str, Any]] | None:
         """Return the newest intact state, on the CPU; a damaged one is named on stderr and removed."""
         for path in self._newest_first():
-            content = path.read_bytes()
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                print(f"{path}: {error.strerror}, trying the checkpoint before it", file=sys.stderr)
+                continue
             header, payload = content[: len(MAGIC) + 32], content[len(MAGIC) + 32 :]
             if header == MAGIC + hashlib.sha256(payload).digest():
                 state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 
 from reprise.interruption import Stopped, StopSignals, stop_with_parent
 
-# what a disk can do to anyone, with the way out
+# what a disk and its rights can do to anyone, with the way out
 OF_THE_DISK = {
     errno.ENOSPC: "free some space and run it again",
     errno.EDQUOT: "free some space and run it again",
     errno.EIO: "the disk or its connection fails: see the system's log, then restore the file and run it again",
+    errno.EACCES: "look at its owner and rights",
     errno.EROFS: "make the file system writable and run it again",
 }
 
