@@ -41,12 +41,12 @@ def test_a_stopped_training_leaves_a_checkpoint_and_the_old_outs(reproduced, sig
     process.send_signal(signum)
     rest = process.stderr.read()
     assert process.wait() == code
-    assert rest.splitlines()[-1] == f"stopped by {signum.name}; nothing was published"
+    assert rest.splitlines()[-1] == f"stopped by {signum.name}; the same command takes it up again"
     assert "Traceback" not in rest
     assert (reproduced.path / "models/model.safetensors").read_bytes() == before
     assert reproduced.run("git", "status", "--porcelain").stdout == " M params.yaml\n"
     again = popen("stages/train.py", cwd=reproduced.path, PYTHONPATH="src")
-    assert again.stderr.readline().startswith("continuing after ")
+    assert again.stderr.readline().startswith("continuing in epoch ")
     again.kill()
     again.wait()
 
@@ -104,7 +104,7 @@ def test_when_dvc_is_killed_the_orphan_stops_with_a_checkpoint_and_the_same_comm
     dvc.kill()
     dvc.wait()
     rest = dvc.stderr.read()  # until the orphan, too, has closed it
-    assert rest.splitlines()[-1] == "stopped by SIGTERM; nothing was published"
+    assert rest.splitlines()[-1] == "stopped by SIGTERM; the same command takes it up again"
     assert not (reproduced.path / "models/model.json").exists() or "--temp" in command
     checkpoint = max((reproduced.path / "runs/checkpoints").glob("*/*.ckpt"))
     if command == "exp run":
@@ -115,5 +115,5 @@ def test_when_dvc_is_killed_the_orphan_stops_with_a_checkpoint_and_the_same_comm
             break
     os.killpg(again.pid, signal.SIGKILL)
     epoch, step = (int(number) for number in checkpoint.stem.split("-"))
-    assert line == f"continuing after {epoch} epochs and {step} steps\n"
+    assert line == f"continuing in epoch {epoch + 1}, step {step + 1}\n"
     assert epoch >= 2

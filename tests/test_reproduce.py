@@ -95,7 +95,7 @@ def test_the_real_pipeline_gives_the_same_bytes_twice_and_those_committed(reprod
     assert lock.strip() == "dvc.lock: the same"
     assert same == "reproduce: two runs from scratch gave the same bytes in every out and in dvc.lock"
     assert committed == "reproduce: that is what the committed dvc.lock records, to the last bit"
-    assert done.stderr.count("> PYTHONPATH=src python stages/train.py") == 2
+    assert done.stderr.count("> PYTHONPATH=src exec python stages/train.py") == 2
     assert reproduced.clean()
 
 

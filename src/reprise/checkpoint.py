@@ -11,6 +11,7 @@ import hashlib
 import io
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,12 @@ class Checkpoints:
         self.folder.mkdir(exist_ok=True)
         for leftover in self.folder.glob(".*"):  # of a killed process
             remove(leftover)
-        others = [folder for folder in scratch.iterdir() if folder.is_dir() and folder != self.folder]
-        others.sort(key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
-        for folder in others[UNFINISHED:]:
+        others = []
+        for folder in scratch.iterdir():
+            with suppress(FileNotFoundError):  # another training was just through
+                if folder.is_dir() and folder != self.folder:
+                    others.append((folder.stat().st_mtime_ns, folder))
+        for _, folder in sorted(others, reverse=True)[UNFINISHED:]:
             lock = Lock(folder)
             if lock.acquire(wait=False):
                 remove(folder)
@@ -76,7 +80,7 @@ class Checkpoints:
             file.write(MAGIC + hashlib.sha256(payload).digest())
             file.write(payload)
         for old in self._newest_first()[GENERATIONS:]:
-            old.unlink()
+            remove(old)
 
     def latest(self) -> tuple[Position, dict[str, Any]] | None:
         """Return the newest intact state, on the CPU; a damaged one is named on stderr and removed."""
@@ -91,7 +95,7 @@ class Checkpoints:
                 state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
                 return Position(**state.pop("position")), state
             print(f"{path}: damaged, trying the checkpoint before it", file=sys.stderr)
-            path.unlink()
+            remove(path)
         return None
 
     def leave(self) -> None:

@@ -4,17 +4,21 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from reprise.interruption import Stopped, StopSignals, stop_with_parent
 
-# what a disk and its rights can do to anyone, with the way out
+# what a disk, and what lies on it, can do to anyone, with the way out
 OF_THE_DISK = {
     errno.ENOSPC: "free some space and run it again",
     errno.EDQUOT: "free some space and run it again",
     errno.EIO: "the disk or its connection fails: see the system's log, then restore the file and run it again",
-    errno.EACCES: "look at its owner and rights",
     errno.EROFS: "make the file system writable and run it again",
+    errno.EACCES: "look at its owner and rights",
+    errno.EPERM: "look at its owner and rights",
+    errno.EEXIST: "something else is in the way there: move it",
+    errno.ENOTDIR: "something else is in the way there: move it",
+    errno.EISDIR: "something else is in the way there: move it",
 }
 
 
@@ -42,5 +46,6 @@ def one_line_errors() -> Iterator[None]:
             raise
         sys.exit(f"error: {error.filename or 'the disk'}: {error.strerror}; {OF_THE_DISK[error.errno]}")
     except Stopped as stopped:
-        print(f"stopped by {stopped.name}; nothing was published", file=sys.stderr)
+        with suppress(OSError):  # nobody may be reading any more
+            print(f"stopped by {stopped.name}; the same command takes it up again", file=sys.stderr)
         raise

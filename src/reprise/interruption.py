@@ -7,9 +7,11 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Self
 
+PARENT = os.getppid()  # as early as can be: it may die while the stage is still importing
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
@@ -22,7 +24,7 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """While entered: the first signal raises `Stopped` or, with `deferred`, is only noted in `received`.
+    """While entered, a signal raises `Stopped`: at once or, with `deferred`, at the end, noted in `received` until then.
 
     Signals that the process was started to ignore (nohup) stay ignored; outside the main thread nothing is changed.
     """
@@ -30,6 +32,7 @@ class StopSignals:
     def __init__(self, deferred: bool = False) -> None:
         self.deferred = deferred
         self.received: int | None = None
+        self.interrupted = False
         self.before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -45,24 +48,40 @@ class StopSignals:
             signal.signal(signum, self._handle)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.received == signum == signal.SIGINT:
-            os._exit(128 + signum)
+        if signum == signal.SIGINT:
+            if self.interrupted:
+                os._exit(128 + signum)
+            self.interrupted = True
         self.received = signum
         if not self.deferred:
             raise Stopped(signum)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for signum, old in self.before.items():
             signal.signal(signum, old)  # type: ignore[arg-type]
+        if self.deferred and self.received is not None and kind is None:
+            raise Stopped(self.received)
 
 
-def stop_with_parent(poll_s: float = 0.5) -> None:
-    """Send this process SIGTERM once its parent has died: nobody would record what it still produced."""
-    parent = os.getppid()
+def stop_with_parent(poll_s: float = 0.5, again_s: float = 60) -> None:
+    """Send this process SIGTERM once its parent has died: nobody would record what it still produced.
+
+    Again after a while, should the first one have come where Python drops exceptions.
+    """
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == PARENT and not _adopted():
             time.sleep(poll_s)
-        os.kill(os.getpid(), signal.SIGTERM)
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(again_s)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _adopted() -> bool:
+    """Say whether the parent was dead before PARENT was read: init has taken over, which starts no stage itself."""
+    try:
+        return PARENT == 1 and not Path("/proc/1/comm").read_text().startswith(("dvc", "python"))
+    except OSError:  # not Linux
+        return False

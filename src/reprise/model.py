@@ -12,9 +12,10 @@ from typing import Any
 import reprise.torchvision_repair  # noqa: F401
 
 import safetensors
+import safetensors.torch
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from reprise.card import Architecture, ModelCard, load_card
@@ -22,6 +23,8 @@ from reprise.checksums import file_sha256, write_sealed
 from reprise.data.packed import Metadata
 from reprise.errors import UserError
 from reprise.params import ModelParams
+
+UNTRACKED = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}  # arguments of timm's
 
 
 class TIMMBackbone(nn.Module):
@@ -82,6 +85,8 @@ def adapt(params: ModelParams, metadata: Metadata) -> Architecture:
     decided = {"num_classes", "in_chans", "pretrained", "model_name"} & set(kwargs)
     if decided:
         raise UserError(f"model.kwargs.{min(decided)}: set by the data or another parameter; remove it")
+    if untracked := UNTRACKED & set(kwargs):
+        raise UserError(f"model.kwargs.{min(untracked)}: weights would come from where nothing records them; remove it")
     config = timm.get_pretrained_cfg(params.name)
     if config is not None and config.fixed_input_size:
         kwargs.setdefault("img_size", metadata.image_size)
@@ -150,7 +155,7 @@ def save_model(network: TIMMBackbone, card: ModelCard, weights: Path, facts: Pat
     No metadata goes into the safetensors header: with two or more keys its order would be random.
     """
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.model.state_dict().items()}
-    save_file(tensors, weights)
+    weights.write_bytes(safetensors.torch.save(tensors))  # save_file raises an error of its own on a full disk
     card = card.model_copy(update={"weights_sha256": file_sha256(weights)})
     write_sealed(facts, card.model_dump(mode="json"))
 
@@ -158,7 +163,15 @@ def save_model(network: TIMMBackbone, card: ModelCard, weights: Path, facts: Pat
 def load_model(weights: Path, facts: Path) -> tuple[TIMMBackbone, ModelCard]:
     """Rebuild a published model for evaluation. Raises UserError if a file is missing, altered or of another model."""
     card = load_card(facts)
-    network = build(card.architecture)
+    architecture = card.architecture
+    try:
+        if UNTRACKED & set(architecture.kwargs):
+            raise ValueError("it names weights of its own")
+        network = build(architecture)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # timm raises whatever a wrong argument provokes deep inside a model
+        raise UserError(f"{facts}: no model of timm's ({_one_line(error)}); run `dvc checkout`") from None
     try:
         if file_sha256(weights) != card.weights_sha256:
             raise UserError(f"{weights}: altered since it was published; run `dvc checkout` or train it again")

@@ -20,6 +20,9 @@ PORTABLE = {
     "MKL_CBWR": "COMPATIBLE",
 }
 
+# What a shell may have set that decides the bits, too: a recorded result depends on none of it.
+FOREIGN = ("DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_ENABLE_INSTRUCTIONS", "NVIDIA_TF32_OVERRIDE")
+
 
 def before_torch(threads: int, reproducible: Reproducibility) -> None:
     """Set the environment that torch, oneDNN, MKL and CUDA read once, when they load.
@@ -29,6 +32,8 @@ def before_torch(threads: int, reproducible: Reproducibility) -> None:
     """
     if "torch" in sys.modules:
         raise RuntimeError("before_torch must run before torch is imported")
+    for name in (*PORTABLE, *FOREIGN):
+        os.environ.pop(name, None)
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     if reproducible == "auto":

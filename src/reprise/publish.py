@@ -9,12 +9,13 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
 from reprise.errors import UserError
+from reprise.interruption import StopSignals
 
 
 @contextmanager
@@ -37,17 +38,36 @@ def publishing(*targets: Path) -> Iterator[list[Path]]:
             yield partials
             for partial in partials:
                 _sync(partial)
-            for partial, target, old in zip(partials, targets, replaced, strict=True):
-                if target.is_dir() and not target.is_symlink():
-                    target.rename(old)
-                partial.replace(target)
-                remove(old)
-            for folder in {target.parent for target in targets}:
-                _sync_one(folder)
-        except BaseException:
+            with StopSignals(deferred=True):  # all of them, or none
+                _swap(targets, partials, replaced)
+        except BaseException as error:
             for partial in partials:
                 remove(partial)
+            if isinstance(error, OSError) and error.filename is None:  # those of writing do not say where
+                error.filename = str(targets[0].parent)
             raise
+
+
+def _swap(targets: Sequence[Path], partials: Sequence[Path], replaced: Sequence[Path]) -> None:
+    """Rename the partials to the targets; on an error the folders that made way come back."""
+    try:
+        for partial, target, old in zip(partials, targets, replaced, strict=True):
+            if _is_folder(target) or (_is_folder(partial) and os.path.lexists(target)):
+                target.rename(old)
+            partial.replace(target)
+    except BaseException:
+        for target, old in zip(targets, replaced, strict=True):
+            if os.path.lexists(old) and not os.path.lexists(target):
+                old.rename(target)
+        raise
+    for old in replaced:
+        remove(old)
+    for folder in {target.parent for target in targets}:
+        _sync_one(folder)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 class Lock:
@@ -114,7 +134,7 @@ class Lock:
 
 def remove(path: Path) -> None:
     """Remove a file, a link or a folder with all it holds, if it is there."""
-    if path.is_dir() and not path.is_symlink():
+    if _is_folder(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

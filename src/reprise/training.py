@@ -140,7 +140,7 @@ def _fit(
     if resumed:
         position, state = resumed
         best.load_state_dict(state["extra"])
-        print(f"continuing after {position.epoch} epochs and {position.step} steps", file=sys.stderr)
+        print(f"continuing in epoch {position.epoch + 1}, step {position.step + 1}", file=sys.stderr)
         if position.epoch == params.epochs:
             return
     with StopSignals(deferred=True) as signals:
