@@ -19,7 +19,9 @@ ALONE = {"PATH": "/usr/bin:/bin"}  # no environment activated
 def test_train_leaves_the_pipelines_outs_alone_and_eval_finds_the_run(reproduced):
     done = reproduced.run("python", "src/train.py", "train.epochs=1", "train.lr=1e-3", "model.kwargs.drop_rate=0.1")
     assert reproduced.clean()
-    (run,) = [path for path in (reproduced.path / "runs").iterdir() if path.is_dir() and not path.is_symlink()]
+    folders = [path for path in (reproduced.path / "runs").iterdir() if path.is_dir() and not path.is_symlink()]
+    (run,) = [path for path in folders if path.name != "checkpoints"]
+    assert list((reproduced.path / "runs/checkpoints").iterdir()) == []
     assert done.stdout.splitlines()[-1].endswith(f"-> runs/{run.name}")
     assert (reproduced.path / "runs/latest").resolve() == run
     assert {path.name for path in run.iterdir()} == {
