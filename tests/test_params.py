@@ -1,8 +1,17 @@
 """params.yaml means what the user typed, and what it does not allow is refused by name."""
 
+import re
+import tempfile
+import time
+from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
+from dvc.utils.hydra import apply_overrides
+from dvc.utils.serialize import modify_yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reprise.data.sources import TORCHVISION_SETS
 from reprise.errors import UserError
@@ -142,3 +151,249 @@ def test_every_parameter_has_help():
                 yield name, field.description
 
     assert [name for name, description in fields(Params) if not description] == []
+
+
+# --- properties ---
+
+TREE = yaml.safe_load(PARAMS.read_text())
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+# what reads as null, a switch or a number in model.kwargs is not a text there, quoted or not
+PLAIN = TEXT.filter(
+    lambda text: text.lower() not in ("", "~", "null", "yes", "no", "on", "off", "true", "false")
+).filter(lambda text: not re.search("[0-9]", text))
+FREE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | PLAIN,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+SEED = st.integers(0, 2**32 - 1)
+SHARE = st.floats(0, 1, exclude_max=True)
+
+
+def open_share(most=1.0):
+    return st.floats(0, most, exclude_min=True, exclude_max=True)
+
+
+TREES = st.fixed_dictionaries(
+    {
+        "data": st.fixed_dictionaries(
+            {
+                "name": st.sampled_from(get_args(DataParams.model_fields["name"].annotation)),
+                "mirror": st.none() | TEXT.filter(lambda text: text not in ("", "~", "null", "Null", "NULL")),
+                "image_size": st.integers(8, 1024),
+                "val_fraction": open_share(0.5),
+                "test_fraction": open_share(0.5),
+                "seed": SEED,
+            }
+        ),
+        "model": st.fixed_dictionaries(
+            {
+                "name": TEXT.filter(bool) | st.sampled_from(["no", "null", "1e5", "007", "~", "0x1f", "1:30"]),
+                "pretrained": st.booleans(),
+                "kwargs": st.dictionaries(TEXT, FREE, max_size=3),
+            }
+        ),
+        "train": st.fixed_dictionaries(
+            {
+                "epochs": st.integers(1, 10_000),
+                "batch_size": st.integers(1, 65_536),
+                "lr": st.floats(0, 100, exclude_min=True),
+                "optimizer": st.sampled_from(["adamw", "sgd"]),
+                "schedule": st.sampled_from(["onecycle", "plateau", "none"]),
+                "weight_decay": st.floats(0, 10),
+                "label_smoothing": SHARE,
+                "augment": st.fixed_dictionaries(
+                    {"rotate": st.floats(0, 180), "scale": SHARE, "shift": SHARE, "flip": st.booleans()}
+                ),
+                "seed": SEED,
+                "threads": st.integers(1, 256),
+                "reproducible": st.sampled_from(["auto", "portable", "machine", "off"]),
+                "checkpoint_every": st.fixed_dictionaries(
+                    {"epochs": st.integers(1, 10_000), "minutes": st.floats(0, 100_000)}
+                ),
+            }
+        ),
+        "evaluate": st.fixed_dictionaries(
+            {"batch_size": st.integers(1, 65_536), "calibration_bins": st.integers(1, 1000)}
+        ),
+    }
+)
+
+
+def quick(examples):
+    return settings(deadline=None, derandomize=True, max_examples=examples)
+
+
+def outcome(content, overrides=()):
+    """Load bytes, or a text, as params.yaml; return the params or the refusal, whose form is checked."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        try:
+            return load_params(path, overrides)
+        except UserError as error:
+            lines = str(error).split("\n")
+    assert len(lines) <= 21
+    assert max(map(len, lines)) < 700
+    assert all(line.isprintable() for line in lines)
+    return lines
+
+
+@quick(100)
+@given(TREES, st.booleans())
+def test_whatever_is_allowed_comes_back_from_yaml_as_it_was(tree, unicode):
+    read = outcome(yaml.safe_dump(tree, allow_unicode=unicode, sort_keys=False))
+    assert repr(read) == repr(Params.model_validate(tree))
+
+
+@quick(60)
+@given(TREES)
+def test_whatever_is_allowed_comes_back_from_the_file_as_dvc_rewrites_it(tree):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_bytes(PARAMS.read_bytes())
+        with modify_yaml(path) as kept:  # comments and order stay
+            for section, values in tree.items():
+                kept[section].update(values)
+        assert repr(load_params(path)) == repr(Params.model_validate(tree))
+
+
+def test_what_an_experiment_sets_arrives(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(PARAMS.read_bytes())
+    given = ["train.lr=1e-5", "model.name=no", "data.mirror=null", "model.pretrained=yes", "train.weight_decay='0.25'"]
+    apply_overrides(path, [*given, "+model.kwargs.drop_rate=1e-05", "train.augment.flip=1", "train.seed='007'"])
+    params = load_params(path)
+    assert (params.train.lr, params.train.weight_decay, params.train.seed) == (1e-5, 0.25, 7)
+    assert (params.model.name, params.model.pretrained, params.train.augment.flip) == ("no", True, True)
+    assert (params.data.mirror, params.model.kwargs) == (None, {"drop_rate": 1e-5})
+
+
+@quick(100)
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_bytes_end_in_params_or_a_refusal(content):
+    outcome(content)
+
+
+SNIPPETS = [
+    "[", "]", "{", "}", ":", "- ", "? ", "&a ", "*a", "!!int ", "!!python/name:os.system ", "! ", "%YAML 1.1\n",
+    "---\n", "...\n", "|\n", ">\n", "'", '"', "#", "\t", "\n", "  ", "<<: ", ".nan", "-.inf", "1e999", "0x1F",
+    "9" * 400, "~", "\x00", "\x1b[2J", "\x85", "\ufeff", '"\\ud800"', '"\\UFFFFFFFF"', "@", "`", ",", "train:",
+    "lr: 1\n",
+]  # fmt: skip
+
+
+@quick(150)
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 40), st.sampled_from(SNIPPETS)), min_size=1, max_size=6))
+def test_a_mangled_file_ends_in_params_or_a_refusal(changes):
+    text = PARAMS.read_text()
+    for place, dropped, snippet in changes:
+        at = int(place * len(text))
+        text = text[:at] + snippet + text[at + dropped :]
+    outcome(text)
+
+
+LEAVES = [
+    ("data", "name"), ("data", "mirror"), ("data", "seed"), ("model", "name"), ("model", "pretrained"),
+    ("model", "kwargs"), ("train", "lr"), ("train", "augment"), ("train", "augment", "flip"), ("train", "reproducible"),
+    ("evaluate",), ("train", "unheard"), ("unheard",),
+]  # fmt: skip
+
+
+@quick(150)
+@given(
+    st.sampled_from(LEAVES),
+    FREE | st.floats() | st.dates() | st.binary(max_size=9) | st.sets(st.integers(), max_size=3),
+)
+def test_a_value_of_any_type_ends_in_params_or_a_line_with_its_key(leaf, value):
+    tree = yaml.safe_load(PARAMS.read_text())
+    place = tree
+    for section in leaf[:-1]:
+        place = place[section]
+    place[leaf[-1]] = value
+    read = outcome(yaml.safe_dump(tree))
+    assert isinstance(read, Params) or all(".".join(leaf) in line for line in read)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 10)}]\n" for n in range(12)
+)
+
+
+HOSTILE = {
+    "alias bomb": (BOMB, "in line 2: an alias stands for more than one value"),
+    "alias of itself": ("train: &a {x: *a}", "an alias stands for more than one value"),
+    "alias of nothing": ("train: *nowhere", "found undefined alias 'nowhere'"),
+    "brackets": ("[" * 100_000, "more than 20 levels"),
+    "indentation": ("a:\n" + "".join(" " * n + "a:\n" for n in range(1, 1000)), "more than 20 levels"),
+    "dashes": ("- " * 50_000, "more than 20 levels"),
+    "braces": ("model: {kwargs: " + "{a: " * 900, "more than 20 levels"),
+    "no such character": ('a: "\\UFFFFFFFF"', "not readable as YAML"),
+    "no such version": (f"%YAML {'1' * 5000}.1\n--- a", "not readable as YAML"),
+    "escape sequence": ("a: \x1b[2J", "not readable as YAML: unacceptable character"),
+    "long key": (f"? {'k' * 1_000_000}\n: 1\n" * 2, "(1,000,000 characters)' stands there twice"),
+    "key twice": ("".join(f"key{n}: 1\n" for n in range(3000)) + "key1: 2\n", "'key1' stands there twice"),
+    "many keys": ("".join(f"key{n}: 1\n" for n in range(3000)), "and 2,984 more"),
+    "a list as key": ("? [a, b]\n: 1", "unhashable key"),
+    "two documents": ("a: 1\n---\nb: 2", "found another document"),
+    "no section": ("- a\n- b", "expected the sections"),
+    "Latin 1": (b"data: \xff", "not UTF-8"),
+    "UTF-16": ("data".encode("utf-16"), "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_documents_are_refused_at_once(name):
+    document, said = HOSTILE[name]
+    started = time.process_time()
+    assert said in "\n".join(outcome(document))
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("tag", ["apply:os.system [touch X]", "apply:os.system {args: [touch X]}", "name:os.system ''"])
+def test_a_tag_runs_no_code_and_makes_no_object(tmp_path, tag):
+    tag = tag.replace("X", str(tmp_path / "made"))
+    assert "train.lr = " in refusal(edited(tmp_path, "lr: 0.003", f"lr: !!python/object/{tag}"))
+    assert "train.lr = " in refusal(PARAMS, [f"train.lr=!!python/object/{tag}"])
+    read = load_params(edited(tmp_path, "kwargs: {}", f"kwargs: {{a: !!python/object/{tag}}}")).model.kwargs["a"]
+    assert type(read) in (list, dict, type(None))
+    assert not (tmp_path / "made").exists()
+
+
+def test_an_alias_of_one_value_is_that_value(tmp_path):
+    path = edited(tmp_path, "  seed: 0  ", "  seed: &seed 7  ")
+    path.write_text(re.sub(r"(?m)^  seed: 0 ", "  seed: *seed ", path.read_text()))
+    params = load_params(path)
+    assert (params.data.seed, params.train.seed) == (7, 7)
+
+
+@pytest.mark.parametrize("value", ["x" * 1_000_000, "'" + "line\n\n" * 100_000 + "'", "[" + "x, " * 20_000 + "]"])
+def test_a_wrong_value_of_a_megabyte_is_not_printed_whole_and_takes_one_line(value):
+    text = PARAMS.read_text().replace("optimizer: adamw", "optimizer: 1").replace("image_size: 32", "image_size: 7")
+    first, second, third = outcome(text.replace("lr: 0.003", f"lr: {value}"))
+    assert "data.image_size = '7' is not allowed" in first
+    assert re.search(r"train\.lr = .{80}\.\.\. \([0-9,]+ characters\) is not allowed", second)
+    assert "train.optimizer = '1' is not allowed" in third
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "9" * 400, "9" * 5000])
+def test_a_number_too_large_for_a_computer_is_refused_in_free_form_values_too(value):
+    assert "model.kwargs: " in refusal(PARAMS, [f"model.kwargs.a={value}"])
+    assert "too large a number" in refusal(PARAMS, [f"model.kwargs.a={value}"])
+
+
+KEYS = ["train.lr", "model.name", "model.kwargs", "model.kwargs.a.b", "data.mirror", "train", "", ".", "nothing"]
+VALUES = TEXT | st.lists(st.sampled_from(SNIPPETS), max_size=4).map("".join)
+
+
+@quick(150)
+@given(st.lists(st.builds("{}={}".format, st.sampled_from(KEYS) | TEXT, VALUES) | TEXT, min_size=1, max_size=3))
+def test_any_overrides_end_in_params_or_a_refusal(overrides):
+    outcome(PARAMS.read_bytes(), overrides)
+
+
+@pytest.mark.parametrize(
+    "override", ["x" * 1_000_000, "x" * 1_000_000 + "=1", "train.lr=[" + "x" * 1_000_000, "a\nb=1"]
+)
+def test_the_refusal_of_an_override_is_one_short_line(override):
+    assert len(outcome(PARAMS.read_bytes(), [override])) == 1

@@ -7,10 +7,13 @@ import sys
 
 import pytest
 
+from tests.conftest import ROOT
+
 
 def python(code, **environment):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
-    return done
+    own = {"PYTHONPATH": str(ROOT / "src")}  # this code, also where another checkout is installed
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=own | environment, timeout=120)
 
 
 SHOW = """
@@ -38,6 +41,23 @@ def test_off_asks_for_nothing_but_the_wait_policy():
     done = python(SHOW.format(threads=1, mode="off"))
     threads, deterministic, _, policy, settings = json.loads(done.stdout)
     assert (threads, deterministic, policy, settings) == (1, False, "passive", [None] * 4)
+
+
+def test_auto_without_a_gpu_means_portable():
+    shown = (
+        SHOW.format(threads=1, mode="auto") + "from reprise.process import *; print(settled('auto'), device('auto'))"
+    )
+    done = python(shown, CUDA_VISIBLE_DEVICES="", ATEN_CPU_CAPABILITY="default")
+    settings = ["avx2", "AVX2", "COMPATIBLE", ":4096:8"]
+    *shown, meaning = done.stdout.splitlines()
+    assert json.loads(shown[0]) == [1, True, "AVX2", "passive", settings]
+    assert meaning == "portable cpu"
+
+
+@pytest.mark.parametrize(("mode", "precision"), [("portable", "highest"), ("machine", "highest"), ("off", "high")])
+def test_fp32_means_fp32_unless_off(mode, precision):
+    shown = SHOW.format(threads=1, mode=mode) + "print(torch.get_float32_matmul_precision())"
+    assert python(shown, TORCH_ALLOW_TF32_CUBLAS_OVERRIDE="1").stdout.splitlines()[1] == precision
 
 
 def test_too_late_is_refused():

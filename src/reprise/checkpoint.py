@@ -159,7 +159,8 @@ class Resumption(Checkpoint):
         if self.resumed is not None:
             _, state = self.resumed
             self.resumed = None
-            pl_module.load_state_dict(state["module"])
+            # metrics keep a tensor as it is given to them, on whatever device that is
+            pl_module.load_state_dict({name: value.to(pl_module.device) for name, value in state["module"].items()})
             trainer.optimizers[0].load_state_dict(state["optimizer"])
             for config, scheduler in zip(trainer.lr_scheduler_configs, state["schedulers"], strict=True):
                 config.scheduler.load_state_dict(scheduler)

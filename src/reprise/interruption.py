@@ -24,7 +24,7 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """While entered, a signal raises `Stopped`: at once or, with `deferred`, at the end, noted in `received` until then.
+    """While entered, a signal raises `Stopped`: at once or, with `deferred`, at the end; `received` notes it till then.
 
     Signals that the process was started to ignore (nohup) stay ignored; outside the main thread nothing is changed.
     """

@@ -7,8 +7,10 @@ exactly what `dvc exp run -S` leaves behind.
 
 import difflib
 import json
+import math
 import re
 import types
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
@@ -19,6 +21,8 @@ from pydantic_core import ErrorDetails
 
 from reprise.errors import UserError
 
+DEEPEST = 20  # levels of a file
+MOST_LINES = 20  # of a message
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NULLS = ("", "~", "null", "Null", "NULL")
 
@@ -35,11 +39,11 @@ def _as_typed(value: Any) -> Any:
         return None
     if value.lower() in SWITCHES:
         return SWITCHES[value.lower()]
-    if re.fullmatch(r"[-+]?[0-9]+", value):
-        return int(value)
-    if re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", value):
-        return float(value)
-    return value
+    if not re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", value):
+        return value
+    if math.isinf(float(value)):
+        raise ValueError(f"{_brief(value)} is too large a number")
+    return int(value) if re.fullmatch(r"[-+]?[0-9]+", value) else float(value)
 
 
 FreeForm = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value in NULLS else _as_typed(value))]
@@ -162,7 +166,10 @@ def load_params(path: Path | str, overrides: Iterable[str] = ()) -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        lines = [f"{path.name}: {_explain(detail)}" for detail in error.errors(include_url=False)]
+        wrong = error.errors(include_url=False)
+        lines = [f"{path.name}: {_explain(detail)}" for detail in wrong[:MOST_LINES]]
+        if len(wrong) > MOST_LINES:
+            lines.append(f"{path.name}: and {len(wrong) - MOST_LINES:,} more")
         raise UserError("\n       ".join(lines)) from None
 
 
@@ -173,14 +180,32 @@ def json_schema() -> str:
 
 
 class _TextLoader(yaml.BaseLoader):
-    """Every scalar stays the text that was typed; a key given twice is an error."""
+    """Every scalar stays the text that was typed, whatever its tag; a key given twice is an error.
+
+    A few aliases of aliased sections could stand for billions of values, so an alias is one value only.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        mark = self.peek_event().start_mark
+        if self.depth > DEEPEST:
+            raise yaml.MarkedYAMLError(problem=f"more than {DEEPEST} levels", problem_mark=mark)
+        alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if alias and not isinstance(node, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(problem="an alias stands for more than one value", problem_mark=mark)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep=deep)
         if len(mapping) < len(node.value):
-            keys = [key.value for key, _ in node.value]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise yaml.MarkedYAMLError(problem=f"the key {twice!r} stands there twice", problem_mark=node.start_mark)
+            twice = Counter(key.value for key, _ in node.value).most_common(1)[0][0]
+            raise yaml.MarkedYAMLError(
+                problem=f"the key '{_brief(twice)}' stands there twice", problem_mark=node.start_mark
+            )
         return mapping
 
 
@@ -189,9 +214,9 @@ def _parse(text: str, where: str) -> Any:
         return yaml.load(text, _TextLoader)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{where}: not readable as YAML{line}: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not readable as YAML: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{where}: not readable as YAML{line}: {_brief(str(error.problem), 200)}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two from absurd \U and %YAML
+        raise UserError(f"{where}: not readable as YAML: {_brief(str(error).splitlines()[0], 200)}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -212,7 +237,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     key = key.lstrip("+")
     if not equals or not key:
-        raise UserError(f"{override!r}: an override is written key=value, e.g. train.epochs=3")
+        raise UserError(f"'{_brief(override)}': an override is written key=value, e.g. train.epochs=3")
     *sections, name = key.split(".")
     place: Any = tree
     for depth, section in enumerate(sections):
@@ -224,9 +249,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
         ):
             place[section] = {}
         place = place.get(section) if isinstance(place, dict) else None
-    if not isinstance(place, dict) or (name not in place and sections[:2] != ["model", "kwargs"]):
-        raise UserError(f"{override}: there is no parameter {key!r}{_near(key, _all_keys(Params))}")
-    place[name] = _parse(text, override) if text else ""
+    known = isinstance(place, dict) and (name in place or sections[:2] == ["model", "kwargs"])
+    if not known or len(sections) >= DEEPEST:
+        raise UserError(f"{_brief(override)}: there is no parameter '{_brief(key)}'{_near(key, _all_keys(Params))}")
+    place[name] = _parse(text, _brief(override)) if text else ""
 
 
 def _optional(annotation: Any) -> bool:
@@ -251,6 +277,12 @@ def _near(word: str, words: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def _brief(text: str, most: int = 80) -> str:
+    """Return text for one line of a message: no control characters, the rest of a long one left out."""
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:most])
+    return shown if len(text) <= most else f"{shown}... ({len(text):,} characters)"
+
+
 def _explain(detail: ErrorDetails) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     value = detail["input"]
@@ -258,13 +290,13 @@ def _explain(detail: ErrorDetails) -> str:
         section, _, name = key.rpartition(".")
         return f"{key} is missing{_allowed(key)}; add `{name}:` to the section {section or 'at the top'}"
     if detail["type"] == "extra_forbidden":
-        return f"{key}: there is no such parameter{_near(key, _all_keys(Params))}"
+        return f"{_brief(key)}: there is no such parameter{_near(key, _all_keys(Params))}"
     if detail["type"] == "value_error":
         return f"{key}: {detail['ctx']['error']!s}" if key else str(detail["ctx"]["error"])
     near = ""
     if detail["type"] == "literal_error" and isinstance(value, str):
         near = _near(value, get_args(_field(key)[0]))
-    shown = "a section" if isinstance(value, dict) else repr(value)
+    shown = "a section" if isinstance(value, dict) else _brief(repr(value))
     return f"{key} = {shown} is not allowed{_allowed(key)}{near}"
 
 

@@ -53,6 +53,8 @@ def after_torch(threads: int, reproducible: Reproducibility) -> None:
     torch.use_deterministic_algorithms(reproducible != "off")
     torch.backends.cudnn.benchmark = reproducible == "off"
     torch.backends.cudnn.allow_tf32 = reproducible == "off"  # fp32 means fp32
+    if reproducible != "off":
+        torch.set_float32_matmul_precision("highest")  # the default, unless the environment says otherwise
 
 
 def settled(reproducible: Reproducibility) -> Reproducible:

@@ -157,17 +157,23 @@ def _fit(
             num_sanity_val_steps=0,
         )
         resumption.prepare(trainer)
-        with _out_of_memory_in_one_line(params.batch_size):
+        with _limits_in_one_line(params.batch_size):
             trainer.fit(lit, batches, val_batches)
 
 
 @contextmanager
-def _out_of_memory_in_one_line(batch_size: int) -> Iterator[None]:
+def _limits_in_one_line(batch_size: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises no kind of its own
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise UserError(f"out of memory in training; lower train.batch_size (now {batch_size})") from None
+        kernel, missing, _ = str(error).partition(" does not have a deterministic implementation")
+        if missing:
+            raise UserError(
+                f"the model needs {kernel}, which gives other bits each time on this device; choose another "
+                "model.name, train.reproducible=portable (on the CPU) or off"
+            ) from None
         raise
 
 

@@ -1,0 +1,128 @@
+"""On a GPU: `machine` gives the same bytes in two processes and after a crash, and says which GPU it was.
+
+The first tests need a GPU and are skipped, visibly, where there is none; the others show without one what a GPU meets.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from reprise.checkpoint import Position, Resumption
+from reprise.errors import UserError
+from reprise.interruption import StopSignals
+from reprise.training import StatelessDropout, lit_classifier, train
+from tests.conftest import ROOT, TINY
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
+
+# with a step to crash at, the first process ends there with exit code 3
+TRAIN = """
+import os, sys
+from pathlib import Path
+from reprise.params import load_params
+from reprise.process import after_torch, before_torch
+
+params = load_params("params.yaml", sys.argv[4:])
+before_torch(params.train.threads, params.train.reproducible)
+from reprise.training import StatelessDropout, train
+
+after_torch(params.train.threads, params.train.reproducible)
+processed, out, crash_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+untouched = StatelessDropout.on_train_batch_start
+
+
+def crash(self, trainer, *args):
+    if trainer.global_step == crash_at:
+        os._exit(3)
+    untouched(self, trainer, *args)
+
+
+StatelessDropout.on_train_batch_start = crash
+out.mkdir(exist_ok=True)
+result = train(processed, params.model, params.train, out / "scratch")
+result.save(*(out / name for name in ("model.safetensors", "model.json", "train.json", "history.csv")))
+result.discard_checkpoints()
+"""
+
+
+def trained(processed, out, *overrides, crash_at=-1, exit_code=0, **environment):
+    """Train in a process of its own; return what it wrote, by name, and what it said."""
+    overrides = [*TINY, "model.kwargs.drop_rate=0.3", *overrides]
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN, processed, out, str(crash_at), *overrides],
+        cwd=ROOT,
+        env=inherited | {"PYTHONPATH": str(ROOT / "src")} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == exit_code, done.stderr[-3000:]
+    return {path.name: path.read_bytes() for path in out.glob("*.*")}, done.stderr
+
+
+@needs_gpu
+def test_two_processes_on_a_gpu_give_the_same_bytes(digits, tmp_path):
+    first, _ = trained(digits, tmp_path / "1", "train.reproducible=machine")
+    second, _ = trained(digits, tmp_path / "2", "train.reproducible=machine")
+    assert len(first) == 4
+    assert first == second
+
+
+@needs_gpu
+@pytest.mark.parametrize("crash_at", [5, 15])
+def test_a_training_that_crashed_on_a_gpu_ends_in_the_same_bytes(crash_at, digits, tmp_path):
+    settings = ["train.reproducible=machine", "train.checkpoint_every.minutes=0"]
+    whole, _ = trained(digits, tmp_path / "whole", *settings)
+    trained(digits, tmp_path / "crashed", *settings, crash_at=crash_at, exit_code=3)
+    resumed, said = trained(digits, tmp_path / "crashed", *settings)
+    assert f"continuing after {crash_at // 11} epochs and {crash_at % 11} steps" in said
+    assert resumed == whole
+
+
+@needs_gpu
+def test_auto_means_machine_on_a_gpu_and_the_card_names_it(digits, tmp_path):
+    auto, _ = trained(digits, tmp_path / "auto", "train.reproducible=auto")
+    machine, _ = trained(digits, tmp_path / "machine", "train.reproducible=machine")
+    assert auto == machine
+    provenance = json.loads(auto["model.json"])["provenance"]
+    assert provenance["reproducible"] == "machine"
+    assert provenance["device"].startswith(f"{torch.cuda.get_device_name()}, CUDA ")
+
+
+def test_auto_without_a_gpu_gives_the_bytes_of_portable(digits, tmp_path):
+    auto, _ = trained(digits, tmp_path / "auto", "train.reproducible=auto", CUDA_VISIBLE_DEVICES="")
+    portable, _ = trained(digits, tmp_path / "portable", "train.reproducible=portable")
+    assert len(auto) == 4
+    assert auto == portable
+
+
+def test_a_resumed_state_goes_where_the_module_is(tiny_params):
+    params = tiny_params().train
+    state = {"module": lit_classifier(torch.nn.Linear(2, 2), 2, params, 10).state_dict(), "schedulers": []}
+    lit = lit_classifier(torch.nn.Linear(2, 2), 2, params, 10).to("meta")  # stands in for a GPU
+    optimizer = torch.optim.SGD(lit.parameters(), momentum=0.9)
+    state["optimizer"] = optimizer.state_dict()
+    resumption = Resumption(None, params.checkpoint_every, None, None, StopSignals(), (Position(0, 5, 5), state))
+    resumption.on_train_epoch_start(SimpleNamespace(optimizers=[optimizer], lr_scheduler_configs=[]), lit)
+    assert {name for name in lit.state_dict() if not name.startswith("net.")}, "the metrics' counts travel along"
+    assert {tensor.device.type for tensor in lit.state_dict().values()} == {"meta"}
+
+
+def test_a_model_without_deterministic_kernels_is_refused_in_one_line(digits, tiny_params, monkeypatch):
+    def as_some_pooling_on_a_gpu(*args):
+        torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
+
+    monkeypatch.setattr(StatelessDropout, "on_train_batch_start", as_some_pooling_on_a_gpu)
+    params = tiny_params()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(UserError, match=r"the model needs put_, which gives other bits .* or off"):
+            train(digits, params.model, params.train)
+    finally:
+        torch.use_deterministic_algorithms(False)
