@@ -86,7 +86,9 @@ def adapt(params: ModelParams, metadata: Metadata) -> Architecture:
     if decided:
         raise UserError(f"model.kwargs.{min(decided)}: set by the data or another parameter; remove it")
     if untracked := UNTRACKED & set(kwargs):
-        raise UserError(f"model.kwargs.{min(untracked)}: weights would come from where nothing records them; remove it")
+        raise UserError(
+            f"model.name = {params.name}: model.kwargs.{min(untracked)} would bring weights that nothing records; remove it"
+        )
     config = timm.get_pretrained_cfg(params.name)
     if config is not None and config.fixed_input_size:
         kwargs.setdefault("img_size", metadata.image_size)
