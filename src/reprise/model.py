@@ -87,7 +87,8 @@ def adapt(params: ModelParams, metadata: Metadata) -> Architecture:
         raise UserError(f"model.kwargs.{min(decided)}: set by the data or another parameter; remove it")
     if untracked := UNTRACKED & set(kwargs):
         raise UserError(
-            f"model.name = {params.name}: model.kwargs.{min(untracked)} would bring weights that nothing records; remove it"
+            f"model.name = {params.name}: model.kwargs.{min(untracked)} would bring weights that nothing records; "
+            "remove it"
         )
     config = timm.get_pretrained_cfg(params.name)
     if config is not None and config.fixed_input_size:
