@@ -10,9 +10,6 @@ from pathlib import Path
 
 os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["OMP_NUM_THREADS"] = "1"
-for signum in (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):  # a job in the background is started to ignore them
-    if signal.getsignal(signum) is signal.SIG_IGN:
-        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
 
 import reprise.torchvision_repair  # noqa: F401
 
@@ -21,6 +18,10 @@ import pytest
 from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
 from reprise.params import load_params
+
+for signum in (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):  # a job in the background is started to ignore them
+    if signal.getsignal(signum) is signal.SIG_IGN:
+        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parent.parent
 

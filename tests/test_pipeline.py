@@ -165,13 +165,6 @@ def test_metrics_and_plots_hold_no_times_and_no_places(reproduced):
         assert not re.search(r"20\d\d-|seconds|/tmp|/home|hostname", text), path
 
 
-@pytest.mark.parametrize("name", ["efficientnet_b1", "resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_100"])
-def test_the_models_that_the_readme_names_train_and_evaluate(reproduced, name):
-    reproduced.run("dvc", "exp", "run", "-S", f"model.name={name}", "-S", "train.epochs=1", "-S", "train.batch_size=64")
-    assert json.loads((reproduced.path / "models/model.json").read_text())["architecture"]["model_name"] == name
-    assert metrics(reproduced)["images"] == 1438
-
-
 def refused(done):
     """Check that a stage ended in one clear line and return it."""
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -193,3 +193,11 @@ def test_a_model_is_measured_with_its_own_mean_and_deviation(result, digits, mon
     facts = load_metadata(digits).model_copy(update={"mean": [0.9], "std": [9.0]})
     monkeypatch.setattr("reprise.evaluation.load_metadata", lambda folder: facts)
     assert evaluate(trained.network, trained.card, digits, 256, 15).metrics == measured.metrics
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b1", "resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_100"])
+def test_the_models_that_the_readme_names_train_and_evaluate(name, digits, tiny_params):
+    params = tiny_params(f"model.name={name}", "train.epochs=1", "train.batch_size=90")
+    trained = train(digits, params.model, params.train)
+    assert trained.card.architecture.model_name == name
+    assert evaluate(trained.network, trained.card, digits, 359, 15).metrics["images"] == 1438
