@@ -1,5 +1,6 @@
 """Models are built to fit the data, published so that anyone can load them, and refused by name when they cannot be."""
 
+import errno
 import hashlib
 import io
 import json
@@ -248,3 +249,30 @@ def test_weights_of_another_model_are_refused(tmp_path):
     save_model(one, card(other), tmp_path / "m.safetensors", tmp_path / "m.json")
     with pytest.raises(UserError, match="not the weights of test_resnet"):
         load_model(tmp_path / "m.safetensors", tmp_path / "m.json")
+
+
+def test_a_description_that_names_weights_of_its_own_is_refused(tmp_path):
+    network, architecture = create_network(params(), facts(), seed=0)
+    weights, description = tmp_path / "m.safetensors", tmp_path / "m.json"
+    save_model(network, card(architecture), weights, description)
+    (tmp_path / "hostile.pth").write_bytes(torch_file())
+    document = read_sealed(description)
+    document["architecture"]["kwargs"]["checkpoint_path"] = str(tmp_path / "hostile.pth")
+    write_sealed(description, document)
+    with pytest.raises(UserError, match="names weights of its own"):
+        load_model(weights, description)
+
+
+def test_a_full_disk_under_the_weights_keeps_its_number_and_name(tmp_path, monkeypatch):
+    network, architecture = create_network(params(), facts(), seed=0)
+    write_bytes = Path.write_bytes
+
+    def full(self, content):
+        write_bytes(self, content[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError) as error:
+        save_model(network, card(architecture), tmp_path / "m.safetensors", tmp_path / "m.json")
+    assert error.value.errno == errno.ENOSPC
+    assert error.value.filename == str(tmp_path / "m.safetensors")

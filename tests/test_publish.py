@@ -231,3 +231,42 @@ def test_every_file_is_synced_before_it_appears(tmp_path, monkeypatch):
         partial.mkdir()
         (partial / "a").write_text("new")
     assert synced == [f"{partial}/a", str(partial), str(tmp_path)]
+
+
+def two_folders(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+        (folder / "old").write_text("old")
+    return one, two
+
+
+def test_a_signal_between_two_renames_waits_until_all_outs_are_there(tmp_path, monkeypatch):
+    one, two = two_folders(tmp_path)
+    replace = Path.replace
+
+    def interrupted(self, target):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return replace(self, target)
+
+    with pytest.raises(Stopped) as stopped, publishing(one, two) as partials:
+        for partial in partials:
+            partial.mkdir()
+        monkeypatch.setattr(Path, "replace", interrupted)
+    assert stopped.value.code == 143
+    assert sorted(os.listdir(tmp_path)) == ["one", "two"]
+    assert [os.listdir(folder) for folder in (one, two)] == [[], []]
+
+
+def test_a_folder_that_has_made_way_comes_back_when_the_rename_fails(tmp_path, monkeypatch):
+    one, two = two_folders(tmp_path)
+
+    def refuse(self, target):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+
+    with pytest.raises(OSError, match="Permission denied"), publishing(one, two) as partials:
+        for partial in partials:
+            partial.mkdir()
+        monkeypatch.setattr(Path, "replace", refuse)
+    assert sorted(os.listdir(tmp_path)) == ["one", "two"]
+    assert [os.listdir(folder) for folder in (one, two)] == [["old"], ["old"]]
