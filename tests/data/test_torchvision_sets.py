@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import struct
+import subprocess
 import sys
 import tarfile
 import threading
@@ -26,6 +27,7 @@ from scipy.io import savemat
 from reprise.data.archive import RawArchive, encode_array
 from reprise.data.torchvision_sets import LEFT_OUT, TORCHVISION_SETS, class_names, download_torchvision, moved
 from reprise.errors import UserError
+from tests.conftest import ROOT
 
 RANDOM = np.random.default_rng(0)
 DIGITS = ["0 - zero", "1 - one", "2 - two", "3 - three", "4 - four", *("5 - five", "6 - six", "7 - seven")]
@@ -437,6 +439,15 @@ def test_every_class_of_the_installed_torchvision_is_in_the_table_or_left_out_wi
     assert sorted(known) == sorted(theirs)
 
 
+def test_the_list_names_every_data_set_without_importing_torch():
+    code = "import runpy, sys; sys.argv = ['']; runpy.run_path('src/data.py', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], cwd=ROOT, capture_output=True, text=True
+    )
+    listed = [line.split()[0] for line in done.stdout.split("\n\n")[0].splitlines()[1:]]
+    assert (listed, done.stdout.splitlines()[-1]) == (["digits", "folder", *TORCHVISION_SETS], "False")
+
+
 @pytest.mark.parametrize("name", TORCHVISION_SETS)
 def test_each_variant_and_split_are_arguments_that_torchvision_has(name):
     row = TORCHVISION_SETS[name]
@@ -539,9 +550,8 @@ def test_what_a_killed_process_has_half_unpacked_is_unpacked_again_from_the_kept
     monkeypatch.setattr(tarfile.TarFile, "chown", killed)  # after the first member
     with pytest.raises(KeyboardInterrupt):
         download_torchvision("food101", tmp_path / "raw", tmp_path / "downloads", mirror=address)
-    left = tmp_path / "downloads/food101/food-101"
-    (left / "images").mkdir(exist_ok=True)
-    (left / "meta").mkdir(exist_ok=True)
+    for part in ("images/waffles/train.jpg", "meta/train.json", "meta/test.json"):  # it came as far as this
+        text(tmp_path / "downloads/food101/food-101" / part, '{"waffles": ["waffles/train"]}')
     monkeypatch.setattr(tarfile.TarFile, "chown", real)
     fetched = len(asked)
     assert fetched

@@ -207,7 +207,8 @@ def download_torchvision(
     except REFUSALS as error:
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             raise
-        raise _refusal(name, row, mirror, root, " ".join(str(error).split()) or type(error).__name__) from None
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise _refusal(name, row, mirror, root, reason) from None
     lists = [class_names(row.names if isinstance(row.names, tuple) else getattr(p, row.names)) for p in parts.values()]
     if any(other != lists[0] for other in lists):
         raise _refusal(name, row, mirror, root, "its splits have different classes")
