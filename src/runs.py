@@ -41,7 +41,7 @@ def prepared_data(root: Path, data: DataParams) -> Path:
             return folder / "processed"
         with publishing(folder) as (partial,):
             partial.mkdir()
-            download(data.name, partial / "raw", root / "data/own", root / "data/.downloads", data.mirror)
+            download(data.name, partial / "raw", root / "data/own", root / "data/.downloads", data.mirror, data.split)
             preprocess(
                 partial / "raw",
                 partial / "processed",

@@ -18,6 +18,7 @@ def main() -> None:
             own=Path("data/own"),
             downloads=Path("data/.downloads"),
             mirror=params.data.mirror,
+            variant=params.data.split,
         )
     print(f"download: {source.name}, {source.images:,} images in {len(source.classes)} classes -> data/raw")
 

@@ -13,7 +13,7 @@ from dvc.utils.serialize import modify_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reprise.data.sources import TORCHVISION_SETS
+from reprise.data.torchvision_sets import TORCHVISION_SETS
 from reprise.errors import UserError
 from reprise.params import DataParams, Params, json_schema, load_params
 from tests.conftest import ROOT
@@ -179,6 +179,7 @@ TREES = st.fixed_dictionaries(
         "data": st.fixed_dictionaries(
             {
                 "name": st.sampled_from(get_args(DataParams.model_fields["name"].annotation)),
+                "split": st.none() | TEXT.filter(lambda text: text not in ("", "~", "null", "Null", "NULL")),
                 "mirror": st.none() | TEXT.filter(lambda text: text not in ("", "~", "null", "Null", "NULL")),
                 "image_size": st.integers(8, 1024),
                 "val_fraction": open_share(0.5),

@@ -49,6 +49,15 @@ def _as_typed(value: Any) -> Any:
 FreeForm = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value in NULLS else _as_typed(value))]
 
 
+DataSet = Literal[
+    "digits", "folder",
+    # torchvision's
+    "caltech101", "caltech256", "cifar10", "cifar100", "clevr_classification", "country211", "dtd", "emnist",
+    "eurosat", "fashion_mnist", "fer2013", "fgvc_aircraft", "flowers102", "food101", "gtsrb", "imagenette",
+    "inaturalist", "kmnist", "mnist", "omniglot", "oxford_iiit_pet", "pcam", "places365", "qmnist", "rendered_sst2",
+    "semeion", "stanford_cars", "stl10", "sun397", "svhn", "usps",
+]  # fmt: skip
+
 Reproducibility = Literal["auto", "portable", "machine", "off"]
 
 
@@ -74,9 +83,10 @@ class Section(BaseModel):
 class DataParams(Section):
     """What the images are and how they are split."""
 
-    name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "folder"] = Field(
-        description="data set; folder: your own images, data/own/CLASS/*.jpg"
+    name: DataSet = Field(
+        description="data set, see `python src/data.py`; folder: your own images, data/own/CLASS/*.jpg"
     )
+    split: str | None = Field(description="which of a data set's variants, see `python src/data.py`; null: the first")
     mirror: str | None = Field(description="address to download from in place of the data set's own; null: its own")
     image_size: int = Field(ge=8, le=1024, description="height and width after resizing, in pixels")
     val_fraction: float = Field(gt=0, lt=1, description="share of the images held out to choose the best epoch")

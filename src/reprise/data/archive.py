@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from reprise.checksums import file_sha256, naming, read_sealed, reading, verify_file, write_sealed
 from reprise.errors import UserError
 
@@ -117,6 +119,13 @@ def read_images(path: Path, extents: Iterable[Extent]) -> Iterator[bytes]:
             if len(encoded) != extent.size or zlib.crc32(encoded) != extent.crc:
                 raise UserError(f"{path}: altered while it was read; `dvc repro --force download` makes it anew")
             yield encoded
+
+
+def encode_array(pixels: np.ndarray) -> bytes:
+    """Encode a uint8 array, (height, width) or (height, width, 3), as PGM or PPM."""
+    height, width = pixels.shape[:2]
+    kind = b"P5" if pixels.ndim == 2 else b"P6"
+    return b"%s %d %d 255\n" % (kind, width, height) + np.ascontiguousarray(pixels, dtype=np.uint8).tobytes()
 
 
 def shown(name: str) -> str:

@@ -6,14 +6,12 @@ stored as PGM/PPM: a header and the pixels, the same bytes with every version of
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from reprise.data.archive import UNSPLIT, RawImage, Source, shown, write_archive
+from reprise.data.archive import UNSPLIT, RawImage, Source, encode_array, shown, write_archive
+from reprise.data.torchvision_sets import TORCHVISION_SETS, download_torchvision
 from reprise.errors import UserError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm", ".jfif", ".avif"}
@@ -21,46 +19,25 @@ OTHER_IMAGES = {".heic", ".heif", ".svg", ".jxl", ".raw", ".cr2", ".nef", ".arw"
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
-@dataclass(frozen=True)
-class TorchvisionSet:
-    """A data set of torchvision.datasets with `train=`; `address` is the class attribute that says where from."""
-
-    class_name: str
-    address: str
-
-
-TORCHVISION_SETS = {
-    "mnist": TorchvisionSet("MNIST", "mirrors"),
-    "fashion_mnist": TorchvisionSet("FashionMNIST", "mirrors"),
-    "cifar10": TorchvisionSet("CIFAR10", "url"),
-}
-
-
-def download(name: str, destination: Path, own: Path, downloads: Path, mirror: str | None = None) -> Source:
+def download(
+    name: str, destination: Path, own: Path, downloads: Path, mirror: str | None = None, variant: str | None = None
+) -> Source:
     """Bring one data set in, as a raw archive in the new folder `destination`.
 
     `own` is the user's image folder (for `folder`); `downloads` keeps what torchvision fetched, so that an interrupted
-    or repeated download does not fetch it again; `mirror` replaces the address. Raises UserError without a network,
-    with an altered file, or with nothing usable in `own`.
+    or repeated download does not fetch it again; `mirror` replaces the address; `variant` is one of torchvision's.
+    Raises UserError without a network, with an altered file, or with nothing usable in `own`.
     """
+    if name in TORCHVISION_SETS:
+        return download_torchvision(name, destination, downloads, mirror, variant)
+    if variant is not None:
+        raise UserError(f"data.split = {variant}: {name} has no variants; set data.split: null")
     if name == "digits":
         return write_archive(destination, name, [str(digit) for digit in range(10)], _digits())
     if name == "folder":
         classes, files = _list_folder(own)
         return write_archive(destination, name, classes, _read_files(files))
-    data_set = TORCHVISION_SETS[name]
-    downloads.mkdir(parents=True, exist_ok=True)
-    splits = {split: _torchvision(name, data_set, split, downloads, mirror) for split in ("train", "test")}
-    classes = [str(label).replace("/", "-") for label in splits["train"].classes]
-    images = (image for split, images in splits.items() for image in _from_arrays(split, images, classes))
-    return write_archive(destination, name, classes, images)
-
-
-def encode_array(pixels: np.ndarray) -> bytes:
-    """Encode a uint8 array, (height, width) or (height, width, 3), as PGM or PPM."""
-    height, width = pixels.shape[:2]
-    kind = b"P5" if pixels.ndim == 2 else b"P6"
-    return b"%s %d %d 255\n" % (kind, width, height) + np.ascontiguousarray(pixels, dtype=np.uint8).tobytes()
+    raise UserError(f"data.name = {name}: there is no such data set")
 
 
 def _digits() -> Iterator[RawImage]:
@@ -70,35 +47,6 @@ def _digits() -> Iterator[RawImage]:
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     for index, (pixels, label) in enumerate(zip(images, digits.target, strict=True)):
         yield RawImage(UNSPLIT, str(label), f"{index:04d}.pgm", encode_array(pixels))
-
-
-def _torchvision(name: str, data_set: TorchvisionSet, split: str, root: Path, mirror: str | None) -> Any:
-    import reprise.torchvision_repair  # noqa: F401  before torchvision
-
-    import torchvision.datasets
-
-    kind: Any = getattr(torchvision.datasets, data_set.class_name)
-    if mirror is not None:
-        base = mirror.rstrip("/") + "/"
-        address = [base] if data_set.address == "mirrors" else base + kind.filename
-        kind = type(kind.__name__, (kind,), {data_set.address: address})  # the name is also its folder's
-    try:
-        return kind(root=str(root), train=split == "train", download=True)
-    except (OSError, RuntimeError, ValueError, HTTPException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        where = mirror or "the data set's own address"
-        raise UserError(
-            f"data.name = {name}: could not download from {where} ({reason}); check the network, set data.mirror to "
-            "the http:// or https:// address of a copy, or put images into data/own/CLASS/ and set data.name: folder; "
-            f"if an earlier download is damaged, remove {root}"
-        ) from None
-
-
-def _from_arrays(split: str, data_set: Any, classes: list[str]) -> Iterator[RawImage]:
-    for index, (pixels, label) in enumerate(zip(np.asarray(data_set.data), data_set.targets, strict=True)):
-        encoded = encode_array(pixels)
-        suffix = "pgm" if pixels.ndim == 2 else "ppm"
-        yield RawImage(split, classes[int(label)], f"{index:05d}.{suffix}", encoded)
 
 
 def _list_folder(own: Path) -> tuple[list[str], list[tuple[str, str, str, Path]]]:
