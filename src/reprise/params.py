@@ -74,8 +74,15 @@ class Section(BaseModel):
 class DataParams(Section):
     """What the images are and how they are split."""
 
-    name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "folder"] = Field(
-        description="data set; folder: your own images, data/own/CLASS/*.jpg"
+    name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "folder", "archive"] = Field(
+        description="data set; folder, archive: your own images at data.path, e.g. data/own/CLASS/*.jpg"
+    )
+    path: str = Field(min_length=1, description="the folder, or the .zip, .tar or .tar.gz, with your own images")
+    url: str | None = Field(
+        pattern=r"^https?://[^\s/]", description="http:// or https:// address of the archive, in place of data.path"
+    )
+    sha256: str | None = Field(
+        pattern="^[0-9a-fA-F]{64}$", description="checksum of the archive, 64 hexadecimal digits"
     )
     mirror: str | None = Field(description="address to download from in place of the data set's own; null: its own")
     image_size: int = Field(ge=8, le=1024, description="height and width after resizing, in pixels")
@@ -84,6 +91,12 @@ class DataParams(Section):
         gt=0, lt=1, description="share held out for evaluation; not used where the data set has its own test split"
     )
     seed: int = Field(ge=0, lt=2**32, description="decides which image falls in which split")
+
+    @model_validator(mode="after")
+    def _archive_params_with_an_archive(self) -> Self:
+        if self.name != "archive" and (self.url or self.sha256):
+            raise ValueError(f"url and sha256 are for data.name: archive, not {self.name}; set it, or leave them null")
+        return self
 
     @model_validator(mode="after")
     def _leave_something_to_train_on(self) -> Self:
