@@ -177,18 +177,26 @@ def open_share(most=1.0):
     return st.floats(0, most, exclude_min=True, exclude_max=True)
 
 
+def archive_or_not(data):
+    """Leave url and sha256 to an archive."""
+    return data if data["name"] == "archive" else data | {"url": None, "sha256": None}
+
+
 TREES = st.fixed_dictionaries(
     {
         "data": st.fixed_dictionaries(
             {
                 "name": st.sampled_from(get_args(DataParams.model_fields["name"].annotation)),
+                "path": TEXT.filter(lambda text: text and "\0" not in text),
+                "url": st.none() | st.from_regex("https?://[!-~]{1,9}", fullmatch=True),
+                "sha256": st.none() | st.from_regex("[0-9a-fA-F]{64}", fullmatch=True),
                 "mirror": st.none() | TEXT.filter(lambda text: text not in ("", "~", "null", "Null", "NULL")),
                 "image_size": st.integers(8, 1024),
                 "val_fraction": open_share(0.5),
                 "test_fraction": open_share(0.5),
                 "seed": SEED,
             }
-        ),
+        ).map(archive_or_not),
         "model": st.fixed_dictionaries(
             {
                 "name": TEXT.filter(bool) | st.sampled_from(["no", "null", "1e5", "007", "~", "0x1f", "1:30"]),

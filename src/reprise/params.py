@@ -77,9 +77,12 @@ class DataParams(Section):
     name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "folder", "archive"] = Field(
         description="data set; folder, archive: your own images at data.path, e.g. data/own/CLASS/*.jpg"
     )
-    path: str = Field(min_length=1, description="the folder, or the .zip, .tar or .tar.gz, with your own images")
+    path: str = Field(
+        pattern=r"^[^\x00]+$", description="the folder, or the .zip, .tar or .tar.gz, with your own images"
+    )
     url: str | None = Field(
-        pattern=r"^https?://[^\s/]", description="http:// or https:// address of the archive, in place of data.path"
+        pattern="^https?://[!-~]+$",
+        description="http:// or https:// address of the archive, in place of data.path; no spaces",
     )
     sha256: str | None = Field(
         pattern="^[0-9a-fA-F]{64}$", description="checksum of the archive, 64 hexadecimal digits"

@@ -98,7 +98,8 @@ def test_a_folder_a_zip_and_a_tar_of_it_give_the_same_raw_archive(drawn):
         assert first.read(f"{'train' if len(splits) > 1 else 'unsplit'}/dog/1.bmp").endswith(b"dog")
 
 
-CSV = "File Name;Class;Split;patient\nb.png;dog;train;p 1\nsub/a.png;cat;VALID;p2\n1.png;dog;test; p1 \nc.png;cat;train;\n"
+CSV = "File Name;Class;Split;patient\nb.png;dog;train;p 1\nsub/a.png;cat;VALID;p2\n1.png;dog;test; p1 \n"
+CSV += "c.png;cat;train;\n"
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
