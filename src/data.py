@@ -14,7 +14,8 @@ def main() -> None:
     line = "{:<21}{:>7}{:>11}  {:<18}{:<8}{}"
     print(line.format("data.name", "classes", "images", "splits", "mirror", "data.split (the first is the default)"))
     print(line.format("digits", 10, "1,797", "unsplit", "-", ""))
-    print(line.format("folder", "", "", "yours", "-", "your own images, data/own/CLASS/*.jpg"))
+    print(line.format("folder", "", "", "yours", "-", "your own images at data.path"))
+    print(line.format("archive", "", "", "yours", "-", "the same in a .zip, .tar or .tar.gz, at data.path or data.url"))
     for name, row in TORCHVISION_SETS.items():
         mirror = "yes" if row.mirror else "-"
         rest = "; ".join(filter(None, [", ".join(row.variants or ()), row.note]))

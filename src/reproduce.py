@@ -176,7 +176,9 @@ def clone_afresh(root: Path, temporary: Path, place: Surroundings, overrides: li
             shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
     (clone / "dvc.lock").unlink(missing_ok=True)
     (clone / ".dvc/config.local").write_text("[cache]\n    dir = cache\n")  # also where a shared one is configured
-    own = sorted(path.relative_to(root) for path in (root / "data/own").rglob("*") if path.is_file())
+    path = root / load_params(root / "params.yaml", overrides).data.path
+    own = [path] if path.is_file() else sorted(below for below in path.rglob("*") if below.is_file())
+    own = [path.relative_to(root) for path in own if path.is_relative_to(root)]  # elsewhere it is there for both
     for path in own if place.directories == "forwards" else reversed(own):
         (clone / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / path, clone / path)

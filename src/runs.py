@@ -34,14 +34,23 @@ def prepared_data(root: Path, data: DataParams) -> Path:
         if subprocess.run(command, cwd=root, env=environment, stdout=sys.stderr).returncode:
             raise UserError("`dvc repro preprocess` failed, see above")
         return root / "data/processed"
-    folder = root / "runs/data" / _key(data, root / "data/own")
+    folder = root / "runs/data" / _key(data, root / data.path)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with Lock(folder.parent):  # a second process finds what the first has prepared
         if (folder / "processed").exists():
             return folder / "processed"
         with publishing(folder) as (partial,):
             partial.mkdir()
-            download(data.name, partial / "raw", root / "data/own", root / "data/.downloads", data.mirror, data.split)
+            download(
+                data.name,
+                partial / "raw",
+                root / data.path,
+                root / "data/.downloads",
+                data.mirror,
+                data.split,
+                data.url,
+                data.sha256,
+            )
             preprocess(
                 partial / "raw",
                 partial / "processed",
@@ -58,8 +67,8 @@ def _key(data: DataParams, own: Path) -> str:
     """Return a name for these params, this code and, for the user's own images, the files as they are now."""
     facts = [data.model_dump_json()]
     facts += [path.read_text() for path in sorted(Path(reprise.data.__path__[0]).glob("*.py"))]
-    if data.name == "folder":
-        files = sorted(path for path in own.rglob("*") if path.is_file())
+    if data.name in ("folder", "archive") and data.url is None:
+        files = [own] if own.is_file() else sorted(path for path in own.rglob("*") if path.is_file())
         facts += [f"{path.relative_to(own)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
     return f"{data.name}-{hashlib.sha256(chr(0).join(facts).encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
 

@@ -15,12 +15,16 @@ def main() -> None:
         source = download(
             params.data.name,
             raw,
-            own=Path("data/own"),
+            own=Path(params.data.path),
             downloads=Path("data/.downloads"),
             mirror=params.data.mirror,
             variant=params.data.split,
+            url=params.data.url,
+            sha256=params.data.sha256,
         )
     print(f"download: {source.name}, {source.images:,} images in {len(source.classes)} classes -> data/raw")
+    if source.origin and not params.data.sha256:
+        print(f"  not pinned; to accept nothing else from now on: data.sha256: {source.origin['sha256']}")
 
 
 if __name__ == "__main__":

@@ -93,6 +93,9 @@ def test_overrides_reach_nested_and_free_form_keys():
         ("train.lr=-1", "train.lr = '-1' is not allowed"),
         ("train.epochs=2.5", "train.epochs = '2.5' is not allowed: expected a whole number >= 1"),
         ("data.name=cifar", "did you mean 'cifar10'?"),
+        ("data.url=ftp://x/y.zip", "data.url = 'ftp://x/y.zip' is not allowed: expected text or null (http:// or"),
+        ("data.sha256=abc", "data.sha256 = 'abc' is not allowed: expected text or null (checksum of the archive, 64"),
+        ("data.url=https://x/y.zip", "url and sha256 are for data.name: archive, not digits; set it, or leave them"),
         ("train=3", "train = '3' is not allowed: expected a section"),
         ("model.kwargs=3", "model.kwargs = 3 is not allowed: expected a section"),
         ("data.val_fraction=0.9", "val_fraction + test_fraction must be below 1"),
@@ -139,7 +142,7 @@ def test_the_committed_schema_is_current_and_named_in_the_first_line():
 
 def test_the_names_of_data_sets_are_those_that_can_be_downloaded():
     names = get_args(DataParams.model_fields["name"].annotation)
-    assert set(names) == {"digits", "folder", *TORCHVISION_SETS}
+    assert set(names) == {"digits", "folder", "archive", *TORCHVISION_SETS}
 
 
 def test_every_parameter_has_help():
@@ -174,19 +177,27 @@ def open_share(most=1.0):
     return st.floats(0, most, exclude_min=True, exclude_max=True)
 
 
+def archive_or_not(data):
+    """Leave url and sha256 to an archive."""
+    return data if data["name"] == "archive" else data | {"url": None, "sha256": None}
+
+
 TREES = st.fixed_dictionaries(
     {
         "data": st.fixed_dictionaries(
             {
                 "name": st.sampled_from(get_args(DataParams.model_fields["name"].annotation)),
                 "split": st.none() | TEXT.filter(lambda text: text not in ("", "~", "null", "Null", "NULL")),
+                "path": TEXT.filter(lambda text: text and "\0" not in text),
+                "url": st.none() | st.from_regex("https?://[!-~]{1,9}", fullmatch=True),
+                "sha256": st.none() | st.from_regex("[0-9a-fA-F]{64}", fullmatch=True),
                 "mirror": st.none() | TEXT.filter(lambda text: text not in ("", "~", "null", "Null", "NULL")),
                 "image_size": st.integers(8, 1024),
                 "val_fraction": open_share(0.5),
                 "test_fraction": open_share(0.5),
                 "seed": SEED,
             }
-        ),
+        ).map(archive_or_not),
         "model": st.fixed_dictionaries(
             {
                 "name": TEXT.filter(bool) | st.sampled_from(["no", "null", "1e5", "007", "~", "0x1f", "1:30"]),

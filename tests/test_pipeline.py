@@ -4,7 +4,9 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
+import shutil
 
 import pytest
 import yaml
@@ -225,6 +227,32 @@ def test_own_images_handed_to_dvc_reach_an_experiment_in_a_folder_of_its_own(rep
     reproduced.set("data.name=folder", "data.test_fraction=0.25", "train.batch_size=8", "train.epochs=1")
     assert not [name for name in reproduced.run("git", "ls-files").stdout.split() if name.endswith(".jpg")]
     assert ran(reproduced.run("dvc", "exp", "run", "--temp")) == STAGES
+
+
+def test_images_elsewhere_are_a_dependency_whether_imported_or_in_an_archive(reproduced):
+    photos(reproduced.path.parent / "far")
+    photos(reproduced.path / "photos")
+    shutil.make_archive(str(reproduced.path / "own"), "gztar", reproduced.path / "photos")
+    reproduced.run("dvc", "import-url", "--quiet", str(reproduced.path.parent / "far"), "imported")
+    reproduced.run("dvc", "add", "--quiet", "photos", "own.tar.gz")
+    reproduced.commit()
+    for name, path in (("folder", "photos"), ("folder", "imported"), ("archive", "own.tar.gz")):
+        reproduced.set(f"data.name={name}", f"data.path={path}")
+        assert ran(reproduced.run("dvc", "repro", "download")) == ["download"]
+        lock = yaml.safe_load((reproduced.path / "dvc.lock").read_text())["stages"]["download"]
+        assert lock["deps"][0]["path"] == path
+        assert ran(reproduced.run("dvc", "repro", "download")) == []
+    photos(reproduced.path / "photos", each=13)
+    shutil.make_archive(str(reproduced.path / "own"), "gztar", reproduced.path / "photos")
+    prepared = (
+        "import runs, pathlib; print(runs.prepared_data(pathlib.Path(), runs.load_params('params.yaml', {}).data))"
+    )
+    command = ("python", "-c", prepared.format("['data.image_size=8']"))
+    first, again = (reproduced.run(*command, PYTHONPATH="src").stdout for _ in range(2))
+    assert first == again
+    os.utime(reproduced.path / "own.tar.gz", (0, 0))
+    assert reproduced.run(*command, PYTHONPATH="src").stdout != first  # of another archive, for all we know
+    assert "download" in ran(reproduced.run("dvc", "repro", "download"))
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,11 @@ def out_of(stage, number, body):
 
 def stand_in(path, **planted):
     """Commit a repository with these stages, one after the other, and the library and the commands of this one."""
-    shutil.copytree(ROOT / "src", path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    path.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "params.yaml", path)
+    shutil.copytree(
+        ROOT / "src", path / "src", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+    )
     (path / "data/own").mkdir(parents=True)
     for name in "cab":
         (path / f"data/own/{name}.jpg").write_text("x" if name == "a" else "")

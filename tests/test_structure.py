@@ -13,7 +13,7 @@ LAYERS = [
     {"doctor"},
     {"params", "process", "data"}
     | {f"data.{name}" for name in ("archive", "images", "packed", "preprocess", "sources", "splits", "workers")}
-    | {"data.torchvision_sets"},
+    | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
     {"augment", "batches", "card", "model"},
     {"checkpoint", "classifier", "progress", "training"},
     {"evaluation", "verification"},

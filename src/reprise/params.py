@@ -50,7 +50,7 @@ FreeForm = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value i
 
 
 DataSet = Literal[
-    "digits", "folder",
+    "digits", "folder", "archive",
     # torchvision's
     "caltech101", "caltech256", "cifar10", "cifar100", "clevr_classification", "country211", "dtd", "emnist",
     "eurosat", "fashion_mnist", "fer2013", "fgvc_aircraft", "flowers102", "food101", "gtsrb", "imagenette",
@@ -84,7 +84,17 @@ class DataParams(Section):
     """What the images are and how they are split."""
 
     name: DataSet = Field(
-        description="data set, see `python src/data.py`; folder: your own images, data/own/CLASS/*.jpg"
+        description="data set, see `python src/data.py`; folder, archive: your own images at data.path"
+    )
+    path: str = Field(
+        pattern=r"^[^\x00]+$", description="the folder, or the .zip, .tar or .tar.gz, with your own images"
+    )
+    url: str | None = Field(
+        pattern="^https?://[!-~]+$",
+        description="http:// or https:// address of the archive, in place of data.path; no spaces",
+    )
+    sha256: str | None = Field(
+        pattern="^[0-9a-fA-F]{64}$", description="checksum of the archive, 64 hexadecimal digits"
     )
     split: str | None = Field(description="which of a data set's variants, see `python src/data.py`; null: the first")
     mirror: str | None = Field(description="address to download from in place of the data set's own; null: its own")
@@ -94,6 +104,12 @@ class DataParams(Section):
         gt=0, lt=1, description="share held out for evaluation; not used where the data set has its own test split"
     )
     seed: int = Field(ge=0, lt=2**32, description="decides which image falls in which split")
+
+    @model_validator(mode="after")
+    def _archive_params_with_an_archive(self) -> Self:
+        if self.name != "archive" and (self.url or self.sha256):
+            raise ValueError(f"url and sha256 are for data.name: archive, not {self.name}; set it, or leave them null")
+        return self
 
     @model_validator(mode="after")
     def _leave_something_to_train_on(self) -> Self:

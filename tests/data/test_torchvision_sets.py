@@ -445,7 +445,7 @@ def test_the_list_names_every_data_set_without_importing_torch():
         [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], cwd=ROOT, capture_output=True, text=True
     )
     listed = [line.split()[0] for line in done.stdout.split("\n\n")[0].splitlines()[1:]]
-    assert (listed, done.stdout.splitlines()[-1]) == (["digits", "folder", *TORCHVISION_SETS], "False")
+    assert (listed, done.stdout.splitlines()[-1]) == (["digits", "folder", "archive", *TORCHVISION_SETS], "False")
 
 
 @pytest.mark.parametrize("name", TORCHVISION_SETS)

@@ -2,15 +2,17 @@
 
 Each member of the archive is an encoded image named `SPLIT/CLASS/FILE`, SPLIT being `train`, `val`, `test` or, where
 the source has no splits of its own, `unsplit`. Members are stored uncompressed with a fixed date, so equal images give
-equal bytes on every machine. DVC handles one large file 8 times faster than 10,000 small ones.
+equal bytes on every machine. DVC handles one large file 8 times faster than 10,000 small ones. What a CSV says of the
+images beyond their class and split lies in `columns.json`, if there is any.
 """
 
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,12 +26,16 @@ UNSPLIT = "unsplit"
 
 @dataclass(frozen=True)
 class RawImage:
-    """One encoded image: where it belongs, its class and its file name (unique within split and class)."""
+    """One encoded image: where it belongs, its class and its file name (unique within split and class).
+
+    columns: what else is known of it, as in the columns of a CSV; each image of a data set has the same ones.
+    """
 
     split: str
     class_name: str
     file_name: str
     encoded: bytes
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def member(self) -> str:
@@ -39,12 +45,17 @@ class RawImage:
 
 @dataclass(frozen=True)
 class Source:
-    """What `images.zip` holds: the data set's name, its classes in label order, the number of images; its SHA-256."""
+    """What `images.zip` holds: the data set's name, its classes in label order, the number of images; its SHA-256.
+
+    columns: the names of those in `columns.json`. origin: `url` and `sha256` of what was downloaded, if anything was.
+    """
 
     name: str
     classes: list[str]
     images: int
     sha256: str
+    columns: list[str] = field(default_factory=list)
+    origin: dict[str, str] = field(default_factory=dict)
 
 
 class Extent(NamedTuple):
@@ -55,14 +66,21 @@ class Extent(NamedTuple):
     crc: int
 
 
-def write_archive(folder: Path, name: str, classes: Iterable[str], images: Iterable[RawImage]) -> Source:
-    """Write `images.zip` and `source.json` into a new folder.
+def write_archive(
+    folder: Path,
+    name: str,
+    classes: Iterable[str],
+    images: Iterable[RawImage],
+    origin: Mapping[str, str] | None = None,
+) -> Source:
+    """Write `images.zip`, `source.json` and, where the images have columns, `columns.json` into a new folder.
 
     Class names must be free of slashes, all names of NUL and of what UTF-8 cannot say. Raises UserError for two images
     of one name, OSError with the file's name where the disk is full.
     """
     folder.mkdir()
     path = folder / "images.zip"
+    columns: dict[str, Mapping[str, str]] = {}
     count = 0
     with naming(path), zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for image in images:
@@ -73,8 +91,14 @@ def write_archive(folder: Path, name: str, classes: Iterable[str], images: Itera
             member.create_system = 3
             archive.writestr(member, image.encoded)
             count += 1
-    source = Source(name, list(classes), count, file_sha256(path))
-    write_sealed(folder / "source.json", asdict(source))
+            if image.columns:
+                columns[image.member] = image.columns
+    column_names = list(next(iter(columns.values()), {}))
+    source = Source(name, list(classes), count, file_sha256(path), column_names, dict(origin or {}))
+    if columns:
+        write_sealed(folder / "columns.json", {"images": columns})
+    facts = {key: value for key, value in asdict(source).items() if value or key not in ("columns", "origin")}
+    write_sealed(folder / "source.json", facts)
     return source
 
 
@@ -85,6 +109,7 @@ class RawArchive:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.path = folder / "images.zip"
         with reading("raw data", "download"):
             self.source = Source(**read_sealed(folder / "source.json"))
@@ -93,6 +118,15 @@ class RawArchive:
                 self.members = {
                     info.filename: Extent(info.header_offset, info.file_size, info.CRC) for info in archive.infolist()
                 }
+
+    @cached_property
+    def columns(self) -> dict[str, dict[str, str]]:
+        """Return, by member, what the source's CSV says beyond class and split; empty if it says no more."""
+        if not self.source.columns:
+            return {}
+        with reading("raw data", "download"):
+            images: dict[str, dict[str, str]] = read_sealed(self.folder / "columns.json")["images"]
+        return images
 
     def placed(self) -> Iterator[tuple[str, str]]:
         """Yield split and class name of every member."""
