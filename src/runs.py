@@ -59,6 +59,12 @@ def prepared_data(root: Path, data: DataParams) -> Path:
                 data.test_fraction,
                 data.seed,
                 workers=available_cpus(),
+                channels=data.channels,
+                resize=data.resize,
+                on_corrupt=data.on_corrupt,
+                group=data.group,
+                folds=data.folds,
+                fold=data.fold,
             )
     return folder / "processed"
 

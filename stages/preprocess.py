@@ -21,6 +21,12 @@ def main() -> None:
             test_fraction=params.data.test_fraction,
             seed=params.data.seed,
             workers=available_cpus(),
+            channels=params.data.channels,
+            resize=params.data.resize,
+            on_corrupt=params.data.on_corrupt,
+            group=params.data.group,
+            folds=params.data.folds,
+            fold=params.data.fold,
         )
     print(f"preprocess: {metadata.summary()} -> data/processed")
 

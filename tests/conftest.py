@@ -145,7 +145,7 @@ def reproduced(reproduced_once: Workspace, tmp_path: Path) -> Workspace:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared digits: 180 training, 179 validation and 1,438 test images of 32 x 32."""
+    """Prepared digits of 32 x 32: about a tenth to train, a tenth to validate, the rest to test."""
     folder = tmp_path_factory.mktemp("digits")
     download("digits", folder / "raw", folder / "own", folder / "downloads")
     preprocess(folder / "raw", folder / "processed", 32, 0.1, 0.8, seed=0)

@@ -41,15 +41,16 @@ def test_repro_publishes_everything_and_says_what_it_did(reproduced):
     ):
         assert (reproduced.path / out).stat().st_size > 0, out
     measured = metrics(reproduced)
-    assert measured["images"] == 1438
-    assert 0.15 < measured["accuracy"] <= 1  # two epochs on 180 images: better than chance
+    images = json.loads((reproduced.path / "data/processed/metadata.json").read_text())["counts"]["test"]
+    assert measured["images"] == images > 1300
+    assert 0.15 < measured["accuracy"] <= 1  # two epochs on a tenth of 1,797 images: better than chance
     assert {"accuracy", "loss", "top5_accuracy", "precision", "recall", "f1", "ece", "parameters", "flops"} <= set(
         measured
     )
     rows = list(csv.DictReader(io.StringIO((reproduced.path / "data/predictions.csv").read_text())))
     right = sum(row["label"] == row["predicted"] for row in rows)
     assert right / len(rows) == pytest.approx(measured["accuracy"], rel=1e-5)
-    assert len({row["id"] for row in rows}) == 1438
+    assert len({row["id"] for row in rows}) == images
     assert len((reproduced.path / "metrics/history.csv").read_text().splitlines()) == 3
 
 
@@ -90,7 +91,7 @@ def test_a_changed_library_file_reruns_its_stages_in_the_clone_that_has_it(repro
     assert ran(done) == STAGES
     reference = reproduced.run("git", "for-each-ref", "--format=%(refname)", "refs/exps/**/fewer").stdout.strip()
     shown = reproduced.run("git", "show", f"{reference}:metrics/test.json").stdout
-    assert json.loads(shown)["images"] == 720
+    assert 650 < json.loads(shown)["images"] < 790  # 0.8 of 900
 
 
 def test_an_experiment_compares_with_the_commit(reproduced):
@@ -181,7 +182,7 @@ def refused(done):
     [
         ("model.name=efficentnet_b0", "did you mean 'efficientnet_b0'"),
         ("train.lr=fast", "train.lr = 'fast' is not allowed: expected a number > 0"),
-        ("train.batch_size=5000", "larger than the training split of 180 images"),
+        ("train.batch_size=5000", "larger than the training split of "),
         ("model.name=vgg11", "cannot take 32x32 images"),
         ("model.pretrained=true", "cannot get the weights of test_resnet"),
     ],
@@ -263,7 +264,8 @@ def test_images_elsewhere_are_a_dependency_whether_imported_or_in_an_archive(rep
         (lambda own: (photos(own), photos(own, ("rare",), each=2)), "too few images .* class rare \\(2\\)"),
         (
             lambda own: (photos(own), (own / "cat/x.jpg").write_bytes(b""), (own / "dog/y.png").write_text("?")),
-            r"2 images cannot be read; replace or remove them:\n  cat/x\.jpg: empty file\n  dog/y\.png: not an image",
+            r"2 images cannot be read; replace or remove them, or set data\.on_corrupt: drop:\n"
+            r"  cat/x\.jpg: empty file\n  dog/y\.png: not an image",
         ),
     ],
     ids=["empty", "one-class", "rare-class", "broken-images"],

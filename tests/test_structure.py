@@ -12,11 +12,14 @@ LAYERS = [
     {"checksums", "differences", "errors", "interruption", "publish", "provenance", "torchvision_repair", "workspace"},
     {"doctor"},
     {"params", "process", "data"}
-    | {f"data.{name}" for name in ("archive", "images", "packed", "preprocess", "sources", "splits", "workers")}
+    | {
+        f"data.{name}"
+        for name in ("archive", "images", "packed", "packing", "preprocess", "sources", "splits", "workers")
+    }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
     {"augment", "batches", "card", "model"},
     {"checkpoint", "classifier", "progress", "training"},
-    {"evaluation", "verification"},
+    {"crossvalidation", "evaluation", "verification"},
 ]
 
 

@@ -25,7 +25,7 @@ class Preprocessing(BaseModel):
     """How an image becomes the network's input.
 
     Decode, turn upright by EXIF, lay transparency over white, convert to `channels` (1 grey, 3 RGB), resize to a square
-    of image_size, scale to value_range, subtract mean, divide by std.
+    of image_size (stretch, fit onto black, or crop in the middle), scale to value_range, subtract mean, divide by std.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,7 +34,7 @@ class Preprocessing(BaseModel):
     channels: int
     mean: list[float]
     std: list[float]
-    resize: Literal["stretch"] = "stretch"
+    resize: Literal["stretch", "fit", "crop"] = "stretch"
     interpolation: Literal["bilinear, antialiased"] = "bilinear, antialiased"
     value_range: tuple[float, float] = (0.0, 1.0)
 

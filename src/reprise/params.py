@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from reprise.errors import UserError
@@ -58,6 +58,7 @@ DataSet = Literal[
     "semeion", "stanford_cars", "stl10", "sun397", "svhn", "usps",
 ]  # fmt: skip
 
+Channels = Annotated[Literal["auto", 1, 3], BeforeValidator(lambda value: int(value) if value in ("1", "3") else value)]
 Reproducibility = Literal["auto", "portable", "machine", "off"]
 
 
@@ -99,11 +100,36 @@ class DataParams(Section):
     split: str | None = Field(description="which of a data set's variants, see `python src/data.py`; null: the first")
     mirror: str | None = Field(description="address to download from in place of the data set's own; null: its own")
     image_size: int = Field(ge=8, le=1024, description="height and width after resizing, in pixels")
+    channels: Channels = Field(description="1: grey, 3: RGB, auto: 1 where all images are grey, otherwise 3")
+    resize: Literal["stretch", "fit", "crop"] = Field(
+        description="stretch: to a square; fit: the whole image, on black; crop: the largest square in its middle"
+    )
+    on_corrupt: Literal["error", "drop"] = Field(
+        description="images that cannot be read: error names them and stops; drop leaves them out and lists them"
+    )
     val_fraction: float = Field(gt=0, lt=1, description="share of the images held out to choose the best epoch")
     test_fraction: float = Field(
         gt=0, lt=1, description="share held out for evaluation; not used where the data set has its own test split"
     )
     seed: int = Field(ge=0, lt=2**32, description="decides which image falls in which split")
+    group: str | None = Field(
+        min_length=1,
+        description="keeps images together in one split: a column of the CSV, or a regular expression whose first "
+        "group (or whole match) in the image's path says where it belongs; null: every image for itself",
+    )
+    folds: int | None = Field(ge=2, le=1000, description="cross-validation: so many parts of equal size; null: none")
+    fold: int = Field(
+        ge=0, description="the part held out, from 0: for the test or, where that is given, for validation"
+    )
+
+    @field_validator("group")
+    @classmethod
+    def _is_an_expression(cls, group: str | None) -> str | None:
+        try:
+            re.compile(group or "")
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{_brief(str(group))} is not a regular expression: {_brief(str(error))}") from None
+        return group
 
     @model_validator(mode="after")
     def _archive_params_with_an_archive(self) -> Self:
@@ -115,6 +141,11 @@ class DataParams(Section):
     def _leave_something_to_train_on(self) -> Self:
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction must be below 1: nothing is left to train on")
+        if self.folds is not None and self.val_fraction + 1 / self.folds >= 1:
+            raise ValueError("val_fraction + 1 / folds must be below 1: nothing is left to train on")
+        if self.fold >= (self.folds or 1):
+            allowed = f"0 to {self.folds - 1} with folds = {self.folds}" if self.folds else "0 as long as folds is null"
+            raise ValueError(f"fold = {self.fold} is not allowed: expected {allowed}")
         return self
 
 
@@ -321,7 +352,7 @@ def _explain(detail: ErrorDetails) -> str:
         return f"{key}: {detail['ctx']['error']!s}" if key else str(detail["ctx"]["error"])
     near = ""
     if detail["type"] == "literal_error" and isinstance(value, str):
-        near = _near(value, get_args(_field(key)[0]))
+        near = _near(value, map(str, get_args(_field(key)[0])))
     shown = "a section" if isinstance(value, dict) else _brief(repr(value))
     return f"{key} = {shown} is not allowed{_allowed(key)}{near}"
 

@@ -294,7 +294,11 @@ def _card(
         architecture=architecture,
         classes=metadata.classes,
         preprocessing=Preprocessing(
-            image_size=metadata.image_size, channels=metadata.channels, mean=metadata.mean, std=metadata.std
+            image_size=metadata.image_size,
+            channels=metadata.channels,
+            mean=metadata.mean,
+            std=metadata.std,
+            resize=metadata.resize,
         ),
         training=Training(
             data=metadata.data,

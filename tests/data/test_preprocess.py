@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from reprise.checksums import write_sealed
 from reprise.data.archive import RawImage, write_archive
 from reprise.data.packed import load_metadata, load_split
-from reprise.data.preprocess import channel_statistics, channel_sums, preprocess
+from reprise.data.packing import channel_statistics, channel_sums
+from reprise.data.preprocess import preprocess
 from reprise.data.sources import encode_array
 from reprise.errors import UserError, one_line_errors
 from reprise.publish import publishing
@@ -32,7 +34,7 @@ def prepared(tmp_path, images, classes=("cat", "dog"), **options):
 
 def test_every_image_lands_once_with_its_own_label_and_id(tmp_path):
     metadata = prepared(tmp_path, raw_images())
-    assert metadata.counts == {"train": 10, "val": 4, "test": 6}
+    assert sum(metadata.counts.values()) == 20
     seen = []
     for split in ("train", "val", "test"):
         data = load_split(tmp_path / "out", split)
@@ -48,7 +50,7 @@ def test_every_image_lands_once_with_its_own_label_and_id(tmp_path):
 
 
 def test_metadata_describe_the_training_split_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("reprise.data.preprocess.BATCH_IMAGES", 3)
+    monkeypatch.setattr("reprise.data.packing.BATCH_IMAGES", 3)
     metadata = prepared(tmp_path, raw_images())
     train = load_split(tmp_path / "out", "train").images / 255
     assert metadata.mean == pytest.approx(train.mean(axis=(0, 1, 2)), rel=1e-12)
@@ -84,6 +86,61 @@ def test_all_bad_images_are_listed_at_once_whatever_is_wrong_with_them(tmp_path)
     assert "cat/empty.jpg: empty file" in message
     assert "dog/text.png: not an image" in message
     assert "dog/short.ppm: " in message
+
+
+BROKEN = [
+    RawImage("unsplit", name, f"broken {number}.png", b"%d" % number) for name in ("dog", "cat") for number in range(9)
+]
+
+
+def contents(folder):
+    """Return {id: (split, label, pixels)} and the metadata."""
+    splits = {split: load_split(folder, split) for split in ("train", "val", "test")}
+    placed = {
+        image_id: (split, int(label), pixels.tobytes())
+        for split, data in splits.items()
+        for image_id, label, pixels in zip(data.ids, data.labels, data.images, strict=True)
+    }
+    assert sum(map(len, splits.values())) == len(placed)
+    return placed, load_metadata(folder)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_dropped_images_leave_everything_else_as_if_they_had_never_been_there(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr("reprise.data.preprocess.MANY_IMAGES", 1)
+    monkeypatch.setattr("reprise.data.packing.BATCH_BYTES", 500)  # two images
+    whole = list(raw_images(each=30))
+    for folder, images in (("without", whole), ("with", [*BROKEN[:9], *whole[:30], *BROKEN[9:], *whole[30:]])):
+        (tmp_path / folder).mkdir()
+        prepared(tmp_path / folder, images, on_corrupt="drop", workers=workers)
+    expected, clean = contents(tmp_path / "without/out")
+    found, metadata = contents(tmp_path / "with/out")
+    assert found == expected
+    same = ("mean", "std", "counts", "channels")
+    assert {key: getattr(metadata, key) for key in same} == {key: getattr(clean, key) for key in same}
+    assert (clean.dropped, metadata.dropped) == (0, 18)
+    assert "18 left out (see dropped.json)" in metadata.summary()
+    for split in ("train", "val", "test"):
+        files = [(tmp_path / folder / "out" / f"{split}_images.npy").read_bytes() for folder in ("without", "with")]
+        assert files[0] == files[1]
+    listed = json.loads((tmp_path / "with/out/dropped.json").read_text())
+    assert [entry["id"] for entry in listed] == [image.member.removeprefix("unsplit/") for image in BROKEN]
+    assert {entry["reason"] for entry in listed} == {"not an image, or its beginning is damaged"}
+    assert len({entry["split"] for entry in listed}) > 1
+
+
+def test_a_class_of_which_nothing_is_left_to_train_on_is_named(tmp_path):
+    broken = [RawImage("unsplit", "rare", f"{number}.png", b"%d" % number) for number in range(5)]
+    with pytest.raises(UserError, match="with 5 images dropped, none is left of class rare in train; add images"):
+        prepared(tmp_path, [*raw_images(), *broken], classes=("cat", "dog", "rare"), on_corrupt="drop")
+
+
+def test_the_stated_channels_and_resize_are_kept(tmp_path):
+    wide = RawImage("unsplit", "cat", "wide.ppm", encode_array(np.full((8, 16), 9, np.uint8)))
+    metadata = prepared(tmp_path, [*raw_images(channels=1), wide], channels=3, resize="fit")
+    assert (metadata.channels, metadata.resize) == (3, "fit")
+    pixels = np.frombuffer(contents(tmp_path / "out")[0]["cat/wide.ppm"][2], np.uint8).reshape(8, 8, 3)
+    assert pixels[:, 0].tolist() == [[0] * 3] * 2 + [[9] * 3] * 4 + [[0] * 3] * 2
 
 
 def test_one_class_is_refused(tmp_path):
@@ -143,13 +200,13 @@ def test_a_full_disk_is_noticed_before_the_first_image_is_decoded(tmp_path, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    monkeypatch.setattr("reprise.data.preprocess.decode", None)
+    monkeypatch.setattr("reprise.data.packing.decode", None)
     with pytest.raises(OSError, match=r"No space left on device: .*train_images\.npy"):
         prepared(tmp_path, raw_images())
 
 
 def test_the_number_of_workers_changes_no_bit_and_no_message(tmp_path, monkeypatch):
-    monkeypatch.setattr("reprise.data.preprocess.BATCH_IMAGES", 3)
+    monkeypatch.setattr("reprise.data.packing.BATCH_IMAGES", 3)
     monkeypatch.setattr("reprise.data.preprocess.MANY_IMAGES", 1)
     images = list(raw_images(channels=1))
     broken = [RawImage("unsplit", name, f"{number}\n.png", b"text") for number in range(9) for name in ("dog", "cat")]
@@ -163,7 +220,7 @@ def test_the_number_of_workers_changes_no_bit_and_no_message(tmp_path, monkeypat
         with pytest.raises(UserError) as caught:
             prepared(folder / "broken", [*broken[:9], *images, *broken[9:]], workers=workers)
         refused.append(str(caught.value))
-    assert len(written[0]) == 10
+    assert len(written[0]) == 11
     assert written[0] == written[1] == written[2]
     listed = [f"  '{image.class_name}/{image.file_name[0]}\\n.png': not an image" for image in broken]
     assert refused[0] == refused[1] == refused[2]
@@ -174,13 +231,8 @@ def test_an_image_lands_in_the_same_split_with_the_same_pixels_whatever_the_orde
     found = []
     for name, images in (("forward", list(raw_images())), ("backward", list(raw_images())[::-1])):
         (tmp_path / name).mkdir()
-        metadata = prepared(tmp_path / name, images)
-        splits = {split: load_split(tmp_path / name / "out", split) for split in ("train", "val", "test")}
-        placed = {
-            image_id: (split, int(label), pixels.tobytes())
-            for split, data in splits.items()
-            for image_id, label, pixels in zip(data.ids, data.labels, data.images, strict=True)
-        }
+        prepared(tmp_path / name, images)
+        placed, metadata = contents(tmp_path / name / "out")
         found.append((placed, metadata.mean, metadata.std))
     assert found[0] == found[1]
 

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from contextlib import suppress
 
+import numpy as np
 import pytest
 
-from reprise.data.archive import write_archive
+from reprise.data.archive import RawImage, write_archive
+from reprise.data.sources import encode_array
 from reprise.data.workers import available_cpus
 from tests.data.test_preprocess import raw_images
 
@@ -17,12 +19,12 @@ from tests.data.test_preprocess import raw_images
 STAGE = """
 import os, signal, threading
 from pathlib import Path
-from reprise.data import preprocess as module
+from reprise.data import packing, preprocess as module
 from reprise.errors import one_line_errors
 from reprise.publish import publishing
 
-decode = module.decode
-first_of_training, last_of_test = 0, 104
+decode = packing.decode
+first_of_training, last_of_test = 0, 250
 
 def decode_or_die(encoded, *arguments):
     pixels = decode(encoded, *arguments)
@@ -34,8 +36,8 @@ def decode_or_die(encoded, *arguments):
             {happens}
     return pixels
 
-module.decode = decode_or_die
-module.MANY_IMAGES, module.BATCH_IMAGES = 1, 3
+packing.decode = decode_or_die
+module.MANY_IMAGES, packing.BATCH_IMAGES = 1, 3
 
 if __name__ == "__main__":
     with one_line_errors(), publishing(Path("out")) as (out,):
@@ -45,9 +47,16 @@ if __name__ == "__main__":
 TIMEOUT = 60  # far beyond what it takes
 
 
+def images():
+    """Yield 20 training images, the first of value 0, and images of other values to validate and to test, 250 last."""
+    yield from raw_images(split="train")
+    for split, name, value in (("val", "cat", 50), ("val", "dog", 150), ("test", "cat", 60), ("test", "dog", 250)):
+        yield RawImage(split, name, "1.ppm", encode_array(np.full((8, 8, 3), value, np.uint8)))
+
+
 def run_stage(folder, happens):
     """Run the stage until it and all its workers have ended: they hold its output open."""
-    write_archive(folder / "raw", "folder", ["cat", "dog"], raw_images())
+    write_archive(folder / "raw", "folder", ["cat", "dog"], images())
     os.mkfifo(folder / "meeting")  # opened by one worker, it waits for the other
     (folder / "stage.py").write_text(STAGE.format(happens=happens))
     stage = subprocess.Popen(

@@ -1,7 +1,7 @@
 """The prepared data: one packed uint8 array per split, its labels and ids, and the facts that describe them.
 
 `preprocess` writes a folder of `{train,val,test}_images.npy` (N, H, W, C; uint8), `*_labels.npy` (N; int64),
-`*_ids.json` and `metadata.json`; `load_split` reads one split with its images memory-mapped.
+`*_ids.json`, `dropped.json` and `metadata.json`; `load_split` reads one split with its images memory-mapped.
 """
 
 import json
@@ -15,12 +15,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from reprise.checksums import read_sealed, reading, verify_file
 
 Split = Literal["train", "val", "test"]
+Resize = Literal["stretch", "fit", "crop"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class Metadata(BaseModel):
     """What every later stage knows of the data; mean and std are per channel, of the training split, in 0..1.
 
+    dropped: images left out, each with its reason in `dropped.json`, a list of {"id", "split", "reason"}.
     source_sha256: of the raw archive; splits_sha256: of that and of which image is in which split; sha256: of each file
     beside the metadata.
     """
@@ -31,9 +33,11 @@ class Metadata(BaseModel):
     classes: list[str]
     image_size: int
     channels: int
+    resize: Resize = "stretch"
     mean: list[float]
     std: list[float]
     counts: dict[Split, int]
+    dropped: int = 0
     source_sha256: str
     splits_sha256: str
     sha256: dict[str, str]
@@ -41,7 +45,9 @@ class Metadata(BaseModel):
     def summary(self) -> str:
         """Return the facts in one line."""
         counts = ", ".join(f"{count:,} {split}" for split, count in self.counts.items())
-        return f"{counts} images of {self.image_size}x{self.image_size}x{self.channels}, {len(self.classes)} classes"
+        left_out = f", {self.dropped:,} left out (see dropped.json)" if self.dropped else ""
+        shape = f"{self.image_size}x{self.image_size}x{self.channels}"
+        return f"{counts} images of {shape}, {len(self.classes)} classes{left_out}"
 
 
 @dataclass(frozen=True)
