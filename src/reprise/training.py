@@ -31,6 +31,7 @@ from reprise.batches import EvalBatches, TrainBatches, stateless_seed
 from reprise.card import Architecture, ModelCard, Preprocessing, Training
 from reprise.checkpoint import Checkpoints, Resumption
 from reprise.classifier import LitClassifier, OptimizerFactory
+from reprise.convolutions import repaired
 from reprise.data.packed import Metadata, load_metadata, load_split
 from reprise.errors import UserError
 from reprise.interruption import StopSignals
@@ -160,7 +161,7 @@ def _fit(
         )
         trainer.fit_loop.epoch_loop = LeanEpoch(trainer)
         resumption.prepare(trainer)
-        with _limits_in_one_line(params.batch_size):
+        with _limits_in_one_line(params.batch_size), repaired(lit, pointwise=reproducible != "portable"):
             trainer.fit(lit, batches, val_batches)
 
 
