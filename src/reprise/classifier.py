@@ -66,11 +66,15 @@ class LitClassifier(LightningModule):
         return logits
 
     def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the batch loss and, padding dropped, predicted classes and targets."""
+        """Return the batch loss and, padding dropped, predicted classes and targets.
+
+        Soft targets (N, classes), of mixed images, enter the loss as they are; they count as the class with most of it.
+        """
         images, targets = batch
         logits, targets = self.mask_outputs(self.forward(images), targets)
         loss = (self.criterion if self.training else self.plain_criterion)(logits, targets)
-        return loss, logits.detach().argmax(dim=1), targets
+        labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
+        return loss, logits.detach().argmax(dim=1), labels
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return loss, preds and targets of a training batch."""
