@@ -172,6 +172,8 @@ def test_the_page_names_everything_and_its_pictures_exist(tmp_path):
     assert "- train/cat/equal to test.ppm (train): same pixels as test/cat/0.ppm (test)\n" in text
     assert "## Equal images under two labels\n\n- train/cat/3.ppm (train): same pixels as train/dog/twice.ppm" in text
     assert "- left out: 0 that cannot be read, 4 that a later split has too\n" in text
+    assert "at most 18 of 128 bits" in text
+    assert "fewer than the usual" not in text
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
         "class_0.png",
         "class_1.png",
@@ -183,6 +185,14 @@ def test_the_page_names_everything_and_its_pictures_exist(tmp_path):
     assert pixels.shape == (96, 600, 3)
     assert np.array_equal(pixels[:48, :48], pixels[48:, :48])  # the equal pair
     assert not np.array_equal(pixels[:48, 100:148], pixels[48:, 100:148])  # the similar one
+
+
+def test_the_page_says_so_where_similar_images_cannot_be_told(tmp_path):
+    blank = [
+        raw("unsplit", name, i, np.full((8, 8), 9 * i + k, np.uint8)) for k, name in enumerate("ab") for i in range(9)
+    ]
+    text = page(checked(tmp_path, blank, ("a", "b"))[1], tmp_path / "report")
+    assert "Similar: not told.\nThat is fewer than the usual 18" in text
 
 
 def test_names_cannot_break_the_page(tmp_path):
@@ -282,6 +292,7 @@ def test_images_that_resemble_one_another_by_nature_are_not_called_similar():
     assert bits_of_similar(difference_hash(np.zeros((9, 8, 8, 1), np.uint8))) == -1
     photos = np.stack([photo(number) for number in range(50)])
     assert bits_of_similar(difference_hash(photos)) == MOST_BITS
+    assert bits_of_similar(difference_hash(np.concatenate([photos, brighter(photos)]))) == MOST_BITS  # all have a twin
     assert bits_of_similar(difference_hash(photos)[:1]) == -1
 
 

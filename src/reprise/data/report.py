@@ -13,6 +13,7 @@ from PIL import Image
 from reprise.checksums import naming
 from reprise.data.archive import shown
 from reprise.data.checks import Findings
+from reprise.data.duplicates import MOST_BITS
 from reprise.data.images import decode
 from reprise.data.packed import SPLITS
 
@@ -93,16 +94,16 @@ def _duplicates(findings: Findings) -> list[str]:
         what = f"of {later}, also in {earlier}" if earlier else f"of {later}, more than once"
         lines.append(f"| {what} | {shared['equal'][key]:,} | {shared['similar'][key]:,} |")
     lines += ["", "Equal: the same pixels once prepared. Counted before any was left out."]
-    if findings.similar_bits >= 0:
-        return [
-            *lines,
-            f"Similar: at most {findings.similar_bits} of 128 bits of the perceptual hash differ.",
-        ]
-    return [
-        *lines,
-        "Similar images cannot be told here: by nature these images resemble one another (as digits do), or most of "
-        "them have a twin (as frames of a video do: `data.group` keeps those together).",
-    ]
+    bits = findings.similar_bits
+    lines.append(
+        f"Similar: at most {bits} of 128 bits of the perceptual hash differ." if bits >= 0 else "Similar: not told."
+    )
+    if bits < MOST_BITS:
+        lines.append(
+            f"That is fewer than the usual {MOST_BITS}, because these images resemble one another, by nature (as "
+            "digits do) or because most have a twin (as frames of a video do: `data.group` keeps those in one split)."
+        )
+    return lines
 
 
 def _pairs(findings: Findings, pairs: Sequence[tuple[int, int]]) -> list[str]:
