@@ -30,8 +30,8 @@ LAYERS = [
         )
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
-    {"augment", "batches", "card", "model"},
-    {"checkpoint", "classifier", "progress", "training"},
+    {"augment", "batches", "card", "convolutions", "model"},
+    {"checkpoint", "classifier", "lean_epoch", "progress", "training"},
     {"crossvalidation", "evaluation", "verification"},
 ]
 
