@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from reprise.data.archive import RawImage, write_archive
 from reprise.data.duplicates import MOST_BITS, Twins, bits_of_similar, equal_images, similar_images
@@ -284,16 +285,25 @@ def test_of_equal_images_each_has_the_first_other_one_of_each_split():
     assert (equal_images(digests, np.array([0, 0, -1, -1, 2])).rows == -1).all()
 
 
-def test_images_that_resemble_one_another_by_nature_are_not_called_similar():
-    from sklearn.datasets import load_digits
+def told(images, labels=None):
+    return bits_of_similar(difference_hash(images), np.zeros(len(images)) if labels is None else labels)
 
-    digits = (load_digits().images * 15.9).astype(np.uint8)[..., None]
-    assert bits_of_similar(difference_hash(digits)) <= 0
-    assert bits_of_similar(difference_hash(np.zeros((9, 8, 8, 1), np.uint8))) == -1
-    photos = np.stack([photo(number) for number in range(50)])
-    assert bits_of_similar(difference_hash(photos)) == MOST_BITS
-    assert bits_of_similar(difference_hash(np.concatenate([photos, brighter(photos)]))) == MOST_BITS  # all have a twin
-    assert bits_of_similar(difference_hash(photos)[:1]) == -1
+
+def test_images_that_resemble_one_another_by_nature_are_not_called_similar():
+    digits = load_digits()
+    assert told((digits.images * 15.9).astype(np.uint8)[..., None], digits.target) <= 0
+    assert told(np.zeros((9, 8, 8, 1), np.uint8)) == -1
+    photos = np.stack([photo(number) for number in range(100)])
+    assert told(photos) == MOST_BITS
+    assert told(photos[:1]) == -1
+
+
+def test_where_most_images_have_a_twin_it_is_found_if_it_has_their_label():
+    twins = np.concatenate([photos := np.stack([photo(number) for number in range(100)]), brighter(photos)])
+    labels = np.tile(np.arange(100) % 2, 2)
+    assert told(twins, labels) == MOST_BITS
+    labels[100:] = np.arange(100) // 2 % 2  # half of them with another label: crowded by nature, or by chance
+    assert told(twins, labels) < MOST_BITS
 
 
 def test_a_signature_tells_one_changed_value():

@@ -132,7 +132,7 @@ class Findings:
 
 def check(archive: RawArchive, ids: list[str], splits: np.ndarray, labels: np.ndarray, seen: np.ndarray) -> Findings:
     """Look for duplicates; seen: SIGNATURE (N,), see `Findings` for the others."""
-    similar_bits = bits_of_similar(seen["hash"][splits >= 0])
+    similar_bits = bits_of_similar(seen["hash"][splits >= 0], labels[splits >= 0])
     equal = equal_images(seen["digest"], splits)
     twins = {"equal": equal, "similar": similar_images(seen["hash"], splits, equal, similar_bits)}
     return Findings(
