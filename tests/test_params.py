@@ -233,6 +233,7 @@ TREES = st.fixed_dictionaries(
                 "channels": st.sampled_from(["auto", 1, 3]),
                 "resize": st.sampled_from(["stretch", "fit", "crop"]),
                 "on_corrupt": st.sampled_from(["error", "drop"]),
+                "on_leak": st.sampled_from(["error", "warn", "drop"]),
                 "group": st.sampled_from([None, "patient", r"^(\d+)_[a-z]", "1"]),
                 "folds": st.none() | st.integers(2, 1000),
                 "fold": st.just(0),

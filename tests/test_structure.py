@@ -14,7 +14,20 @@ LAYERS = [
     {"params", "process", "data"}
     | {
         f"data.{name}"
-        for name in ("archive", "images", "packed", "packing", "preprocess", "sources", "splits", "workers")
+        for name in (
+            "archive",
+            "checks",
+            "duplicates",
+            "images",
+            "packed",
+            "packing",
+            "preprocess",
+            "report",
+            "signatures",
+            "sources",
+            "splits",
+            "workers",
+        )
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
     {"augment", "batches", "card", "convolutions", "model", "policies", "residency", "transforms"},

@@ -112,6 +112,10 @@ class DataParams(Section):
     on_corrupt: Literal["error", "drop"] = Field(
         description="images that cannot be read: error names them and stops; drop leaves them out and lists them"
     )
+    on_leak: Literal["error", "warn", "drop"] = Field(
+        description="images of train or val that a later split has too, equal or similar: error stops; warn says so; "
+        "drop leaves them out and lists them"
+    )
     val_fraction: float = Field(gt=0, lt=1, description="share of the images held out to choose the best epoch")
     test_fraction: float = Field(
         gt=0, lt=1, description="share held out for evaluation; not used where the data set has its own test split"
