@@ -60,7 +60,7 @@ def sheet(revision: Revision, shown: list[Flip], fixed: bool) -> bytes | None:
         draw.text((x, y + TILE + 1), _fit(draw, font, f"{index + 1}: {was}"), "black", font)
         draw.text((x, y + TILE + 14), _fit(draw, font, f"-> {now}"), "#2a8a4a" if fixed else "#c0392b", font)
     content = BytesIO()
-    canvas.quantize(64).save(content, "PNG", optimize=True)
+    canvas.quantize(256).save(content, "PNG", optimize=True)
     return content.getvalue()
 
 
