@@ -33,6 +33,12 @@ LAYERS = [
     {"augment", "batches", "card", "convolutions", "model", "policies", "residency", "transforms"},
     {"checkpoint", "classifier", "lean_epoch", "progress", "training"},
     {"crossvalidation", "evaluation", "verification"},
+    {"comparison"},
+    {f"comparison.{name}" for name in ("markup", "revisions", "statistics")},
+    {f"comparison.{name}" for name in ("pairing", "verdict")},
+    {f"comparison.{name}" for name in ("changes", "flips")},
+    {f"comparison.{name}" for name in ("compare", "pictures")},
+    {"comparison.report"},
 ]
 
 
