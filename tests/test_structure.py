@@ -20,6 +20,8 @@ LAYERS = [
     {"augment", "batches", "card", "model"},
     {"checkpoint", "classifier", "progress", "training"},
     {"crossvalidation", "evaluation", "verification"},
+    {"comparison"},
+    {f"comparison.{name}" for name in ("markup", "statistics")},
 ]
 
 
