@@ -21,7 +21,7 @@ LAYERS = [
     {"checkpoint", "classifier", "progress", "training"},
     {"crossvalidation", "evaluation", "verification"},
     {"comparison"},
-    {f"comparison.{name}" for name in ("comments", "markup", "statistics")},
+    {f"comparison.{name}" for name in ("comments", "markup", "review", "statistics")},
 ]
 
 

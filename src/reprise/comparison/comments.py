@@ -28,9 +28,11 @@ TIMEOUT = 30  # seconds
 
 
 class Platform(Protocol):
-    """Where comments are kept. limit: characters of one."""
+    """Where comments are kept."""
 
-    limit: int
+    @property
+    def limit(self) -> int:
+        """Characters of one comment."""
 
     def comments(self) -> Iterator[tuple[int, str]]:
         """Yield (number, text) of the comments that this token's owner has written."""
