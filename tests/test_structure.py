@@ -21,7 +21,11 @@ LAYERS = [
     {"checkpoint", "classifier", "progress", "training"},
     {"crossvalidation", "evaluation", "verification"},
     {"comparison"},
-    {f"comparison.{name}" for name in ("comments", "markup", "review", "statistics")},
+    {f"comparison.{name}" for name in ("comments", "markup", "review", "revisions", "statistics")},
+    {f"comparison.{name}" for name in ("pairing", "verdict")},
+    {f"comparison.{name}" for name in ("changes", "flips")},
+    {f"comparison.{name}" for name in ("compare", "pictures")},
+    {"comparison.report"},
 ]
 
 

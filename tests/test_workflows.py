@@ -49,7 +49,7 @@ def test_the_linters_find_nothing(check, path):
     ("check", "name", "old", "new"),
     [
         (github_schema, ".github/workflows/test.yml", "runs-on: ubuntu-latest", "run-on: ubuntu-latest"),
-        (gitlab_schema, ".gitlab-ci.yml", "interruptible: true", "interruptible: 7"),
+        (gitlab_schema, ".gitlab-ci.yml", "    when: always", "    when: allways"),
         (security, ".github/workflows/review.yml", "pull_request:\n", "pull_request_target:\n"),
         (security, ".github/workflows/review.yml", '"$REPRODUCE"', "${{ github.event.pull_request.title }}"),
         (security, ".github/workflows/review.yml", "contents: read\nconcurrency", "contents: write\nconcurrency"),

@@ -17,13 +17,15 @@ NASTY = [
 def test_what_could_be_markup_is_shown_as_it_is(value):
     escaped = text(value)
     assert html.unescape(escaped).replace("\u200b", "") == value
-    assert not set(escaped.replace("&#", "").replace(";", "")) & set("<>|`*[]()@#!$\\&")
+    assert not set(escaped.replace("&#", "").replace(";", "")) & set("<>|`*[]@#!$\\&\"'")
     seen = html.unescape(escaped)
     for link in ("@team", "#12", "GH-12", "://", "WWW.evil", "@b"):
         assert link not in seen
 
 
-@pytest.mark.parametrize("value", ["cat", "train.lr", "models/model.json", "1e-05", "a_b", "well-known", "0.95"])
+@pytest.mark.parametrize(
+    "value", ["cat", "train.lr", "models/model.json", "1e-05", "a_b", "well-known", "0.95", "p = 0.05 (of 3)"]
+)
 def test_plain_words_stay_as_they_are(value):
     assert text(value) == value
 

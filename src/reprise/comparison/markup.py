@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterable, Sequence
 
-# between letters or digits `.`, `-`, `_`, `/` and `=` mean nothing, unless in what sites turn into links
-PLAIN = re.compile(r"(?<=[^\W_])[-._/=](?=[^\W_])")
 LINKS = re.compile(r":(?=//)|@|#|(?<=www)\.|(?<=gh)-", re.IGNORECASE)
-ACTIVE = re.compile(r"[\\`*_{}\[\]()#+\-.!|~:@$^=/&<>\"']")
+# anywhere (but `_` within a word), at the beginning of a line, after a number there
+ACTIVE = re.compile(
+    r"[\\`*{}\[\]#!|~:@$&<>\"']|(?<![^\W_])_|_(?![^\W_])|^[-+=]|(?<=^\d)[.)](?=\s)|(?<=^\d\d)[.)](?=\s)"
+)
 # controls, breaks, what has no width or turns the direction of writing, halves of surrogates
 HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 NUMBER = re.compile(r"[-+]?\d.*|-?")
@@ -19,12 +20,11 @@ def text(value: object) -> str:
     What cannot be seen becomes `?`. Mentions (`@name`), references (`#1`) and addresses are taken apart, invisibly.
     """
     shown = HIDDEN.sub("?", str(value))
-    linked = {found.end() for found in LINKS.finditer(shown)}
-    as_is = {found.start() for found in PLAIN.finditer(shown) if found.end() not in linked}
+    active = {found.start() for found in ACTIVE.finditer(shown)}
+    linked = {found.start() for found in LINKS.finditer(shown)}
     # entities, not backslashes: in a table, and by every site, those are understood
     return "".join(
-        (f"&#{ord(character)};" if ACTIVE.match(character) and index not in as_is else character)
-        + (APART if index + 1 in linked else "")
+        (f"&#{ord(character)};" if index in active | linked else character) + (APART if index in linked else "")
         for index, character in enumerate(shown)
     )
 
