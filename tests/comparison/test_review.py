@@ -2,12 +2,13 @@
 
 import json
 import re
+import shutil
 import sys
 
 import pytest
 
 from tests.comparison.test_comments import Site, serving
-from tests.conftest import Workspace
+from tests.conftest import ROOT, Workspace
 from tests.test_pipeline import refused
 
 # stands in for the real one, which has tests of its own: it compares as it is told, and finds a regression
@@ -19,19 +20,27 @@ sys.exit(3 if gate == ["--fail-on", "regression"] else 0)
 """
 
 
+@pytest.fixture(scope="module")
+def branch_once(reproduced_once, tmp_path_factory):
+    """A branch with a change and its results; beside it a bare remote with its main."""
+    branch = reproduced_once.copy(tmp_path_factory.mktemp("review") / "clone")
+    (branch.path / "src/compare.py").write_text(COMPARE)
+    branch.commit()
+    branch.run("git", "init", "--quiet", "--bare", "--initial-branch", "main", "../remote.git")
+    branch.run("git", "remote", "add", "origin", "../remote.git")
+    branch.run("git", "push", "--quiet", "origin", "main")
+    branch.run("git", "checkout", "--quiet", "-b", "try")
+    branch.set("evaluate.calibration_bins=10")
+    branch.run("dvc", "repro")
+    branch.commit()
+    return branch
+
+
 @pytest.fixture
-def branch(reproduced, tmp_path):
-    """A branch with a change and its results, main of which is on a bare remote."""
-    (reproduced.path / "src/compare.py").write_text(COMPARE)
-    reproduced.commit()
-    reproduced.run("git", "init", "--quiet", "--bare", "--initial-branch", "main", str(tmp_path / "remote.git"))
-    reproduced.run("git", "remote", "add", "origin", str(tmp_path / "remote.git"))
-    reproduced.run("git", "push", "--quiet", "origin", "main")
-    reproduced.run("git", "checkout", "--quiet", "-b", "try")
-    reproduced.set("evaluate.calibration_bins=10")
-    reproduced.run("dvc", "repro")
-    reproduced.commit()
-    return reproduced
+def branch(branch_once, tmp_path):
+    """A private copy of the branch and its remote."""
+    shutil.copytree(branch_once.path.parent / "remote.git", tmp_path / "remote.git")
+    return branch_once.copy(tmp_path / "clone")
 
 
 def review(workspace, *arguments, **environment):
@@ -128,7 +137,8 @@ def test_a_regression_fails_where_that_is_asked_for_and_a_comparison_that_fails_
     assert "# compared with" not in page  # of the review before
 
 
-def test_posting_needs_no_packages_and_updates_the_comment(branch, tmp_path):
+def test_posting_needs_no_packages_and_updates_the_comment(tmp_path):
+    here = Workspace(ROOT)
     page = tmp_path / "page.md"
     page.write_text("## Review\n\n@everyone\n")
     site = Site("github")
@@ -137,8 +147,8 @@ def test_posting_needs_no_packages_and_updates_the_comment(branch, tmp_path):
     known = {"GITHUB_REPOSITORY": "own/er", "PULL_REQUEST": "7", "GITHUB_TOKEN": "secret", "PYTHONPATH": ""}
     with serving(site.answer) as api:
         for _ in range(2):
-            branch.run(*command, GITHUB_API_URL=api, **known)
-        said = refused(branch.run(*command, GITHUB_API_URL=api, **known | {"GITHUB_TOKEN": ""}, check=False))
+            here.run(*command, GITHUB_API_URL=api, **known)
+        said = refused(here.run(*command, GITHUB_API_URL=api, **known | {"GITHUB_TOKEN": ""}, check=False))
     assert "GITHUB_TOKEN: not set" in said
     (comment,) = site.comments
     assert comment["text"].endswith("@\u200beveryone\n")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reprise.comparison.statistics import wilson
+from reprise.intervals import wilson
 
 
 @pytest.mark.parametrize(
