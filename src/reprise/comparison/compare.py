@@ -99,15 +99,15 @@ def _answers(base: Revision, head: Revision, base_rows: np.ndarray, head_rows: n
 
 
 def _over_seeds(base: Revision, head: Revision, base_rows: np.ndarray, head_rows: np.ndarray) -> Seeds:
-    """Gather the runs of both settings over seeds. Raises UserError if neither has more than one."""
+    """Gather the runs of both settings over seeds. Raises UserError if neither has three."""
     labels = head.predictions.labels[head_rows]
     runs = [
         {seed: run.predictions.predicted[rows] == labels for seed, run in _runs(revision).items()}
         for revision, rows in ((base, base_rows), (head, head_rows))
     ]
-    if max(map(len, runs)) < 2:
+    if max(map(len, runs)) < 3:
         raise UserError(
-            f"--seeds: no experiment differs from {base} or {head} in {SEED_PARAM} alone; on each of them, run "
+            f"--seeds: fewer than 3 runs differ from {base} or {head} in {SEED_PARAM} alone; on each of them, run "
             f"`dvc exp run --queue -S '{SEED_PARAM}=1,2,3,4'` and `dvc queue start`"
         )
     return over_seeds(*runs)

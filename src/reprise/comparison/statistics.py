@@ -11,7 +11,7 @@ from scipy.special import bdtr, gammaln, stdtr, stdtrit, xlog1py, xlogy
 
 SEED = 20250101  # any number, always the same
 RESAMPLES = 10_000
-RESAMPLED_VALUES = 20_000_000  # of a mean, all resamples together, at most about this many
+RESAMPLES_OF_A_MEAN = 2_000  # each of which costs a pass over all values
 
 
 def mcnemar(broken: int, fixed: int) -> float:
@@ -35,12 +35,13 @@ def accuracy_difference(broken: int, fixed: int, images: int, level: float = 0.9
 
 def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Return the bootstrap interval of a mean of values (N,)."""
-    resamples = min(RESAMPLES, max(1000, RESAMPLED_VALUES // len(values)))
     generator = np.random.default_rng(SEED)
     at_once = max(1, 1_000_000 // len(values))
     means = [
-        values[generator.integers(len(values), size=(min(at_once, resamples - start), len(values)))].mean(axis=1)
-        for start in range(0, resamples, at_once)
+        values[generator.integers(len(values), size=(min(at_once, RESAMPLES_OF_A_MEAN - start), len(values)))].mean(
+            axis=1
+        )
+        for start in range(0, RESAMPLES_OF_A_MEAN, at_once)
     ]
     return _middle(np.concatenate(means), level)
 
@@ -112,13 +113,14 @@ def detectable(broken: int, fixed: int, images: int, wanted: float = 0.8, level:
 def welch(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
     """Return p-value, standard error, degrees of freedom of the difference of two means (Welch, Biometrika 34, 1947).
 
-    A sample of one borrows the other's variance. Raises ValueError if both are of one.
+    One or two values say too little of their spread: such a sample borrows the other's variance. Raises ValueError if
+    both are so small.
     """
     samples = [np.asarray(sample, dtype=float) for sample in (one, other)]
-    variances = [float(sample.var(ddof=1)) if len(sample) > 1 else None for sample in samples]
+    variances = [float(sample.var(ddof=1)) if len(sample) > 2 else None for sample in samples]
     known = [variance for variance in variances if variance is not None]
     if not known:
-        raise ValueError("two samples of one value each have no spread")
+        raise ValueError("two samples of fewer than three values have no spread")
     parts = [(known[0] if own is None else own) / len(sample) for own, sample in zip(variances, samples, strict=True)]
     error = math.sqrt(sum(parts))
     difference = float(samples[1].mean() - samples[0].mean())

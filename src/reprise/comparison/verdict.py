@@ -133,7 +133,7 @@ def judge(answers: Answers, seeds: Seeds | None = None) -> Verdict:
 def over_seeds(base: dict[int, np.ndarray], head: dict[int, np.ndarray]) -> Seeds:
     """Compare settings by several runs: seed -> which of the same N images that run has right (N,) bool.
 
-    Raises ValueError if both have one run only.
+    Raises ValueError if neither has three runs.
     """
     means = [{seed: float(right.mean()) for seed, right in sorted(runs.items())} for runs in (base, head)]
     _, of_seeds, freedom = welch(list(means[0].values()), list(means[1].values()))
