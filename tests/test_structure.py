@@ -27,8 +27,8 @@ LAYERS = [
         for name in ("archive", "images", "packed", "packing", "preprocess", "sources", "splits", "workers")
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
-    {"augment", "batches", "card", "model"},
-    {"checkpoint", "classifier", "progress", "training"},
+    {"augment", "batches", "card", "convolutions", "model"},
+    {"checkpoint", "classifier", "lean_epoch", "progress", "training"},
     {"crossvalidation", "evaluation", "verification"},
     {"comparison"},
     {f"comparison.{name}" for name in ("comments", "history", "markup", "review", "revisions", "statistics")},
