@@ -101,7 +101,7 @@ def test_one_bit_in_any_cache_object_is_named_and_the_object_filled_anew(reprodu
 
 def test_an_altered_list_of_files_in_the_cache_is_named(reproduced):
     lock = yaml.safe_load((reproduced.path / "dvc.lock").read_text())["stages"]
-    (out,) = lock["preprocess"]["outs"]
+    (out,) = (out for out in lock["preprocess"]["outs"] if out["path"] == "data/processed")
     stored = reproduced.path / f".dvc/cache/files/md5/{out['md5'][:2]}/{out['md5'][2:]}"
     file = reproduced.path / "data/processed/train_images.npy"
     (inner,) = (path for path in objects(reproduced) if path.read_bytes() == file.read_bytes())
