@@ -18,7 +18,7 @@ LAYERS = [
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
     {"augment", "batches", "card", "convolutions", "model"},
-    {"checkpoint", "classifier", "lean_epoch", "progress", "training"},
+    {"checkpoint", "classifier", "lean_epoch", "progress", "threads", "training"},
     {"crossvalidation", "evaluation", "verification"},
 ]
 
