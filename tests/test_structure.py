@@ -19,7 +19,7 @@ LAYERS = [
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
     {"augment", "batches", "card", "convolutions", "model"},
     {"checkpoint", "classifier", "lean_epoch", "progress", "threads", "training"},
-    {"crossvalidation", "evaluation", "verification"},
+    {"crossvalidation", "evaluation", "profiling", "verification"},
 ]
 
 

@@ -12,7 +12,7 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -100,11 +100,18 @@ class TrainResult:
             writer.writerows(row.rounded() for row in self.history)
 
 
-def train(processed: Path, model: ModelParams, params: TrainParams, scratch: Path | None = None) -> TrainResult:
+def train(
+    processed: Path,
+    model: ModelParams,
+    params: TrainParams,
+    scratch: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> TrainResult:
     """Train on prepared data and return the best epoch's network (highest validation accuracy, then lowest loss).
 
     With a scratch folder, the training saves checkpoints below it, takes up an earlier one of the same params, data,
-    code and terms, and leaves it to the caller to discard them once the result is safe. Prints its progress to stderr.
+    code and terms, and leaves it to the caller to discard them once the result is safe. Prints its progress to stderr;
+    further callbacks only watch.
     Raises UserError for a model, batch size or image size that do not fit the data or the memory, and as soon as the
     loss is not finite; Stopped, once a checkpoint is written, after SIGTERM, SIGHUP or Ctrl-C.
     """
@@ -129,7 +136,7 @@ def train(processed: Path, model: ModelParams, params: TrainParams, scratch: Pat
     provenance = _provenance(reproducible, metadata, model, params)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
     try:
-        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints)
+        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints, callbacks)
     except BaseException:
         if checkpoints:
             checkpoints.leave()
@@ -147,6 +154,7 @@ def _fit(
     reproducible: Reproducible,
     best: "BestEpoch",
     checkpoints: Checkpoints | None,
+    callbacks: Sequence[Callback],
 ) -> None:
     """Run Lightning's Trainer over the epochs that the checkpoints have not seen."""
     resumed = checkpoints.latest() if checkpoints else None
@@ -165,7 +173,7 @@ def _fit(
             accelerator=device(reproducible),
             devices=1,
             logger=False,
-            callbacks=[StatelessDropout(params.seed), losses, best, best.progress, resumption],
+            callbacks=[StatelessDropout(params.seed), losses, best, best.progress, resumption, *callbacks],
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
