@@ -60,6 +60,28 @@ def test_fp32_means_fp32_unless_off(mode, precision):
     assert python(shown, TORCH_ALLOW_TF32_CUBLAS_OVERRIDE="1").stdout.splitlines()[1] == precision
 
 
+FREED = """
+import ctypes, os
+from reprise.process import keep_freed_memory
+{keep}
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+before = resident()
+block = libc.malloc(ctypes.c_size_t(16 * 2**20))
+ctypes.memset(block, 1, 16 * 2**20)
+libc.free(block)
+print((resident() - before) // 2**20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")
+@pytest.mark.parametrize(("keep", "kept"), [("", range(4)), ("keep_freed_memory()", range(14, 18))])
+def test_what_a_step_frees_is_kept_for_the_next(keep, kept):
+    assert int(python(FREED.format(keep=keep)).stdout) in kept
+
+
 def test_too_late_is_refused():
     done = python("import torch; from reprise.process import before_torch; before_torch(1, 'off')")
     assert "before_torch must run before torch is imported" in done.stderr

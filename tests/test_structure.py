@@ -41,8 +41,8 @@ LAYERS = [
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
     {"augment", "batches", "card", "convolutions", "model", "policies", "residency", "transforms"},
-    {"checkpoint", "classifier", "lean_epoch", "progress", "training"},
-    {"crossvalidation", "evaluation", "verification"},
+    {"checkpoint", "classifier", "lean_epoch", "progress", "threads", "training"},
+    {"crossvalidation", "evaluation", "profiling", "verification"},
     {"comparison"},
     {f"comparison.{name}" for name in ("comments", "history", "markup", "review", "revisions", "statistics")},
     {f"comparison.{name}" for name in ("pairing", "verdict")},

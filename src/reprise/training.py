@@ -5,13 +5,14 @@ each step here. Two runs with equal arguments on equal terms (threads, kind of m
 one of them was killed and taken up again.
 """
 
+import copy
 import csv
 import json
 import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -38,9 +39,10 @@ from reprise.interruption import StopSignals
 from reprise.lean_epoch import LeanEpoch
 from reprise.model import TIMMBackbone, create_network, save_model
 from reprise.params import ModelParams, TrainParams
-from reprise.process import device, settled
+from reprise.process import cpus, device, settled, settled_precision
 from reprise.progress import Progress
-from reprise.provenance import Provenance, Reproducible, trace
+from reprise.provenance import Provenance, Reproducible, cpu_name, trace
+from reprise.threads import settle_threads
 
 
 @dataclass(frozen=True)
@@ -98,15 +100,28 @@ class TrainResult:
             writer.writerows(row.rounded() for row in self.history)
 
 
-def train(processed: Path, model: ModelParams, params: TrainParams, scratch: Path | None = None) -> TrainResult:
+def train(
+    processed: Path,
+    model: ModelParams,
+    params: TrainParams,
+    scratch: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> TrainResult:
     """Train on prepared data and return the best epoch's network (highest validation accuracy, then lowest loss).
 
     With a scratch folder, the training saves checkpoints below it, takes up an earlier one of the same params, data,
-    code and terms, and leaves it to the caller to discard them once the result is safe. Prints its progress to stderr.
+    code and terms, and leaves it to the caller to discard them once the result is safe. Prints its progress to stderr;
+    further callbacks only watch.
     Raises UserError for a model, batch size or image size that do not fit the data or the memory, and as soon as the
     loss is not finite; Stopped, once a checkpoint is written, after SIGTERM, SIGHUP or Ctrl-C.
     """
     reproducible = settled(params.reproducible)
+    params = params.model_copy(update={"precision": settled_precision(params.precision, reproducible)})
+    if params.compile and reproducible == "portable":
+        raise UserError(
+            "train.compile = true makes kernels for this one CPU, which train.reproducible = portable rules out; "
+            "choose compile false, or reproducible machine or off"
+        )
     metadata = load_metadata(processed)
     where = device(reproducible)
     train_split, val_split = load_split(processed, "train"), load_split(processed, "val")
@@ -115,12 +130,15 @@ def train(processed: Path, model: ModelParams, params: TrainParams, scratch: Pat
     network, architecture = create_network(model, metadata, params.seed)
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
+    if params.threads == "auto":
+        record = scratch / "threads.json" if scratch else None
+        params = params.model_copy(update={"threads": _threads(network, batches, metadata, model, params, record)})
     lit = lit_classifier(network, len(metadata.classes), params, steps=params.epochs * batches.steps)
     best = BestEpoch(Progress(params.batch_size, batches.steps))
     provenance = _provenance(reproducible, metadata, model, params)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
     try:
-        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints)
+        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints, callbacks)
     except BaseException:
         if checkpoints:
             checkpoints.leave()
@@ -138,6 +156,7 @@ def _fit(
     reproducible: Reproducible,
     best: "BestEpoch",
     checkpoints: Checkpoints | None,
+    callbacks: Sequence[Callback],
 ) -> None:
     """Run Lightning's Trainer over the epochs that the checkpoints have not seen."""
     resumed = checkpoints.latest() if checkpoints else None
@@ -156,14 +175,14 @@ def _fit(
             accelerator=device(reproducible),
             devices=1,
             logger=False,
-            callbacks=[StatelessDropout(params.seed), losses, best, best.progress, resumption],
+            callbacks=[StatelessDropout(params.seed), losses, best, best.progress, resumption, *callbacks],
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
         trainer.fit_loop.epoch_loop = LeanEpoch(trainer)
         resumption.prepare(trainer)
-        with _limits_in_one_line(params.batch_size), repaired(lit, pointwise=reproducible != "portable"):
+        with _limits_in_one_line(params.batch_size), _fast(lit, params, reproducible):
             trainer.fit(lit, batches, val_batches)
 
 
@@ -181,6 +200,47 @@ def _limits_in_one_line(batch_size: int) -> Iterator[None]:
                 "model.name, train.reproducible=portable (on the CPU) or off"
             ) from None
         raise
+
+
+@contextmanager
+def _fast(lit: LitClassifier, params: TrainParams, reproducible: Reproducible) -> Iterator[None]:
+    """Compile the network, or repair its convolutions, as long as the training lasts."""
+    if not params.compile:
+        with repaired(lit, pointwise=reproducible != "portable"):
+            yield
+        return
+    lit.net.compile()
+    try:
+        yield
+    finally:
+        lit.net._compiled_call_impl = None
+
+
+def _threads(
+    network: nn.Module,
+    batches: TrainBatches,
+    metadata: Metadata,
+    model: ModelParams,
+    params: TrainParams,
+    record: Path | None,
+) -> int:
+    """Settle how many threads, on steps of a copy of the network; on a GPU all of them: they feed it."""
+    reproducible = settled(params.reproducible)
+    if device(reproducible) == "cuda":
+        return cpus()
+    lit = lit_classifier(copy.deepcopy(network), len(metadata.classes), params, steps=1_000_000)
+    optimizer = lit.optimizer(lit.parameters())
+    batch = next(iter(batches))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        lit.learn(batch).backward()
+        optimizer.step()
+
+    shape = f"{metadata.image_size}x{metadata.image_size}x{metadata.channels}"
+    key = [model.model_dump_json(), params.batch_size, shape, params.precision, reproducible, cpu_name(), cpus()]
+    with repaired(lit, pointwise=reproducible != "portable"):
+        return settle_threads(step, cpus(), record, ", ".join(map(str, key)))
 
 
 def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps: int) -> LitClassifier:
@@ -203,6 +263,7 @@ def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps:
         scheduler=schedules[params.schedule],
         interval="step" if params.schedule == "onecycle" else "epoch",
         label_smoothing=params.label_smoothing,
+        precision="bf16" if params.precision == "bf16" else "fp32",
     )
 
 
@@ -210,11 +271,12 @@ class StatelessDropout(Callback):
     """Reseeds before every step, so that dropout is a function of (seed, step) and not of what was drawn before."""
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
+        self.key = stateless_seed(seed, "dropout")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed torch's generators from the global step."""
-        seed = stateless_seed(self.seed, "dropout", trainer.global_step)
+        # multiplicative hashing (Knuth, The Art of Computer Programming, vol. 3, 6.4): SHA-256 would be half the cost
+        seed = (self.key + 2_654_435_761 * trainer.global_step) % 2**32
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` looks for devices each time: 0.1 ms
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(seed)
@@ -309,7 +371,9 @@ def _provenance(reproducible: Reproducible, metadata: Metadata, model: ModelPara
         "train": params.model_dump(exclude={"threads", "reproducible", "checkpoint_every"}),
     }
     data = metadata.model_dump_json().encode()
-    return trace(reproducible, params.threads, device(reproducible), deciding, data, __name__)
+    assert params.threads != "auto" and params.precision != "auto", "settled by now"
+    where = device(reproducible)
+    return trace(reproducible, params.threads, where, deciding, data, __name__, params.precision)
 
 
 def _card(
