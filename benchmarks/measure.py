@@ -50,12 +50,12 @@ print(json.dumps({"seconds": seconds, "rates": rates, "memory": memory.rss - mem
 
 
 def python(*command: str, cwd: Path = ROOT) -> str:
-    """Run Python with this library, on the CPU; return what it printed last. Its errors go to the screen."""
+    """Run Python with this library, on the CPU; return what it printed last. Exits with its errors if it fails."""
     settings = {"PYTHONPATH": str(ROOT / "src"), "OMP_WAIT_POLICY": "passive", "CUDA_VISIBLE_DEVICES": ""}
     environment = {**os.environ, **settings}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=environment, check=True, stdout=subprocess.PIPE, text=True
-    )
+    done = subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
     return done.stdout.splitlines()[-1]
 
 
