@@ -17,8 +17,8 @@ LAYERS = [
         for name in ("archive", "images", "packed", "packing", "preprocess", "sources", "splits", "workers")
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
-    {"augment", "batches", "card", "networks", "model"},
-    {"checkpoint", "classifier", "progress", "training"},
+    {"augment", "batches", "card", "convolutions", "networks", "model"},
+    {"checkpoint", "classifier", "lean_epoch", "progress", "training"},
     {"crossvalidation", "evaluation", "verification"},
 ]
 
