@@ -24,7 +24,7 @@ SHORT = ["train.epochs=2", "data.test_fraction=0.8"]
 TRACED = """
 import runpy, sys
 from reprise import process
-file, settle = open(sys.argv.pop(1), "w"), process.after_torch
+file, settle = open(sys.argv.pop(1), "w", buffering=1), process.after_torch
 def after_torch(*args, **kwargs):
     settle(*args, **kwargs)
     import torch
@@ -50,6 +50,8 @@ def trained(revision: str, folder: Path, overrides: list[str]) -> list[tuple[str
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"error: {revision} does not train these settings:\n{done.stderr[-2000:]}")
+    if not losses.read_text():
+        sys.exit(f"error: {revision} trains without a loss that could be seen: nothing is shown")
     return list(trace(losses, folder / "runs/latest"))
 
 
