@@ -1,7 +1,7 @@
 """The limit: a bare PyTorch loop over tensors that lie ready on the device, with the settings of a training.
 
-No validation, no metrics, no augmentation, nothing that looks at a loss: the least that can be called training. Beside
-it, the real training in this process.
+No validation, no metrics, no augmentation, nothing that looks at a loss: the least that can be called training; with
+the repaired convolutions, so that the loops are compared. Beside it, the real training in this process.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reprise.batches import stateless_generator
+from reprise.convolutions import repaired
 from reprise.data.packed import load_metadata, load_split
 from reprise.model import create_network
 from reprise.params import Params
@@ -42,20 +43,21 @@ def bare_training(processed: Path, params: Params, where: str = "cpu") -> tuple[
     )
     bf16 = getattr(settings, "precision", "fp32") == "bf16"
     rates = []
-    for epoch in range(settings.epochs):
-        order = torch.randperm(len(images), generator=stateless_generator(settings.seed, "order", epoch)).to(where)
-        started = time.perf_counter()
-        for step in range(steps):
-            rows = order[step * settings.batch_size : (step + 1) * settings.batch_size]
-            with torch.autocast(where, torch.bfloat16, enabled=bf16):
-                logits = network(images[rows])
-                loss = F.cross_entropy(logits, labels[rows], label_smoothing=settings.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        loss.item()  # a GPU has then finished, too
-        rates.append(steps * settings.batch_size / (time.perf_counter() - started))
+    with repaired(network, pointwise=settings.reproducible != "portable"):
+        for epoch in range(settings.epochs):
+            order = torch.randperm(len(images), generator=stateless_generator(settings.seed, "order", epoch)).to(where)
+            started = time.perf_counter()
+            for step in range(steps):
+                rows = order[step * settings.batch_size : (step + 1) * settings.batch_size]
+                with torch.autocast(where, torch.bfloat16, enabled=bf16):
+                    logits = network(images[rows])
+                    loss = F.cross_entropy(logits, labels[rows], label_smoothing=settings.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+            loss.item()  # a GPU has then finished, too
+            rates.append(steps * settings.batch_size / (time.perf_counter() - started))
     return median(rates[1:] or rates), network
 
 
