@@ -40,7 +40,7 @@ LAYERS = [
         )
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
-    {"augment", "batches", "card", "convolutions", "model", "policies", "residency", "transforms"},
+    {"augment", "batches", "card", "convolutions", "model", "networks", "policies", "residency", "transforms"},
     {"checkpoint", "classifier", "lean_epoch", "progress", "threads", "training"},
     {"crossvalidation", "evaluation", "profiling", "verification"},
     {"comparison"},
