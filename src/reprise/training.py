@@ -123,8 +123,10 @@ def train(
             "choose compile false, or reproducible machine or off"
         )
     metadata = load_metadata(processed)
-    batches = TrainBatches(load_split(processed, "train"), metadata, params.batch_size, params.augment, params.seed)
-    val_batches = EvalBatches(load_split(processed, "val"), metadata, params.batch_size)
+    where = device(reproducible)
+    train_split, val_split = load_split(processed, "train"), load_split(processed, "val")
+    batches = TrainBatches(train_split, metadata, params.batch_size, params.augment, params.seed, where)
+    val_batches = EvalBatches(val_split, metadata, params.batch_size, where)
     network, architecture = create_network(model, metadata, params.seed)
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
