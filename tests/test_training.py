@@ -79,11 +79,13 @@ def test_a_loss_that_is_not_finite_stops_at_that_step(digits, tiny_params):
 
 def test_dropout_is_a_function_of_seed_and_step():
     def mask(seed, step):
-        StatelessDropout(seed).on_train_batch_start(SimpleNamespace(global_step=step), None, None, 0)
+        trainer = SimpleNamespace(global_step=step // 2, accumulate_grad_batches=2)
+        StatelessDropout(seed).on_train_batch_start(trainer, None, None, step % 2)
         return torch.rand(1000).tolist()
 
     assert mask(0, 3) == mask(0, 3)
     assert mask(0, 3) != mask(0, 4)
+    assert mask(0, 2) != mask(0, 3)  # of one optimizer step
     assert mask(0, 3) != mask(1, 3)
 
 
@@ -120,8 +122,8 @@ def test_the_params_reach_the_lightning_module(tiny_params):
     module = lit_classifier(nn.Linear(2, 2), 2, params, steps=10)
     assert module.criterion.label_smoothing == 0.25
     configured = module.configure_optimizers()
-    assert configured["optimizer"].defaults["weight_decay"] == 0.125
-    assert configured["lr_scheduler"]["scheduler"].total_steps == 10
+    assert {group["weight_decay"] for group in configured["optimizer"].param_groups} == {0, 0.125}
+    assert configured["lr_scheduler"]["scheduler"].total_steps == 20
     assert configured["lr_scheduler"]["interval"] == "step"
 
 
@@ -135,14 +137,6 @@ def test_a_batch_larger_than_the_training_split_is_refused(digits, tiny_params):
     params = tiny_params("train.batch_size=5000")
     with pytest.raises(UserError, match=r"train\.batch_size = 5000 .* choose at most 180"):
         train(digits, params.model, params.train)
-
-
-@pytest.mark.parametrize("schedule", ["onecycle", "plateau", "none"])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_every_optimizer_and_schedule_lowers_the_loss(digits, tiny_params, optimizer, schedule):
-    params = tiny_params(f"train.optimizer={optimizer}", f"train.schedule={schedule}", "train.lr=0.01")
-    history = train(digits, params.model, params.train).history
-    assert history[1].train_loss < history[0].train_loss
 
 
 def test_what_is_saved_is_what_was_reached(result, tmp_path):

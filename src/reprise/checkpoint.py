@@ -172,6 +172,8 @@ class Resumption(Checkpoint):
     ) -> None:
         """Save in the middle of an epoch if it is time or a signal came."""
         step = self.batches.first_step(trainer.current_epoch) + batch_idx + 1
+        if step % trainer.accumulate_grad_batches:  # gradients are no part of the state
+            return
         if step < self.batches.steps and (self.signals.received is not None or self._minutes_are_over()):
             self._save(trainer, pl_module, trainer.current_epoch, step)
 

@@ -26,7 +26,7 @@ class Progress(Callback):
         """Open the bar, over all images of all epochs, at what is done already."""
         self.bar = tqdm(
             total=self.steps * self.batch_size * int(trainer.max_epochs or 1),
-            initial=trainer.global_step * self.batch_size,
+            initial=trainer.global_step * trainer.accumulate_grad_batches * self.batch_size,
             unit=" images",
             unit_scale=True,
             file=self.stream,

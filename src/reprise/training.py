@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,17 +24,16 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from reprise.batches import EvalBatches, TrainBatches, stateless_seed
 from reprise.card import Architecture, ModelCard, Preprocessing, Training
 from reprise.checkpoint import Checkpoints, Resumption
-from reprise.classifier import LitClassifier, OptimizerFactory
+from reprise.classifier import LitClassifier
 from reprise.data.packed import Metadata, load_metadata, load_split
 from reprise.errors import UserError
 from reprise.interruption import StopSignals
 from reprise.model import TIMMBackbone, create_network, save_model
+from reprise.optimization import create_optimizer, create_schedule
 from reprise.params import ModelParams, TrainParams
 from reprise.process import device, settled
 from reprise.progress import Progress
@@ -111,7 +110,7 @@ def train(processed: Path, model: ModelParams, params: TrainParams, scratch: Pat
     network, architecture = create_network(model, metadata, params.seed)
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
-    lit = lit_classifier(network, len(metadata.classes), params, steps=params.epochs * batches.steps)
+    lit = lit_classifier(network, len(metadata.classes), params, steps=batches.steps)
     best = BestEpoch(Progress(params.batch_size, batches.steps))
     provenance = _provenance(reproducible, metadata, model, params)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
@@ -155,6 +154,8 @@ def _fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            gradient_clip_val=params.clip_grad,
+            accumulate_grad_batches=params.accumulate,
         )
         resumption.prepare(trainer)
         with _limits_in_one_line(params.batch_size):
@@ -178,24 +179,15 @@ def _limits_in_one_line(batch_size: int) -> Iterator[None]:
 
 
 def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps: int) -> LitClassifier:
-    """Return the Lightning module with the optimizer and schedule that the params name; steps: of the whole run."""
-    optimizers: dict[str, OptimizerFactory] = {
-        "adamw": partial(torch.optim.AdamW, lr=params.lr, weight_decay=params.weight_decay, fused=True),
-        "sgd": partial(
-            torch.optim.SGD, lr=params.lr, weight_decay=params.weight_decay, momentum=0.9, nesterov=True, fused=True
-        ),
-    }
-    schedules: dict[str, Callable[[Optimizer], Any] | None] = {
-        "onecycle": partial(OneCycleLR, max_lr=params.lr, total_steps=steps, cycle_momentum=False),
-        "plateau": partial(ReduceLROnPlateau, factor=0.1, patience=3),
-        "none": None,
-    }
+    """Return the Lightning module with the optimizer and schedule that the params name; steps: batches in an epoch."""
+    model = net.model if isinstance(net, TIMMBackbone) else net
+    updates = -(-steps // params.accumulate)
     return LitClassifier(
         net,
         num_classes,
-        optimizer=optimizers[params.optimizer],
-        scheduler=schedules[params.schedule],
-        interval="step" if params.schedule == "onecycle" else "epoch",
+        optimizer=lambda parameters: create_optimizer(model, params),
+        scheduler=partial(create_schedule, params=params, steps=updates) if params.schedule != "none" else None,
+        interval="epoch" if params.schedule == "plateau" else "step",
         label_smoothing=params.label_smoothing,
     )
 
@@ -207,8 +199,10 @@ class StatelessDropout(Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seed torch's generators from the global step."""
-        torch.manual_seed(stateless_seed(self.seed, "dropout", trainer.global_step))
+        """Seed torch's generators from the global step and the batch within it."""
+        accumulate = trainer.accumulate_grad_batches
+        step = trainer.global_step * accumulate + batch_idx % accumulate
+        torch.manual_seed(stateless_seed(self.seed, "dropout", step))
 
 
 class FiniteLoss(Callback):
@@ -244,7 +238,7 @@ class BestEpoch(Checkpoint):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row = EpochRow(
             epoch=trainer.current_epoch + 1,
-            lr=trainer.optimizers[0].param_groups[0]["lr"],
+            lr=max(group["lr"] for group in trainer.optimizers[0].param_groups),
             train_loss=metrics["train/loss"],
             train_accuracy=metrics["train/acc"],
             val_loss=metrics["val/loss"],
