@@ -238,6 +238,9 @@ TREES = st.fixed_dictionaries(
                 "warmup_epochs": st.just(0),
                 "clip_grad": st.none() | st.floats(0, exclude_min=True, allow_infinity=False),
                 "accumulate": st.integers(1, 65_536),
+                "ema": st.none() | open_share(),
+                "select": st.sampled_from(["val_accuracy", "val_loss"]),
+                "early_stopping": st.none() | st.integers(1),
                 "label_smoothing": SHARE,
                 "augment": st.fixed_dictionaries(
                     {"rotate": st.floats(0, 180), "scale": SHARE, "shift": SHARE, "flip": st.booleans()}

@@ -18,7 +18,7 @@ LAYERS = [
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
     {"augment", "batches", "card", "model"},
-    {"checkpoint", "classifier", "optimization", "progress", "training"},
+    {"checkpoint", "classifier", "ema", "optimization", "progress", "training"},
     {"crossvalidation", "evaluation", "verification"},
 ]
 

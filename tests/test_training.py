@@ -12,7 +12,7 @@ from torch import nn
 from reprise.data.packed import load_metadata
 from reprise.errors import UserError
 from reprise.evaluation import evaluate
-from reprise.training import BestEpoch, EpochRow, StatelessDropout, _goodness, lit_classifier, train
+from reprise.training import BestEpoch, StatelessDropout, lit_classifier, train
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +61,6 @@ def test_another_seed_gives_another_result(result, digits, tiny_params):
     assert train(digits, params.model, params.train).history[0].train_loss != first.history[0].train_loss
 
 
-def test_higher_accuracy_wins_then_lower_loss():
-    def row(accuracy, loss):
-        return EpochRow(1, 0.1, 0.0, 0.0, val_loss=loss, val_accuracy=accuracy)
-
-    assert _goodness(row(0.9, 2.0)) > _goodness(row(0.8, 0.1))
-    assert _goodness(row(0.9, 0.1)) > _goodness(row(0.9, 0.2))
-
-
 def test_a_loss_that_is_not_finite_stops_at_that_step(digits, tiny_params):
     params = tiny_params("train.optimizer=sgd", "train.lr=100", "train.schedule=none", "train.epochs=50")
     with pytest.raises(
@@ -89,27 +81,61 @@ def test_dropout_is_a_function_of_seed_and_step():
     assert mask(0, 3) != mask(1, 3)
 
 
-def history_of(*epochs):
-    """Feed (accuracy, loss) per epoch to a BestEpoch; each epoch's weights are its number."""
-    best = BestEpoch(SimpleNamespace(epoch_ended=lambda *arguments: None))
+def history_of(*epochs, average=None, **options):
+    """Feed (accuracy, loss) per epoch, and the averaged weights' after them, to a BestEpoch until it stops.
+
+    Each epoch's weights are its number, the averaged ones its tenfold.
+    """
+    best = BestEpoch(SimpleNamespace(epoch_ended=lambda *arguments: None), average=average, **options)
     net = nn.Linear(1, 1, bias=False)
-    for number, (accuracy, loss) in enumerate(epochs):
+    for number, values in enumerate(epochs):
         nn.init.constant_(net.weight, number + 1)
-        names = {"train/loss": 1.0, "train/acc": 0.5, "val/loss": loss, "val/acc": accuracy}
+        if average:
+            average.weights = {"weight": net.weight.detach() * 10}
+        names = ["val/acc", "val/loss", "val/acc_ema", "val/loss_ema"]
+        metrics = {"train/loss": 1.0, "train/acc": 0.5, **dict(zip(names, values, strict=False))}
         trainer = SimpleNamespace(
-            callback_metrics={name: torch.tensor(value) for name, value in names.items()},
+            callback_metrics={name: torch.tensor(value) for name, value in metrics.items()},
             current_epoch=number,
             max_epochs=len(epochs),
             optimizers=[torch.optim.SGD(net.parameters(), lr=0.1)],
         )
         best.on_train_epoch_end(trainer, SimpleNamespace(net=net))
+        if trainer.should_stop:
+            break
     return best
 
 
 def test_the_weights_of_a_best_epoch_in_the_middle_are_kept():
-    best = history_of((0.5, 1.0), (0.9, 0.5), (0.9, 0.4), (0.9, 0.6), (0.8, 0.1))
+    epochs = [(0.5, 1.0), (0.9, 0.5), (0.9, 0.4), (0.9, 0.6), (0.8, 0.1)]
+    best = history_of(*epochs)
     assert best.epoch == 3
     assert best.weights["weight"].item() == 3  # a copy: two more epochs have changed the network
+    assert history_of(*epochs, select="val_loss").epoch == 5
+    assert history_of((0.5, 0.2), (0.9, 0.2), (0.8, 0.2), select="val_loss").epoch == 2
+
+
+def test_training_stops_when_no_epoch_has_been_better_for_as_long_as_patience_lasts():
+    epochs = [(0.5, 1.0), (0.9, 0.5), (0.8, 0.4), (0.9, 0.5), (0.95, 0.1)]
+    assert len(history_of(*epochs).history) == 5
+    assert len(history_of(*epochs, patience=3).history) == 5
+    stopped = history_of(*epochs, patience=2)
+    assert (len(stopped.history), stopped.epoch) == (4, 2)
+    assert len(history_of(*epochs, patience=1, select="val_loss").history) == 4
+
+
+@pytest.mark.parametrize(
+    ("epochs", "epoch", "averaged", "weight"),
+    [
+        ([(0.5, 1, 0.6, 1), (0.6, 1, 0.6, 2)], 1, True, 10),
+        ([(0.5, 1, 0.6, 1), (0.7, 1, 0.65, 1)], 2, False, 2),
+        ([(0.5, 1, 0.4, 1), (0.5, 1, 0.5, 0.5), (0.5, 1, 0.5, 0.5)], 2, True, 20),
+        ([(0.5, 1, 0.5, 1)], 1, False, 1),
+    ],
+)
+def test_the_better_of_averaged_and_plain_weights_is_kept(epochs, epoch, averaged, weight):
+    best = history_of(*epochs, average=SimpleNamespace())
+    assert (best.epoch, best.averaged, best.weights["weight"].item()) == (epoch, averaged, weight)
 
 
 def test_a_validation_loss_that_is_not_finite_stops():

@@ -40,7 +40,7 @@ class Preprocessing(BaseModel):
 
 
 class Training(BaseModel):
-    """Where the weights come from."""
+    """Where the weights come from; averaged: they are the moving average of `train.ema`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,6 +48,7 @@ class Training(BaseModel):
     splits_sha256: str
     pretrained: bool
     epoch: int
+    averaged: bool = False
     seed: int
 
 

@@ -199,6 +199,11 @@ class TrainParams(Section):
     warmup_epochs: int = Field(ge=0, le=10_000, description="learning rate rises first; onecycle: 0 is 30% of all")
     clip_grad: float | None = Field(gt=0, description="largest norm of the gradient; null: any")
     accumulate: int = Field(ge=1, le=65_536, description="batches whose gradients make one optimizer step")
+    ema: float | None = Field(
+        gt=0, lt=1, description="decay of a moving average of the weights, published if it validates better; null: none"
+    )
+    select: Literal["val_accuracy", "val_loss"] = Field(description="what the published epoch is best in")
+    early_stopping: int | None = Field(ge=1, description="stops after so many epochs without a better one; null: never")
     label_smoothing: float = Field(ge=0, lt=1, description="share of the target spread over all classes")
     augment: AugmentParams
     seed: int = Field(ge=0, lt=2**32, description="initial weights, order of the images, augmentation and dropout")

@@ -13,10 +13,10 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import reprise.torchvision_repair  # noqa: F401
 
@@ -30,6 +30,7 @@ from reprise.card import Architecture, ModelCard, Preprocessing, Training
 from reprise.checkpoint import Checkpoints, Resumption
 from reprise.classifier import LitClassifier
 from reprise.data.packed import Metadata, load_metadata, load_split
+from reprise.ema import WeightAverage
 from reprise.errors import UserError
 from reprise.interruption import StopSignals
 from reprise.model import TIMMBackbone, create_network, save_model
@@ -50,10 +51,21 @@ class EpochRow:
     train_accuracy: float
     val_loss: float
     val_accuracy: float
+    val_loss_ema: float | None = None
+    val_accuracy_ema: float | None = None
+
+    def averaged(self) -> "EpochRow":
+        """Return the row of the averaged weights alone."""
+        assert self.val_loss_ema is not None
+        assert self.val_accuracy_ema is not None
+        return EpochRow(
+            self.epoch, self.lr, self.train_loss, self.train_accuracy, self.val_loss_ema, self.val_accuracy_ema
+        )
 
     def rounded(self) -> dict[str, float]:
         """Return the row with six significant digits, as it is written to files."""
-        return {name: value if name == "epoch" else float(f"{value:.6g}") for name, value in asdict(self).items()}
+        facts = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value if name == "epoch" else float(f"{value:.6g}") for name, value in facts.items()}
 
 
 @dataclass(frozen=True)
@@ -67,8 +79,9 @@ class TrainResult:
 
     @property
     def best(self) -> EpochRow:
-        """The epoch whose weights the network carries."""
-        return self.history[self.card.training.epoch - 1]
+        """The epoch whose weights the network carries, with what they reached."""
+        row = self.history[self.card.training.epoch - 1]
+        return row.averaged() if self.card.training.averaged else replace(row, val_loss_ema=None, val_accuracy_ema=None)
 
     def summary(self) -> str:
         """Return the outcome in one line."""
@@ -77,6 +90,7 @@ class TrainResult:
         return (
             f"{name}, best epoch {best.epoch} of {len(self.history)}: "
             f"validation accuracy {best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
+            + (" (averaged weights)" if self.card.training.averaged else "")
         )
 
     def discard_checkpoints(self) -> None:
@@ -90,13 +104,14 @@ class TrainResult:
         reached = {name: value for name, value in self.best.rounded().items() if name != "lr"}
         metrics.write_text(json.dumps(reached, indent=2) + "\n", encoding="utf-8")
         with history.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(EpochRow.__annotations__), lineterminator="\n")
+            rows = [row.rounded() for row in self.history]
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(row.rounded() for row in self.history)
+            writer.writerows(rows)
 
 
 def train(processed: Path, model: ModelParams, params: TrainParams, scratch: Path | None = None) -> TrainResult:
-    """Train on prepared data and return the best epoch's network (highest validation accuracy, then lowest loss).
+    """Train on prepared data and return the best epoch's network, by what `params.select` names.
 
     With a scratch folder, the training saves checkpoints below it, takes up an earlier one of the same params, data,
     code and terms, and leaves it to the caller to discard them once the result is safe. Prints its progress to stderr.
@@ -111,7 +126,8 @@ def train(processed: Path, model: ModelParams, params: TrainParams, scratch: Pat
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
     lit = lit_classifier(network, len(metadata.classes), params, steps=batches.steps)
-    best = BestEpoch(Progress(params.batch_size, batches.steps))
+    average = WeightAverage(network, params.ema) if params.ema is not None else None
+    best = BestEpoch(Progress(params.batch_size, batches.steps), params.select, params.early_stopping, average)
     provenance = _provenance(reproducible, metadata, model, params)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
     try:
@@ -121,7 +137,7 @@ def train(processed: Path, model: ModelParams, params: TrainParams, scratch: Pat
             checkpoints.leave()
         raise
     network.load_state_dict(best.weights)
-    card = _card(architecture, metadata, model, params, best.epoch, provenance)
+    card = _card(architecture, metadata, model, params, best, provenance)
     return TrainResult(network, card, best.history, checkpoints)
 
 
@@ -140,7 +156,7 @@ def _fit(
         position, state = resumed
         best.load_state_dict(state["extra"])
         print(f"continuing in epoch {position.epoch + 1}, step {position.step + 1}", file=sys.stderr)
-        if position.epoch == params.epochs:
+        if position.epoch == params.epochs or best.is_over():
             return
     with StopSignals(deferred=True) as signals:
         resumption = Resumption(checkpoints, params.checkpoint_every, batches, best, signals, resumed)
@@ -150,7 +166,14 @@ def _fit(
             accelerator=device(reproducible),
             devices=1,
             logger=False,
-            callbacks=[StatelessDropout(params.seed), FiniteLoss(params.lr), best, best.progress, resumption],
+            callbacks=[
+                StatelessDropout(params.seed),
+                FiniteLoss(params.lr),
+                *([best.average] if best.average else []),
+                best,
+                best.progress,
+                resumption,
+            ],
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -222,19 +245,31 @@ class FiniteLoss(Callback):
 
 
 class BestEpoch(Checkpoint):
-    """Keeps the history and a copy of the weights of the best epoch: highest validation accuracy, then lowest loss.
+    """Keeps the history and a copy of the best weights so far, averaged or not, and stops a training that stalls.
 
-    Lightning calls a `Checkpoint` after the module has logged the epoch's metrics, any other callback before.
+    Best is the highest validation accuracy, then the lowest loss, or with `select` val_loss the lowest loss, then the
+    highest accuracy. Lightning calls a `Checkpoint` after the module has logged the epoch's metrics, any other callback
+    before.
     """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        select: Literal["val_accuracy", "val_loss"] = "val_accuracy",
+        patience: int | None = None,
+        average: WeightAverage | None = None,
+    ) -> None:
         self.progress = progress
+        self.select = select
+        self.patience = patience
+        self.average = average
         self.history: list[EpochRow] = []
         self.epoch = 0
+        self.averaged = False
         self.weights: dict[str, Tensor] = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a row; copy the weights if they are the best so far."""
+        """Add a row; copy the weights if they are the best so far; stop if they have not been for too long."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row = EpochRow(
             epoch=trainer.current_epoch + 1,
@@ -243,28 +278,49 @@ class BestEpoch(Checkpoint):
             train_accuracy=metrics["train/acc"],
             val_loss=metrics["val/loss"],
             val_accuracy=metrics["val/acc"],
+            val_loss_ema=metrics.get("val/loss_ema"),
+            val_accuracy_ema=metrics.get("val/acc_ema"),
         )
         if not math.isfinite(row.val_loss):
             raise UserError(f"the validation loss became {row.val_loss} in epoch {row.epoch}; lower train.lr")
-        best = not self.history or _goodness(row) > _goodness(self.history[self.epoch - 1])
+        best_so_far = self._goodness(self.history[self.epoch - 1], self.averaged) if self.history else None
+        averaged = self.average is not None and self._goodness(row, True) > self._goodness(row, False)
+        best = best_so_far is None or self._goodness(row, averaged) > best_so_far
         self.history.append(row)
         if best:
-            self.epoch = row.epoch
-            self.weights = {name: tensor.clone() for name, tensor in pl_module.net.state_dict().items()}  # type: ignore
-        self.progress.epoch_ended(row.epoch, trainer.max_epochs or 0, row.train_loss, row.val_accuracy, best)
+            self.epoch, self.averaged = row.epoch, averaged
+            weights = self.average.weights if self.average and averaged else pl_module.net.state_dict()  # type: ignore
+            self.weights = {name: tensor.clone() for name, tensor in weights.items()}
+        trainer.should_stop = self.is_over()
+        reached = row.averaged() if averaged else row
+        self.progress.epoch_ended(row.epoch, trainer.max_epochs or 0, row.train_loss, reached.val_accuracy, best)
+
+    def is_over(self) -> bool:
+        """Say whether the best epoch is as long ago as patience lasts."""
+        return self.patience is not None and len(self.history) - self.epoch >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint has to carry."""
-        return {"epoch": self.epoch, "weights": self.weights, "history": [asdict(row) for row in self.history]}
+        return {
+            "epoch": self.epoch,
+            "averaged": self.averaged,
+            "weights": self.weights,
+            "history": [asdict(row) for row in self.history],
+            "average": self.average.state_dict() if self.average else None,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what a checkpoint carried."""
-        self.epoch, self.weights = state_dict["epoch"], state_dict["weights"]
+        self.epoch, self.averaged = state_dict["epoch"], state_dict["averaged"]
+        self.weights = state_dict["weights"]
         self.history = [EpochRow(**row) for row in state_dict["history"]]
+        if self.average:
+            self.average.load_state_dict(state_dict["average"])
 
-
-def _goodness(row: EpochRow) -> tuple[float, float]:
-    return row.val_accuracy, -row.val_loss
+    def _goodness(self, row: EpochRow, averaged: bool) -> tuple[float, float]:
+        row = row.averaged() if averaged else row
+        goodness = row.val_accuracy, -row.val_loss
+        return goodness if self.select == "val_accuracy" else goodness[::-1]
 
 
 def _provenance(reproducible: Reproducible, metadata: Metadata, model: ModelParams, params: TrainParams) -> Provenance:
@@ -281,7 +337,7 @@ def _card(
     metadata: Metadata,
     model: ModelParams,
     params: TrainParams,
-    epoch: int,
+    best: BestEpoch,
     provenance: Provenance,
 ) -> ModelCard:
     return ModelCard(
@@ -298,7 +354,8 @@ def _card(
             data=metadata.data,
             splits_sha256=metadata.splits_sha256,
             pretrained=model.pretrained,
-            epoch=epoch,
+            epoch=best.epoch,
+            averaged=best.averaged,
             seed=params.seed,
         ),
         provenance=provenance,
