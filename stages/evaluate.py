@@ -24,8 +24,9 @@ def main() -> None:
 
         after_torch(terms.threads, terms.reproducible)
         network, card = load_model(weights, facts)
+        settings = params.evaluate
         result = evaluate(
-            network, card, Path("data/processed"), params.evaluate.batch_size, params.evaluate.calibration_bins
+            network, card, Path("data/processed"), settings.batch_size, settings.calibration_bins, settings.metrics
         )
         result.save(*outs)
     print(f"evaluate: {card.architecture.model_name} on {len(result.ids):,} test images -> metrics/test.json")

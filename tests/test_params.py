@@ -241,6 +241,7 @@ TREES = st.fixed_dictionaries(
                 "ema": st.none() | open_share(),
                 "select": st.sampled_from(["val_accuracy", "val_loss"]),
                 "early_stopping": st.none() | st.integers(1),
+                "balance": st.sampled_from(["none", "weights", "sampling"]),
                 "label_smoothing": SHARE,
                 "augment": st.fixed_dictionaries(
                     {"rotate": st.floats(0, 180), "scale": SHARE, "shift": SHARE, "flip": st.booleans()}
@@ -254,7 +255,11 @@ TREES = st.fixed_dictionaries(
             }
         ),
         "evaluate": st.fixed_dictionaries(
-            {"batch_size": st.integers(1, 65_536), "calibration_bins": st.integers(1, 1000)}
+            {
+                "batch_size": st.integers(1, 65_536),
+                "calibration_bins": st.integers(1, 1000),
+                "metrics": st.lists(TEXT, max_size=2),
+            }
         ),
     }
 )

@@ -3,15 +3,18 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from reprise.data.packed import load_metadata
+from reprise.batches import EvalBatches
+from reprise.classifier import LitClassifier
+from reprise.data.packed import load_metadata, load_split
 from reprise.errors import UserError
-from reprise.evaluation import evaluate
+from reprise.evaluation import evaluate, predict
 from reprise.training import BestEpoch, StatelessDropout, lit_classifier, train
 
 
@@ -35,10 +38,6 @@ def test_it_learns_and_reports_the_best_epoch(result):
 def test_the_published_weights_are_those_of_the_best_epoch(result, digits):
     _, trained = result
     network = trained.network.eval()
-    from reprise.batches import EvalBatches
-    from reprise.data.packed import load_split
-    from reprise.evaluation import predict
-
     logits, labels = predict(network, EvalBatches(load_split(digits, "val"), load_metadata(digits), 256), "cpu")
     loss = torch.nn.functional.cross_entropy(logits, labels).item()
     assert loss == pytest.approx(trained.best.val_loss, rel=1e-4)
@@ -153,6 +152,42 @@ def test_the_params_reach_the_lightning_module(tiny_params):
     assert configured["lr_scheduler"]["interval"] == "step"
 
 
+def few_ones(folder, split):
+    """Leave ones and sevens, and of the training split's ones only two."""
+    whole = load_split(folder, split)
+    keep = [row for row, label in enumerate(whole.labels) if label in (1, 7)]
+    if split == "train":
+        ones = [row for row in keep if whole.labels[row] == 1]
+        keep = [row for row in keep if row not in ones[2:]]
+    ids = [whole.ids[row] for row in keep]
+    return replace(whole, images=whole.images[keep], labels=whole.labels[keep], ids=ids)
+
+
+def test_a_rare_class_is_found_more_often_if_it_is_drawn_more_often(digits, tiny_params, monkeypatch):
+    monkeypatch.setattr("reprise.training.load_split", few_ones)
+    found = {}
+    for balance in ("none", "sampling"):
+        given = tiny_params(f"train.balance={balance}", "train.epochs=8", "train.batch_size=10", "train.lr=0.001")
+        result = train(digits, given.model, given.train)
+        batches = EvalBatches(few_ones(digits, "test"), load_metadata(digits), 256)
+        logits, labels = predict(result.network, batches, "cpu")
+        found[balance] = (logits.argmax(1) == labels)[labels == 1].float().mean().item()
+    assert found["sampling"] > found["none"] + 0.2
+
+
+def test_a_rare_class_weighs_more_in_the_training_loss_alone(digits, tiny_params, monkeypatch):
+    monkeypatch.setattr("reprise.training.load_split", few_ones)
+    modules = []
+    untouched = LitClassifier.on_train_start
+    monkeypatch.setattr(LitClassifier, "on_train_start", lambda self: (modules.append(self), untouched(self)))
+    given = tiny_params("train.balance=weights", "train.epochs=1", "train.batch_size=10")
+    train(digits, given.model, given.train)
+    sevens = len(few_ones(digits, "train")) - 2
+    weight = modules[0].criterion.weight
+    assert weight[[1, 7]].tolist() == pytest.approx([(sevens + 2) / 20, (sevens + 2) / 10 / sevens])
+    assert modules[0].plain_criterion.weight is None
+
+
 def test_one_image_a_batch_is_refused_for_a_network_that_normalises_over_it(digits, tiny_params):
     params = tiny_params("train.batch_size=1")
     with pytest.raises(UserError, match=r"train\.batch_size = 1: test_resnet normalises over the batch"):
@@ -213,6 +248,11 @@ def test_a_model_is_measured_with_its_own_mean_and_deviation(result, digits, mon
     facts = load_metadata(digits).model_copy(update={"mean": [0.9], "std": [9.0]})
     monkeypatch.setattr("reprise.evaluation.load_metadata", lambda folder: facts)
     assert evaluate(trained.network, trained.card, digits, 256, 15).metrics == measured.metrics
+    extra = evaluate(trained.network, trained.card, digits, 256, 15, ["cohen_kappa"])
+    assert list(extra.metrics.items())[:-1] == list(measured.metrics.items())
+    assert list(extra.metrics)[-1] == "cohen_kappa"
+    with pytest.raises(UserError, match=r"evaluate\.metrics: accuracy is always there"):
+        evaluate(trained.network, trained.card, digits, 256, 15, ["accuracy"])
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b1", "resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_100"])

@@ -50,6 +50,9 @@ def _as_typed(value: Any) -> Any:
 FreeForm = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value in NULLS else _as_typed(value))]
 
 
+Names = Annotated[list[str], BeforeValidator(lambda value: [] if value in NULLS else value)]
+
+
 DataSet = Literal[
     "digits", "folder", "archive",
     # torchvision's
@@ -204,6 +207,9 @@ class TrainParams(Section):
     )
     select: Literal["val_accuracy", "val_loss"] = Field(description="what the published epoch is best in")
     early_stopping: int | None = Field(ge=1, description="stops after so many epochs without a better one; null: never")
+    balance: Literal["none", "weights", "sampling"] = Field(
+        description="for classes of unequal size; weights: rare ones count more in the loss; sampling: are drawn more"
+    )
     label_smoothing: float = Field(ge=0, lt=1, description="share of the target spread over all classes")
     augment: AugmentParams
     seed: int = Field(ge=0, lt=2**32, description="initial weights, order of the images, augmentation and dropout")
@@ -229,6 +235,7 @@ class EvaluateParams(Section):
 
     batch_size: int = Field(ge=1, le=65_536, description="images per forward pass")
     calibration_bins: int = Field(ge=1, le=1000, description="confidence bins of the expected calibration error")
+    metrics: Names = Field(description="further metrics, torchmetrics' multiclass ones, e.g. auroc, cohen_kappa")
 
 
 class Params(Section):

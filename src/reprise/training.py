@@ -25,7 +25,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 
-from reprise.batches import EvalBatches, TrainBatches, stateless_seed
+from reprise.batches import EvalBatches, TrainBatches, class_weights, stateless_seed
 from reprise.card import Architecture, ModelCard, Preprocessing, Training
 from reprise.checkpoint import Checkpoints, Resumption
 from reprise.classifier import LitClassifier
@@ -120,12 +120,17 @@ def train(processed: Path, model: ModelParams, params: TrainParams, scratch: Pat
     """
     reproducible = settled(params.reproducible)
     metadata = load_metadata(processed)
-    batches = TrainBatches(load_split(processed, "train"), metadata, params.batch_size, params.augment, params.seed)
+    train_split = load_split(processed, "train")
+    batches = TrainBatches(
+        train_split, metadata, params.batch_size, params.augment, params.seed, balanced=params.balance == "sampling"
+    )
     val_batches = EvalBatches(load_split(processed, "val"), metadata, params.batch_size)
     network, architecture = create_network(model, metadata, params.seed)
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
     lit = lit_classifier(network, len(metadata.classes), params, steps=batches.steps)
+    if params.balance == "weights":
+        lit.criterion.weight = class_weights(batches.labels, len(metadata.classes))
     average = WeightAverage(network, params.ema) if params.ema is not None else None
     best = BestEpoch(Progress(params.batch_size, batches.steps), params.select, params.early_stopping, average)
     provenance = _provenance(reproducible, metadata, model, params)
