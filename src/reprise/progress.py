@@ -48,7 +48,7 @@ class Progress(Callback):
         """Advance the bar by one batch."""
         self.images += self.batch_size
         if self.bar.update(self.batch_size):
-            loss = float(outputs["loss"])
+            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             self.bar.set_description_str(f"{epoch}  loss {loss:.4f}{self.val_acc} ")
 
