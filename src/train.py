@@ -30,7 +30,8 @@ def main() -> None:
     from reprise.training import train
 
     after_torch(params.train.threads, params.train.reproducible)
-    result = train(processed, params.model, params.train, ROOT / "runs/checkpoints")
+    weights = ROOT / params.model.weights
+    result = train(processed, params.model, params.train, ROOT / "runs/checkpoints", weights)
     run = ROOT / "runs" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"[:-3]
     with publishing(run) as (folder,):
         folder.mkdir()

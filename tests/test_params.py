@@ -221,6 +221,7 @@ TREES = st.fixed_dictionaries(
             {
                 "name": TEXT.filter(bool) | st.sampled_from(["no", "null", "1e5", "007", "~", "0x1f", "1:30"]),
                 "pretrained": st.booleans(),
+                "weights": TEXT.filter(lambda text: text and "\0" not in text),
                 "kwargs": st.dictionaries(TEXT, FREE, max_size=3),
             }
         ),
@@ -233,6 +234,8 @@ TREES = st.fixed_dictionaries(
                 "optimizer_kwargs": st.dictionaries(TEXT, FREE, max_size=2),
                 "weight_decay": st.floats(0, 10),
                 "layer_decay": st.none() | st.floats(0, 1, exclude_min=True),
+                "backbone_lr": open_share(),
+                "freeze_epochs": st.integers(0),
                 "schedule": st.sampled_from(get_args(Schedule)),
                 "schedule_kwargs": st.dictionaries(TEXT, FREE, max_size=2),
                 "warmup_epochs": st.just(0),

@@ -17,8 +17,8 @@ LAYERS = [
         for name in ("archive", "images", "packed", "packing", "preprocess", "sources", "splits", "workers")
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
-    {"augment", "batches", "card", "convolutions", "model"},
-    {"checkpoint", "classifier", "ema", "lean_epoch", "optimization", "progress", "training"},
+    {"augment", "batches", "card", "convolutions", "model", "pretrained"},
+    {"checkpoint", "classifier", "ema", "finetuning", "lean_epoch", "optimization", "progress", "training"},
     {"crossvalidation", "evaluation", "verification"},
 ]
 

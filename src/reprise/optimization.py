@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from reprise.errors import UserError
+from reprise.finetuning import classifier_parameters
 from reprise.params import Reproducibility, TrainParams
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)  # on the CPU too
@@ -75,9 +76,15 @@ def _parameter_groups(network: nn.Module, params: TrainParams) -> list[dict[str,
         groups = param_groups_layer_decay(
             network, params.weight_decay, no_weight_decay_list=undecayed, layer_decay=params.layer_decay
         )
+    head = classifier_parameters(network) if params.backbone_lr != 1 else set()
+    parts = []
     for group in groups:
-        group["lr"] = params.lr * group.pop("lr_scale", 1.0)
-    return groups
+        lr = params.lr * group.pop("lr_scale", 1.0)
+        for factor, chosen in ((params.backbone_lr, False), (1.0, True)):
+            weights = [weight for weight in group["params"] if (weight in head) is chosen]
+            if weights:
+                parts.append({**group, "params": weights, "lr": lr * factor})
+    return parts
 
 
 def create_schedule(optimizer: Optimizer, params: TrainParams, steps: int) -> LRScheduler | ReduceLROnPlateau:

@@ -161,6 +161,10 @@ class ModelParams(Section):
 
     name: str = Field(min_length=1, description="any classification model of timm, e.g. resnet18 or efficientnet_b0")
     pretrained: bool = Field(description="start from the weights that timm publishes (fetched from the model hub)")
+    weights: str = Field(
+        pattern=r"^[^\x00]+$",
+        description="weights to start from, .safetensors or torch's; or a folder with one, if it is empty: random ones",
+    )
     kwargs: FreeForm = Field(description="further arguments of timm.create_model, e.g. drop_rate: 0.1")
 
 
@@ -192,6 +196,10 @@ class TrainParams(Section):
     layer_decay: float | None = Field(
         gt=0, le=1, description="factor on the learning rate from each layer to the one before; null: the same for all"
     )
+    backbone_lr: float = Field(
+        gt=0, le=1, description="factor on the learning rate of everything but the classifier, for fine-tuning"
+    )
+    freeze_epochs: int = Field(ge=0, description="epochs at the start that train the classifier alone")
     schedule: Schedule = Field(
         description="onecycle: warm up, then fall to zero; plateau: a tenth whenever val/loss stalls; none: constant; "
         "the others are timm's"

@@ -26,18 +26,20 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 
 from reprise.batches import EvalBatches, TrainBatches, class_weights, stateless_seed
-from reprise.card import Architecture, ModelCard, Preprocessing, Training
+from reprise.card import Architecture, ModelCard, Origin, Preprocessing, Training
 from reprise.checkpoint import Checkpoints, Resumption
 from reprise.classifier import LitClassifier
 from reprise.convolutions import repaired
 from reprise.data.packed import Metadata, load_metadata, load_split
 from reprise.ema import WeightAverage
 from reprise.errors import UserError
+from reprise.finetuning import FrozenBackbone
 from reprise.interruption import StopSignals
 from reprise.lean_epoch import LeanEpoch
-from reprise.model import TIMMBackbone, create_network, save_model
+from reprise.model import TIMMBackbone, create_network, find_start, save_model
 from reprise.optimization import create_optimizer, create_schedule
 from reprise.params import ModelParams, TrainParams
+from reprise.pretrained import Start, not_loaded
 from reprise.process import device, settled
 from reprise.progress import Progress
 from reprise.provenance import Provenance, Reproducible, trace
@@ -112,22 +114,33 @@ class TrainResult:
             writer.writerows(rows)
 
 
-def train(processed: Path, model: ModelParams, params: TrainParams, scratch: Path | None = None) -> TrainResult:
+def train(
+    processed: Path,
+    model: ModelParams,
+    params: TrainParams,
+    scratch: Path | None = None,
+    weights: Path | None = None,
+) -> TrainResult:
     """Train on prepared data and return the best epoch's network, by what `params.select` names.
 
-    With a scratch folder, the training saves checkpoints below it, takes up an earlier one of the same params, data,
-    code and terms, and leaves it to the caller to discard them once the result is safe. Prints its progress to stderr.
+    weights: the place of `model.weights`. With a scratch folder, the training saves checkpoints below it, takes up an
+    earlier one of the same params, data, code and terms, and leaves it to the caller to discard them once the result
+    is safe. Prints its progress to stderr.
     Raises UserError for a model, batch size or image size that do not fit the data or the memory, and as soon as the
     loss is not finite; Stopped, once a checkpoint is written, after SIGTERM, SIGHUP or Ctrl-C.
     """
     reproducible = settled(params.reproducible)
     metadata = load_metadata(processed)
+    start = find_start(model, weights)
+    if start is not None:
+        metadata = metadata.model_copy(update=start.normalization(metadata.channels))
     train_split = load_split(processed, "train")
     batches = TrainBatches(
         train_split, metadata, params.batch_size, params.augment, params.seed, balanced=params.balance == "sampling"
     )
     val_batches = EvalBatches(load_split(processed, "val"), metadata, params.batch_size)
-    network, architecture = create_network(model, metadata, params.seed)
+    network, architecture = create_network(model, metadata, params.seed, start)
+    origin = _origin(start, network, metadata) if start else None
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
     lit = lit_classifier(network, len(metadata.classes), params, steps=batches.steps)
@@ -135,7 +148,7 @@ def train(processed: Path, model: ModelParams, params: TrainParams, scratch: Pat
         lit.criterion.weight = class_weights(batches.labels, len(metadata.classes))
     average = WeightAverage(network, params.ema) if params.ema is not None else None
     best = BestEpoch(Progress(params.batch_size, batches.steps), params.select, params.early_stopping, average)
-    provenance = _provenance(reproducible, metadata, model, params)
+    provenance = _provenance(reproducible, metadata, model, params, origin)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
     try:
         _fit(lit, batches, val_batches, params, reproducible, best, checkpoints)
@@ -144,7 +157,7 @@ def train(processed: Path, model: ModelParams, params: TrainParams, scratch: Pat
             checkpoints.leave()
         raise
     network.load_state_dict(best.weights)
-    card = _card(architecture, metadata, model, params, best, provenance)
+    card = _card(architecture, metadata, model, params, best, provenance, origin)
     return TrainResult(network, card, best.history, checkpoints)
 
 
@@ -177,6 +190,11 @@ def _fit(
             callbacks=[
                 StatelessDropout(params.seed),
                 losses,
+                *(
+                    [FrozenBackbone(lit.net.get_submodule("model"), params.freeze_epochs)]
+                    if params.freeze_epochs
+                    else []
+                ),
                 *([best.average] if best.average else []),
                 best,
                 best.progress,
@@ -356,9 +374,26 @@ class BestEpoch(Checkpoint):
         return goodness if self.select == "val_accuracy" else goodness[::-1]
 
 
-def _provenance(reproducible: Reproducible, metadata: Metadata, model: ModelParams, params: TrainParams) -> Provenance:
+def _origin(start: Start, network: TIMMBackbone, metadata: Metadata) -> Origin:
+    """Say on stderr, and return, where the weights come from and what they leave as it was."""
+    missing = not_loaded(start, network.model)
+    if len(missing) > len(network.model.state_dict()) / 2:
+        raise UserError(f"{start.origin.source}: not weights of this model: {len(missing)} of its tensors are missing")
+    print(f"starting from {start.origin.source}; not loaded: {', '.join(missing[:8]) or 'nothing'}", file=sys.stderr)
+    if len(missing) > 8:
+        print(f"  and {len(missing) - 8} more, see model.json", file=sys.stderr)
+    if start.image_size != metadata.image_size:
+        size = f"{start.image_size}x{start.image_size}"
+        print(f"  it was trained on {size} images; data.image_size is {metadata.image_size}", file=sys.stderr)
+    return start.origin.model_copy(update={"not_loaded": missing})
+
+
+def _provenance(
+    reproducible: Reproducible, metadata: Metadata, model: ModelParams, params: TrainParams, origin: Origin | None
+) -> Provenance:
     deciding = {
-        "model": model.model_dump(),
+        "model": model.model_dump(exclude={"weights"}),
+        "start": origin.sha256 if origin else None,
         "train": params.model_dump(exclude={"threads", "reproducible", "checkpoint_every"}),
     }
     data = metadata.model_dump_json().encode()
@@ -372,6 +407,7 @@ def _card(
     params: TrainParams,
     best: BestEpoch,
     provenance: Provenance,
+    origin: Origin | None,
 ) -> ModelCard:
     return ModelCard(
         architecture=architecture,
@@ -387,6 +423,7 @@ def _card(
             data=metadata.data,
             splits_sha256=metadata.splits_sha256,
             pretrained=model.pretrained,
+            start=origin,
             epoch=best.epoch,
             averaged=best.averaged,
             seed=params.seed,
