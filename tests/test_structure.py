@@ -14,12 +14,31 @@ LAYERS = [
     {"params", "process", "data"}
     | {
         f"data.{name}"
-        for name in ("archive", "images", "packed", "packing", "preprocess", "sources", "splits", "workers")
+        for name in (
+            "archive",
+            "checks",
+            "duplicates",
+            "images",
+            "packed",
+            "packing",
+            "preprocess",
+            "report",
+            "signatures",
+            "sources",
+            "splits",
+            "workers",
+        )
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
-    {"augment", "batches", "card", "convolutions", "model", "pretrained"},
+    {"augment", "batches", "card", "convolutions", "model", "policies", "pretrained", "residency", "transforms"},
     {"checkpoint", "classifier", "ema", "finetuning", "lean_epoch", "optimization", "progress", "training"},
     {"crossvalidation", "evaluation", "verification"},
+    {"comparison"},
+    {f"comparison.{name}" for name in ("markup", "revisions", "statistics")},
+    {f"comparison.{name}" for name in ("pairing", "verdict")},
+    {f"comparison.{name}" for name in ("changes", "flips")},
+    {f"comparison.{name}" for name in ("compare", "pictures")},
+    {"comparison.report"},
 ]
 
 

@@ -9,7 +9,10 @@ import yaml
 from tests.conftest import Workspace
 from tests.test_pipeline import photos, ran, refused
 
-METRICS = {f"metrics/{name}" for name in ("train.json", "history.csv", "test.json", "per_class.csv", "confusion.csv")}
+METRICS = {
+    f"metrics/{name}"
+    for name in ("data.json", "train.json", "history.csv", "test.json", "per_class.csv", "confusion.csv")
+}
 
 
 def verify(workspace):
@@ -209,7 +212,7 @@ def test_a_fresh_clone_is_told_to_reproduce_and_broken_records_are_one_line(repr
     fresh = Workspace(tmp_path / "fresh")
     found, way_out = verify(fresh)
     outs_without_metrics = {"data/raw", "data/processed", "models/model.safetensors", "models/model.json"}
-    outs_without_metrics |= {"data/predictions.csv"}
+    outs_without_metrics |= {"data/report", "data/predictions.csv"}
     assert found == dict.fromkeys(
         outs_without_metrics, "missing here and in the cache: not pulled or not reproduced yet"
     )

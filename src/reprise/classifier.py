@@ -123,7 +123,7 @@ class LitClassifier(LightningModule):
         return logits
 
     def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the batch loss and, padding dropped, predicted classes and labels."""
+        """Return the batch loss and, padding dropped, predicted classes and labels; of mixed labels the weightiest."""
         loss, logits, labels = self._forward_loss(batch)
         return loss, *self.mask_outputs(logits.argmax(dim=1), labels)
 

@@ -53,7 +53,7 @@ class WeightAverage(Callback):
         finally:
             pl_module.net = own
         if images := len(targets):
-            self.sums += torch.stack([loss.double() * images, (preds == targets).sum(), torch.tensor(images)])
+            self.sums += torch.stack([loss.double() * images, (preds == targets).sum(), loss.new_tensor(images)])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the means over the split."""

@@ -134,11 +134,11 @@ def train(
     start = find_start(model, weights)
     if start is not None:
         metadata = metadata.model_copy(update=start.normalization(metadata.channels))
-    train_split = load_split(processed, "train")
-    batches = TrainBatches(
-        train_split, metadata, params.batch_size, params.augment, params.seed, balanced=params.balance == "sampling"
-    )
-    val_batches = EvalBatches(load_split(processed, "val"), metadata, params.batch_size)
+    where = device(reproducible)
+    train_split, val_split = load_split(processed, "train"), load_split(processed, "val")
+    balanced = params.balance == "sampling"
+    batches = TrainBatches(train_split, metadata, params.batch_size, params.augment, params.seed, where, balanced)
+    val_batches = EvalBatches(val_split, metadata, params.batch_size, where)
     network, architecture = create_network(model, metadata, params.seed, start)
     origin = _origin(start, network, metadata) if start else None
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
