@@ -26,7 +26,7 @@ from reprise.errors import UserError
 from reprise.finetuning import classifier_parameters
 from reprise.params import Reproducibility, TrainParams
 
-FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)  # on the CPU too
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # on CPUs and GPUs
 
 
 def check_optimizer(name: str, reproducible: Reproducibility) -> None:
