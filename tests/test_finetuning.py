@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import reprise.torchvision_repair  # noqa: F401
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torch import nn
 
 from reprise.batches import EvalBatches
 from reprise.data.packed import load_metadata, load_split
+from reprise.errors import UserError
 from reprise.evaluation import predict
 from reprise.finetuning import FrozenBackbone
 from reprise.optimization import create_optimizer
@@ -75,6 +78,12 @@ def test_the_backbone_rests_while_it_is_frozen_its_statistics_too(digits, tiny_p
     }
     assert len(thawed) > 50 or result.best.epoch < 3
     assert all(weight.requires_grad for weight in result.network.parameters())
+
+
+def test_a_network_whose_classifier_is_unknown_is_not_frozen():
+    FrozenBackbone(nn.Linear(2, 2), 0).on_train_epoch_start(SimpleNamespace(current_epoch=0), None)
+    with pytest.raises(UserError, match=r"train\.freeze_epochs: .* set it to 0"):
+        FrozenBackbone(nn.Linear(2, 2), 1).on_train_epoch_start(SimpleNamespace(current_epoch=0), None)
 
 
 @pytest.mark.parametrize("decay", ["null", "0.5"])

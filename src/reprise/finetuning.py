@@ -5,6 +5,7 @@ import reprise.torchvision_repair  # noqa: F401
 from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
+from reprise.errors import UserError
 from reprise.pretrained import classifier_prefixes
 
 
@@ -30,6 +31,8 @@ class FrozenBackbone(Callback):
             return
         frozen = trainer.current_epoch < self.epochs
         head = classifier_parameters(self.network)
+        if not head:
+            raise UserError("train.freeze_epochs: timm does not say what this model's classifier is; set it to 0")
         for weight in self.network.parameters():
             weight.requires_grad_(not frozen or weight in head)
         self.network.train(not frozen)
