@@ -9,7 +9,17 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 LAYERS = [
-    {"checksums", "differences", "errors", "interruption", "publish", "provenance", "torchvision_repair", "workspace"},
+    {
+        "checksums",
+        "differences",
+        "errors",
+        "interruption",
+        "intervals",
+        "publish",
+        "provenance",
+        "torchvision_repair",
+        "workspace",
+    },
     {"doctor"},
     {"params", "process", "data"}
     | {
@@ -34,11 +44,11 @@ LAYERS = [
     {"checkpoint", "classifier", "ema", "finetuning", "lean_epoch", "optimization", "progress", "training"},
     {"crossvalidation", "evaluation", "verification"},
     {"comparison"},
-    {f"comparison.{name}" for name in ("markup", "revisions", "statistics")},
+    {f"comparison.{name}" for name in ("comments", "history", "markup", "review", "revisions", "statistics")},
     {f"comparison.{name}" for name in ("pairing", "verdict")},
     {f"comparison.{name}" for name in ("changes", "flips")},
     {f"comparison.{name}" for name in ("compare", "pictures")},
-    {"comparison.report"},
+    {"comparison.report", "model_card"},
 ]
 
 

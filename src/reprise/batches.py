@@ -24,10 +24,9 @@ IGNORE_INDEX = -100  # torch's own: cross_entropy leaves such targets out
 def mask_outputs(preds: Tensor, targets: Tensor, ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, Tensor]:
     """Drop the entries whose target is the ignore index, so that no metric counts a padded or duplicated sample.
 
-    preds (N, ...) and targets (N,) come back with the same M <= N rows, in their order. Soft targets (N, classes) of an
-    entry that is to be dropped are all zero.
+    preds (N, ...) and targets (N,) come back with the same M <= N rows, in their order.
     """
-    counted = targets != ignore_index if targets.ndim == 1 else targets.any(dim=1)
+    counted = targets != ignore_index
     return preds[counted], targets[counted]
 
 

@@ -15,9 +15,9 @@ from reprise.comparison.statistics import (
     power,
     shown_by_means,
     welch,
-    wilson,
 )
 from reprise.comparison.verdict import LEVEL, over_seeds
+from reprise.intervals import wilson
 
 
 @pytest.mark.parametrize(

@@ -7,23 +7,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import bdtr, gammaln, ndtri, stdtr, stdtrit, xlog1py, xlogy
+from scipy.special import bdtr, gammaln, stdtr, stdtrit, xlog1py, xlogy
 
 SEED = 20250101  # any number, always the same
 RESAMPLES = 10_000
 RESAMPLES_OF_A_MEAN = 2_000  # each of which costs a pass over all values
-
-
-def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the score interval of a proportion (Wilson, JASA 22, 1927), in 0..1; of no trials, all of it."""
-    if not trials:
-        return 0.0, 1.0
-    z2 = ndtri((1 + level) / 2) ** 2
-    centre = successes + z2 / 2
-    spread = math.sqrt(z2 * (successes * (trials - successes) / trials + z2 / 4))
-    low = 0.0 if successes == 0 else (centre - spread) / (trials + z2)
-    high = 1.0 if successes == trials else (centre + spread) / (trials + z2)
-    return float(low), float(high)
 
 
 def mcnemar(broken: int, fixed: int) -> float:

@@ -18,8 +18,8 @@ from reprise.comparison.statistics import (
     mean_interval,
     shown_by_means,
     welch,
-    wilson,
 )
+from reprise.intervals import wilson
 
 LEVEL = 0.05  # how often runs that are equally good may be told apart all the same
 POWER = 0.8  # how often the smallest difference named is shown where it is real
