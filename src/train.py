@@ -1,6 +1,7 @@
 """Train with some params changed, without touching the pipeline's outs.
 
     python src/train.py train.epochs=1 model.name=resnet18
+    python src/train.py --profile
 
 Prepared data are brought up to date first; the result is a folder under runs/, and `runs/latest` points at it.
 """
@@ -24,12 +25,19 @@ def main() -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="a parameter of params.yaml and its new value"
     )
-    params = load_params(ROOT / "params.yaml", parser.parse_args().overrides)
+    parser.add_argument("--profile", action="store_true", help="only say where a step's time goes")
+    arguments = parser.parse_args()
+    params = load_params(ROOT / "params.yaml", arguments.overrides)
     before_torch(params.train.threads, params.train.reproducible)
     processed = prepared_data(ROOT, params.data)
     from reprise.training import train
 
     after_torch(params.train.threads, params.train.reproducible)
+    if arguments.profile:
+        from reprise.profiling import profile
+
+        print(profile(processed, params.model, params.train).table())
+        return
     weights = ROOT / params.model.weights
     result = train(processed, params.model, params.train, ROOT / "runs/checkpoints", weights)
     run = ROOT / "runs" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"[:-3]

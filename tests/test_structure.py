@@ -40,9 +40,10 @@ LAYERS = [
         )
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
-    {"augment", "batches", "card", "convolutions", "model", "policies", "pretrained", "residency", "transforms"},
-    {"checkpoint", "classifier", "ema", "finetuning", "lean_epoch", "optimization", "progress", "training"},
-    {"crossvalidation", "evaluation", "verification"},
+    {"augment", "batches", "card", "convolutions", "model", "networks", "policies", "pretrained"}
+    | {"residency", "transforms"},
+    {"checkpoint", "classifier", "ema", "finetuning", "lean_epoch", "optimization", "progress", "threads", "training"},
+    {"crossvalidation", "evaluation", "profiling", "verification"},
     {"comparison"},
     {f"comparison.{name}" for name in ("comments", "history", "markup", "review", "revisions", "statistics")},
     {f"comparison.{name}" for name in ("pairing", "verdict")},

@@ -15,7 +15,7 @@ from reprise.classifier import LitClassifier
 from reprise.data.packed import load_metadata, load_split
 from reprise.errors import UserError
 from reprise.evaluation import evaluate, predict
-from reprise.training import BestEpoch, StatelessDropout, lit_classifier, train
+from reprise.training import BestEpoch, FiniteLoss, StatelessDropout, lit_classifier, train
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,26 @@ def test_a_loss_that_is_not_finite_stops_at_that_step(digits, tiny_params):
         UserError, match=r"the loss became (nan|inf) in epoch \d+, step \d+; .* Lower train\.lr \(now 100\)"
     ):
         train(digits, params.model, params.train)
+
+
+def test_losses_are_looked_at_together_and_the_first_broken_one_is_named():
+    watch = FiniteLoss(0.1, every=4)
+    steps = iter(range(1, 100))
+
+    def step(loss):
+        trainer = SimpleNamespace(global_step=next(steps), current_epoch=2, accumulate_grad_batches=1)
+        watch.on_train_batch_end(trainer, None, {"loss": torch.tensor(loss)}, None, 0)
+        return trainer
+
+    for loss in (1.0, 2.0, 3.0, 4.0, 1.0):
+        step(loss)
+    step(float("inf"))
+    last = step(float("nan"))
+    with pytest.raises(UserError, match=r"the loss became inf in epoch 3, step 6;"):
+        watch.check(last)  # as before a checkpoint
+    watch.check(last)
+    with pytest.raises(UserError, match=r"the loss became nan in epoch 3, step 9;"):
+        [step(loss) for loss in (1.0, float("nan"), 1.0, 1.0)]
 
 
 def test_dropout_is_a_function_of_seed_and_step():

@@ -5,13 +5,14 @@ each step here. Two runs with equal arguments on equal terms (threads, kind of m
 one of them was killed and taken up again.
 """
 
+import copy
 import csv
 import json
 import logging
 import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -40,9 +41,10 @@ from reprise.model import TIMMBackbone, create_network, find_start, save_model
 from reprise.optimization import create_optimizer, create_schedule
 from reprise.params import ModelParams, TrainParams
 from reprise.pretrained import Start, not_loaded
-from reprise.process import device, settled
+from reprise.process import cpus, device, settled, settled_precision
 from reprise.progress import Progress
-from reprise.provenance import Provenance, Reproducible, trace
+from reprise.provenance import Provenance, Reproducible, cpu_name, trace
+from reprise.threads import settle_threads
 
 
 @dataclass(frozen=True)
@@ -120,16 +122,23 @@ def train(
     params: TrainParams,
     scratch: Path | None = None,
     weights: Path | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Train on prepared data and return the best epoch's network, by what `params.select` names.
 
     weights: the place of `model.weights`. With a scratch folder, the training saves checkpoints below it, takes up an
     earlier one of the same params, data, code and terms, and leaves it to the caller to discard them once the result
-    is safe. Prints its progress to stderr.
+    is safe. Prints its progress to stderr; further callbacks only watch.
     Raises UserError for a model, batch size or image size that do not fit the data or the memory, and as soon as the
     loss is not finite; Stopped, once a checkpoint is written, after SIGTERM, SIGHUP or Ctrl-C.
     """
     reproducible = settled(params.reproducible)
+    params = params.model_copy(update={"precision": settled_precision(params.precision, reproducible)})
+    if params.compile and reproducible == "portable":
+        raise UserError(
+            "train.compile = true makes kernels for this one CPU, which train.reproducible = portable rules out; "
+            "choose compile false, or reproducible machine or off"
+        )
     metadata = load_metadata(processed)
     start = find_start(model, weights)
     if start is not None:
@@ -143,6 +152,9 @@ def train(
     origin = _origin(start, network, metadata) if start else None
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
+    if params.threads == "auto":
+        record = scratch / "threads.json" if scratch else None
+        params = params.model_copy(update={"threads": _threads(network, batches, metadata, model, params, record)})
     lit = lit_classifier(network, len(metadata.classes), params, steps=batches.steps)
     if params.balance == "weights":
         lit.criterion.weight = class_weights(batches.labels, len(metadata.classes))
@@ -151,7 +163,7 @@ def train(
     provenance = _provenance(reproducible, metadata, model, params, origin)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
     try:
-        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints)
+        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints, callbacks)
     except BaseException:
         if checkpoints:
             checkpoints.leave()
@@ -169,6 +181,7 @@ def _fit(
     reproducible: Reproducible,
     best: "BestEpoch",
     checkpoints: Checkpoints | None,
+    callbacks: Sequence[Callback],
 ) -> None:
     """Run Lightning's Trainer over the epochs that the checkpoints have not seen."""
     resumed = checkpoints.latest() if checkpoints else None
@@ -199,6 +212,7 @@ def _fit(
                 best,
                 best.progress,
                 resumption,
+                *callbacks,
             ],
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -208,7 +222,7 @@ def _fit(
         )
         trainer.fit_loop.epoch_loop = LeanEpoch(trainer)
         resumption.prepare(trainer)
-        with _limits_in_one_line(params.batch_size), repaired(lit, pointwise=reproducible != "portable"):
+        with _limits_in_one_line(params.batch_size), _fast(lit, params, reproducible):
             trainer.fit(lit, batches, val_batches)
 
 
@@ -228,6 +242,47 @@ def _limits_in_one_line(batch_size: int) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _fast(lit: LitClassifier, params: TrainParams, reproducible: Reproducible) -> Iterator[None]:
+    """Compile the network, or repair its convolutions, as long as the training lasts."""
+    if not params.compile:
+        with repaired(lit, pointwise=reproducible != "portable"):
+            yield
+        return
+    lit.net.compile()
+    try:
+        yield
+    finally:
+        lit.net._compiled_call_impl = None
+
+
+def _threads(
+    network: nn.Module,
+    batches: TrainBatches,
+    metadata: Metadata,
+    model: ModelParams,
+    params: TrainParams,
+    record: Path | None,
+) -> int:
+    """Settle how many threads, on steps of a copy of the network; on a GPU all of them: they feed it."""
+    reproducible = settled(params.reproducible)
+    if device(reproducible) == "cuda":
+        return cpus()
+    lit = lit_classifier(copy.deepcopy(network), len(metadata.classes), params, steps=1_000_000)
+    optimizer = lit.optimizer(lit.parameters())
+    batch = next(iter(batches))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        lit.learn(batch).backward()
+        optimizer.step()
+
+    shape = f"{metadata.image_size}x{metadata.image_size}x{metadata.channels}"
+    key = [model.model_dump_json(), params.batch_size, shape, params.precision, reproducible, cpu_name(), cpus()]
+    with repaired(lit, pointwise=reproducible != "portable"):
+        return settle_threads(step, cpus(), record, ", ".join(map(str, key)))
+
+
 def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps: int) -> LitClassifier:
     """Return the Lightning module with the optimizer and schedule that the params name; steps: batches in an epoch."""
     model = net.model if isinstance(net, TIMMBackbone) else net
@@ -239,6 +294,7 @@ def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps:
         scheduler=partial(create_schedule, params=params, steps=updates) if params.schedule != "none" else None,
         interval="epoch" if params.schedule == "plateau" else "step",
         label_smoothing=params.label_smoothing,
+        precision="bf16" if params.precision == "bf16" else "fp32",
     )
 
 
@@ -246,12 +302,14 @@ class StatelessDropout(Callback):
     """Reseeds before every step, so that dropout is a function of (seed, step) and not of what was drawn before."""
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
+        self.key = stateless_seed(seed, "dropout")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed torch's generators from the global step and the batch within it."""
         accumulate = trainer.accumulate_grad_batches
-        seed = stateless_seed(self.seed, "dropout", trainer.global_step * accumulate + batch_idx % accumulate)
+        step = trainer.global_step * accumulate + batch_idx % accumulate
+        # multiplicative hashing (Knuth, The Art of Computer Programming, vol. 3, 6.4): SHA-256 would be half the cost
+        seed = (self.key + 2_654_435_761 * step) % 2**32
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` looks for devices each time: 0.1 ms
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(seed)
@@ -397,7 +455,9 @@ def _provenance(
         "train": params.model_dump(exclude={"threads", "reproducible", "checkpoint_every"}),
     }
     data = metadata.model_dump_json().encode()
-    return trace(reproducible, params.threads, device(reproducible), deciding, data, __name__)
+    assert params.threads != "auto" and params.precision != "auto", "settled by now"
+    where = device(reproducible)
+    return trace(reproducible, params.threads, where, deciding, data, __name__, params.precision)
 
 
 def _card(
