@@ -38,7 +38,8 @@ def main() -> None:
 
         print(profile(processed, params.model, params.train).table())
         return
-    result = train(processed, params.model, params.train, ROOT / "runs/checkpoints")
+    weights = ROOT / params.model.weights
+    result = train(processed, params.model, params.train, ROOT / "runs/checkpoints", weights)
     run = ROOT / "runs" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"[:-3]
     with publishing(run) as (folder,):
         folder.mkdir()

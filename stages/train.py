@@ -23,7 +23,8 @@ def main() -> None:
         from reprise.training import train
 
         after_torch(params.train.threads, params.train.reproducible)
-        result = train(Path("data/processed"), params.model, params.train, SCRATCH)
+        model = params.model
+        result = train(Path("data/processed"), model, params.train, SCRATCH, weights=Path(model.weights))
         result.save(*outs)
     result.discard_checkpoints()
     print(f"train: {result.summary()} -> models")
