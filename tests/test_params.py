@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from reprise.data.torchvision_sets import TORCHVISION_SETS
 from reprise.errors import UserError
-from reprise.params import DataParams, Params, json_schema, load_params
+from reprise.params import DataParams, Params, help_text, json_schema, load_params
 from tests.conftest import ROOT
 
 PARAMS = ROOT / "params.yaml"
@@ -147,6 +147,22 @@ def test_the_committed_schema_is_current_and_named_in_the_first_line():
 def test_the_names_of_data_sets_are_those_that_can_be_downloaded():
     names = get_args(DataParams.model_fields["name"].annotation)
     assert set(names) == {"digits", "folder", "archive", *TORCHVISION_SETS}
+
+
+def test_help_has_a_line_for_every_parameter_with_value_meaning_type_and_bounds():
+    lines = help_text(load_params(PARAMS, ["train.lr=0.25"])).splitlines()
+
+    def leaves(tree, prefix=""):
+        for key, value in tree.items():
+            yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [prefix + key]
+
+    keys = [line.split(" = ")[0].strip() for line in lines]
+    assert sorted(keys) == sorted(leaves(yaml.safe_load(PARAMS.read_text())))
+    assert "  train.lr = 0.25: learning rate at its peak (a number > 0 and <= 100)" in lines
+    assert (
+        '  data.channels = "auto": 1: grey, 3: RGB, auto: 1 where all images are grey, otherwise 3 (one of'
+        in "\n".join(lines)
+    )
 
 
 def test_every_parameter_has_help():

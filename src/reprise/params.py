@@ -211,13 +211,15 @@ class Params(Section):
     evaluate: EvaluateParams
 
 
-def load_params(path: Path | str, overrides: Iterable[str] = ()) -> Params:
-    """Read a parameter file, with `key=value` overrides (dotted keys) on top.
+def load_params(path: Path | str, overrides: Iterable[str] = (), preset: Path | None = None) -> Params:
+    """Read a parameter file, with a preset's values and then `key=value` overrides (dotted keys) on top.
 
     Raises UserError with one line per wrong value: full key, value, what is allowed, a suggestion for a near miss.
     """
     path = Path(path)
     tree = _read_yaml(path)
+    if preset:
+        overlay(tree, _read_yaml(preset))
     for override in overrides:
         _override(tree, override)
     try:
@@ -228,6 +230,29 @@ def load_params(path: Path | str, overrides: Iterable[str] = ()) -> Params:
         if len(wrong) > MOST_LINES:
             lines.append(f"{path.name}: and {len(wrong) - MOST_LINES:,} more")
         raise UserError("\n       ".join(lines)) from None
+
+
+def overlay(tree: dict[str, Any], values: dict[str, Any]) -> None:
+    """Set some values of a nested tree; `model.kwargs` is replaced whole, for it belongs to one model."""
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict) and key != "kwargs":
+            overlay(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def help_text(params: Params) -> str:
+    """Return a line for every parameter: its value here, what it means, what it may hold."""
+    values: dict[str, Any] = {}
+    for key in _all_keys(Params):
+        *sections, name = key.split(".")
+        values[key] = getattr(values[".".join(sections)] if sections else params, name)
+    return "\n".join(
+        f"  {key} = {json.dumps(value)}: {field.description} ({_type_in_words(annotation)}{_bounds(field)})"
+        for key, value in values.items()
+        if not isinstance(value, Section)
+        for annotation, field in [_field(key)]
+    )
 
 
 def json_schema() -> str:
@@ -374,6 +399,11 @@ def _allowed(key: str) -> str:
     annotation, field = _field(key)
     if field is None:
         return ""
+    meaning = f" ({field.description})" if field.description else ""
+    return f": expected {_type_in_words(annotation)}{_bounds(field)}{meaning}"
+
+
+def _bounds(field: Any) -> str:
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     bounds = [
         f"{sign} {getattr(item, name)}"
@@ -381,8 +411,7 @@ def _allowed(key: str) -> str:
         for name, sign in signs.items()
         if hasattr(item, name)
     ]
-    help_text = f" ({field.description})" if field.description else ""
-    return f": expected {_type_in_words(annotation)} {' and '.join(bounds)}".rstrip() + help_text
+    return f" {' and '.join(bounds)}" if bounds else ""
 
 
 def _type_in_words(annotation: Any) -> str:
