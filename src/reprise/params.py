@@ -233,9 +233,9 @@ def load_params(path: Path | str, overrides: Iterable[str] = (), preset: Path | 
 
 
 def overlay(tree: dict[str, Any], values: dict[str, Any]) -> None:
-    """Set some values of a nested tree; `model.kwargs` is replaced whole, for it belongs to one model."""
+    """Set some values of a nested tree; free-form ones (`model.kwargs`) are replaced whole: they belong together."""
     for key, value in values.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict) and key != "kwargs":
+        if isinstance(value, dict) and isinstance(tree.get(key), dict) and not key.endswith("kwargs"):
             overlay(tree[key], value)
         else:
             tree[key] = value

@@ -32,6 +32,7 @@ from reprise.card import Architecture, ModelCard, Preprocessing, Training
 from reprise.checkpoint import Checkpoints, Resumption
 from reprise.classifier import LitClassifier, OptimizerFactory
 from reprise.data.packed import Metadata, load_metadata, load_split
+from reprise.debug import Debug
 from reprise.errors import UserError
 from reprise.interruption import StopSignals
 from reprise.model import TIMMBackbone, create_network, save_model
@@ -96,7 +97,13 @@ class TrainResult:
             writer.writerows(row.rounded() for row in self.history)
 
 
-def train(processed: Path, model: ModelParams, params: TrainParams, scratch: Path | None = None) -> TrainResult:
+def train(
+    processed: Path,
+    model: ModelParams,
+    params: TrainParams,
+    scratch: Path | None = None,
+    debug: Debug = Debug(),
+) -> TrainResult:
     """Train on prepared data and return the best epoch's network (highest validation accuracy, then lowest loss).
 
     With a scratch folder, the training saves checkpoints below it, takes up an earlier one of the same params, data,
@@ -106,17 +113,19 @@ def train(processed: Path, model: ModelParams, params: TrainParams, scratch: Pat
     """
     reproducible = settled(params.reproducible)
     metadata = load_metadata(processed)
-    batches = TrainBatches(load_split(processed, "train"), metadata, params.batch_size, params.augment, params.seed)
-    val_batches = EvalBatches(load_split(processed, "val"), metadata, params.batch_size)
+    splits = load_split(processed, "train"), load_split(processed, "val")
+    train_split, val_split = debug.splits(*splits, params.batch_size, params.seed)
+    batches = TrainBatches(train_split, metadata, params.batch_size, params.augment, params.seed)
+    val_batches = EvalBatches(val_split, metadata, params.batch_size)
     network, architecture = create_network(model, metadata, params.seed)
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
     lit = lit_classifier(network, len(metadata.classes), params, steps=params.epochs * batches.steps)
     best = BestEpoch(Progress(params.batch_size, batches.steps))
-    provenance = _provenance(reproducible, metadata, model, params)
+    provenance = _provenance(reproducible, metadata, model, params, debug)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
     try:
-        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints)
+        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints, debug)
     except BaseException:
         if checkpoints:
             checkpoints.leave()
@@ -134,6 +143,7 @@ def _fit(
     reproducible: Reproducible,
     best: "BestEpoch",
     checkpoints: Checkpoints | None,
+    debug: Debug,
 ) -> None:
     """Run Lightning's Trainer over the epochs that the checkpoints have not seen."""
     resumed = checkpoints.latest() if checkpoints else None
@@ -155,6 +165,7 @@ def _fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            detect_anomaly=debug.detect_anomaly,
         )
         resumption.prepare(trainer)
         with _limits_in_one_line(params.batch_size):
@@ -273,10 +284,13 @@ def _goodness(row: EpochRow) -> tuple[float, float]:
     return row.val_accuracy, -row.val_loss
 
 
-def _provenance(reproducible: Reproducible, metadata: Metadata, model: ModelParams, params: TrainParams) -> Provenance:
+def _provenance(
+    reproducible: Reproducible, metadata: Metadata, model: ModelParams, params: TrainParams, debug: Debug
+) -> Provenance:
     deciding = {
         "model": model.model_dump(),
         "train": params.model_dump(exclude={"threads", "reproducible", "checkpoint_every"}),
+        **debug.deciding(),
     }
     data = metadata.model_dump_json().encode()
     return trace(reproducible, params.threads, device(reproducible), deciding, data, __name__)
