@@ -30,6 +30,7 @@ def main() -> None:
     before_torch(params.train.threads, params.train.reproducible)
     processed = prepared_data(ROOT, params.data)
     from reprise.debug import Debug
+    from reprise.loggers import create_loggers
     from reprise.training import train
 
     after_torch(params.train.threads, params.train.reproducible)
@@ -41,7 +42,8 @@ def main() -> None:
         return
     scratch = None if debug.deciding() else ROOT / "runs/checkpoints"
     with run_folder(ROOT / "runs", params, resumed, debug=scratch is None) as run:
-        result = train(processed, params.model, params.train, scratch, debug)
+        loggers = create_loggers(params.train.loggers, run, run.name)
+        result = train(processed, params.model, params.train, scratch, debug, loggers)
         with publishing(*(run / name for name in RESULT)) as files:
             result.save(*files)
         result.discard_checkpoints()

@@ -17,7 +17,7 @@ LAYERS = [
         for name in ("archive", "images", "packed", "packing", "preprocess", "sources", "splits", "workers")
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
-    {"augment", "batches", "card", "debug", "model", "presets"},
+    {"augment", "batches", "card", "debug", "loggers", "model", "presets"},
     {"checkpoint", "classifier", "progress", "training"},
     {"crossvalidation", "evaluation", "verification"},
 ]

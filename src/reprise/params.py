@@ -59,6 +59,8 @@ DataSet = Literal[
 ]  # fmt: skip
 
 Channels = Annotated[Literal["auto", 1, 3], BeforeValidator(lambda value: int(value) if value in ("1", "3") else value)]
+LoggerName = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
+LoggerNames = Annotated[list[LoggerName], BeforeValidator(lambda value: [] if value in NULLS else value)]
 Reproducibility = Literal["auto", "portable", "machine", "off"]
 
 
@@ -193,6 +195,9 @@ class TrainParams(Section):
         "the same bits on machines of one kind; auto: machine on a GPU, else portable; off: no promise, fastest"
     )
     checkpoint_every: CheckpointParams
+    loggers: LoggerNames = Field(
+        description="of tensorboard, wandb, mlflow, dvclive: also log there (extras to install); changes no result"
+    )
 
 
 class EvaluateParams(Section):

@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,6 +23,7 @@ import reprise.torchvision_repair  # noqa: F401
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
@@ -35,6 +36,7 @@ from reprise.data.packed import Metadata, load_metadata, load_split
 from reprise.debug import Debug
 from reprise.errors import UserError
 from reprise.interruption import StopSignals
+from reprise.loggers import LearningRate
 from reprise.model import TIMMBackbone, create_network, save_model
 from reprise.params import ModelParams, TrainParams
 from reprise.process import device, settled
@@ -103,6 +105,7 @@ def train(
     params: TrainParams,
     scratch: Path | None = None,
     debug: Debug = Debug(),
+    loggers: Sequence[Logger] = (),
 ) -> TrainResult:
     """Train on prepared data and return the best epoch's network (highest validation accuracy, then lowest loss).
 
@@ -124,8 +127,10 @@ def train(
     best = BestEpoch(Progress(params.batch_size, batches.steps))
     provenance = _provenance(reproducible, metadata, model, params, debug)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
+    for logger in loggers:
+        logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
     try:
-        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints, debug)
+        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints, debug, loggers)
     except BaseException:
         if checkpoints:
             checkpoints.leave()
@@ -144,6 +149,7 @@ def _fit(
     best: "BestEpoch",
     checkpoints: Checkpoints | None,
     debug: Debug,
+    loggers: Sequence[Logger],
 ) -> None:
     """Run Lightning's Trainer over the epochs that the checkpoints have not seen."""
     resumed = checkpoints.latest() if checkpoints else None
@@ -160,8 +166,15 @@ def _fit(
             max_epochs=params.epochs,
             accelerator=device(reproducible),
             devices=1,
-            logger=False,
-            callbacks=[StatelessDropout(params.seed), FiniteLoss(params.lr), best, best.progress, resumption],
+            logger=list(loggers),
+            callbacks=[
+                StatelessDropout(params.seed),
+                FiniteLoss(params.lr),
+                LearningRate(),
+                best,
+                best.progress,
+                resumption,
+            ],
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -289,7 +302,7 @@ def _provenance(
 ) -> Provenance:
     deciding = {
         "model": model.model_dump(),
-        "train": params.model_dump(exclude={"threads", "reproducible", "checkpoint_every"}),
+        "train": params.model_dump(exclude={"threads", "reproducible", "checkpoint_every", "loggers"}),
         **debug.deciding(),
     }
     data = metadata.model_dump_json().encode()
@@ -332,5 +345,6 @@ def _silence_lightning() -> None:
         ".*does not have many workers.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*GPU available but not used.*",
+        ".*smaller than the logging interval.*",  # losses are logged once an epoch
     ):
         warnings.filterwarnings("ignore", message=message)
