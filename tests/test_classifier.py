@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from reprise.batches import IGNORE_INDEX
-from reprise.classifier import LitClassifier, MNISTLitModule, mask_outputs
+from reprise.classifier import EpochMetrics, LitClassifier, MNISTLitModule, mask_outputs
 from reprise.model import TIMMBackbone
 
 
@@ -87,7 +87,7 @@ def test_training_starts_without_what_the_sanity_check_left_behind():
         def on_train_start(self):
             assert self.val_acc_best.compute() == 1.0  # the sanity check saw two right samples
             super().on_train_start()
-            assert self.val_acc_best._update_count == self.val_acc._update_count == self.val_loss._update_count == 0
+            assert self.val_acc_best._update_count == self.val_metrics.counts.sum() == self.val_metrics.loss == 0
 
     logits = torch.eye(3)[[0, 1, 2, 0]]
     labels = torch.tensor([0, 1, 0, 1])  # right, right, wrong, wrong
@@ -98,14 +98,60 @@ def test_training_starts_without_what_the_sanity_check_left_behind():
 
 def test_val_acc_best_remembers_the_best_epoch():
     module = LitClassifier(Fixed(), 3)
-    module.log = lambda *arguments, **options: None
+    logged = {}
+    module.log = lambda name, value, **options: logged.update({name: value.item()})
+    labels = torch.tensor([0, 1, 2])
     for right in (1, 3, 2):
-        labels = torch.tensor([0, 1, 2])
-        preds = torch.where(torch.arange(3) < right, labels, (labels + 1) % 3)
-        module.val_acc.update(preds, labels)
-        module.val_loss.update(1.0)
+        guesses = torch.where(torch.arange(3) < right, labels, (labels + 1) % 3)
+        module.validation_step((torch.eye(3)[guesses], labels), 0)
         module.on_validation_epoch_end()
-    assert module.val_acc_best.compute() == 1.0
+    assert logged["val/acc"] == pytest.approx(2 / 3)
+    assert logged["val/acc_best"] == 1.0
+
+
+def test_what_is_counted_does_not_depend_on_which_batches_are_counted_together():
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.rand((), generator=generator) * 10.0**-number, torch.randn(size, 5, generator=generator), labels)
+        for number, size in enumerate((3, 8, 8, 1, 8))
+        for labels in [torch.randint(0, 5, (size,), generator=generator)]
+    ]
+    batches[1][2][2:] = IGNORE_INDEX
+    results = []
+    for ends in ({0, 1, 2, 3, 4}, {2}, set()):
+        metrics = EpochMetrics(5)
+        for number, batch in enumerate(batches):
+            metrics.add(*batch)
+            if number in ends:
+                metrics.state_dict()  # a checkpoint in between
+        metrics.count()
+        counts = metrics.counts.clone()
+        results.append([value.item() for value in metrics.compute()])
+    assert results[0] == results[1] == results[2]
+    logits, labels = torch.cat([batch[1] for batch in batches]), torch.cat([batch[2] for batch in batches])
+    kept = labels != IGNORE_INDEX
+    predicted, labels = logits.argmax(1)[kept], labels[kept]
+    weighted = sum(loss.item() * int((batch != IGNORE_INDEX).sum()) for loss, _, batch in batches)
+    assert results[0] == pytest.approx([weighted / len(labels), (predicted == labels).float().mean().item()], rel=1e-6)
+    expected = [labels[predicted == labels], labels, predicted]
+    assert counts.tolist() == [row.bincount(minlength=5).tolist() for row in expected]
+
+
+def test_many_logits_are_not_kept(monkeypatch):
+    monkeypatch.setattr("reprise.classifier.PENDING_LOGITS", 100)
+    metrics = EpochMetrics(10)
+    for number in range(10):
+        metrics.add(torch.tensor(1.0), torch.zeros(4, 10), torch.zeros(4, dtype=torch.long))
+        assert len(metrics.pending) == (number + 1) % 3
+
+
+def test_mixed_labels_count_as_the_weightiest():
+    module = LitClassifier(Fixed(), 3, label_smoothing=0.1)
+    images = 4 * torch.eye(3)
+    mixed = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.2, 0.8], [0.0, 0.0, 1.0]])
+    loss, preds, targets = module.step((images, mixed))
+    assert loss.item() == pytest.approx(cross_entropy(images, mixed, label_smoothing=0.1).item())
+    assert (preds.tolist(), targets.tolist()) == ([0, 1, 2], [0, 2, 2])
 
 
 def test_the_schedule_monitors_the_validation_loss_by_default():

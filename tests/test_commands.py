@@ -254,7 +254,7 @@ def test_every_command_of_the_readme_works_in_the_order_given(reproduced):
         if command.startswith(". .venv"):
             command = f". {sys.prefix}/bin/activate"
         if "data.name=folder" in command:
-            photos(reproduced.path / "data/own", each=100)
+            photos(reproduced.path / "data/own", each=200)  # a tenth of them trains, in batches of 16
         reproduced.run("sh", "-ec", command)
         if command == "dvc queue start":
             reproduced.run("dvc", "exp", "run", "--run-all")  # stays until the queue is empty

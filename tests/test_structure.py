@@ -17,8 +17,8 @@ LAYERS = [
         for name in ("archive", "images", "packed", "packing", "preprocess", "sources", "splits", "workers")
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
-    {"augment", "batches", "card", "debug", "loggers", "model", "presets"},
-    {"checkpoint", "classifier", "progress", "training"},
+    {"augment", "batches", "card", "convolutions", "debug", "loggers", "model", "presets"},
+    {"checkpoint", "classifier", "lean_epoch", "progress", "training"},
     {"crossvalidation", "evaluation", "verification"},
 ]
 

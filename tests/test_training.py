@@ -200,4 +200,5 @@ def test_the_models_that_the_readme_names_train_and_evaluate(name, digits, tiny_
     params = tiny_params(f"model.name={name}", "train.epochs=1", "train.batch_size=90")
     trained = train(digits, params.model, params.train)
     assert trained.card.architecture.model_name == name
-    assert evaluate(trained.network, trained.card, digits, 359, 15).metrics["images"] == 1438
+    measured = evaluate(trained.network, trained.card, digits, 359, 15).metrics
+    assert measured["images"] == load_metadata(digits).counts["test"] > 1400

@@ -11,6 +11,7 @@ import hashlib
 import io
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +116,8 @@ class Resumption(Checkpoint):
     """Takes a training up where the state says, saves it as often as `every` says, stops it when a signal came.
 
     Lightning calls a `Checkpoint` last, after every other callback has seen the step. `extra` is an object with
-    `state_dict` whose state travels along. Raises Stopped, with the state saved, at the first step boundary after a
-    signal; one that comes during validation waits for its end.
+    `state_dict` whose state travels along; `check` raises if this is no moment to save. Raises Stopped, with the state
+    saved, at the first step boundary after a signal; one that comes during validation waits for its end.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Resumption(Checkpoint):
         extra: Any,
         signals: StopSignals,
         resumed: tuple[Position, dict[str, Any]] | None,
+        check: Callable[[Trainer], None] = lambda trainer: None,
     ) -> None:
         self.checkpoints = checkpoints
         self.every = every
@@ -134,6 +136,7 @@ class Resumption(Checkpoint):
         self.extra = extra
         self.signals = signals
         self.resumed = resumed
+        self.check = check
         self.saved_epoch = resumed[0].epoch if resumed else 0
         self.saved_at = time.monotonic()
         self.cost = 0.0  # of the last save, in seconds
@@ -190,6 +193,7 @@ class Resumption(Checkpoint):
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, epoch: int, step: int) -> None:
         started = time.monotonic()
+        self.check(trainer)
         # weights that are not finite are about to end the training: they shall not replace the last good checkpoint
         if self.checkpoints and all(bool(weight.isfinite().all()) for weight in pl_module.parameters()):
             state = {

@@ -14,12 +14,74 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MaxMetric, MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MaxMetric
 
 from reprise.batches import IGNORE_INDEX, mask_outputs
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+PENDING_BATCHES = 64
+PENDING_LOGITS = 1 << 22  # 16 MiB
+LOSS_UNIT = 2.0**-30
+
+
+class EpochMetrics(nn.Module):
+    """Mean loss and accuracy over an epoch's samples, counted on the device and read once, at its end.
+
+    A batch is put aside and many are counted together, so a step pays next to nothing. counts (3, num_classes): how
+    often a class was right, labelled, predicted, which is the confusion matrix's diagonal and margins: accuracy,
+    recall, precision and F1 follow from them, and they stay small for thousands of classes. loss: a sum in whole
+    LOSS_UNITs, so it is exact and does not depend on which batches were counted together.
+    """
+
+    counts: Tensor
+    loss: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.pending_logits = 0
+        self.num_classes = num_classes
+        # a checkpoint in the middle of an epoch carries what has been counted
+        self.register_buffer("counts", torch.zeros(3, num_classes, dtype=torch.int64))
+        self.register_buffer("loss", torch.zeros((), dtype=torch.float64))
+        self.register_state_dict_pre_hook(lambda module, prefix, keep_vars: module.count())
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Take a batch: its mean loss (), logits (N, num_classes), labels (N,), which may be IGNORE_INDEX."""
+        self.pending.append((loss.detach(), logits.detach(), labels))
+        self.pending_logits += logits.numel()
+        if len(self.pending) >= PENDING_BATCHES or self.pending_logits >= PENDING_LOGITS:
+            self.count()
+
+    def count(self) -> None:
+        """Count the batches that were put aside."""
+        if not self.pending:
+            return
+        losses, logits, labels = zip(*self.pending, strict=True)
+        sizes = torch.tensor([len(batch) for batch in labels], device=self.loss.device)
+        per_sample = torch.stack(losses).double().repeat_interleave(sizes, output_size=sum(map(len, labels)))
+        predicted, label = torch.cat(logits).argmax(dim=1), torch.cat(labels)
+        counted = label != IGNORE_INDEX
+        self.loss += torch.where(counted, per_sample / LOSS_UNIT, 0.0).round().sum()
+        for row, classes, chosen in (
+            (0, label, counted & (predicted == label)),
+            (1, label, counted),
+            (2, predicted, counted),
+        ):
+            dropped = torch.where(chosen, classes, self.num_classes)  # selecting would wait for the device
+            self.counts[row] += torch.bincount(dropped, minlength=self.num_classes + 1)[:-1]
+        self.pending.clear()
+        self.pending_logits = 0
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return the mean loss and the accuracy, nan before the first sample, and begin anew."""
+        self.count()
+        right, labelled, _ = self.counts.sum(dim=1)
+        loss, accuracy = self.loss * LOSS_UNIT / labelled, right / labelled
+        self.counts.zero_()
+        self.loss.zero_()
+        return loss.float(), accuracy
 
 
 class LitClassifier(LightningModule):
@@ -49,14 +111,9 @@ class LitClassifier(LightningModule):
         self.scheduler = scheduler
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing, ignore_index=IGNORE_INDEX)
         self.plain_criterion = nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX)
-        # a loss that is not a number shall show in the mean, not be dropped from it
-        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
-        self.train_acc, self.val_acc, self.test_acc = (
-            MulticlassAccuracy(num_classes, average="micro") for _ in range(3)
-        )
+        self.train_metrics, self.val_metrics, self.test_metrics = (EpochMetrics(num_classes) for _ in range(3))
         self.val_acc_best = MaxMetric()
-        for metric in (self.train_loss, self.train_acc, self.val_acc_best):
-            metric.persistent(True)  # a checkpoint in the middle of an epoch carries what it has counted
+        self.val_acc_best.persistent(True)
 
     mask_outputs = staticmethod(mask_outputs)
 
@@ -66,32 +123,39 @@ class LitClassifier(LightningModule):
         return logits
 
     def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the batch loss and, padding dropped, predicted classes and targets."""
-        images, targets = batch
-        logits, targets = self.mask_outputs(self.forward(images), targets)
-        loss = (self.criterion if self.training else self.plain_criterion)(logits, targets)
-        return loss, logits.detach().argmax(dim=1), targets
+        """Return the batch loss and, padding dropped, predicted classes and labels."""
+        loss, logits, labels = self._forward_loss(batch)
+        return loss, *self.mask_outputs(logits.argmax(dim=1), labels)
+
+    def learn(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the loss of a training batch, counted: a `training_step` that never waits for the device."""
+        loss, logits, labels = self._forward_loss(batch)
+        self.train_metrics.add(loss, logits, labels)
+        return loss
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return loss, preds and targets of a training batch."""
-        return self._counted_step(batch, self.train_loss, self.train_acc)
+        return self._counted_step(batch, self.train_metrics)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return loss, preds and targets of a validation batch."""
-        return self._counted_step(batch, self.val_loss, self.val_acc)
+        return self._counted_step(batch, self.val_metrics)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return loss, preds and targets of a test batch."""
-        return self._counted_step(batch, self.test_loss, self.test_acc)
+        return self._counted_step(batch, self.test_metrics)
 
-    def _counted_step(
-        self, batch: tuple[Tensor, Tensor], mean_loss: MeanMetric, accuracy: MulticlassAccuracy
-    ) -> dict[str, Tensor]:
-        loss, preds, targets = self.step(batch)
-        if len(targets):
-            # once per sample: with nan_strategy="disable", torchmetrics 1.9 overwrites a weight that is passed
-            mean_loss.update(loss.detach().expand(len(targets)))
-            accuracy.update(preds, targets)
+    def _forward_loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return loss (), logits (N, num_classes) and labels (N,); of mixed labels (N, num_classes) the weightiest."""
+        images, targets = batch
+        logits = self.forward(images)
+        loss = (self.criterion if self.training else self.plain_criterion)(logits, targets)
+        return loss, logits, targets.argmax(dim=1) if targets.ndim == 2 else targets
+
+    def _counted_step(self, batch: tuple[Tensor, Tensor], metrics: EpochMetrics) -> dict[str, Tensor]:
+        loss, logits, labels = self._forward_loss(batch)
+        metrics.add(loss, logits, labels)
+        preds, targets = self.mask_outputs(logits.detach().argmax(dim=1), labels)
         return {"loss": loss, "preds": preds, "targets": targets}
 
     def on_train_start(self) -> None:
@@ -100,24 +164,23 @@ class LitClassifier(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log train/loss and train/acc of the epoch."""
-        self._log_epoch("train", self.train_loss, self.train_acc)
+        self._log_epoch("train", self.train_metrics)
 
     def on_validation_epoch_end(self) -> None:
         """Log val/loss, val/acc and val/acc_best."""
-        self.val_acc_best.update(self.val_acc.compute())
+        self.val_acc_best.update(self._log_epoch("val", self.val_metrics))
         self.log("val/acc_best", self.val_acc_best.compute(), prog_bar=True)
-        self._log_epoch("val", self.val_loss, self.val_acc)
 
     def on_test_epoch_end(self) -> None:
         """Log test/loss and test/acc."""
-        self._log_epoch("test", self.test_loss, self.test_acc)
+        self._log_epoch("test", self.test_metrics)
 
-    def _log_epoch(self, split: str, mean_loss: MeanMetric, accuracy: MulticlassAccuracy) -> None:
-        # computed values, not the metric objects: one log call an epoch instead of one a step
-        self.log(f"{split}/loss", mean_loss.compute(), prog_bar=True)
-        self.log(f"{split}/acc", accuracy.compute(), prog_bar=True)
-        mean_loss.reset()
-        accuracy.reset()
+    def _log_epoch(self, split: str, metrics: EpochMetrics) -> Tensor:
+        """Log and return the accuracy: one log call an epoch instead of one a step."""
+        loss, accuracy = metrics.compute()
+        self.log(f"{split}/loss", loss, prog_bar=True)
+        self.log(f"{split}/acc", accuracy, prog_bar=True)
+        return accuracy
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and, if there is one, the schedule with what it monitors."""

@@ -26,6 +26,7 @@ from torchmetrics.functional.classification import (
 
 from reprise.batches import EvalBatches, mask_outputs
 from reprise.card import ModelCard
+from reprise.convolutions import repaired
 from reprise.data.packed import PackedSplit, load_metadata, load_split
 from reprise.errors import UserError
 from reprise.model import TIMMBackbone
@@ -127,7 +128,7 @@ def predict(network: torch.nn.Module, batches: EvalBatches, where: Literal["cuda
     Leaves the network in evaluation mode, on the CPU.
     """
     network = network.to(where).eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), repaired(network, pointwise=False):
         kept = [mask_outputs(network(images.to(where)).float().cpu(), labels) for images, labels in batches]
     network.cpu()
     logits, labels = zip(*kept, strict=True)

@@ -1,11 +1,13 @@
-"""What a process must settle before torch loads: threads, the OpenMP wait policy, and on what the bits may depend.
+"""What a process must settle before torch loads: threads, memory, OpenMP's waiting, and on what the bits may depend.
 
 Measured on 2 shared cores: OpenMP's default busy wait makes two training threads up to 26 times slower than one as
 soon as something else runs; passive waiting costs nothing measurable. The policy is read when torch loads, hence the
 order: `before_torch`, then import torch, then `after_torch`.
 """
 
+import ctypes
 import os
+import platform
 import subprocess
 import sys
 from typing import Literal
@@ -23,6 +25,10 @@ PORTABLE = {
 # What a shell may have set that decides the bits, too: a recorded result depends on none of it.
 FOREIGN = ("DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_ENABLE_INSTRUCTIONS", "NVIDIA_TF32_OVERRIDE")
 
+# glibc's mallopt: parameter and value. By default it hands large blocks back to the kernel as they are freed, and each
+# step pays for the same pages anew. 32 MiB is the most that it takes; both are bytes.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = (-1, 2**31 - 1), (-3, 32 * 2**20)
+
 
 def before_torch(threads: int, reproducible: Reproducibility) -> None:
     """Set the environment that torch, oneDNN, MKL and CUDA read once, when they load.
@@ -32,6 +38,7 @@ def before_torch(threads: int, reproducible: Reproducibility) -> None:
     """
     if "torch" in sys.modules:
         raise RuntimeError("before_torch must run before torch is imported")
+    keep_freed_memory()
     for name in (*PORTABLE, *FOREIGN):
         os.environ.pop(name, None)
     os.environ["OMP_WAIT_POLICY"] = "passive"
@@ -43,6 +50,13 @@ def before_torch(threads: int, reproducible: Reproducibility) -> None:
         os.environ.update(PORTABLE)
     if reproducible != "off":
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep what is freed for the next step; does nothing where the C library is not glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        for parameter, value in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def after_torch(threads: int, reproducible: Reproducibility) -> None:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from reprise.checksums import write_sealed
 from reprise.data.archive import RawArchive, RawImage, write_archive
 from reprise.data.splits import assign_splits, identify
 from reprise.errors import UserError
@@ -164,15 +163,15 @@ def test_folds_validate_where_a_test_split_is_given_and_are_refused_where_nothin
 
 
 def archive(folder, *images, columns=None):
-    write_archive(folder / "raw", "folder", ["a", "b"], [RawImage(*image) for image in images])
-    if columns:
-        write_sealed(folder / "raw/columns.json", columns)
-    return RawArchive(folder / "raw")
+    columns = columns or [{}] * len(images)
+    raw = [RawImage(*image, columns=values) for image, values in zip(images, columns, strict=True)]
+    write_archive(folder, "folder", ["a", "b"], raw)
+    return RawArchive(folder)
 
 
 def test_equal_contents_are_one_identity_whatever_they_are_called(tmp_path):
     raw = archive(
-        tmp_path,
+        tmp_path / "raw",
         ("unsplit", "a", "1.png", b"one"),
         ("unsplit", "b", "copy.png", b"one"),
         ("unsplit", "a", "2.png", b"two"),
@@ -189,7 +188,7 @@ IMAGES = [
 
 
 def test_a_group_is_the_first_group_or_the_whole_match_of_an_expression_in_the_path(tmp_path):
-    raw = archive(tmp_path, *IMAGES)
+    raw = archive(tmp_path / "raw", *IMAGES)
     assert identify(raw, r"p(\d+)_") == ["1", "1", "22"]
     assert identify(raw, r"p\d+") == ["p1", "p1", "p22"]
     assert identify(raw, r"^[ab]/") == ["a/", "b/", "a/"]
@@ -199,18 +198,18 @@ def test_a_group_is_the_first_group_or_the_whole_match_of_an_expression_in_the_p
 
 
 def test_a_group_is_a_column_of_the_table(tmp_path):
-    columns = {f"{split}/{name}/{file}": {"eye": "left", "who": file[:2]} for split, name, file, _ in IMAGES}
-    raw = archive(tmp_path, *IMAGES, columns=columns)
+    columns = [{"eye": "left", "who": file[:2]} for _, _, file, _ in IMAGES]
+    raw = archive(tmp_path / "raw", *IMAGES, columns=columns)
     assert identify(raw, "who") == ["p1", "p1", "de"]
     with pytest.raises(UserError, match=r"data\.group = whom: no column of the table \(eye, who\) and as a regular"):
         identify(raw, "whom")
-    columns["unsplit/b/p1_1.png"]["who"] = ""
-    write_sealed(tmp_path / "raw/columns.json", columns)
+    columns[1]["who"] = ""
+    raw = archive(tmp_path / "holes", *IMAGES, columns=columns)
     with pytest.raises(UserError, match=r"data\.group = who: the column is empty for b/p1_1\.png; fill it in"):
-        identify(RawArchive(tmp_path / "raw"), "who")
+        identify(raw, "who")
 
 
 def test_a_group_in_two_of_the_sources_own_splits_is_refused(tmp_path):
-    raw = archive(tmp_path, ("train", "a", "p1_0.png", b"0"), ("test", "a", "p1_1.png", b"1"))
+    raw = archive(tmp_path / "raw", ("train", "a", "p1_0.png", b"0"), ("test", "a", "p1_1.png", b"1"))
     with pytest.raises(UserError, match="group p1 lies in two of the data's own splits, train and test; move"):
         identify(raw, r"p\d+")

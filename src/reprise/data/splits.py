@@ -24,7 +24,7 @@ def identify(archive: RawArchive, group: str | None = None) -> list[str]:
     """
     if group is None:
         return [f"{extent.size} bytes, CRC {extent.crc:08x}" for extent in archive.members.values()]
-    columns = sorted({column for values in archive.columns.values() for column in values})
+    columns = archive.source.columns
     found: list[str] = []
     for member in archive.members:
         path = member.removeprefix(f"{UNSPLIT}/")

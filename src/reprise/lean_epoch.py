@@ -1,0 +1,86 @@
+"""Lightning's training epoch as one plain loop: the same hooks, counters and bits, without the cost of a step.
+
+Around a step, Lightning 2.6 spends about 0.75 ms on progress records, closures, profilers and prefetching, more than a
+small network spends on computing. Here a step costs what its tensors cost. Callbacks hear the same hooks with the same
+`global_step`, in the same order; what the loop leaves out is what the Trainer of `training` does not use: gradient
+accumulation, several devices, precision plugins, loggers of single steps, and a hook's request to skip an epoch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import reprise.torchvision_repair  # noqa: F401
+
+from lightning import Callback, Trainer
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+
+HOOKS = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
+
+
+class LeanEpoch(_TrainingEpochLoop):
+    """Takes the place of `trainer.fit_loop.epoch_loop`; the module is a LitClassifier, the loader yields its batches.
+
+    Nothing in it waits for the device. Outputs that `on_train_batch_end` gets hold the loss alone.
+    """
+
+    def on_run_start(self, data_fetcher: Any) -> None:
+        """Leave Lightning's prefetching aside: the loader is iterated over as it is."""
+
+    def advance(self, data_fetcher: Any) -> None:
+        """Run all steps of the epoch; the base class goes on with the validation."""
+        trainer = self.trainer
+        module: Any = trainer.lightning_module
+        device = module.device
+        optimizer = trainer.optimizers[0]
+        schedules = [config.scheduler for config in trainer.lr_scheduler_configs if config.interval == "step"]
+        starting, zeroing, differentiating, differentiated, stepping, ended = (_overridden(trainer, x) for x in HOOKS)
+        clip: dict[str, Any] = {"gradient_clip_val": trainer.gradient_clip_val}
+        clip["gradient_clip_algorithm"] = trainer.gradient_clip_algorithm
+        batches, steps = self.batch_progress, self.automatic_optimization.optim_progress.optimizer.step
+        done = 0
+        for images, targets in trainer.train_dataloader:  # type: ignore[union-attr]
+            batch = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            batches.current.ready += 1
+            for hook in starting:
+                hook(trainer, module, batch, done)
+            loss = module.learn(batch)
+            for hook in zeroing:
+                hook(trainer, module, optimizer)
+            optimizer.zero_grad()
+            for hook in differentiating:
+                hook(trainer, module, loss)
+            loss.backward()
+            for hook in differentiated:
+                hook(trainer, module)
+            for hook in stepping:
+                hook(trainer, module, optimizer)
+            if trainer.gradient_clip_val:
+                module.configure_gradient_clipping(optimizer, **clip)
+            optimizer.step()
+            steps.total.completed += 1  # `trainer.global_step`
+            for schedule in schedules:
+                module.lr_scheduler_step(schedule, None)
+            outputs = {"loss": loss.detach()}
+            for hook in ended:
+                hook(trainer, module, outputs, batch, done)
+            done += 1
+        batches.total.ready += done
+        batches.is_last_batch = True
+        self._batches_that_stepped += done - 1  # the base class counts one
+        self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+
+
+def _overridden(trainer: Trainer, name: str) -> list[Callable[..., None]]:
+    """Return a hook of those callbacks that do something in it."""
+    return [
+        getattr(callback, name)
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if getattr(type(callback), name) is not getattr(Callback, name)
+    ]

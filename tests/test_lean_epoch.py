@@ -1,0 +1,89 @@
+"""The lean epoch is Lightning's: the same weights, hooks and counters."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
+
+from reprise.classifier import LitClassifier
+from reprise.lean_epoch import HOOKS, LeanEpoch
+
+STEPS, EPOCHS = 5, 3
+
+
+class Batches:
+    """Without a length, as the pipeline's."""
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(STEPS):
+            yield torch.randn(8, 4, generator=generator), torch.randint(0, 3, (8,), generator=generator)
+
+
+class Witness(Callback):
+    """Writes down each hook with what the trainer says at that moment."""
+
+    def __init__(self):
+        self.seen = []
+
+
+def _note(name):
+    def hook(self, trainer, *args):
+        self.seen.append((name, trainer.current_epoch, trainer.global_step, trainer.fit_loop.batch_idx))
+
+    return hook
+
+
+EPOCH_HOOKS = ("on_train_start", "on_train_epoch_start", "on_validation_end", "on_train_epoch_end", "on_train_end")
+for name in (*HOOKS, *EPOCH_HOOKS):
+    setattr(Witness, name, _note(name))
+
+
+class Last(Checkpoint):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        pl_module.last = (float(outputs["loss"]), len(batch[0]), batch_idx)
+
+
+def fitted(lean, scheduler, interval, **options):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = partial(torch.optim.AdamW, lr=0.1, fused=True)
+    module = LitClassifier(net, 3, optimizer=optimizer, scheduler=scheduler, interval=interval)
+    witness = Witness()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=EPOCHS,
+        logger=False,
+        callbacks=[Last(), witness],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    if lean:
+        trainer.fit_loop.epoch_loop = LeanEpoch(trainer)
+    trainer.fit(module, Batches(), Batches())
+    rates = [config.scheduler.get_last_lr() for config in trainer.lr_scheduler_configs]
+    metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
+    return copy.deepcopy(net.state_dict()), witness.seen, module.last, rates, metrics
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "interval", "options"),
+    [
+        (partial(OneCycleLR, max_lr=0.1, total_steps=STEPS * EPOCHS), "step", {}),
+        (partial(StepLR, step_size=1), "epoch", {"gradient_clip_val": 0.01}),
+        (partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0), "epoch", {}),
+        (None, "epoch", {"num_sanity_val_steps": 0}),
+    ],
+)
+def test_weights_hooks_counters_rates_and_metrics_are_those_of_lightnings_own_loop(scheduler, interval, options):
+    theirs, ours = (fitted(lean, scheduler, interval, **options) for lean in (False, True))
+    assert all(torch.equal(theirs[0][name], ours[0][name]) for name in theirs[0])
+    assert ours[1:] == theirs[1:]
+    names = [name for name, *_ in ours[1]]
+    assert {name: names.count(name) for name in HOOKS} == dict.fromkeys(HOOKS, STEPS * EPOCHS)
