@@ -115,7 +115,8 @@ def run_folder(runs: Path, params: Params, run: Path | None = None, debug: bool 
                 log.write(f"{short}\n" if isinstance(error, UserError | Stopped) else traceback.format_exc())
                 raise
     except UserError:
-        if folder == new and {path.name for path in folder.iterdir()} == {"params.yaml", "train.log"}:
+        files = {path.name for path in folder.rglob("*") if path.is_file()}
+        if folder == new and files == {"params.yaml", "train.log"}:
             remove(folder)
         raise
     finally:

@@ -20,13 +20,13 @@ from runs import RESULT, as_yaml, find_unfinished, point_latest, prepared_data, 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def main() -> None:
-    """Read the params and the overrides, train, keep the run."""
+def main() -> int:
+    """Read the params and the overrides, train, keep the run; return the exit code."""
     options = arguments()
     resumed, params = what_to_train(options)
     if options.print_config:
         print(as_yaml(params), end="")
-        return
+        return 0
     before_torch(params.train.threads, params.train.reproducible)
     processed = prepared_data(ROOT, params.data)
     from reprise.debug import Debug
@@ -34,12 +34,18 @@ def main() -> None:
     from reprise.training import train
 
     after_torch(params.train.threads, params.train.reproducible)
+    if options.sanity:
+        from reprise.sanity import sanity, table
+
+        checks = sanity(processed, params.model, params.train)
+        print(table(checks))
+        return int(not all(check.passed for check in checks))
     batches = 1 if options.fast_dev_run else options.overfit
     debug = Debug(options.limit, batches, options.overfit is not None, options.detect_anomaly)
     if options.fast_dev_run:
         result = train(processed, params.model, params.train, debug=debug)
         print(f"train: {result.summary()}; a fast run for bugs, nothing is kept")
-        return
+        return 0
     scratch = None if debug.deciding() else ROOT / "runs/checkpoints"
     with run_folder(ROOT / "runs", params, resumed, debug=scratch is None) as run:
         loggers = create_loggers(params.train.loggers, run, run.name)
@@ -49,6 +55,7 @@ def main() -> None:
         result.discard_checkpoints()
         point_latest(run)
         print(f"train: {result.summary()} -> {run.relative_to(ROOT)}")
+    return 0
 
 
 def arguments() -> argparse.Namespace:
@@ -67,6 +74,9 @@ def arguments() -> argparse.Namespace:
     quick.add_argument("--fast-dev-run", action="store_true", help="one batch of each split, one epoch, nothing kept")
     quick.add_argument("--overfit", type=int, metavar="N", help="train and validate on the same N batches")
     add("--limit", type=float, default=1.0, metavar="F", help="use this share of the training and validation images")
+    quick.add_argument(
+        "--sanity", action="store_true", help="check data and network instead; exit code 1: a check failed"
+    )
     add("--detect-anomaly", action="store_true", help="name the operation that first gives NaN (slow)")
     return parser.parse_intermixed_args()
 
@@ -85,4 +95,4 @@ def what_to_train(options: argparse.Namespace) -> tuple[Path | None, Params]:
 
 if __name__ == "__main__":
     with one_line_errors():
-        main()
+        raise SystemExit(main())

@@ -109,6 +109,17 @@ def test_debug_modes_of_the_command_line(reproduced):
     assert reproduced.clean()
 
 
+def test_sanity_prints_a_table_and_its_exit_code_says_whether_all_is_well(reproduced):
+    done = reproduced.run("python", "src/train.py", "--sanity")
+    assert done.stdout.count("pass  ") == len(done.stdout.splitlines()) == 8
+    labels = reproduced.path / "src/reprise/batches.py"
+    labels.write_text(labels.read_text().replace("self.labels[rows]", "self.labels[rows.flip(0)]"))
+    done = reproduced.run("python", "src/train.py", "--sanity", check=False)
+    assert done.returncode == 1
+    assert "FAIL  labels: similar images share them" in done.stdout
+    assert not list((reproduced.path / "runs").glob("*/params.yaml"))
+
+
 def test_print_config_is_a_params_yaml_of_what_would_be_trained(reproduced, tmp_path):
     command = ["python", "src/train.py", "--preset", "finetune-photos", "--print-config", "train.lr=0.25"]
     resolved = tmp_path / "params.yaml"

@@ -96,7 +96,7 @@ def test_overrides_reach_nested_and_free_form_keys():
         ("data.url=ftp://x/y.zip", "data.url = 'ftp://x/y.zip' is not allowed: expected text or null (http:// or"),
         ("data.sha256=abc", "data.sha256 = 'abc' is not allowed: expected text or null (checksum of the archive, 64"),
         ("data.url=https://x/y.zip", "url and sha256 are for data.name: archive, not digits; set it, or leave them"),
-        ("train.loggers=[tensorbord]", "train.loggers.0 = 'tensorbord' is not allowed: expected"),
+        ("train.loggers=[tensorbord]", "train.loggers.0 = 'tensorbord' is not allowed: expected a list, each one of"),
         ("train=3", "train = '3' is not allowed: expected a section"),
         ("model.kwargs=3", "model.kwargs = 3 is not allowed: expected a section"),
         ("data.val_fraction=0.9", "val_fraction + test_fraction must be below 1"),

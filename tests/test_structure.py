@@ -17,9 +17,9 @@ LAYERS = [
         for name in ("archive", "images", "packed", "packing", "preprocess", "sources", "splits", "workers")
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
-    {"augment", "batches", "card", "convolutions", "debug", "loggers", "model", "presets"},
+    {"augment", "batches", "card", "convolutions", "debug", "loggers", "model", "presets", "summary"},
     {"checkpoint", "classifier", "lean_epoch", "progress", "training"},
-    {"crossvalidation", "evaluation", "verification"},
+    {"crossvalidation", "evaluation", "sanity", "verification"},
 ]
 
 

@@ -422,6 +422,8 @@ def _bounds(field: Any) -> str:
 def _type_in_words(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(annotation))
+    if get_origin(annotation) is list:
+        return f"a list, each {_type_in_words(get_args(annotation)[0])}"
     if get_origin(annotation) is types.UnionType:
         return " or ".join(_type_in_words(part) for part in get_args(annotation))
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}

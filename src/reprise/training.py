@@ -44,6 +44,7 @@ from reprise.params import ModelParams, TrainParams
 from reprise.process import device, settled
 from reprise.progress import Progress
 from reprise.provenance import Provenance, Reproducible, trace
+from reprise.summary import summary
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,11 @@ def train(
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
     lit = lit_classifier(network, len(metadata.classes), params, steps=params.epochs * batches.steps)
+    print(
+        summary(network, architecture, metadata, params, batches.steps, device(reproducible)),
+        file=sys.stderr,
+        flush=True,
+    )
     best = BestEpoch(Progress(params.batch_size, batches.steps))
     provenance = _provenance(reproducible, metadata, model, params, debug)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
@@ -326,7 +332,7 @@ def _goodness(row: EpochRow) -> tuple[float, float]:
 
 
 def _provenance(
-    reproducible: Reproducible, metadata: Metadata, model: ModelParams, params: TrainParams, debug: Debug
+    reproducible: Reproducible, metadata: Metadata, model: ModelParams, params: TrainParams, debug: Debug = Debug()
 ) -> Provenance:
     deciding = {
         "model": model.model_dump(),
