@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro verify reproduce doctor test torture lint format schema lock bench clean
+.PHONY: help setup repro verify reproduce review history pull push doctor test torture lint format schema lock bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,18 @@ verify: setup  ## hash workspace and cache anew and compare with dvc.lock
 
 reproduce: setup  ## run the committed pipeline twice from scratch and compare every byte
 	@python src/reproduce.py
+
+review: setup  ## review this branch against main as CI does (ARGS=--reproduce runs every stage anew)
+	@python src/review.py $(ARGS)
+
+history: setup  ## show the test metrics over the commits of this branch (ARGS names metrics)
+	@python src/history.py $(ARGS)
+
+pull: setup  ## fetch data, model and known runs from the DVC remote
+	@dvc pull --run-cache
+
+push: setup  ## send them there
+	@dvc push --run-cache
 
 doctor: setup  ## put the workspace right after a crash of DVC, saying how (ARGS=--dry-run only says it)
 	@python src/doctor.py $(ARGS)

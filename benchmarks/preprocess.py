@@ -52,7 +52,7 @@ def measure(raw: Path, folder: Path, workers: int) -> tuple[float, int, int, str
     memory = PeakMemory()
     memory.start()
     start = time.monotonic()
-    metadata = preprocess(raw, folder, 32, 0.1, 0.2, seed=0, workers=workers)
+    metadata, _ = preprocess(raw, folder, 32, 0.1, 0.2, seed=0, workers=workers)
     seconds = time.monotonic() - start
     memory.done.set()
     memory.join()

@@ -71,6 +71,7 @@ def prepared_data(root: Path, data: DataParams) -> Path:
                 channels=data.channels,
                 resize=data.resize,
                 on_corrupt=data.on_corrupt,
+                on_leak=data.on_leak,
                 group=data.group,
                 folds=data.folds,
                 fold=data.fold,

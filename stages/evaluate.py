@@ -13,21 +13,28 @@ def main() -> None:
     """Read the params and the model, evaluate, publish."""
     metrics = Path("metrics")
     with publishing(
-        metrics / "test.json", metrics / "per_class.csv", metrics / "confusion.csv", Path("data/predictions.csv")
-    ) as outs:
+        metrics / "test.json",
+        metrics / "per_class.csv",
+        metrics / "confusion.csv",
+        Path("data/predictions.csv"),
+        Path("models/README.md"),
+    ) as (*outs, page):
         params = load_params("params.yaml")
         facts, weights = Path("models/model.json"), Path("models/model.safetensors")
         terms = load_card(facts).provenance
         before_torch(terms.threads, terms.reproducible)
+        from reprise.data.packed import load_metadata
         from reprise.evaluation import evaluate
         from reprise.model import load_model
+        from reprise.model_card import model_card
 
         after_torch(terms.threads, terms.reproducible)
         network, card = load_model(weights, facts)
-        result = evaluate(
-            network, card, Path("data/processed"), params.evaluate.batch_size, params.evaluate.calibration_bins
-        )
+        data, bins = Path("data/processed"), params.evaluate.calibration_bins
+        result = evaluate(network, card, data, params.evaluate.batch_size, bins)
         result.save(*outs)
+        settings = {"model": params.model.model_dump(), "train": params.train.model_dump()}
+        page.write_text(model_card(card, load_metadata(data), settings, result, bins), encoding="utf-8")
     print(f"evaluate: {card.architecture.model_name} on {len(result.ids):,} test images -> metrics/test.json")
     print(result.table())
 

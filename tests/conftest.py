@@ -17,7 +17,7 @@ import pytest
 
 from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
-from reprise.params import load_params
+from reprise.params import AugmentParams, load_params
 
 for signum in (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):  # a job in the background is started to ignore them
     if signal.getsignal(signum) is signal.SIG_IGN:
@@ -31,6 +31,12 @@ TINY = [
     "train.epochs=2",
     "train.batch_size=16",
 ]
+
+
+def augmentation(**changes):
+    """Params of an augmentation with these changes and no others."""
+    still = dict.fromkeys(AugmentParams.model_fields, 0) | {"flip": False, "policy": "none"}
+    return AugmentParams(**(still | changes))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Batches are a function of (seed, epoch, step); padding counts nowhere; augmentation moves images as it says."""
+"""Batches are a function of (seed, epoch, step); padding counts nowhere."""
 
 from collections import Counter
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from reprise.augment import augment
-from reprise.batches import IGNORE_INDEX, EvalBatches, Normalize, TrainBatches, mask_outputs, stateless_generator
+from reprise.batches import IGNORE_INDEX, EvalBatches, Normalize, TrainBatches, mask_outputs
 from reprise.data.packed import Metadata, PackedSplit
 from reprise.errors import UserError
-from reprise.params import AugmentParams
+from reprise.transforms import to_unit
+from tests.conftest import augmentation
 
-STILL = AugmentParams(rotate=0, scale=0, shift=0, flip=False)
+STILL = augmentation()
 
 
 def metadata(channels=1, mean=0.0, std=1.0):
@@ -56,7 +56,7 @@ def test_images_stay_with_their_labels_and_none_comes_twice():
 
 
 def test_order_and_augmentation_depend_on_seed_and_epoch_alone():
-    moving = AugmentParams(rotate=20, scale=0.1, shift=0.1, flip=True)
+    moving = augmentation(rotate=20, scale=0.1, shift=0.1, flip=True, crop=1, policy="trivialaugment", mixup=1)
     first = list(batches(augmentation=moving, epoch=5))
     other = batches(augmentation=moving, epoch=4)
     list(other)
@@ -93,69 +93,10 @@ def test_normalize_standardizes_each_channel():
     images = np.zeros((1, 4, 4, 2), np.uint8)
     images[..., 0], images[..., 1] = 255, 51
     normalize = Normalize(facts)
-    result = normalize.standardize(normalize.to_unit(images))
+    result = normalize(to_unit(torch.from_numpy(images)))
     assert result[0, 0, 0, 0].item() == pytest.approx(2.0)
     assert result[0, 1, 0, 0].item() == pytest.approx(0.1)
     assert result.is_contiguous(memory_format=torch.channels_last)
-
-
-def moved(count, **changes):
-    """A picture with its upper left corner white, `count` times, augmented."""
-    picture = torch.zeros(count, 1, 8, 8)
-    picture[:, :, :2, :2] = 1
-    params = AugmentParams(**({"rotate": 0, "scale": 0, "shift": 0, "flip": False} | changes))
-    return picture, augment(picture, params, stateless_generator("test"))
-
-
-def test_no_augmentation_changes_nothing():
-    picture, result = moved(4)
-    assert torch.equal(picture, result)
-
-
-def test_flip_mirrors_about_half_of_the_images_exactly():
-    picture, result = moved(400, flip=True)
-    mirrored = (result == picture.flip(3)).flatten(1).all(1)
-    kept = (result == picture).flatten(1).all(1)
-    assert torch.equal(mirrored, ~kept)
-    assert 150 < mirrored.sum() < 250
-
-
-def centre(images):
-    """Return the centres of mass, (x, y) in -1..1."""
-    line = (torch.arange(8) * 2 + 1) / 8 - 1
-    weight = images.sum(dim=(1, 2, 3))
-    return (
-        torch.stack([(images.sum(dim=(1, 2)) * line).sum(1), (images.sum(dim=(1, 3)) * line).sum(1)], 1)
-        / weight[:, None]
-    )
-
-
-def test_shift_moves_each_image_by_its_own_amount_within_the_limit():
-    picture = torch.zeros(200, 1, 8, 8)
-    picture[:, :, 3:5, 3:5] = 1
-    result = augment(picture, AugmentParams(rotate=0, scale=0, shift=0.25, flip=False), stateless_generator("test"))
-    offsets = centre(result)
-    assert offsets.abs().max() <= 0.5 + 1e-4  # a quarter of a width that spans -1..1
-    assert offsets.abs().max() > 0.4
-    assert len(offsets.unique(dim=0)) == 200
-
-
-def test_rotation_keeps_the_centre_and_turns_the_corner():
-    _, result = moved(200, rotate=90)
-    corner = centre(result)
-    angle = torch.atan2(corner[:, 1], corner[:, 0]).rad2deg() % 360 - 225  # of the upper left corner
-    assert angle.abs().max() <= 91
-    assert angle.min() < -80
-    assert angle.max() > 80
-
-
-def test_scale_changes_the_size_within_the_limit():
-    picture = torch.zeros(200, 1, 32, 32)
-    picture[:, :, 8:24, 8:24] = 1
-    result = augment(picture, AugmentParams(rotate=0, scale=0.2, shift=0, flip=False), stateless_generator("test"))
-    factor = (result.sum(dim=(1, 2, 3)) / 256).sqrt()
-    assert 0.79 < factor.min() < 0.85
-    assert 1.15 < factor.max() < 1.21
 
 
 def test_a_small_split_is_not_padded_to_a_large_batch():
@@ -166,7 +107,7 @@ def test_a_small_split_is_not_padded_to_a_large_batch():
 
 def test_two_steps_of_one_epoch_draw_different_augmentation():
     same = PackedSplit(np.full((4, 4, 4, 1), 200, np.uint8), np.zeros(4, np.int64), list("abcd"))
-    moving = AugmentParams(rotate=20, scale=0.1, shift=0.3, flip=False)
+    moving = augmentation(rotate=20, scale=0.1, shift=0.3)
     (first, _), (second, _) = TrainBatches(same, metadata(), 2, moving, seed=0)
     assert not torch.equal(first, second)
     assert not torch.equal(first[0], first[1])
@@ -174,15 +115,7 @@ def test_two_steps_of_one_epoch_draw_different_augmentation():
 
 def test_what_moves_in_is_black_before_the_mean_is_subtracted():
     white = PackedSplit(np.full((2, 4, 4, 1), 255, np.uint8), np.zeros(2, np.int64), list("ab"))
-    away = AugmentParams(rotate=0, scale=0, shift=0.9, flip=False)
+    away = augmentation(shift=0.9)
     train = TrainBatches(white, metadata(mean=0.5, std=0.25), 2, away, seed=0)
     ((images, _),) = train
     assert images.min().item() == pytest.approx((0 - 0.5) / 0.25)  # not 0, the mean
-
-
-def test_x_and_y_are_shifted_independently():
-    picture = torch.zeros(300, 1, 8, 8)
-    picture[:, :, 3:5, 3:5] = 1
-    result = augment(picture, AugmentParams(rotate=0, scale=0, shift=0.2, flip=False), stateless_generator("test"))
-    offsets = centre(result)
-    assert torch.corrcoef(offsets.T)[0, 1].abs() < 0.2

@@ -82,6 +82,21 @@ def test_labels_are_smoothed_in_training_only():
     assert module.eval().step(batch)[0].item() == pytest.approx(cross_entropy(*batch).item())
 
 
+def test_soft_targets_enter_the_loss_and_count_as_their_largest_share():
+    module = LitClassifier(Fixed(), 3, label_smoothing=0.3).train()
+    logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    targets = torch.tensor([[0.6, 0.4, 0.0], [0.7, 0.3, 0.0]])
+    output = module.training_step((logits, targets), 0)
+    smooth = 0.7 * targets + 0.3 / 3
+    assert output["loss"].item() == pytest.approx(-(smooth * logits.log_softmax(1)).sum(1).mean().item())
+    assert output["targets"].tolist() == [0, 0]
+    assert output["preds"].tolist() == [0, 1]
+    one_hot = torch.eye(3)[[0, 1]]
+    assert module.step((logits, one_hot))[0].item() == pytest.approx(
+        module.step((logits, torch.tensor([0, 1])))[0].item()
+    )
+
+
 def test_training_starts_without_what_the_sanity_check_left_behind():
     class Watched(LitClassifier):
         def on_train_start(self):

@@ -113,7 +113,7 @@ def test_sanity_prints_a_table_and_its_exit_code_says_whether_all_is_well(reprod
     done = reproduced.run("python", "src/train.py", "--sanity")
     assert done.stdout.count("pass  ") == len(done.stdout.splitlines()) == 8
     labels = reproduced.path / "src/reprise/batches.py"
-    labels.write_text(labels.read_text().replace("self.labels[rows]", "self.labels[rows.flip(0)]"))
+    labels.write_text(labels.read_text().replace("to_device(self.labels[rows]", "to_device(self.labels[rows.flip(0)]"))
     done = reproduced.run("python", "src/train.py", "--sanity", check=False)
     assert done.returncode == 1
     assert "FAIL  labels: similar images share them" in done.stdout

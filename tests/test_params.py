@@ -103,11 +103,35 @@ def test_overrides_reach_nested_and_free_form_keys():
         ("data.channels=2", "data.channels = '2' is not allowed: expected one of auto, 1, 3"),
         ("data.group=(", "data.group: ( is not a regular expression: missing ), unterminated subpattern at position 0"),
         ("data.folds=1", "data.folds = '1' is not allowed: expected a whole number or null >= 2 and <= 1000"),
+        ("train.augment.flip=maybe", "train.augment.flip = 'maybe' is not allowed: expected one of auto, true, false"),
+        (
+            "train.augment.policy=autoaugment",
+            "train.augment.policy = 'autoaugment' is not allowed: expected one of none, randaugment, trivialaugment",
+        ),
+        (
+            "train.augment.resized_crop=1",
+            "train.augment.resized_crop = '1' is not allowed: expected a number >= 0 and < 1",
+        ),
+        ("train.augment.hue=0.6", "train.augment.hue = '0.6' is not allowed: expected a number >= 0 and <= 0.5"),
+        ("train.augment.crop=1.5", "train.augment.crop = '1.5' is not allowed: expected a whole number >= 0"),
+        ("train.augment.mixup=-1", "train.augment.mixup = '-1' is not allowed: expected a number >= 0 and <= 100"),
         ("data.fold=3", "fold = 3 is not allowed: expected 0 as long as folds is null"),
     ],
 )
 def test_a_wrong_override_is_refused_with_its_key_and_what_is_allowed(override, said):
     assert said in refusal(PARAMS, [override])
+
+
+def test_two_kinds_of_crop_at_once_are_refused():
+    message = refusal(PARAMS, ["train.augment.crop=4", "train.augment.resized_crop=0.5"])
+    assert "train.augment: crop and resized_crop both cut a window out of the image; set one of them to 0" in message
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"), [("auto", "auto"), ("on", True), ("1", True), ("no", False), ("False", False)]
+)
+def test_a_switch_with_auto_takes_every_spelling(typed, read):
+    assert load_params(PARAMS, [f"train.augment.flip={typed}"]).train.augment.flip is read
 
 
 def test_every_wrong_value_is_named_at_once():
@@ -204,6 +228,11 @@ def archive_or_not(data):
     return data if data["name"] == "archive" else data | {"url": None, "sha256": None}
 
 
+def one_kind_of_crop(augment):
+    """Leave out the padding where a resized crop is asked for."""
+    return augment | {"crop": 0} if augment["resized_crop"] else augment
+
+
 TREES = st.fixed_dictionaries(
     {
         "data": st.fixed_dictionaries(
@@ -221,6 +250,7 @@ TREES = st.fixed_dictionaries(
                 "channels": st.sampled_from(["auto", 1, 3]),
                 "resize": st.sampled_from(["stretch", "fit", "crop"]),
                 "on_corrupt": st.sampled_from(["error", "drop"]),
+                "on_leak": st.sampled_from(["error", "warn", "drop"]),
                 "group": st.sampled_from([None, "patient", r"^(\d+)_[a-z]", "1"]),
                 "folds": st.none() | st.integers(2, 1000),
                 "fold": st.just(0),
@@ -243,8 +273,14 @@ TREES = st.fixed_dictionaries(
                 "weight_decay": st.floats(0, 10),
                 "label_smoothing": SHARE,
                 "augment": st.fixed_dictionaries(
-                    {"rotate": st.floats(0, 180), "scale": SHARE, "shift": SHARE, "flip": st.booleans()}
-                ),
+                    {"rotate": st.floats(0, 180), "scale": SHARE, "shift": SHARE}
+                    | {name: st.floats(0, 1) for name in ("brightness", "contrast", "saturation")}
+                    | {"hue": st.floats(0, 0.5), "cutout": SHARE}
+                    | {"flip": st.sampled_from(["auto", True, False]), "crop": st.integers(0, 1024)}
+                    | {"policy": st.sampled_from(["none", "randaugment", "trivialaugment"])}
+                    | {name: st.floats(0, 100) for name in ("mixup", "cutmix")}
+                    | {"resized_crop": SHARE}
+                ).map(one_kind_of_crop),
                 "seed": SEED,
                 "threads": st.integers(1, 256),
                 "reproducible": st.sampled_from(["auto", "portable", "machine", "off"]),

@@ -30,6 +30,9 @@ def test_repro_publishes_everything_and_says_what_it_did(reproduced):
     for out in (
         "data/raw/images.zip",
         "data/processed/train_images.npy",
+        "data/report/report.md",
+        "data/report/class_9.png",
+        "metrics/data.json",
         "models/model.safetensors",
         "models/model.json",
         "metrics/train.json",

@@ -73,7 +73,9 @@ def outs(clone: Workspace, *stages: str, **environment: str) -> dict[str, bytes]
     for stage in stages:
         clone.run("python", f"stages/{stage}.py", PYTHONPATH="src", **environment)
     files = [
-        path for out in ("data/processed", "data", "models", "metrics") for path in (clone.path / out).glob("[!.]*.*")
+        path
+        for out in ("data/processed", "data/report", "data", "models", "metrics")
+        for path in (clone.path / out).glob("[!.]*.*")
     ]
     content = {str(path.relative_to(clone.path)): path.read_bytes() for path in files}
     shutil.rmtree(clone.path)

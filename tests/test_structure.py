@@ -9,17 +9,59 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 LAYERS = [
-    {"checksums", "differences", "errors", "interruption", "publish", "provenance", "torchvision_repair", "workspace"},
+    {
+        "checksums",
+        "differences",
+        "errors",
+        "interruption",
+        "intervals",
+        "publish",
+        "provenance",
+        "torchvision_repair",
+        "workspace",
+    },
     {"doctor"},
     {"params", "process", "data"}
     | {
         f"data.{name}"
-        for name in ("archive", "images", "packed", "packing", "preprocess", "sources", "splits", "workers")
+        for name in (
+            "archive",
+            "checks",
+            "duplicates",
+            "images",
+            "packed",
+            "packing",
+            "preprocess",
+            "report",
+            "signatures",
+            "sources",
+            "splits",
+            "workers",
+        )
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
-    {"augment", "batches", "card", "convolutions", "debug", "loggers", "model", "presets", "summary"},
+    {
+        "augment",
+        "batches",
+        "card",
+        "convolutions",
+        "debug",
+        "loggers",
+        "model",
+        "policies",
+        "presets",
+        "residency",
+        "summary",
+        "transforms",
+    },
     {"checkpoint", "classifier", "lean_epoch", "progress", "training"},
     {"crossvalidation", "evaluation", "sanity", "verification"},
+    {"comparison"},
+    {f"comparison.{name}" for name in ("comments", "history", "markup", "review", "revisions", "statistics")},
+    {f"comparison.{name}" for name in ("pairing", "verdict")},
+    {f"comparison.{name}" for name in ("changes", "flips")},
+    {f"comparison.{name}" for name in ("compare", "pictures")},
+    {"comparison.report", "model_card"},
 ]
 
 

@@ -61,6 +61,15 @@ def test_another_seed_gives_another_result(result, digits, tiny_params):
     assert train(digits, params.model, params.train).history[0].train_loss != first.history[0].train_loss
 
 
+def test_every_kind_of_augmentation_trains_on_soft_targets(digits, tiny_params):
+    strong = {"policy": "randaugment", "crop": 2, "cutout": 0.2, "brightness": 0.2, "mixup": 0.2, "cutmix": 1}
+    params = tiny_params("train.epochs=2", *(f"train.augment.{name}={value}" for name, value in strong.items()))
+    first, second = (train(digits, params.model, params.train) for _ in range(2))
+    assert first.history == second.history
+    assert 0 <= first.history[1].train_accuracy <= 1
+    assert first.history[1].train_loss < first.history[0].train_loss
+
+
 def test_higher_accuracy_wins_then_lower_loss():
     def row(accuracy, loss):
         return EpochRow(1, 0.1, 0.0, 0.0, val_loss=loss, val_accuracy=accuracy)

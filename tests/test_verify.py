@@ -6,10 +6,14 @@ import shutil
 
 import yaml
 
+from reprise.verification import stale
 from tests.conftest import Workspace
 from tests.test_pipeline import photos, ran, refused
 
-METRICS = {f"metrics/{name}" for name in ("train.json", "history.csv", "test.json", "per_class.csv", "confusion.csv")}
+METRICS = {
+    f"metrics/{name}"
+    for name in ("data.json", "train.json", "history.csv", "test.json", "per_class.csv", "confusion.csv")
+}
 
 
 def verify(workspace):
@@ -97,7 +101,7 @@ def test_one_bit_in_any_cache_object_is_named_and_the_object_filled_anew(reprodu
 
 def test_an_altered_list_of_files_in_the_cache_is_named(reproduced):
     lock = yaml.safe_load((reproduced.path / "dvc.lock").read_text())["stages"]
-    (out,) = lock["preprocess"]["outs"]
+    (out,) = (out for out in lock["preprocess"]["outs"] if out["path"] == "data/processed")
     stored = reproduced.path / f".dvc/cache/files/md5/{out['md5'][:2]}/{out['md5'][2:]}"
     file = reproduced.path / "data/processed/train_images.npy"
     (inner,) = (path for path in objects(reproduced) if path.read_bytes() == file.read_bytes())
@@ -209,7 +213,7 @@ def test_a_fresh_clone_is_told_to_reproduce_and_broken_records_are_one_line(repr
     fresh = Workspace(tmp_path / "fresh")
     found, way_out = verify(fresh)
     outs_without_metrics = {"data/raw", "data/processed", "models/model.safetensors", "models/model.json"}
-    outs_without_metrics |= {"data/predictions.csv"}
+    outs_without_metrics |= {"data/report", "data/predictions.csv"}
     assert found == dict.fromkeys(
         outs_without_metrics, "missing here and in the cache: not pulled or not reproduced yet"
     )
@@ -250,3 +254,53 @@ def test_own_images_are_verified_too_but_never_removed(reproduced):
     found, way_out = verify(reproduced)
     assert found == {"data/own/cat/new.jpg": "extra"}
     assert way_out == ["dvc add data/own  # if the change is meant; `dvc checkout data/own` undoes it"]
+
+
+def reasons(workspace):
+    """Return {path: why} of what makes dvc.lock stale."""
+    return {finding.path: finding.what for finding in stale(workspace.path)}
+
+
+def test_a_fresh_lock_needs_no_data_to_be_known_as_such(reproduced, tmp_path):
+    assert reasons(reproduced) == {}
+    reproduced.run("git", "clone", "--quiet", ".", str(tmp_path / "fresh"))
+    assert reasons(Workspace(tmp_path / "fresh")) == {}
+
+
+def test_a_stale_lock_is_named_where_dvc_itself_reports_success(reproduced, tmp_path):
+    reproduced.set("train.lr=0.002")
+    source = reproduced.path / "src/reprise/batches.py"
+    source.write_text(source.read_text() + "\n")
+    table = reproduced.path / "metrics/per_class.csv"
+    table.write_text(table.read_text().replace("class", "klass"))
+    (reproduced.path / "metrics/test.json").unlink()
+    lock = reproduced.path / "dvc.lock"
+    other = yaml.safe_load(lock.read_text())
+    (raw,) = (dep for dep in other["stages"]["preprocess"]["deps"] if dep["path"] == "data/raw")
+    raw["md5"] = "0" * 32 + ".dir"  # as after a merge that took one stage of ours and one of theirs
+    lock.write_text(yaml.safe_dump(other))
+    reproduced.commit()
+    reproduced.run("git", "clone", "--quiet", ".", str(tmp_path / "fresh"))
+    fresh = Workspace(tmp_path / "fresh")
+    assert reproduced.run("dvc", "repro", "--dry", "--allow-missing", check=False).returncode == 0
+    since = "since dvc.lock was written"
+    assert reasons(fresh) == {
+        "params.yaml train": f"modified {since}",
+        "src/reprise/batches.py": f"altered {since}",
+        "data/raw": f"made anew {since}",
+        "metrics/per_class.csv": "altered, not what dvc.lock records",
+        "metrics/test.json": "missing, not what dvc.lock records",
+    }
+
+
+def test_a_stage_that_never_ran_and_an_out_that_was_edited_make_the_lock_stale(reproduced):
+    lock = reproduced.path / "dvc.lock"
+    recorded = yaml.safe_load(lock.read_text())
+    del recorded["stages"]["evaluate"]
+    lock.write_text(yaml.safe_dump(recorded))
+    (reproduced.path / "models/model.json").chmod(0o644)
+    (reproduced.path / "models/model.json").write_text("{}")
+    assert reasons(reproduced) == {
+        "models/model.json": "altered, not what dvc.lock records",
+        "dvc.lock": "not recorded: the stage has not run yet",
+    }

@@ -67,7 +67,7 @@ class Reference:
 
 def outs(workspace: Workspace) -> dict[str, bytes]:
     """Return every out and dvc.lock, by path."""
-    folders = [workspace.path / name for name in ("data/raw", "data/processed", "models", "metrics")]
+    folders = [workspace.path / name for name in ("data/raw", "data/processed", "data/report", "models", "metrics")]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     files += [workspace.path / "data/predictions.csv", workspace.path / "dvc.lock"]
     return {str(path.relative_to(workspace.path)): path.read_bytes() for path in sorted(files)}

@@ -6,15 +6,17 @@ again at any step without carrying random state along.
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from reprise.augment import augment
+from reprise.augment import augment, fitted, mix
 from reprise.data.packed import Metadata, PackedSplit
 from reprise.errors import UserError
 from reprise.params import AugmentParams
+from reprise.residency import Images, to_device
+from reprise.transforms import to_unit
 
 IGNORE_INDEX = -100  # torch's own: cross_entropy leaves such targets out
 
@@ -39,42 +41,46 @@ def stateless_generator(*key: int | str) -> torch.Generator:
 
 
 class Normalize:
-    """uint8 (N, H, W, C) to float (N, C, H, W) in channels-last memory; first to 0..1, later to mean 0, deviation 1."""
+    """Images in 0..1, float (N, C, H, W), to mean 0 and deviation 1, per channel."""
 
-    def __init__(self, metadata: Metadata) -> None:
-        self.mean = torch.tensor(metadata.mean, dtype=torch.float32).view(1, -1, 1, 1)
-        self.std = torch.tensor(metadata.std, dtype=torch.float32).view(1, -1, 1, 1)
+    def __init__(self, metadata: Metadata, device: torch.device | str = "cpu") -> None:
+        self.mean = torch.tensor(metadata.mean, dtype=torch.float32).view(1, -1, 1, 1).to(device)
+        self.std = torch.tensor(metadata.std, dtype=torch.float32).view(1, -1, 1, 1).to(device)
 
-    def to_unit(self, images: np.ndarray) -> Tensor:
-        """Return images in 0..1."""
-        return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32).div_(255)
-
-    def standardize(self, images: Tensor) -> Tensor:
-        """Subtract the mean and divide by the standard deviation, per channel, in place."""
+    def __call__(self, images: Tensor) -> Tensor:
+        """Subtract the mean and divide by the standard deviation, in place."""
         return images.sub_(self.mean).div_(self.std)
 
 
 class TrainBatches:
     """Shuffled, augmented batches of one fixed size; what is left over at the end of an epoch is left out.
 
-    Yields images (batch_size, C, H, W) float32 and labels (batch_size,) int64. Lightning calls `sampler.set_epoch`
-    before each epoch, as it does for any loader. `steps` is the number of batches in a whole epoch; there is no
-    `len()`, for an epoch that is taken up again has fewer. Raises UserError if one batch is larger than the split.
+    Yields images (batch_size, C, H, W) float32 and labels (batch_size,) int64 or, with mixup or cutmix, soft targets
+    (batch_size, classes) float32, all on the device. Lightning calls `sampler.set_epoch` before each epoch, as it does
+    for any loader. `steps` is the number of batches in a whole epoch; there is no `len()`, for an epoch that is taken
+    up again has fewer. Raises UserError if one batch is larger than the split, or the augmentation does not fit.
     """
 
     def __init__(
-        self, split: PackedSplit, metadata: Metadata, batch_size: int, augmentation: AugmentParams, seed: int
+        self,
+        split: PackedSplit,
+        metadata: Metadata,
+        batch_size: int,
+        augmentation: AugmentParams,
+        seed: int,
+        device: torch.device | str = "cpu",
     ) -> None:
         if batch_size > len(split):
             raise UserError(
                 f"train.batch_size = {batch_size} is larger than the training split of {len(split)} images; "
                 f"choose at most {len(split)}"
             )
-        self.images = np.asarray(split.images)  # still memory-mapped: a batch is copied when it is gathered
+        self.images = Images(split.images, device)
         self.labels = torch.from_numpy(split.labels)
-        self.normalize = Normalize(metadata)
+        self.classes = len(metadata.classes)
+        self.normalize = Normalize(metadata, device)
         self.batch_size = batch_size
-        self.augmentation = augmentation
+        self.augmentation = fitted(augmentation, metadata)
         self.seed = seed
         self.steps = len(split) // batch_size
         self.epoch = 0
@@ -100,33 +106,42 @@ class TrainBatches:
         order = torch.randperm(len(self.labels), generator=stateless_generator(self.seed, "order", epoch))
         for step in range(self.first_step(epoch), self.steps):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            images = self.normalize.to_unit(self.images[rows.numpy()])
-            generator = stateless_generator(self.seed, "augment", epoch, step)
-            images = augment(images, self.augmentation, generator)
-            yield self.normalize.standardize(images), self.labels[rows]
+            generators = partial(self.generator, epoch, step)
+            images = augment(self.images[rows], self.augmentation, generators)
+            targets = to_device(self.labels[rows], self.images.device)
+            if self.augmentation.mixup or self.augmentation.cutmix:
+                images, targets = mix(images, targets, self.classes, self.augmentation, generators)
+            yield self.normalize(images), targets
+
+    def generator(self, epoch: int, step: int, kind: str) -> torch.Generator:
+        """Return the source of one kind of random change in one batch."""
+        return stateless_generator(self.seed, kind, epoch, step)
 
 
 class EvalBatches:
     """A split in its own order, in batches of one fixed size; the last is padded with images of label IGNORE_INDEX.
 
-    Yields images (size, C, H, W) float32 and labels (size,) int64; size is batch_size or, if that is less, the split's.
+    Yields images (size, C, H, W) float32 and labels (size,) int64, both on the device; size is batch_size or, if
+    that is less, the split's.
     """
 
-    def __init__(self, split: PackedSplit, metadata: Metadata, batch_size: int) -> None:
-        self.split = split
-        self.normalize = Normalize(metadata)
+    def __init__(
+        self, split: PackedSplit, metadata: Metadata, batch_size: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.images = Images(split.images, device)
+        self.labels = torch.from_numpy(split.labels)
+        self.normalize = Normalize(metadata, device)
         self.batch_size = min(batch_size, len(split))  # a small split is not padded to a large batch
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return -(-len(self.split) // self.batch_size)
+        return -(-len(self.labels) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches."""
-        for start in range(0, len(self.split), self.batch_size):
-            chosen = self.split.images[start : start + self.batch_size]
-            labels = self.split.labels[start : start + self.batch_size]
-            missing = self.batch_size - len(labels)
-            chosen = np.concatenate([chosen, np.repeat(chosen[:1], missing, axis=0)])
-            labels = np.concatenate([labels, np.full(missing, IGNORE_INDEX)])
-            yield self.normalize.standardize(self.normalize.to_unit(chosen)), torch.from_numpy(labels)
+        for start in range(0, len(self.labels), self.batch_size):
+            rows = torch.arange(start, start + self.batch_size)
+            padding = rows >= len(self.labels)
+            rows[padding] = start
+            labels = torch.where(padding, IGNORE_INDEX, self.labels[rows])
+            yield self.normalize(to_unit(self.images[rows])), to_device(labels, self.images.device)

@@ -12,6 +12,7 @@ import reprise.torchvision_repair  # noqa: F401
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MaxMetric
@@ -123,7 +124,7 @@ class LitClassifier(LightningModule):
         return logits
 
     def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the batch loss and, padding dropped, predicted classes and labels."""
+        """Return the batch loss and, padding dropped, predicted classes and labels; of mixed labels the weightiest."""
         loss, logits, labels = self._forward_loss(batch)
         return loss, *self.mask_outputs(logits.argmax(dim=1), labels)
 
@@ -146,11 +147,19 @@ class LitClassifier(LightningModule):
         return self._counted_step(batch, self.test_metrics)
 
     def _forward_loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return loss (), logits (N, num_classes) and labels (N,); of mixed labels (N, num_classes) the weightiest."""
+        """Return loss (), logits (N, num_classes) and labels (N,).
+
+        Soft targets (N, num_classes), of mixed images, count as the class with most of it; all zero, they are padding.
+        """
         images, targets = batch
         logits = self.forward(images)
-        loss = (self.criterion if self.training else self.plain_criterion)(logits, targets)
-        return loss, logits, targets.argmax(dim=1) if targets.ndim == 2 else targets
+        criterion = self.criterion if self.training else self.plain_criterion
+        if targets.ndim == 1:
+            return criterion(logits, targets), logits, targets
+        counted = targets.any(dim=1)
+        losses = cross_entropy(logits, targets, label_smoothing=criterion.label_smoothing, reduction="none")
+        loss = torch.where(counted, losses, 0).sum() / counted.sum()
+        return loss, logits, torch.where(counted, targets.argmax(dim=1), IGNORE_INDEX)
 
     def _counted_step(self, batch: tuple[Tensor, Tensor], metrics: EpochMetrics) -> dict[str, Tensor]:
         loss, logits, labels = self._forward_loss(batch)

@@ -62,6 +62,11 @@ Channels = Annotated[Literal["auto", 1, 3], BeforeValidator(lambda value: int(va
 LoggerName = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
 LoggerNames = Annotated[list[LoggerName], BeforeValidator(lambda value: [] if value in NULLS else value)]
 Reproducibility = Literal["auto", "portable", "machine", "off"]
+Policy = Literal["none", "randaugment", "trivialaugment"]
+AutoSwitch = Annotated[
+    Literal["auto", True, False],
+    BeforeValidator(lambda value: {**SWITCHES, "1": True, "0": False}.get(str(value).lower(), value)),
+]
 
 
 class Section(BaseModel):
@@ -108,6 +113,10 @@ class DataParams(Section):
     )
     on_corrupt: Literal["error", "drop"] = Field(
         description="images that cannot be read: error names them and stops; drop leaves them out and lists them"
+    )
+    on_leak: Literal["error", "warn", "drop"] = Field(
+        description="images of train or val that a later split has too, equal or similar: error stops; warn says so; "
+        "drop leaves them out and lists them"
     )
     val_fraction: float = Field(gt=0, lt=1, description="share of the images held out to choose the best epoch")
     test_fraction: float = Field(
@@ -165,7 +174,33 @@ class AugmentParams(Section):
     rotate: float = Field(ge=0, le=180, description="largest turn to either side, in degrees")
     scale: float = Field(ge=0, lt=1, description="largest change of size, as a share: 0.1 is 0.9x to 1.1x")
     shift: float = Field(ge=0, lt=1, description="largest shift in x and in y, as a share of the image")
-    flip: bool = Field(description="mirror every other image left to right; not for digits or letters")
+    flip: AutoSwitch = Field(
+        description="mirror every other image left to right; auto: photos, not grey images, digits, letters, signs"
+    )
+    crop: int = Field(ge=0, le=1024, description="pixels of black put around the image, from which a window is cut")
+    resized_crop: float = Field(
+        ge=0, lt=1, description="smallest share of the area that is cut out and brought to full size; 0: off"
+    )
+    brightness: float = Field(ge=0, le=1, description="largest change of brightness: 0.4 is 0.6x to 1.4x")
+    contrast: float = Field(ge=0, le=1, description="largest change of contrast: 0.4 is 0.6x to 1.4x")
+    saturation: float = Field(ge=0, le=1, description="largest change of saturation: 0.4 is 0.6x to 1.4x; RGB only")
+    hue: float = Field(ge=0, le=0.5, description="largest turn of the hue, as a share of the circle; RGB only")
+    policy: Policy = Field(
+        description="randaugment: two changes of medium strength; trivialaugment: one of any strength; none"
+    )
+    cutout: float = Field(ge=0, lt=1, description="side of a black square, as a share of the image's side; 0: off")
+    mixup: float = Field(
+        ge=0, le=100, description="blend pairs of images and their labels by shares from Beta(mixup, mixup); 0: off"
+    )
+    cutmix: float = Field(
+        ge=0, le=100, description="paste a part of another image, with its share of the label; as mixup; 0: off"
+    )
+
+    @model_validator(mode="after")
+    def _one_kind_of_crop(self) -> Self:
+        if self.crop and self.resized_crop:
+            raise ValueError("crop and resized_crop both cut a window out of the image; set one of them to 0")
+        return self
 
 
 class CheckpointParams(Section):
@@ -421,7 +456,7 @@ def _bounds(field: Any) -> str:
 
 def _type_in_words(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
-        return "one of " + ", ".join(str(choice) for choice in get_args(annotation))
+        return "one of " + ", ".join(str(choice).lower() for choice in get_args(annotation))
     if get_origin(annotation) is list:
         return f"a list, each {_type_in_words(get_args(annotation)[0])}"
     if get_origin(annotation) is types.UnionType:

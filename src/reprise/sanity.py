@@ -45,13 +45,14 @@ def table(checks: Iterable[Check]) -> str:
 def sanity(processed: Path, model: ModelParams, params: TrainParams) -> list[Check]:
     """Check the network and the data as `train` would take them. Raises UserError as `train` does."""
     metadata = load_metadata(processed)
-    batches = TrainBatches(load_split(processed, "train"), metadata, params.batch_size, params.augment, params.seed)
+    where = device(settled(params.reproducible))
+    train_split, val_split = load_split(processed, "train"), load_split(processed, "val")
+    batches = TrainBatches(train_split, metadata, params.batch_size, params.augment, params.seed, where)
+    val_batches = EvalBatches(val_split, metadata, params.batch_size, where)
     network, _ = create_network(model, metadata, params.seed)
     classes = len(metadata.classes)
-    lit = lit_classifier(network, classes, params, steps=params.epochs * batches.steps).to(
-        device(settled(params.reproducible))
-    )
-    return check(lit, batches, EvalBatches(load_split(processed, "val"), metadata, params.batch_size), classes)
+    lit = lit_classifier(network, classes, params, steps=params.epochs * batches.steps).to(where)
+    return check(lit, batches, val_batches, classes)
 
 
 def check(

@@ -119,19 +119,16 @@ def train(
     """
     reproducible = settled(params.reproducible)
     metadata = load_metadata(processed)
+    where = device(reproducible)
     splits = load_split(processed, "train"), load_split(processed, "val")
     train_split, val_split = debug.splits(*splits, params.batch_size, params.seed)
-    batches = TrainBatches(train_split, metadata, params.batch_size, params.augment, params.seed)
-    val_batches = EvalBatches(val_split, metadata, params.batch_size)
+    batches = TrainBatches(train_split, metadata, params.batch_size, params.augment, params.seed, where)
+    val_batches = EvalBatches(val_split, metadata, params.batch_size, where)
     network, architecture = create_network(model, metadata, params.seed)
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
     lit = lit_classifier(network, len(metadata.classes), params, steps=params.epochs * batches.steps)
-    print(
-        summary(network, architecture, metadata, params, batches.steps, device(reproducible)),
-        file=sys.stderr,
-        flush=True,
-    )
+    print(summary(network, architecture, metadata, params, batches.steps, where), file=sys.stderr, flush=True)
     best = BestEpoch(Progress(params.batch_size, batches.steps))
     provenance = _provenance(reproducible, metadata, model, params, debug)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None

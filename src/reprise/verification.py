@@ -8,6 +8,8 @@ import hashlib
 import json
 import shlex
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,11 +52,27 @@ def verify(root: Path) -> Verification:
 
     Raises UserError without a dvc.lock, or if it or dvc.yaml cannot be read.
     """
+    with _verifier(root) as verifier:
+        return verifier.run()
+
+
+def stale(root: Path) -> list[Finding]:
+    """Return why `dvc repro` would run a stage that dvc.lock records as done; nothing if dvc.lock is fresh.
+
+    Needs no data: an out that is in DVC's cache or remote may be missing here, not the others, which Git holds.
+    `dvc repro --dry --allow-missing` is no such check, it succeeds either way. Raises what `verify` raises.
+    """
+    with _verifier(root) as verifier:
+        return verifier.stale()
+
+
+@contextmanager
+def _verifier(root: Path) -> "Iterator[_Verifier]":
     if not (root / "dvc.lock").exists():
         raise UserError("dvc.lock: no such file; `dvc repro` writes it, `git checkout HEAD -- dvc.lock` brings it back")
     try:
         with Repo(str(root)) as repo:
-            return _Verifier(root, repo).run()
+            yield _Verifier(root, repo)
     except DvcException as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{reason}; `git diff HEAD -- dvc.yaml dvc.lock params.yaml` shows what was edited") from None
@@ -84,6 +102,26 @@ class _Verifier:
         self.result.files = len(self.hashes)
         self.result.repairs = [command for step in self.steps for command in dict.fromkeys(step)]
         return self.result
+
+    def stale(self) -> list[Finding]:
+        stages = self.repo.index.stages
+        made = {out.fs_path: out.hash_info.value for stage in stages for out in stage.outs}
+        for stage in stages:
+            name = self._relative(Path(stage.path)) if stage.is_data_source else stage.name
+            if not any(out.hash_info.value for out in stage.outs):
+                self._find("dvc.lock", name, "not recorded: the stage has not run yet")
+                continue
+            if not stage.is_data_source:
+                self._check_inputs(stage, name, made)
+            for out in stage.outs:
+                oid, path = out.hash_info.value, Path(out.fs_path)
+                if oid is None:
+                    self._find(out.def_path, name, "added since dvc.lock was written")
+                elif path.exists() or not out.use_cache:
+                    listing = self._cached_listing(out) if out.hash_info.isdir else None
+                    for file, state in self._workspace(path, oid, listing):
+                        self._find(file, name, f"{state}, not what dvc.lock records")
+        return self.result.findings
 
     def _check_inputs(self, stage: Stage, name: str, made: dict[str, str]) -> bool:
         """Name what has changed since the stage ran; say whether nothing has."""

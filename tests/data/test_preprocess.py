@@ -29,7 +29,7 @@ def raw_images(classes=("cat", "dog"), each=10, channels=3, split="unsplit"):
 def prepared(tmp_path, images, classes=("cat", "dog"), **options):
     write_archive(tmp_path / "raw", "folder", classes, images)
     options = {"image_size": 8, "val_fraction": 0.2, "test_fraction": 0.3, "seed": 0} | options
-    return preprocess(tmp_path / "raw", tmp_path / "out", **options)
+    return preprocess(tmp_path / "raw", tmp_path / "out", **options)[0]
 
 
 def test_every_image_lands_once_with_its_own_label_and_id(tmp_path):
@@ -200,7 +200,7 @@ def test_a_full_disk_is_noticed_before_the_first_image_is_decoded(tmp_path, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    monkeypatch.setattr("reprise.data.packing.decode", None)
+    monkeypatch.setattr("reprise.data.packing.decode_with_size", None)
     with pytest.raises(OSError, match=r"No space left on device: .*train_images\.npy"):
         prepared(tmp_path, raw_images())
 

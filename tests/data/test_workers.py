@@ -23,20 +23,20 @@ from reprise.data import packing, preprocess as module
 from reprise.errors import one_line_errors
 from reprise.publish import publishing
 
-decode = packing.decode
+decode = packing.decode_with_size
 first_of_training, last_of_test = 0, 250
 
 def decode_or_die(encoded, *arguments):
-    pixels = decode(encoded, *arguments)
+    pixels, size = decode(encoded, *arguments)
     if pixels[0, 0, 0] == last_of_test:
         with open("meeting", "w"):
             threading.Event().wait()
     if pixels[0, 0, 0] == first_of_training:
         with open("meeting"):
             {happens}
-    return pixels
+    return pixels, size
 
-packing.decode = decode_or_die
+packing.decode_with_size = decode_or_die
 module.MANY_IMAGES, packing.BATCH_IMAGES = 1, 3
 
 if __name__ == "__main__":

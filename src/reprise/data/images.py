@@ -14,6 +14,7 @@ from reprise.data.packed import Resize
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # no others: some start foreign programs
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
+ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 89_478_485  # Pillow's own line: 256 MiB of RGB
 
 
@@ -33,10 +34,20 @@ def decode(encoded: bytes, image_size: int, channels: int, resize: Resize = "str
     stretch: sides as they come; fit: the whole image, centred on black; crop: the largest square in the middle.
     A JPEG many times too large is decoded at 1/2, 1/4 or 1/8, never below twice the target: several times faster.
     """
+    return decode_with_size(encoded, image_size, channels, resize)[0]
+
+
+def decode_with_size(
+    encoded: bytes, image_size: int, channels: int, resize: Resize = "stretch"
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return what `decode` does, and the image's own width and height, upright."""
     image = _open(encoded)
+    width, height = image.size
     try:
         image.draft(None, (2 * image_size, 2 * image_size))
         image.load()
+        if image.getexif().get(ORIENTATION) in (5, 6, 7, 8):  # on its side
+            width, height = height, width
         image = ImageOps.exif_transpose(image)
         image = _flatten(image).convert("L" if channels == 1 else "RGB")
     except MemoryError:
@@ -45,7 +56,8 @@ def decode(encoded: bytes, image_size: int, channels: int, resize: Resize = "str
         raise
     except Exception as error:  # Pillow's plugins raise whatever hostile bytes provoke
         raise BadImageError(_reason(error)) from None
-    return np.asarray(_square(image, image_size, resize), dtype=np.uint8).reshape(image_size, image_size, channels)
+    pixels = np.asarray(_square(image, image_size, resize), dtype=np.uint8)
+    return pixels.reshape(image_size, image_size, channels), (width, height)
 
 
 def _open(encoded: bytes) -> Image.Image:

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from reprise.checksums import naming
 from reprise.data.archive import Extent, RawArchive, read_images
-from reprise.data.images import BadImageError, decode, is_grey
+from reprise.data.images import BadImageError, decode_with_size, is_grey
 from reprise.data.packed import Resize, Split
+from reprise.data.signatures import SIGNATURE, signatures
 from reprise.data.workers import Map
 
 BATCH_IMAGES, BATCH_BYTES = 128, 8 << 20  # of a worker's task, at most
@@ -62,24 +63,26 @@ def pack(
     resize: Resize,
     destination: Path,
     map_tasks: Map,
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Write `{split}_images.npy` of every split; return the training images' sums, and {row: reason} of the bad.
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Write `{split}_images.npy` of every split; return training images' sums, signatures, {row: reason} of the bad.
 
-    A bad image's row is all zeros, which adds nothing to the sums.
+    A bad image's row is all zeros, which adds nothing to the sums. signatures: SIGNATURE (N,), in the archive's order.
     """
     batches: list[Batch] = []
     for split, rows in rows_of.items():
         batches += _batches(archive, rows, shape, resize, images_file(destination, split))
     bad: dict[int, str] = {}
+    seen = np.zeros(len(archive.members), SIGNATURE)
     sums = np.zeros((2, shape[2]), np.int64)
     images = sum(len(batch.rows) for batch in batches)
     with tqdm(total=images, desc="preprocess", unit=" images", disable=None, leave=False) as bar:
-        for batch, (batch_sums, batch_bad) in zip(batches, map_tasks(_decode_batch, batches), strict=True):
+        for batch, (batch_sums, batch_seen, batch_bad) in zip(batches, map_tasks(_decode_batch, batches), strict=True):
             bad |= batch_bad
+            seen[batch.rows] = batch_seen
             if batch.file == images_file(destination, "train"):
                 sums += batch_sums
             bar.update(len(batch.rows))
-    return sums, dict(sorted(bad.items()))
+    return sums, seen, dict(sorted(bad.items()))
 
 
 def images_file(folder: Path, split: Split) -> Path:
@@ -119,19 +122,21 @@ def _header(shape: tuple[int, ...]) -> bytes:
     return header.getvalue()
 
 
-def _decode_batch(batch: Batch) -> tuple[np.ndarray, dict[int, str]]:
-    """Write one batch into its place; return its `channel_sums`, and {row: reason} of each bad image."""
+def _decode_batch(batch: Batch) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Write one batch into its place; return its `channel_sums`, its `signatures`, {row: reason} of each bad image."""
     images = np.zeros((len(batch.rows), *batch.shape), np.uint8)
+    sizes = np.zeros((len(batch.rows), 2), np.int64)
     bad = {}
     for position, encoded in enumerate(read_images(batch.archive, batch.extents)):
         try:
-            images[position] = decode(encoded, batch.shape[0], batch.shape[2], batch.resize)
+            pixels, sizes[position] = decode_with_size(encoded, batch.shape[0], batch.shape[2], batch.resize)
+            images[position] = pixels
         except BadImageError as error:
             bad[batch.rows[position]] = str(error)
     with naming(batch.file), batch.file.open("r+b") as file:
         file.seek(batch.offset)
         file.write(images.data)
-    return channel_sums(images), bad
+    return channel_sums(images), signatures(images, sizes), bad
 
 
 def leave_out(

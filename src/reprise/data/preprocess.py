@@ -5,6 +5,7 @@ Several processes share the work and write disjoint rows, so the result does not
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from reprise.checksums import file_sha256, naming, write_sealed
 from reprise.data.archive import UNSPLIT, RawArchive, shown
+from reprise.data.checks import Findings, check
 from reprise.data.packed import SPLITS, Metadata, Resize, Split
 from reprise.data.packing import all_grey, channel_statistics, leave_out, pack
 from reprise.data.splits import assign_splits, identify
@@ -36,17 +38,20 @@ def preprocess(
     channels: Literal["auto", 1, 3] = "auto",
     resize: Resize = "stretch",
     on_corrupt: Literal["error", "drop"] = "error",
+    on_leak: Literal["error", "warn", "drop"] = "warn",
     group: str | None = None,
     folds: int | None = None,
     fold: int = 0,
-) -> Metadata:
-    """Decode, convert, resize and split the images of a raw folder; write packed arrays into the new folder.
+) -> tuple[Metadata, Findings]:
+    """Decode, convert, resize, split and check the images of a raw folder; write packed arrays into the new folder.
 
     channels, auto: grey stays one channel where all images are grey, otherwise all become RGB. on_corrupt, drop: images
-    that cannot be read are left out and listed in `dropped.json`; nothing else moves. group, folds, fold: see
-    `assign_splits`. workers: processes, at most; the result does not depend on them. Raises UserError for fewer than
-    two classes, a class with fewer images than splits, a class that only the test split has, for images that cannot be
-    read (all of them listed), for an altered archive, and when memory runs out.
+    that cannot be read are left out and listed in `dropped.json`; nothing else moves. on_leak, drop: so are images of
+    train and val that a later split has too, equal or similar; warn: a line on stderr, as for all that is odd. group,
+    folds, fold: see `assign_splits`. workers: processes, at most; the result does not depend on them. Raises UserError
+    for fewer than two classes, a class with fewer images than splits, a class that only the test split has, for images
+    that cannot be read (all of them listed), for a leak with on_leak, error, for an altered archive, and when memory
+    runs out.
     """
     archive = RawArchive(raw)
     class_names = [class_name for _, class_name in archive.placed()]
@@ -64,18 +69,27 @@ def preprocess(
     with spread(workers if many else 1) as map_tasks:
         depth = channels if channels != "auto" else 1 if all_grey(archive, map_tasks) else 3
         shape = (image_size, image_size, depth)
-        sums, bad = pack(archive, rows_of, shape, resize, destination, map_tasks)
+        sums, seen, bad = pack(archive, rows_of, shape, resize, destination, map_tasks)
     if bad and on_corrupt == "error":
         raise UserError(_listed(bad, ids))
 
-    dropped = bad  # row in the archive: reason
+    label_of = {name: label for label, name in enumerate(classes)}
+    all_labels = np.array([label_of[name] for name in class_names])
+    placed = np.array([SPLITS.index(split) for split in splits])
+    placed[list(bad)] = -1
+    findings = check(archive, ids, placed, all_labels, seen)
+    if on_leak == "error":
+        findings.refuse_leaks()
+    dropped = findings.dropped  # row in the archive: reason
+    dropped |= bad
+    if on_leak == "drop":
+        dropped |= {row: findings.relation(row, twin) for row, twin in findings.leaks().items()}
     rows_of, sums = leave_out(destination, rows_of, shape, dropped, sums)
     _check_training(rows_of, class_names, classes, dropped)
 
-    label_of = {name: label for label, name in enumerate(classes)}
     for split, rows in rows_of.items():
         labels = BytesIO()  # not straight into the file: numpy's error on a full disk has no number
-        np.save(labels, np.array([label_of[class_names[row]] for row in rows], dtype=np.int64))
+        np.save(labels, all_labels[rows].astype(np.int64))
         _write(destination / f"{split}_labels.npy", labels.getvalue())
         _write(destination / f"{split}_ids.json", _json([ids[row] for row in rows]))
     facts = [{"id": ids[row], "split": splits[row], "reason": dropped[row]} for row in sorted(dropped)]
@@ -98,7 +112,9 @@ def preprocess(
         sha256={path.name: file_sha256(path) for path in sorted(destination.iterdir())},
     )
     write_sealed(destination / "metadata.json", metadata.model_dump())
-    return metadata
+    for warning in findings.warnings():
+        print(f"preprocess: warning: {warning}", file=sys.stderr)
+    return metadata, findings
 
 
 def _check_training(

@@ -1,0 +1,134 @@
+"""Test metrics over the commits of a branch: a table, and a picture that shows without a network."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.sax.saxutils import escape
+
+from reprise.comparison.markup import HIDDEN
+from reprise.errors import UserError
+from reprise.intervals import wilson
+from reprise.workspace import Workspace
+
+FILE = "metrics/test.json"
+USUAL = ("accuracy", "loss", "f1", "ece")
+LONGEST = 50  # characters of a commit's subject
+STEP, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 28, 110, 70, 20, 26, 18  # of a panel, pixels
+COLOUR = "#0b67b2"
+
+
+@dataclass(frozen=True)
+class Point:
+    """The metrics as one commit has them; commit: short, or `workspace`."""
+
+    commit: str
+    subject: str
+    metrics: dict[str, float]
+
+
+def history(workspace: Workspace) -> list[Point]:
+    """Return a point for each commit that changed the test metrics, oldest first; merges count as one commit.
+
+    The workspace comes last where it differs. Commits whose metrics are no JSON are left out. Raises UserError if there
+    is no point at all.
+    """
+    log = ("log", "--first-parent", "--reverse", "--format=%h %s", "--", FILE)
+    commits = [line.partition(" ") for line in workspace.git(*log, check=False).splitlines()]
+    found = [(name, subject, workspace.git("show", f"{name}:{FILE}", check=False)) for name, _, subject in commits]
+    path = workspace.root / FILE
+    if path.exists() and workspace.changed("HEAD", "--", FILE):
+        found.append(("workspace", "not committed", path.read_text(encoding="utf-8", errors="replace")))
+    points = [Point(name, subject, metrics) for name, subject, text in found if (metrics := _metrics(text))]
+    if not points:
+        raise UserError(f"{FILE}: no commit of this branch has it; `make repro` writes it, then `git commit`")
+    return points
+
+
+def _metrics(text: str) -> dict[str, float]:
+    try:
+        read = json.loads(text)
+    except ValueError:
+        return {}
+    items = read.items() if isinstance(read, dict) else ()
+    return {name: value for name, value in items if isinstance(value, int | float) and not isinstance(value, bool)}
+
+
+def chosen(points: Sequence[Point], names: Sequence[str]) -> list[str]:
+    """Return the names to show, the usual ones unless some are given. Raises UserError for one that no commit has."""
+    known = list(dict.fromkeys(name for point in points for name in point.metrics))
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"{', '.join(unknown)}: no such metric; there are {', '.join(known)}")
+    return list(names) or [name for name in USUAL if name in known] or known
+
+
+def table(points: Sequence[Point], names: Sequence[str]) -> str:
+    """Return a table, a line for each point; `-` where a commit does not have a metric."""
+    lines = [["commit", *names, ""]]
+    for point in points:
+        shown = HIDDEN.sub("?", point.subject)
+        subject = shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."
+        lines.append([point.commit, *(_number(point.metrics.get(name)) for name in names), subject])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index in (0, len(names) + 1) else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def picture(points: Sequence[Point], names: Sequence[str]) -> str:
+    """Return an SVG with a panel for each metric, the commits from left to right; accuracy with its 95 % interval."""
+    width = LEFT + max(len(points) - 1, 8) * STEP + RIGHT
+    panel = TOP + HEIGHT + BOTTOM
+    parts = [line for row, name in enumerate(names) for line in _panel(points, name, row * panel + TOP, width)]
+    height = panel * len(names)
+    return (
+        f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' viewBox='0 0 {width} {height}' "
+        f"font-family='sans-serif' font-size='11'>\n<rect width='{width}' height='{height}' fill='white'/>\n"
+        + "\n".join(parts)
+        + "\n</svg>\n"
+    )
+
+
+def _panel(points: Sequence[Point], name: str, top: int, width: int) -> list[str]:
+    spans = [_span(point.metrics, name) for point in points]
+    known = [end for span in spans if span for end in span]
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    scale = HEIGHT / ((high - low) or 1)
+    bottom = top + HEIGHT
+    frame = f"x='{LEFT - 8}' y='{top}' width='{width - LEFT - RIGHT + 16}' height='{HEIGHT}'"
+    parts = [
+        f"<text x='{LEFT}' y='{top - 8}' font-weight='bold'>{escape(HIDDEN.sub('?', name))}</text>",
+        f"<rect {frame} fill='none' stroke='#ccc'/>",
+        f"<text x='{LEFT - 12}' y='{top + 10}' text-anchor='end'>{high:.4g}</text>",
+        f"<text x='{LEFT - 12}' y='{bottom}' text-anchor='end'>{low:.4g}</text>",
+    ]
+    line = []
+    for index, (point, span) in enumerate(zip(points, spans, strict=True)):
+        if not span:
+            continue
+        x, y = LEFT + index * STEP, bottom - (point.metrics[name] - low) * scale
+        line.append(f"{x},{y:.1f}")
+        title = escape(HIDDEN.sub("?", f"{point.commit} {point.subject}: {point.metrics[name]:.6g}"))
+        parts.append(f"<circle cx='{x}' cy='{y:.1f}' r='3' fill='{COLOUR}'><title>{title}</title></circle>")
+        if span[0] < span[1]:
+            ends = " ".join(f"y{end}='{bottom - (value - low) * scale:.1f}'" for end, value in enumerate(span, start=1))
+            parts.append(f"<line x1='{x}' x2='{x}' {ends} stroke='{COLOUR}' opacity='0.4'/>")
+    return [*parts, f"<polyline points='{' '.join(line)}' fill='none' stroke='{COLOUR}'/>"]
+
+
+def _span(metrics: dict[str, float], name: str) -> tuple[float, float] | None:
+    """Return the interval of an accuracy, the value itself of another metric, None where there is no number."""
+    value, images = metrics.get(name), metrics.get("images")
+    if value is None or not math.isfinite(value):
+        return None
+    if name == "accuracy" and isinstance(images, int) and images > 0 and 0 <= value <= 1:
+        return wilson(round(value * images), images)
+    return value, value
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -1,0 +1,37 @@
+"""Markdown that shows what it is given: no name of a class, a file or a branch becomes markup, a link or a mention."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+LINKS = re.compile(r":(?=//)|@|#|(?<=www)\.|(?<=gh)-", re.IGNORECASE)
+# anywhere (but `_` within a word), at the beginning of a line, after a number there
+ACTIVE = re.compile(
+    r"[\\`*{}\[\]#!|~:@$&<>\"']|(?<![^\W_])_|_(?![^\W_])|^[-+=]|(?<=^\d)[.)](?=\s)|(?<=^\d\d)[.)](?=\s)"
+)
+# controls, breaks, what has no width or turns the direction of writing, halves of surrogates
+HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+NUMBER = re.compile(r"[-+]?\d.*|-?")
+APART = "&#8203;"  # zero-width space: sites look for mentions and links in the text as shown, after the entities
+
+
+def text(value: object) -> str:
+    """Return a value as it will read in a Markdown cell or sentence, whatever it holds; plain words stay as they are.
+
+    What cannot be seen becomes `?`. Mentions (`@name`), references (`#1`) and addresses are taken apart, invisibly.
+    """
+    shown = HIDDEN.sub("?", str(value))
+    active = {found.start() for found in ACTIVE.finditer(shown)}
+    linked = {found.start() for found in LINKS.finditer(shown)}
+    # entities, not backslashes: in a table, and by every site, those are understood
+    return "".join(
+        (f"&#{ord(character)};" if index in active | linked else character) + (APART if index in linked else "")
+        for index, character in enumerate(shown)
+    )
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table, columns of numbers to the right; header and cells are Markdown already (see `text`)."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    columns = list(zip(*cells, strict=True)) or [()] * len(header)
+    rule = ["---:" if column and all(map(NUMBER.fullmatch, column)) else "---" for column in columns]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *cells])

@@ -1,0 +1,157 @@
+"""Which images two revisions share, by their content and not by their names alone, and what became of the others.
+
+Two raw archives that are equal hold the same images under the same names. Where they differ, an image is known by the
+CRC-32 and size that the archive records, so it stays the same one when it is renamed or relabelled.
+"""
+
+import json
+import zipfile
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from reprise.comparison.revisions import PROCESSED, RAW, Predictions, Revision
+from reprise.data.archive import UNSPLIT
+from reprise.data.packed import SPLITS
+from reprise.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataChanges:
+    """Images by name: added, removed, replaced under the same name, and (name, before, after) of what else changed."""
+
+    added: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    moved: list[tuple[str, str, str]] = field(default_factory=list)
+    relabelled: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+class Pairing:
+    """The images of two revisions, side by side. notes: what the reader has to know of how they were matched."""
+
+    def __init__(self, base: Revision, head: Revision) -> None:
+        self.base, self.head = base, head
+        self.notes: list[str] = []
+        self.same_raw = base.md5(RAW) is not None and base.md5(RAW) == head.md5(RAW)
+
+    @cached_property
+    def contents(self) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]] | None:
+        """Name -> (CRC-32, size) of every image of both; None where that is not known."""
+        found = _contents(self.base), _contents(self.head)
+        if found[0] is None or found[1] is None:
+            both = zip((self.base, self.head), found, strict=True)
+            lacking = [str(revision) for revision, known in both if known is None]
+            self.notes.append(
+                f"The raw images differ, and those of {' and '.join(lacking)} are not in DVC's cache: images are "
+                "matched by name alone. `dvc fetch --all-branches` brings them."
+            )
+            return None
+        return found[0], found[1]
+
+    def match(self, base: list[str], head: list[str]) -> dict[str, str]:
+        """Return head's name -> base's name of the same image, for these names of the two."""
+        ours = set(base)
+        if self.same_raw or self.contents is None:
+            return {name: name for name in head if name in ours}
+        of_base, of_head = self.contents
+        same = {name: name for name in head if name in ours and of_base.get(name) == of_head.get(name)}
+        left = defaultdict(list)
+        for name in sorted(ours - same.keys(), reverse=True):
+            left[of_base.get(name)].append(name)
+        for name in sorted(set(head) - same.keys()):
+            if name in of_head and left[of_head[name]]:
+                same[name] = left[of_head[name]].pop()
+        return same
+
+    def test_images(self) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Return where the common test images stand in base's and in head's predictions, and the classes of both.
+
+        Only images are kept whose label, head's, is a class of both. Raises UserError if that leaves none.
+        """
+        one, other = self.base.predictions, self.head.predictions
+        shared = [name for name in other.classes if name in set(one.classes)]
+        if set(one.classes) != set(other.classes):
+            gone, new = sorted(set(one.classes) - set(shared)), sorted(set(other.classes) - set(shared))
+            parts = [f"only {self.base} has {_listed(gone)}"] * bool(gone)
+            parts += [f"only {self.head} has {_listed(new)}"] * bool(new)
+            self.notes.append(
+                f"The classes differ: {'; '.join(parts)}. Compared are the images of the {len(shared)} shared classes; "
+                "an answer that names another class counts as wrong."
+            )
+        same = {name: name for name in one.ids} if self._one_test_set(one, other) else self.match(one.ids, other.ids)
+        row_of, labels = {name: row for row, name in enumerate(one.ids)}, set(shared)
+        rows = [
+            (row_of[same[name]], row)
+            for row, name in enumerate(other.ids)
+            if name in same and other.labels[row] in labels
+        ]
+        if not rows:
+            raise UserError(
+                f"no common images: {self.base} tested {len(one.ids):,} images, {self.head} {len(other.ids):,}, and "
+                f"none {'of the shared classes ' if same else ''}is in both; compare revisions of the same data"
+            )
+        if len(rows) < max(len(one.ids), len(other.ids)):
+            self.notes.append(
+                f"The test sets differ: {self.base} has {len(one.ids):,} images, {self.head} {len(other.ids):,}. "
+                f"Only the {len(rows):,} that both have are compared."
+            )
+        changed = sum(one.labels[row] != other.labels[column] for row, column in rows)
+        if changed:
+            self.notes.append(f"{changed:,} of these have a new label: both models are judged by that of {self.head}.")
+        indices = np.array(rows)
+        return indices[:, 0], indices[:, 1], shared
+
+    def _one_test_set(self, one: Predictions, other: Predictions) -> bool:
+        return self.same_raw and one.ids == other.ids
+
+    def data_changes(self) -> DataChanges | None:
+        """Return what became of the images of all splits; None where that is not to be had."""
+        if self.base.md5(PROCESSED) == self.head.md5(PROCESSED):
+            return DataChanges()
+        before, after = (_places(revision) for revision in (self.base, self.head))
+        if before is None or after is None:
+            lacking = self.base if before is None else self.head
+            self.notes.append(f"{PROCESSED} of {lacking} is not in DVC's cache: what changed in the data is not shown.")
+            return None
+        same = self.match(list(before), list(after))
+        added, removed = after.keys() - same.keys(), before.keys() - set(same.values())
+        pairs = [(name, before[same[name]], after[name]) for name in sorted(same)]
+        return DataChanges(
+            sorted(added - removed),
+            sorted(removed - added),
+            sorted(added & removed),
+            [(name, one[0], other[0]) for name, one, other in pairs if one[0] != other[0]],
+            [(name, one[1], other[1]) for name, one, other in pairs if one[1] != other[1]],
+        )
+
+
+def _contents(revision: Revision) -> dict[str, tuple[int, int]] | None:
+    path = revision.out(f"{RAW}/images.zip")
+    if path is None:
+        return None
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    return {entry.filename.removeprefix(f"{UNSPLIT}/"): (entry.CRC, entry.file_size) for entry in entries}
+
+
+def _places(revision: Revision) -> dict[str, tuple[str, str]] | None:
+    """Return name -> (split, label) of every prepared image."""
+    metadata = revision.out(f"{PROCESSED}/metadata.json")
+    if metadata is None:
+        return None
+    classes = json.loads(metadata.read_bytes())["classes"]
+    places: dict[str, tuple[str, str]] = {}
+    for split in SPLITS:
+        ids, labels = (revision.out(f"{PROCESSED}/{split}_{part}") for part in ("ids.json", "labels.npy"))
+        if ids is None or labels is None:
+            return None
+        for name, label in zip(json.loads(ids.read_bytes()), np.load(labels, allow_pickle=False).tolist(), strict=True):
+            places[name] = (split, classes[label])
+    return places
+
+
+def _listed(names: list[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

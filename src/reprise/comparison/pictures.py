@@ -1,0 +1,144 @@
+"""Pictures of a comparison as SVG, written by hand: they show in any browser, without a network."""
+
+from collections.abc import Sequence
+from xml.sax.saxutils import escape
+
+from reprise.comparison.changes import Calibration, ClassChange
+from reprise.comparison.markup import HIDDEN
+
+BASE, HEAD, GONE, NEW = "#8a8a8a", "#0b67b2", "#2a8a4a", "#c0392b"
+FONT = "font-family='sans-serif' font-size='12'"
+BLANK = "fill='none' stroke='#ccc'"
+Point = tuple[float, float]
+
+
+def _document(width: int, height: int, parts: Sequence[str]) -> str:
+    return (
+        f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' "
+        f"viewBox='0 0 {width} {height}' {FONT}>"
+        f"\n<rect width='{width}' height='{height}' fill='white'/>\n" + "\n".join(parts) + "\n</svg>\n"
+    )
+
+
+def _text(x: float, y: float, content: object, anchor: str = "start", extra: str = "") -> str:
+    shown = escape(HIDDEN.sub("?", str(content)))
+    return f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' {extra}>{shown}</text>"
+
+
+def _short(name: str, most: int = 22) -> str:
+    return name if len(name) <= most else name[: most - 1] + "\u2026"
+
+
+def _legend(x: float, y: float) -> list[str]:
+    return [
+        f"<rect x='{x:.1f}' y='{y - 9:.1f}' width='10' height='10' fill='{BASE}'/>",
+        _text(x + 14, y, "base"),
+        f"<rect x='{x + 56:.1f}' y='{y - 9:.1f}' width='10' height='10' fill='{HEAD}'/>",
+        _text(x + 70, y, "head"),
+    ]
+
+
+class _Axes:
+    """A frame with numbers at its ends, and the way from values to places in it."""
+
+    def __init__(self, left: float, top: float, size: Point, x: Point, y: Point, title: str) -> None:
+        self.left, self.top, (self.width, self.height), self.x, self.y = left, top, size, x, y
+        self.title = title
+
+    def place(self, point: Point) -> Point:
+        """Return where a point stands, within the frame."""
+        across = (point[0] - self.x[0]) / ((self.x[1] - self.x[0]) or 1)
+        up = (point[1] - self.y[0]) / ((self.y[1] - self.y[0]) or 1)
+        return self.left + self.width * across, self.top + self.height * (1 - min(max(up, 0), 1))
+
+    def frame(self) -> list[str]:
+        """Return frame, title and the numbers at the ends."""
+        bottom = self.top + self.height
+        return [
+            f"<rect x='{self.left}' y='{self.top}' width='{self.width}' height='{self.height}' {BLANK}/>",
+            _text(self.left, self.top - 8, self.title, extra="font-weight='bold'"),
+            _text(self.left - 6, self.top + 10, f"{self.y[1]:.3g}", "end"),
+            _text(self.left - 6, bottom, f"{self.y[0]:.3g}", "end"),
+            _text(self.left, bottom + 16, f"{self.x[0]:.3g}"),
+            _text(self.left + self.width, bottom + 16, f"{self.x[1]:.3g}", "end"),
+        ]
+
+    def line(self, points: Sequence[Point], colour: str, extra: str = "") -> str:
+        """Return a line through the points; those that are no numbers are left out."""
+        placed = [self.place(point) for point in points if point[1] == point[1] and abs(point[1]) < float("inf")]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        return f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='1.8' {extra}/>"
+
+
+def curves(base: dict[str, list[float]], head: dict[str, list[float]]) -> str:
+    """Draw loss and accuracy over the epochs of both runs; training dashed."""
+    parts, left = [], 60.0
+    for quantity in ("loss", "accuracy"):
+        series = [
+            (run.get("epoch", []), run[name], colour, "stroke-dasharray='4 3'" if name.startswith("train") else "")
+            for run, colour in ((base, BASE), (head, HEAD))
+            for name in (f"train_{quantity}", f"val_{quantity}")
+            if name in run
+        ]
+        values = [value for _, ys, _, _ in series for value in ys if abs(value) < float("inf")]
+        epochs = [epoch for xs, _, _, _ in series for epoch in xs]
+        if values and epochs:
+            low = 0.0 if quantity == "loss" else min(values)
+            axes = _Axes(left, 30, (280, 180), (min(epochs), max(epochs)), (low, max(values)), f"{quantity} by epoch")
+            parts += axes.frame()
+            parts += [axes.line(list(zip(xs, ys, strict=False)), colour, dash) for xs, ys, colour, dash in series]
+        left += 360
+    return _document(740, 270, [*parts, *_legend(60, 256), _text(200, 256, "dashed: training, solid: validation")])
+
+
+def class_bars(changes: Sequence[ClassChange]) -> str:
+    """Draw the recall of each class of both models; the rows as given."""
+    parts = [_text(180, 20, "recall by class", extra="font-weight='bold'"), *_legend(300, 20)]
+    for row, change in enumerate(changes):
+        top = 34 + row * 24
+        parts.append(_text(172, top + 13, _short(change.name), "end"))
+        for offset, right, colour in ((0, change.base_right, BASE), (9, change.head_right, HEAD)):
+            width = 360 * right / change.images
+            parts.append(f"<rect x='180' y='{top + offset}' width='{width:.1f}' height='8' fill='{colour}'/>")
+        parts.append(_text(548, top + 13, f"{change.difference:+.3f}" + (" *" if change.p <= 0.05 else "")))
+    return _document(620, 44 + 24 * len(changes), parts)
+
+
+def reliability(base: Calibration, head: Calibration) -> str:
+    """Draw accuracy over confidence of both models; on the diagonal a model is as sure as it is right."""
+    axes = _Axes(60, 30, (280, 280), (0, 1), (0, 1), "accuracy by confidence")
+    parts = [*axes.frame(), axes.line([(0, 0), (1, 1)], "#ccc", "stroke-dasharray='4 3'")]
+    for found, colour in ((base, BASE), (head, HEAD)):
+        parts.append(axes.line([(confidence, accuracy) for _, confidence, accuracy in found.bins], colour))
+        most = max((count for count, _, _ in found.bins), default=1)
+        for count, confidence, accuracy in found.bins:
+            x, y = axes.place((confidence, accuracy))
+            radius = 2 + 4 * (count / most) ** 0.5
+            parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{radius:.1f}' fill='{colour}' fill-opacity='0.7'/>")
+    return _document(370, 350, [*parts, *_legend(60, 344)])
+
+
+def confusion_difference(classes: Sequence[str], changed: Sequence[tuple[str, str, int, int]]) -> str:
+    """Draw head's confusions less base's: rows are labels, columns predictions; red where there are more now."""
+    cell, left, top = max(10, min(28, 560 // max(len(classes), 1))), 170, 150
+    number = {name: index for index, name in enumerate(classes)}
+    size = cell * len(classes)
+    parts = [
+        _text(10, 20, "confusions: head less base", extra="font-weight='bold'"),
+        f"<rect x='{left}' y='{top}' width='{size}' height='{size}' {BLANK}/>",
+    ]
+    for index, name in enumerate(classes):
+        middle = (index + 0.5) * cell
+        parts.append(_text(left - 6, top + middle + 4, _short(name), "end"))
+        x = left + middle + 4
+        parts.append(_text(x, top - 6, _short(name, 18), extra=f"transform='rotate(-90 {x:.1f} {top - 6})'"))
+    most = max((abs(after - before) for _, _, before, after in changed), default=1)
+    for label, guess, before, after in changed:
+        if label in number and guess in number:
+            x, y = left + number[guess] * cell, top + number[label] * cell
+            more = after - before
+            shade = f"fill='{NEW if more > 0 else GONE}' fill-opacity='{0.25 + 0.75 * abs(more) / most:.2f}'"
+            parts.append(f"<rect x='{x}' y='{y}' width='{cell}' height='{cell}' {shade}/>")
+            if cell >= 20:
+                parts.append(_text(x + cell / 2, y + cell / 2 + 4, f"{more:+d}", "middle"))
+    return _document(left + size + 20, top + size + 20, parts)

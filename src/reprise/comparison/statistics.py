@@ -1,0 +1,140 @@
+"""What two runs on the same test images allow one to conclude: intervals, tests, corrections, what could be shown.
+
+Resampling is seeded: the same counts give the same interval, to the last bit.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import bdtr, gammaln, stdtr, stdtrit, xlog1py, xlogy
+
+SEED = 20250101  # any number, always the same
+RESAMPLES = 10_000
+RESAMPLES_OF_A_MEAN = 2_000  # each of which costs a pass over all values
+
+
+def mcnemar(broken: int, fixed: int) -> float:
+    """Return the two-sided exact p-value of as uneven a division of the images on which two models disagree.
+
+    broken, fixed: images that only the first, only the second model has right (McNemar, Psychometrika 12, 1947).
+    """
+    return min(1.0, 2 * float(bdtr(min(broken, fixed), broken + fixed, 0.5)))
+
+
+def accuracy_difference(broken: int, fixed: int, images: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the bootstrap interval of the paired difference of two accuracies, in -1..1.
+
+    Images are resampled with both models' answers. Half a disagreement is added each way, and half an agreement each
+    way (Agresti and Min, Statistics in Medicine 24, 2005): without any disagreement, plain resampling would be certain.
+    """
+    one, other = (broken + 0.5) / (images + 2), (fixed + 0.5) / (images + 2)
+    drawn = np.random.default_rng(SEED).multinomial(images, [one, other, 1 - one - other], size=RESAMPLES)
+    return _middle((drawn[:, 1] - drawn[:, 0]) / images, level)
+
+
+def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Return the bootstrap interval of a mean of values (N,)."""
+    generator = np.random.default_rng(SEED)
+    at_once = max(1, 1_000_000 // len(values))
+    means = [
+        values[generator.integers(len(values), size=(min(at_once, RESAMPLES_OF_A_MEAN - start), len(values)))].mean(
+            axis=1
+        )
+        for start in range(0, RESAMPLES_OF_A_MEAN, at_once)
+    ]
+    return _middle(np.concatenate(means), level)
+
+
+def _middle(resampled: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values as corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = highest
+    return corrected
+
+
+def power(difference: float, disagreement: float, images: int, level: float = 0.05) -> float:
+    """Return how often `mcnemar` shows, at this level, a true difference of two accuracies on so many images.
+
+    disagreement: the share of images that only one of the models has right, at least the difference.
+    """
+    disagreeing = np.arange(images + 1)
+    log_chance = (
+        gammaln(images + 1)
+        - gammaln(disagreeing + 1)
+        - gammaln(images - disagreeing + 1)
+        + xlogy(disagreeing, disagreement)
+        + xlog1py(images - disagreeing, -disagreement)
+    )
+    chance = np.exp(log_chance)
+    disagreeing, chance = disagreeing[chance > 1e-12], chance[chance > 1e-12]
+    # the most images that the better model may have wrong alone, for the test to show it; -1: it cannot
+    most = np.array([_critical(int(number), level) for number in disagreeing])
+    wins = np.where(most >= 0, bdtr(np.maximum(most, 0), disagreeing, (1 - difference / disagreement) / 2), 0.0)
+    return float(chance @ wins)
+
+
+def _critical(disagreeing: int, level: float) -> int:
+    """Return the largest count of the smaller part that is significant; -1 where none is."""
+    low, high = -1, disagreeing // 2
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if 2 * bdtr(middle, disagreeing, 0.5) <= level else (low, middle - 1)
+    return low
+
+
+def detectable(broken: int, fixed: int, images: int, wanted: float = 0.8, level: float = 0.05) -> float:
+    """Return the smallest true difference that so many images show with the wanted power; nan where none would do.
+
+    The models are taken to disagree as often as observed, or as often as the difference requires.
+    """
+    observed = (broken + fixed) / images
+
+    def shown(count: int) -> bool:
+        return power(count / images, max(observed, count / images), images, level) >= wanted
+
+    if not shown(images):
+        return math.nan
+    low, high = 0, images
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if shown(middle) else (middle, high)
+    return high / images
+
+
+def welch(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """Return p-value, standard error, degrees of freedom of the difference of two means (Welch, Biometrika 34, 1947).
+
+    One or two values say too little of their spread: such a sample borrows the other's variance. Raises ValueError if
+    both are so small.
+    """
+    samples = [np.asarray(sample, dtype=float) for sample in (one, other)]
+    variances = [float(sample.var(ddof=1)) if len(sample) > 2 else None for sample in samples]
+    known = [variance for variance in variances if variance is not None]
+    if not known:
+        raise ValueError("two samples of fewer than three values have no spread")
+    parts = [(known[0] if own is None else own) / len(sample) for own, sample in zip(variances, samples, strict=True)]
+    error = math.sqrt(sum(parts))
+    difference = float(samples[1].mean() - samples[0].mean())
+    if len(known) == 1:
+        freedom = float(max(map(len, samples)) - 1)
+    elif error == 0:
+        freedom = float(sum(map(len, samples)) - 2)
+    else:
+        freedom = error**4 / sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, samples, strict=True))
+    if error == 0:
+        return (1.0 if difference == 0 else 0.0), 0.0, freedom
+    return 2 * float(stdtr(freedom, -abs(difference) / error)), error, freedom
+
+
+def shown_by_means(error: float, freedom: float, wanted: float = 0.8, level: float = 0.05) -> float:
+    """Return the smallest difference of two means that is shown with the wanted power, from `welch`'s error."""
+    return error * float(stdtrit(freedom, 1 - level / 2) + stdtrit(freedom, wanted))

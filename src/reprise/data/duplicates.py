@@ -1,0 +1,140 @@
+"""Which images are there twice: equal ones by their pixels, similar ones by their perceptual hash.
+
+For N images equal ones cost a sort, N log N. Similar ones are sought in sorted neighbourhoods (Hernandez & Stolfo,
+SIGMOD 1995), never among all pairs: the hashes are sorted by ROUNDS different choices of their bits, and each is
+compared with the NEIGHBOURS that follow it. That is ROUNDS sorts and ROUNDS * NEIGHBOURS * N comparisons, in about 200
+bytes of memory an image. Among few images every pair is found; of many, a few of the pairs that differ most are missed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+MOST_BITS = 18  # of 128 in which similar images differ: benchmarks/duplicates.py counts what that finds
+LEAST_ONES = 12  # a hash with fewer (or more zeros) is of an image without structure, such as a blank page
+ROUNDS, NEIGHBOURS = 32, 32
+SAMPLE, CHUNK = 512, 1 << 16
+NONE = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Twins:
+    """For each of N images and each of 3 splits, another image of that split that is its twin: int64 (N, 3), or -1."""
+
+    rows: np.ndarray
+
+    def counts(self, splits: np.ndarray) -> np.ndarray:
+        """Return how many images of split a, of `splits` (N,), have a twin in split b: int64 (3, 3)."""
+        return np.stack([(self.rows[splits == split] >= 0).sum(axis=0) for split in range(3)])
+
+
+def equal_images(digests: np.ndarray, splits: np.ndarray) -> Twins:
+    """Find images of the same pixels; digests: uint64 (N, 2); splits: 0, 1 or 2 for each image, (N,); -1: left out."""
+    group = _groups(digests)
+    return Twins(_others(_first_rows(group, splits), group, splits))
+
+
+def similar_images(hashes: np.ndarray, splits: np.ndarray, equal: Twins, most_bits: int) -> Twins:
+    """Find the most similar image in each split, uint64 (N, 2) hashes at most so many bits apart, that is not equal."""
+    structured = _structured(hashes) & (splits >= 0)
+    group = _groups(hashes)
+    firsts = _first_rows(group, np.where(structured, splits, -1))
+    distinct = np.zeros((len(firsts), 2), np.uint64)
+    distinct[group] = hashes
+    best = np.full((len(firsts), 3), NONE)  # (bits apart << 40) + row
+    for order in _orders(distinct):
+        ordered = distinct[order]
+        for step in range(1, min(NEIGHBOURS, len(order) - 1) + 1):
+            bits = _bits_apart(ordered[step:], ordered[:-step])
+            (near,) = np.nonzero(bits <= most_bits)
+            one, other, apart = order[near], order[near + step], bits[near].astype(np.int64)[:, None] << 40
+            for a, b in ((one, other), (other, one)):  # each image at most once: nothing is lost in the assignment
+                there = firsts[b, :, 0]
+                best[a] = np.minimum(best[a], np.where(there >= 0, apart + there, NONE))
+    rows = np.where(best == NONE, -1, best & ((1 << 40) - 1))[group]
+    own = _others(firsts, group, splits)  # of the very same hash
+    rows = np.where(own >= 0, own, rows)
+    rows[~structured] = -1
+    return Twins(np.where(equal.rows >= 0, -1, rows))
+
+
+def bits_of_similar(hashes: np.ndarray, labels: np.ndarray) -> int:
+    """Return in how many bits similar images of these data may differ, at most MOST_BITS; -1: their hashes cannot tell.
+
+    Nearer than by nature: three robust standard deviations below the median distance of an image to its nearest one.
+    With digits, which resemble one another, nothing is. Nor would anything be where most images have a twin, so
+    MOST_BITS count all the same where images are as far apart as photos (the nearest twentieth of all pairs twice as
+    far; photos 50 bits, digits 26) and those that are nearer have the same label, nine in ten.
+    """
+    structured = _structured(hashes)
+    hashes, labels = hashes[structured], labels[structured]
+    if len(hashes) < 2:
+        return -1
+    sample = np.unique(np.linspace(0, len(hashes) - 1, SAMPLE).astype(np.int64))
+    nearest, twentieth, same = np.zeros((3, len(sample)))
+    for place, row in enumerate(sample):
+        bits = _bits_apart(hashes, hashes[row])
+        bits[row] = 255
+        twin = bits.argmin()
+        nearest[place], same[place] = bits[twin], labels[twin] == labels[row]
+        twentieth[place] = np.searchsorted(np.bincount(bits).cumsum(), len(hashes) / 20)
+    twins = nearest <= MOST_BITS
+    if np.median(twentieth) >= 2 * MOST_BITS and twins.any() and same[twins].mean() >= 0.9:
+        return MOST_BITS
+    spread = 1.4826 * np.median(np.abs(nearest - np.median(nearest)))
+    return max(-1, min(MOST_BITS, int(np.floor(np.median(nearest) - 3 * spread))))
+
+
+def _structured(hashes: np.ndarray) -> np.ndarray:
+    ones = np.bitwise_count(hashes).sum(axis=1)
+    return (ones >= LEAST_ONES) & (ones <= 128 - LEAST_ONES)
+
+
+def _bits_apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the Hamming distances, uint8 (N,), of hashes (N, 2)."""
+    bits = np.bitwise_count(one ^ other)
+    return bits[:, 0] + bits[:, 1]
+
+
+def _groups(keys: np.ndarray) -> np.ndarray:
+    """Number the different keys, uint64 (N, 2), from 0; return each image's number (N,)."""
+    order = np.lexsort(keys.T)
+    new = np.any(keys[order[1:]] != keys[order[:-1]], axis=1)
+    group = np.empty(len(keys), np.int64)
+    group[order] = np.concatenate([[0], np.cumsum(new)]) if len(keys) else order
+    return group
+
+
+def _first_rows(group: np.ndarray, splits: np.ndarray) -> np.ndarray:
+    """Return the first two images of each group in each split, int64 (groups, 3, 2), or -1."""
+    groups = int(group.max(initial=-1)) + 1
+    found = np.full((groups, 3, 2), -1)
+    for split in range(3):
+        (rows,) = np.nonzero(splits == split)
+        for place in range(2):
+            firsts, at = np.unique(group[rows], return_index=True)  # the first occurrence of each
+            found[firsts, split, place] = rows[at]
+            rows = np.delete(rows, at)
+    return found
+
+
+def _others(firsts: np.ndarray, group: np.ndarray, splits: np.ndarray) -> np.ndarray:
+    """Return for each image the first of its group in each split that is not itself, int64 (N, 3), or -1."""
+    first, second = firsts[group, :, 0], firsts[group, :, 1]
+    rows = np.where(first == np.arange(len(group))[:, None], second, first)
+    rows[splits < 0] = -1
+    return rows
+
+
+def _orders(hashes: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield ROUNDS orders of the hashes (N, 2), each by a key of 64 other bits; the choices are fixed."""
+    for number in range(ROUNDS):
+        chosen = (np.arange(64) * (2 * number + 1) + 37 * number) % 128  # an odd step: no bit twice
+        keys = [_key(hashes[start : start + CHUNK], chosen) for start in range(0, len(hashes), CHUNK)]
+        yield np.argsort(np.concatenate(keys), kind="stable") if keys else np.zeros(0, np.int64)
+
+
+def _key(hashes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    bits = np.unpackbits(hashes.view(np.uint8), axis=1)[:, chosen]
+    return np.packbits(np.ascontiguousarray(bits), axis=1).view(">u8")[:, 0].astype(np.uint64)

@@ -1,0 +1,150 @@
+"""The page that goes with a published model: what it was trained on, how good it is, how sure that is, and its limits.
+
+Made from facts that other files hold; the same facts give the same bytes.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from reprise.card import ModelCard
+from reprise.comparison.markup import table, text
+from reprise.data.packed import Metadata
+from reprise.evaluation import Evaluation
+from reprise.intervals import wilson
+
+FEW = 100  # test images of a class; with fewer, its interval is wide
+
+
+def model_card(
+    card: ModelCard, metadata: Metadata, settings: dict[str, Any], evaluation: Evaluation, calibration_bins: int
+) -> str:
+    """Return the page, Markdown. settings: the parameters of model and training, {section: {name: value}}."""
+    name, images = card.architecture.model_name, len(evaluation.labels)
+    right = int(evaluation.confusion.diag().sum())
+    return "\n\n".join(
+        [
+            f"# {text(name)}, trained on {text(card.training.data)}",
+            f"{_share(right, images)} of {images:,} test images are classified correctly (95 % interval: Wilson's). "
+            "Written by the stage `evaluate`; `model.json` holds what is needed to use the weights.",
+            "## Data",
+            _data(card, metadata),
+            "## Training",
+            _training(card, settings),
+            "## Metrics",
+            _metrics(evaluation, right, images),
+            "## Classes",
+            _classes(evaluation),
+            "## Calibration",
+            _calibration(evaluation, calibration_bins),
+            "## Limits",
+            _limits(card, metadata, evaluation),
+            "## Provenance",
+            _facts(_flat({**card.provenance.model_dump(), "weights_sha256": card.weights_sha256})),
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def _data(card: ModelCard, metadata: Metadata) -> str:
+    facts = {
+        "data set": metadata.data,
+        "classes": f"{len(metadata.classes):,}",
+        **{f"{split} images": f"{count:,}" for split, count in metadata.counts.items()},
+        "left out, unreadable": f"{metadata.dropped:,}",
+        "input": f"{card.preprocessing.image_size} x {card.preprocessing.image_size}, "
+        f"{'grey' if card.preprocessing.channels == 1 else 'RGB'}, {card.preprocessing.resize}",
+        "archive, SHA-256": metadata.source_sha256,
+        "splits, SHA-256": metadata.splits_sha256,
+    }
+    return _facts(facts)
+
+
+def _training(card: ModelCard, settings: dict[str, Any]) -> str:
+    start = "timm's published weights" if card.training.pretrained else "random weights"
+    return (
+        f"From {start}, seed {card.training.seed}; these are the weights of epoch {card.training.epoch}, which "
+        f"validates best.\n\n{_facts(_flat(settings))}"
+    )
+
+
+def _metrics(evaluation: Evaluation, right: int, images: int) -> str:
+    rows = [["accuracy", f"{right / images:.4f}", _interval(right, images)]]
+    rows += [
+        [text(name), f"{value:,}" if isinstance(value, int) else f"{value:.4f}", ""]
+        for name, value in evaluation.metrics.items()
+        if name != "accuracy"
+    ]
+    return table(["metric", "test", "95 % interval"], rows)
+
+
+def _classes(evaluation: Evaluation) -> str:
+    confusion = evaluation.confusion
+    counts = zip(confusion.diag().tolist(), confusion.sum(dim=1).tolist(), confusion.sum(dim=0).tolist(), strict=True)
+    rows = [
+        [text(name), f"{images:,}", _share(found, images), _share(found, claimed)]
+        for name, (found, images, claimed) in zip(evaluation.classes, counts, strict=True)
+    ]
+    return table(["class", "test images", "recall (95 % interval)", "precision (95 % interval)"], rows)
+
+
+def _calibration(evaluation: Evaluation, bins: int) -> str:
+    confidence, predicted = evaluation.probabilities.double().max(dim=1)
+    right = (predicted == evaluation.labels).double()
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    rows = []
+    for number in bin_of.unique().tolist():
+        inside = bin_of == number
+        span = f"{number / bins:.3f} to {(number + 1) / bins:.3f}"
+        rows.append([span, f"{int(inside.sum()):,}", _mean(confidence[inside]), _mean(right[inside])])
+    return (
+        f"The model is {_mean(confidence)} confident on average and right in {_mean(right)} of cases.\n\n"
+        + table(["confidence", "test images", "mean confidence", "accuracy"], rows)
+    )  # fmt: skip
+
+
+def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
+    confusion = evaluation.confusion
+    counts = list(zip(confusion.diag().tolist(), confusion.sum(dim=1).tolist(), evaluation.classes, strict=True))
+    tested = [(found / images, name, found, images) for found, images, name in counts if images]
+    _, name, found, images = min(tested)
+    absent = sum(images == 0 for _, images, _ in counts)
+    few = sum(0 < images < FEW for _, images, _ in counts)
+    size = card.preprocessing.image_size
+    limits = [
+        f"It knows {len(card.classes):,} classes and nothing else: any image is given one of them.",
+        f"It sees {size} x {size} pixels; what is lost at that size is lost to it.",
+        f"The test images come from the same source as the training images ({text(metadata.data)}); on others, "
+        "expect less.",
+        f"Weakest class: {text(name)}, {found:,} of {images:,} found, recall {_share(found, images)}.",
+    ]
+    if few:
+        limits.append(f"{few:,} of the classes have fewer than {FEW} test images: see the width of their intervals.")
+    if absent:
+        limits.append(f"{absent:,} of the classes have no test image: nothing is known of them.")
+    if metadata.dropped:
+        limits.append(f"{metadata.dropped:,} images could not be read and were left out.")
+    return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    return table(["", ""], [[text(name), text(value)] for name, value in facts.items()])
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def _share(successes: int, trials: int) -> str:
+    return f"{successes / trials:.4f} ({_interval(successes, trials)})" if trials else "none"
+
+
+def _interval(successes: int, trials: int) -> str:
+    low, high = wilson(successes, trials)
+    return f"{low:.4f} to {high:.4f}"
+
+
+def _mean(values: Tensor) -> str:
+    return f"{float(values.mean()):.4f}"

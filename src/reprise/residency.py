@@ -1,0 +1,60 @@
+"""Where the packed images lie in training: on the GPU when they fit beside the network, otherwise where they are.
+
+A resident image is gathered on the device, without a copy over the bus for each batch; memory-mapped images stay
+memory-mapped for the CPU and are copied as they are gathered.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SHARE = 0.5  # of the free memory; the rest is for the network, its gradients and activations
+CHUNK = 64 << 20  # bytes, of one copy to the device
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the free bytes of a GPU."""
+    return torch.cuda.mem_get_info(device)[0]
+
+
+class Images:
+    """Packed uint8 images (N, H, W, C), on the device if it is a GPU and they take at most SHARE of its free memory."""
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        device: torch.device | str = "cpu",
+        free_memory: Callable[[torch.device], int] = free_memory,
+    ) -> None:
+        self.device = torch.device(device)
+        self.mapped = np.asarray(images)
+        self.resident: Tensor | None = None
+        if self.device.type != "cpu" and self.mapped.nbytes <= SHARE * free_memory(self.device):
+            self.resident = _copied(self.mapped, self.device)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.mapped)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Return the images of these rows, int64 on the CPU, as a new tensor on the device."""
+        if self.resident is not None:
+            return self.resident.index_select(0, rows.to(self.device))
+        return to_device(torch.from_numpy(self.mapped[rows.numpy()]), self.device)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy from the CPU; to a GPU from pinned memory, so that nothing waits for it."""
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
+
+
+def _copied(images: np.ndarray, device: torch.device) -> Tensor:
+    """Copy in pieces: a memory-mapped array never lies in memory as a whole."""
+    resident = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    rows = max(1, CHUNK // max(1, images[:1].nbytes))
+    for start in range(0, len(images), rows):
+        resident[start : start + rows] = torch.from_numpy(np.array(images[start : start + rows]))
+    return resident

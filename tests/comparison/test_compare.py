@@ -1,0 +1,240 @@
+"""Revisions as Git and DVC hold them, compared: what is common, what is said, and what a mistake ends in."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from reprise.comparison.compare import compare
+from reprise.comparison.report import markdown, summary, write
+from reprise.comparison.revisions import Repository
+from reprise.errors import UserError
+from tests.comparison.conftest import Project, answers
+from tests.conftest import ROOT
+
+
+def test_the_verdict_follows_the_answers_and_the_gate_follows_the_verdict(project):
+    project.state(answers(70, 30)).commit()
+    project.state(answers(85, 15)).commit("better")
+    project.state(answers(72, 28)).commit("alike")
+    project.state(answers(50, 50)).commit("worse")
+    words = {}
+    for branch in ("better", "alike", "worse"):
+        found = compare(project.path, "main", branch)
+        words[branch] = (found.verdict.word, found.regressed, found.verdict.broken, found.verdict.fixed)
+    assert words == {
+        "better": ("better", False, 0, 15),
+        "alike": ("no difference shown", False, 0, 2),
+        "worse": ("worse", True, 20, 0),
+    }
+    assert "show a difference of 8 points or more in 80% of cases" in summary(compare(project.path, "main", "alike"))
+
+
+def test_the_workspace_is_a_revision_and_says_that_it_is_not_committed(project):
+    project.state(answers(7, 3)).commit()
+    project.state(answers(8, 2))
+    found = compare(project.path, "main", "workspace")
+    assert found.verdict.fixed == 1
+    assert any("uncommitted changes (dvc.lock, metrics/test.json)" in note for note in found.notes)
+    project.write("src/model.py", "2")
+    assert any("older than its src/model.py" in note for note in compare(project.path, "main", "workspace").notes)
+
+
+@pytest.mark.parametrize("kind", ["tag", "experiment", "abbreviated"])
+def test_a_tag_an_experiment_and_a_short_commit_are_revisions(project, kind):
+    project.state(answers(7, 3)).commit()
+    commit = project.state(answers(9, 1)).commit("other")
+    name = {"tag": "v1", "experiment": "lyric-kill", "abbreviated": commit[:8]}[kind]
+    if kind == "tag":
+        project.git("tag", "-a", name, "-m", "x")
+    project.git("checkout", "--quiet", "main")
+    if kind == "experiment":
+        project.git("update-ref", f"refs/exps/ab/cdef/{name}", commit)
+        project.git("branch", "-D", "other")
+    assert compare(project.path, "main", name).verdict.fixed == 2
+
+
+def test_an_image_is_known_by_its_content_and_not_by_its_name(project):
+    base = answers(5, 5) | answers(4, 0, "bee", prefix="b")
+    project.state(base, train=["ant/moves", "ant/goes", "ant/stays"]).commit()
+    head = {name.replace("bee/b0", "cat/b0"): said for name, said in base.items()}  # relabelled
+    head["cat/b0"] = ("cat", "cat")
+    del head["ant/1"]
+    head["ant/new"] = ("ant", "ant")
+    head["ant/moves"] = ("ant", "ant")
+    project.state(head, train=["ant/stays"], content={"ant/2": "another picture"}).commit("head")
+    found = compare(project.path, "main", "head")
+    assert found.data.added == ["ant/new"]
+    assert found.data.removed == ["ant/1", "ant/goes"]
+    assert found.data.replaced == ["ant/2"]
+    assert found.data.moved == [("ant/moves", "train", "test")]
+    assert found.data.relabelled == [("cat/b0", "bee", "cat")]
+    assert found.verdict.images == 12  # of 14: not ant/1, ant/2
+    assert (found.verdict.broken, found.verdict.fixed) == (0, 1)  # judged by the new label
+    assert any("Only the 12 that both have" in note for note in found.notes)
+    assert any(note.startswith("1 of these have a new label") for note in found.notes)
+    page = markdown(found, set())
+    assert "| relabelled | 1 | cat/b0 (bee -> cat) |" in page
+
+
+def test_without_the_raw_images_names_have_to_do_and_the_report_says_so(project):
+    project.state(answers(5, 5)).commit()
+    raw = Repository(project.path).revision("main").md5("data/raw")
+    project.state(answers(5, 6)).commit("head")
+    project.cached(raw).unlink()
+    found = compare(project.path, "main", "head")
+    assert found.verdict.images == 10
+    assert any("matched by name alone" in note for note in found.notes)
+
+
+def test_other_classes_are_said_loudly_and_the_shared_ones_compared(project):
+    project.state(answers(5, 5) | answers(3, 1, "bee", "cat"), classes=["ant", "bee", "cat"]).commit()
+    head = answers(6, 4, guess="dog") | answers(3, 1, "bee", "ant") | answers(2, 0, "dog", prefix="d")
+    project.state(head, classes=["ant", "bee", "dog"]).commit("head")
+    found = compare(project.path, "main", "head")
+    assert [change.name for change in found.classes] == ["bee", "ant"]
+    assert found.verdict.images == 14
+    note = next(note for note in found.notes if note.startswith("The classes differ"))
+    assert "only main" in note
+    assert "has cat" in note
+    assert "has dog" in note
+
+
+def test_results_that_are_no_numbers_are_loud_and_close_the_gate(project):
+    project.state(answers(5, 5)).commit()
+    project.state(answers(5, 5), metrics={"loss": float("nan")}, sure=float("nan")).commit("head")
+    found = compare(project.path, "main", "head")
+    assert found.regressed
+    assert found.verdict.word == "no difference shown"
+    assert "Not a number in the metrics of head" in found.notes[0]
+    assert "10 of 10 images have a probability that is not a number" in found.notes[1]
+    page = write(found, project.path / "report").read_text()
+    assert "| loss | 0.5000 | nan | +nan | lower | not a number |" in page
+
+
+def test_params_code_and_terms_that_differ_are_listed(project):
+    project.state(answers(5, 5)).commit()
+    project.state(answers(5, 5), params={"train": {"seed": 1, "lr": "<b>"}, "new": None}, code="2").commit("head")
+    page = markdown(compare(project.path, "main", "head"), set())
+    assert "| train.lr | 0.1 | &#60;b&#62; |" in page
+    assert "Code of the stages that differs: src/model.py." in page
+    project.state(answers(5, 5), params={"train": {"seed": 1, "lr": 0.1}}).commit("seeded")
+    assert any("Only the seed differs" in note for note in compare(project.path, "main", "seeded").notes)
+
+
+def test_several_seeds_judge_the_setting(project):
+    def runs(name, rates, lr):
+        for seed, right in enumerate(rates):
+            params = {"train": {"seed": seed, "lr": lr}}
+            commit = project.state(answers(right, 400 - right), params=params).commit(f"{name}-{seed}")
+            if seed:
+                project.git("update-ref", f"refs/exps/aa/bbbb/{name}-{seed}", commit)
+
+    project.state(answers(200, 200)).commit()
+    runs("noisy", [300, 320, 340, 310], 0.2)
+    runs("lucky", [330, 300, 310, 320], 0.3)
+    runs("good", [390, 392, 388, 391], 0.4)
+    one = compare(project.path, "noisy-0", "lucky-0")
+    assert one.verdict.word == "better"  # of these two models
+    several = compare(project.path, "noisy-0", "lucky-0", seeds=True)
+    assert several.verdict.word == "no difference shown"
+    assert list(several.verdict.seeds.base.values()) == [0.75, 0.8, 0.85, 0.775]
+    assert "over 4 and 4 seeds" in summary(several)
+    assert compare(project.path, "noisy-0", "good-0", seeds=True).verdict.word == "better"
+    with pytest.raises(UserError, match=r"fewer than 3 runs differ .* train.seed alone; .*dvc exp run --queue -S"):
+        compare(project.path, "main", "main", seeds=True)
+
+
+def test_outs_come_from_the_remote_where_the_cache_lacks_them(project, tmp_path):
+    project.state(answers(5, 5)).commit()
+    project.state(answers(9, 1)).commit("head")
+    shutil.copytree(project.path / ".dvc/cache/files", tmp_path / "remote/files")
+    shutil.rmtree(project.path / ".dvc/cache")
+    with pytest.raises(
+        UserError, match=r"main \(.*\): its data/predictions.csv is neither in DVC's cache nor in a rem"
+    ):
+        compare(project.path, "main", "head")
+    with (project.path / ".dvc/config").open("a") as config:
+        config.write(f"    remote = there\n['remote \"there\"']\n    url = {tmp_path / 'remote'}\n")
+    found = compare(project.path, "main", "head")
+    assert found.verdict.fixed == 4
+    assert "fixed.png" in {path.name for path in write(found, tmp_path / "out").parent.iterdir()}
+
+
+def refused(project, *names):
+    with pytest.raises(UserError) as error:
+        compare(project.path, *names)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_mistakes_are_told_in_a_line_with_the_way_out(project, tmp_path):
+    project.write("README", "nothing yet")
+    before = project.commit()
+    project.state(answers(5, 5)).commit()
+    assert "did you mean main?" in refused(project, "mian", "workspace")
+    assert "no Git revision" in refused(project, "--help", "workspace")
+    first = project.git("rev-parse", "--short", "HEAD")
+    assert re.search(f"from before the pipeline existed.*{first} is the first", refused(project, before, "main"))
+    project.state(answers(5, 5, prefix="other")).commit("others")
+    assert "no common images" in refused(project, "main", "others")
+    predictions = Repository(project.path).revision("main").md5("data/predictions.csv")
+    project.cached(predictions).write_text("id,label\n")
+    assert "altered since DVC stored it" in refused(project, "main", "others")
+    subprocess.run(
+        ["git", "clone", "--quiet", "--depth", "1", f"file://{project.path}", str(tmp_path / "shallow")], check=True
+    )
+    shallow = type("Shallow", (), {"path": tmp_path / "shallow"})
+    assert "`fetch-depth: 0`" in refused(shallow, "main~1", "workspace")
+    (tmp_path / "empty").mkdir()
+    assert "not the root of a Git and DVC repository" in refused(type("No", (), {"path": tmp_path / "empty"}), "a", "b")
+
+
+def test_the_report_of_equal_revisions_is_the_same_bytes_each_time_and_small(tmp_path):
+    nasty = ["<img src=x>", "a|b", "@team", "x" * 300, *(f"class {number}" for number in range(120))]
+    said = {f"{label}/{i}": (label, nasty[(row + (i > 3)) % 124]) for row, label in enumerate(nasty) for i in range(8)}
+    project = Project(tmp_path / "project")
+    project.state(said, classes=nasty).commit()
+    project.git("branch", "twin")
+    script = (
+        "import pathlib, sys; from reprise.comparison import compare, report; "
+        "report.write(compare.compare(pathlib.Path(sys.argv[1]), 'main', 'twin'), pathlib.Path(sys.argv[2])); "
+        "assert not {'torch', 'lightning', 'scipy.stats'} & set(sys.modules)"
+    )
+    reports = []
+    for seed in "12":
+        out = tmp_path / seed
+        command = [sys.executable, "-c", script, str(project.path), str(out)]
+        subprocess.run(
+            command, check=True, env={"PYTHONHASHSEED": seed, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "src")}
+        )
+        reports.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert reports[0] == reports[1]
+    page = reports[0]["report.md"].decode()
+    assert len(page) < 60_000
+    assert "one and the same revision" in page
+    assert "<img" not in page
+
+
+def test_ten_thousand_images_take_less_than_five_seconds(project):
+    names = [f"class {number}" for number in range(10)]
+    generator = np.random.default_rng(0)
+
+    def said(rate):
+        guesses = generator.random(10_000) < rate
+        return {
+            f"{names[i % 10]}/{i}": (names[i % 10], names[(i + (not right)) % 10]) for i, right in enumerate(guesses)
+        }
+
+    project.state(said(0.9), classes=names).commit()
+    project.state(said(0.92), classes=names).commit("head")
+    start = time.process_time()
+    page = write(compare(project.path, "main", "head"), project.path / "report")
+    assert time.process_time() - start < 5
+    assert page.stat().st_size < 60_000
+    assert json.dumps(page.read_text()).count("| class ") > 20

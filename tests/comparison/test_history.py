@@ -1,0 +1,83 @@
+"""`make history`: the metrics of each commit, in order, also where some are missing, broken or not committed."""
+
+import json
+import re
+import xml.etree.ElementTree
+
+import pytest
+
+from tests.conftest import Workspace, fresh_clone
+from tests.test_pipeline import refused
+
+
+@pytest.fixture
+def branch(tmp_path):
+    """A repository without metrics and without commits yet."""
+    clone = fresh_clone(tmp_path / "clone")
+    for path in (clone.path / "metrics").iterdir():
+        path.unlink()
+    clone.commit()
+    return clone
+
+
+def write(clone, content, message=None):
+    text = content if isinstance(content, str) else json.dumps(content)
+    (clone.path / "metrics").mkdir(exist_ok=True)
+    (clone.path / "metrics/test.json").write_text(text)
+    if message:
+        clone.run("git", "add", "--all")
+        clone.run("git", "commit", "--quiet", "--message", message)
+
+
+def show(clone, *names):
+    *lines, last = clone.run("python", "src/history.py", *names).stdout.splitlines()
+    assert last == f"history: {len(lines) - 1} points -> runs/history.svg"
+    svg = (clone.path / "runs/history.svg").read_text()
+    return lines, xml.etree.ElementTree.fromstring(svg), svg
+
+
+def test_each_change_of_the_metrics_is_a_line_and_a_dot_in_the_order_of_the_commits(branch):
+    write(branch, {"accuracy": 0.5, "loss": 1.25, "images": 100}, "first <script>")
+    write(branch, "{", "broken")
+    (branch.path / "README.md").write_text("x")
+    branch.commit()
+    write(branch, '{"accuracy": 0.75, "loss": NaN, "images": 100}', "second" + "x" * 80)
+    write(branch, {"accuracy": 0.9, "loss": 0.5, "images": 100})
+    lines, svg, text = show(branch)
+    assert lines[0].split() == ["commit", "accuracy", "loss"]
+    assert [line.split()[1:4] for line in lines[1:]] == [
+        ["0.5000", "1.2500", "first"],
+        ["0.7500", "nan", f"second{'x' * 41}..."],
+        ["0.9000", "0.5000", "not"],
+    ]
+    assert lines[-1].startswith("workspace ")
+    circles = svg.findall(".//{*}circle")
+    assert len(circles) == 3 + 2  # NaN is no dot
+    assert "<script>" not in text
+    assert len(svg.findall(".//{*}line")) == 3  # intervals, of accuracy only
+    heights = [float(circle.get("cy")) for circle in circles[:3]]
+    assert heights == sorted(heights, reverse=True)
+    assert not re.search(r"href|http(?!://www\.w3\.org/2000/svg)", text)
+
+
+def test_a_branch_shows_merges_as_one_commit_and_only_metrics_that_are_asked_for(branch):
+    write(branch, {"accuracy": 0.5, "ece": 0.1}, "base")
+    branch.run("git", "checkout", "--quiet", "-b", "side")
+    write(branch, {"accuracy": 0.6, "ece": 0.1}, "one try")
+    write(branch, {"accuracy": 0.7, "ece": 0.2}, "another")
+    branch.run("git", "checkout", "--quiet", "main")
+    branch.run("git", "merge", "--quiet", "--no-ff", "--message", "merge side", "side")
+    lines, _, _ = show(branch, "ece")
+    assert [line.split()[1:] for line in lines] == [["ece"], ["0.1000", "base"], ["0.2000", "merge", "side"]]
+    said = refused(branch.run("python", "src/history.py", "recal", check=False))
+    assert "recal: no such metric; there are accuracy, ece" in said
+
+
+def test_no_metrics_and_a_shallow_clone_are_said(branch, tmp_path):
+    assert "no commit of this branch has it" in refused(branch.run("python", "src/history.py", check=False))
+    write(branch, {"accuracy": 0.5}, "one")
+    write(branch, {"accuracy": 0.6}, "two")
+    branch.run("git", "clone", "--quiet", "--depth=1", f"file://{branch.path}", str(tmp_path / "shallow"))
+    done = Workspace(tmp_path / "shallow").run("python", "src/history.py")
+    assert "shallow clone" in done.stderr
+    assert "0.6000" in done.stdout

@@ -1,0 +1,162 @@
+"""`make review`: what CI does on a pull request, here against a bare Git remote on disk."""
+
+import json
+import re
+import shutil
+import sys
+
+import pytest
+
+from tests.comparison.test_comments import Site, serving
+from tests.conftest import ROOT, Workspace
+from tests.test_pipeline import refused
+
+# stands in for the real one, which has tests of its own: it compares as it is told, and finds a regression
+COMPARE = """
+import pathlib, sys
+base, _, out, *gate = sys.argv[1:]
+pathlib.Path(out, "report.md").write_text(f"# compared with {base}")
+sys.exit(3 if gate == ["--fail-on", "regression"] else 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def branch_once(reproduced_once, tmp_path_factory):
+    """A branch with a change and its results; beside it a bare remote with its main."""
+    branch = reproduced_once.copy(tmp_path_factory.mktemp("review") / "clone")
+    (branch.path / "src/compare.py").write_text(COMPARE)
+    branch.commit()
+    branch.run("git", "init", "--quiet", "--bare", "--initial-branch", "main", "../remote.git")
+    branch.run("git", "remote", "add", "origin", "../remote.git")
+    branch.run("git", "push", "--quiet", "origin", "main")
+    branch.run("git", "checkout", "--quiet", "-b", "try")
+    branch.set("evaluate.calibration_bins=10")
+    branch.run("dvc", "repro")
+    branch.commit()
+    return branch
+
+
+@pytest.fixture
+def branch(branch_once, tmp_path):
+    """A private copy of the branch and its remote."""
+    shutil.copytree(branch_once.path.parent / "remote.git", tmp_path / "remote.git")
+    return branch_once.copy(tmp_path / "clone")
+
+
+def review(workspace, *arguments, **environment):
+    """Return what the page says and how the script ended."""
+    done = workspace.run("python", "src/review.py", *arguments, check=False, **environment)
+    page = (workspace.path / "runs/review/comment.md").read_text()
+    assert done.stdout == f"{page}\n"
+    assert done.returncode == (1 if "**failed**" in page else 0)
+    return page
+
+
+def results(page):
+    """Return {check: whether it passed} of the page's first table."""
+    rows = re.findall(r"^\| ([\w. ]+) \| (passed|\*\*failed\*\*) \|", page, re.MULTILINE)
+    return {name: said == "passed" for name, said in rows}
+
+
+def commit(workspace, revision):
+    return workspace.run("git", "rev-parse", revision).stdout.strip()
+
+
+def test_a_branch_is_compared_with_where_it_left_the_remotes_main(branch, tmp_path):
+    left = commit(branch, "main")
+    branch.run("git", "clone", "--quiet", str(tmp_path / "remote.git"), str(tmp_path / "other"))
+    other = Workspace(tmp_path / "other")
+    other.run("git", "-c", "user.name=T", "-c", "user.email=t@example.invalid", "commit", "-qm", "on", "--allow-empty")
+    other.run("git", "push", "--quiet", "origin", "main")
+    page = review(branch)
+    assert results(page) == {"dvc.lock is fresh": True, "compared": True}
+    assert page.startswith(f"## Review of {commit(branch, 'HEAD')[:7]} against {left[:7]} ")
+    assert commit(branch, "refs/remotes/origin/main") == commit(other, "HEAD") != left  # it was fetched
+    assert f"# compared with {left}" in page
+    assert branch.clean()
+
+
+def test_the_real_comparison_is_on_the_page(reproduced):
+    page = review(reproduced)
+    assert results(page) == {"dvc.lock is fresh": True, "compared": True}
+    assert "# No difference shown: the workspace against " in page
+    assert (reproduced.path / "runs/review/reliability.svg").exists()
+    assert reproduced.clean()
+
+
+def test_a_stale_lock_fails_and_says_why(branch):
+    branch.set("train.lr=0.002")
+    branch.commit()
+    page = review(branch)
+    assert results(page)["dvc.lock is fresh"] is False
+    assert "| params.yaml train | train | modified since dvc.lock was written |" in page
+    assert "run `make repro` and commit" in page
+    assert "reproduced" not in results(page)
+
+
+def test_without_a_remote_what_a_fresh_clone_lacks_is_reproduced_on_both_sides(branch, tmp_path):
+    branch.run("git", "push", "--quiet", "origin", "try")
+    branch.run("git", "clone", "--quiet", "--branch", "try", str(tmp_path / "remote.git"), str(tmp_path / "runner"))
+    runner = Workspace(tmp_path / "runner")
+    page = review(runner, GITHUB_BASE_REF="main")
+    assert results(page) == {"dvc.lock is fresh": True, "reproduced": True, "compared": True}
+    assert "the same bytes in every out" in page
+    assert runner.clean()
+
+
+def test_results_that_do_not_come_out_again_fail(branch):
+    (metrics,) = branch.path.glob("metrics/test.json")
+    written = json.loads(metrics.read_text())
+    lock = branch.path / "dvc.lock"
+    before = branch.run("md5sum", str(metrics)).stdout.split()[0]
+    metrics.write_text(json.dumps(written | {"accuracy": 0.999}, indent=2) + "\n")  # too good, and recorded as such
+    lock.write_text(lock.read_text().replace(before, branch.run("md5sum", str(metrics)).stdout.split()[0]))
+    branch.commit()
+    assert results(review(branch))["dvc.lock is fresh"] is True
+    page = review(branch, "--reproduce")
+    assert results(page)["reproduced"] is False
+    assert "other bytes than dvc.lock records: metrics/test.json" in page
+
+
+def test_the_base_must_be_there(branch, tmp_path):
+    said = refused(branch.run("python", "src/review.py", "--base", "nowhere", check=False))
+    assert "nowhere: no such branch, here or at origin" in said
+    branch.run("git", "push", "--quiet", "origin", "try")
+    address = f"file://{tmp_path}/remote.git"  # by a path, Git would copy the whole history
+    branch.run("git", "clone", "--quiet", "--branch", "try", "--depth=1", address, str(tmp_path / "shallow"))
+    shallow = Workspace(tmp_path / "shallow")
+    said = refused(shallow.run("python", "src/review.py", check=False))
+    assert "shallow clone" in said
+    assert "fetch-depth: 0" in said
+    branch.run("git", "checkout", "--quiet", "--orphan", "alone")
+    branch.commit()
+    assert "no commit in common" in refused(branch.run("python", "src/review.py", check=False))
+
+
+def test_a_regression_fails_where_that_is_asked_for_and_a_comparison_that_fails_always(branch):
+    assert results(review(branch))["compared"] is True
+    page = review(branch, "--fail-on", "regression")
+    assert results(page)["compared"] is False
+    assert "# compared with" in page
+    (branch.path / "src/compare.py").write_text("import sys\nsys.exit('error: no @predictions there')")
+    page = review(branch)
+    assert results(page)["compared"] is False
+    assert "no &#64;&#8203;predictions there" in page
+    assert "# compared with" not in page  # of the review before
+
+
+def test_posting_needs_no_packages_and_updates_the_comment(tmp_path):
+    here = Workspace(ROOT)
+    page = tmp_path / "page.md"
+    page.write_text("## Review\n\n@everyone\n")
+    site = Site("github")
+    # -S: without any installed package, as in the job that holds the token
+    command = (sys.executable, "-S", "src/review.py", "--post", str(page))
+    known = {"GITHUB_REPOSITORY": "own/er", "PULL_REQUEST": "7", "GITHUB_TOKEN": "secret", "PYTHONPATH": ""}
+    with serving(site.answer) as api:
+        for _ in range(2):
+            here.run(*command, GITHUB_API_URL=api, **known)
+        said = refused(here.run(*command, GITHUB_API_URL=api, **known | {"GITHUB_TOKEN": ""}, check=False))
+    assert "GITHUB_TOKEN: not set" in said
+    (comment,) = site.comments
+    assert comment["text"].endswith("@\u200beveryone\n")
