@@ -70,9 +70,9 @@ lock: setup  ## resolve requirements.lock anew (torch brings its own CUDA packag
 	  | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
-bench: setup  ## measure (minutes; with nothing else running)
-	@python benchmarks/models.py
-	@python benchmarks/promises.py
+bench: setup  ## measure what needs no further data, as Markdown tables (a quarter of an hour; with nothing else running)
+	@for name in limit conventional scale pipeline promises models; do \
+	  echo; echo "## $$name"; echo; python benchmarks/$$name.py || exit 1; done
 
 clean:  ## remove the environment, scratch runs and caches of tools (not the data, not the DVC cache)
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .mypy_cache

@@ -12,39 +12,17 @@ import argparse
 import hashlib
 import io
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 from PIL import Image
 
+from measure import PeakMemory
 from reprise.data.archive import RawImage, write_archive
 from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
-
-
-class PeakMemory(threading.Thread):
-    """Samples the private memory of this process and its children; `peak` is the most seen together, in bytes."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak = 0
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        """Sample until `done`."""
-        own = psutil.Process()
-        while not self.done.wait(0.05):
-            total = 0
-            for process in (own, *own.children(recursive=True)):
-                try:
-                    total += process.memory_full_info().uss
-                except psutil.Error:
-                    continue
-            self.peak = max(self.peak, total)
 
 
 def measure(raw: Path, folder: Path, workers: int) -> tuple[float, int, int, str]:

@@ -1,6 +1,7 @@
 """Train with some params changed, without touching the pipeline's outs.
 
     python src/train.py train.epochs=1 model.name=resnet18
+    python src/train.py --profile
 
 Prepared data are brought up to date first; the result is a folder under runs/ with params.yaml, the log of what was
 printed, history.csv, train.json and the model, and `runs/latest` points at it. A run that was stopped or killed goes on
@@ -34,6 +35,11 @@ def main() -> int:
     from reprise.training import train
 
     after_torch(params.train.threads, params.train.reproducible)
+    if options.profile:
+        from reprise.profiling import profile
+
+        print(profile(processed, params.model, params.train).table())
+        return 0
     if options.sanity:
         from reprise.sanity import sanity, table
 
@@ -49,7 +55,7 @@ def main() -> int:
     scratch = None if debug.deciding() else ROOT / "runs/checkpoints"
     with run_folder(ROOT / "runs", params, resumed, debug=scratch is None) as run:
         loggers = create_loggers(params.train.loggers, run, run.name)
-        result = train(processed, params.model, params.train, scratch, debug, loggers)
+        result = train(processed, params.model, params.train, scratch, debug=debug, loggers=loggers)
         with publishing(*(run / name for name in RESULT)) as files:
             result.save(*files)
         result.discard_checkpoints()
@@ -77,6 +83,7 @@ def arguments() -> argparse.Namespace:
     quick.add_argument(
         "--sanity", action="store_true", help="check data and network instead; exit code 1: a check failed"
     )
+    quick.add_argument("--profile", action="store_true", help="only say where a step's time goes")
     add("--detect-anomaly", action="store_true", help="name the operation that first gives NaN (slow)")
     return parser.parse_intermixed_args()
 

@@ -160,6 +160,24 @@ def test_many_logits_are_not_kept(monkeypatch):
         assert len(metrics.pending) == (number + 1) % 3
 
 
+def test_bf16_is_mixed_into_training_alone():
+    seen = []
+
+    class Watching(nn.Linear):
+        def forward(self, x):
+            logits = super().forward(x)
+            seen.append(logits.dtype)
+            return logits
+
+    module = LitClassifier(Watching(3, 3), 3, precision="bf16")
+    batch = torch.eye(3), torch.tensor([0, 1, 2])
+    module.learn(batch).backward()
+    module.eval().step(batch)
+    assert seen == [torch.bfloat16, torch.float32]
+    assert module.net.weight.grad.dtype == torch.float32
+    assert not torch.is_autocast_enabled("cpu")
+
+
 def test_mixed_labels_count_as_the_weightiest():
     module = LitClassifier(Fixed(), 3, label_smoothing=0.1)
     images = 4 * torch.eye(3)
@@ -184,6 +202,7 @@ def test_hyperparameters_are_saved_without_the_network():
         "monitor": "val/loss",
         "interval": "epoch",
         "label_smoothing": 0.1,
+        "precision": "fp32",
     }
 
 

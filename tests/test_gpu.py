@@ -15,6 +15,7 @@ import torch
 from reprise.checkpoint import Position, Resumption
 from reprise.errors import UserError
 from reprise.interruption import StopSignals
+from reprise.process import settled_precision
 from reprise.training import StatelessDropout, lit_classifier, train
 from tests.conftest import ROOT, TINY
 
@@ -126,3 +127,20 @@ def test_a_model_without_deterministic_kernels_is_refused_in_one_line(digits, ti
             train(digits, params.model, params.train)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("precision", "reproducible", "bf16_here", "expected"),
+    [
+        ("auto", "machine", True, "bf16"),
+        ("auto", "off", True, "bf16"),
+        ("auto", "machine", False, "fp32"),
+        ("auto", "portable", True, "fp32"),
+        ("fp32", "machine", True, "fp32"),
+        ("bf16", "machine", False, "bf16"),
+    ],
+)
+def test_precision_auto_is_bf16_where_a_gpu_computes_in_it(precision, reproducible, bf16_here, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16_here)
+    assert settled_precision(precision, reproducible) == expected

@@ -9,9 +9,11 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprise.classifier import LitClassifier
 from reprise.lean_epoch import HOOKS, LeanEpoch
+from reprise.training import train
 
 STEPS, EPOCHS = 5, 3
 
@@ -87,3 +89,41 @@ def test_weights_hooks_counters_rates_and_metrics_are_those_of_lightnings_own_lo
     assert ours[1:] == theirs[1:]
     names = [name for name, *_ in ours[1]]
     assert {name: names.count(name) for name in HOOKS} == dict.fromkeys(HOOKS, STEPS * EPOCHS)
+
+
+class Syncs(TorchDispatchMode):
+    """Collects what would make the host wait for a GPU: reading a value, or a result whose shape depends on one."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in (
+            "_local_scalar_dense",
+            "nonzero",
+            "masked_select",
+            "bincount",
+            "is_nonzero",
+        ):
+            self.seen.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_waits_for_the_device(digits, tiny_params):
+    class Watch(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            self.syncs = Syncs()
+            self.syncs.__enter__()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 11:  # the epoch's last
+                self.syncs.__exit__(None, None, None)
+
+    watch = Watch()
+    params = tiny_params("train.epochs=1", "model.kwargs.drop_rate=0.2")
+    train(digits, params.model, params.train, callbacks=[watch])
+    assert watch.syncs.seen == []
+    with Syncs() as syncs:
+        torch.ones(1).item()
+    assert syncs.seen == ["_local_scalar_dense"]

@@ -90,6 +90,8 @@ def test_overrides_reach_nested_and_free_form_keys():
         ("train.lr=[1", "not readable as YAML"),
         ("train.lr=nan", "train.lr = 'nan' is not allowed: expected a number > 0 and <= 100"),
         ("train.lr=inf", "train.lr = 'inf' is not allowed"),
+        ("train.threads=0", "train.threads: '0' is not allowed: expected a whole number from 1 to 256, or auto"),
+        ("train.threads=many", "train.threads: 'many' is not allowed"),
         ("train.lr=-1", "train.lr = '-1' is not allowed"),
         ("train.epochs=2.5", "train.epochs = '2.5' is not allowed: expected a whole number >= 1"),
         ("data.name=cifar", "did you mean 'cifar10'?"),
@@ -282,7 +284,9 @@ TREES = st.fixed_dictionaries(
                     | {"resized_crop": SHARE}
                 ).map(one_kind_of_crop),
                 "seed": SEED,
-                "threads": st.integers(1, 256),
+                "precision": st.sampled_from(["fp32", "bf16", "auto"]),
+                "compile": st.booleans(),
+                "threads": st.integers(1, 256) | st.just("auto"),
                 "reproducible": st.sampled_from(["auto", "portable", "machine", "off"]),
                 "checkpoint_every": st.fixed_dictionaries(
                     {"epochs": st.integers(1, 10_000), "minutes": st.floats(0, 100_000)}

@@ -1,11 +1,13 @@
 """What must be settled before torch loads is settled then, or refused."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 
@@ -60,6 +62,28 @@ def test_fp32_means_fp32_unless_off(mode, precision):
     assert python(shown, TORCH_ALLOW_TF32_CUBLAS_OVERRIDE="1").stdout.splitlines()[1] == precision
 
 
+FREED = """
+import ctypes, os
+from reprise.process import keep_freed_memory
+{keep}
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+before = resident()
+block = libc.malloc(ctypes.c_size_t(16 * 2**20))
+ctypes.memset(block, 1, 16 * 2**20)
+libc.free(block)
+print((resident() - before) // 2**20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")
+@pytest.mark.parametrize(("keep", "kept"), [("", range(4)), ("keep_freed_memory()", range(14, 18))])
+def test_what_a_step_frees_is_kept_for_the_next(keep, kept):
+    assert int(python(FREED.format(keep=keep)).stdout) in kept
+
+
 def test_too_late_is_refused():
     done = python("import torch; from reprise.process import before_torch; before_torch(1, 'off')")
     assert "before_torch must run before torch is imported" in done.stderr
@@ -73,8 +97,41 @@ def test_after_the_repair_each_library_imports(module):
     assert "torchvision" not in done.stderr  # neither the missing operators nor the missing image extension
 
 
-@pytest.mark.parametrize("stage", ["download", "preprocess"])
-def test_the_data_stages_need_no_torch(stage):
-    code = f"import sys; sys.path.insert(0, 'stages'); import {stage}; print(sorted(set(sys.modules) & HEAVY))"
-    done = python("HEAVY = {'torch', 'torchvision', 'timm', 'lightning', 'torchmetrics', 'sklearn'}; " + code)
-    assert done.stdout == "[]\n", done.stderr
+# Everything that costs more than 50 ms to import and that some stage could do without.
+HEAVY = {
+    "dvc", "huggingface_hub", "lightning", "matplotlib", "scipy", "sklearn", "sympy", "tensorboard", "timm",
+    "torch", "torch._dynamo", "torchmetrics", "torchvision",
+}  # fmt: skip
+NETWORK = {"torch", "torchvision", "timm", "huggingface_hub", "torch._dynamo", "sympy"}  # timm brings the others
+STARTUP = {
+    "download": {"sklearn", "scipy"},  # the digits are scikit-learn's
+    "preprocess": set(),
+    "train": NETWORK | {"lightning", "torchmetrics", "scipy"},  # Lightning brings the others
+    "evaluate": NETWORK,
+}
+
+
+def test_each_stage_imports_these_heavy_modules_and_no_others(tmp_path, tiny_params):
+    params = tiny_params("train.epochs=1")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump()))
+    (tmp_path / "data/own").mkdir(parents=True)
+    for stage, allowed in STARTUP.items():
+        command = [sys.executable, "-X", "importtime", str(ROOT / f"stages/{stage}.py")]
+        environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": os.environ["PATH"]}
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120)
+        assert done.returncode == 0, done.stderr[-2000:]
+        modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
+        imported = modules | {name.partition(".")[0] for name in modules}
+        assert imported & HEAVY == allowed, stage
+
+
+def test_the_collector_rests_while_torch_loads_and_works_afterwards():
+    code = """if True:
+        import gc
+        from reprise.process import after_torch, before_torch
+        before_torch(1, "off")
+        resting = not gc.isenabled()
+        import torch
+        after_torch(1, "off")
+        print(resting, gc.isenabled(), gc.get_freeze_count() > 100_000)"""
+    assert python(code).stdout == "True True True\n"

@@ -40,22 +40,10 @@ LAYERS = [
         )
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
-    {
-        "augment",
-        "batches",
-        "card",
-        "convolutions",
-        "debug",
-        "loggers",
-        "model",
-        "policies",
-        "presets",
-        "residency",
-        "summary",
-        "transforms",
-    },
-    {"checkpoint", "classifier", "lean_epoch", "progress", "training"},
-    {"crossvalidation", "evaluation", "sanity", "verification"},
+    {"augment", "batches", "card", "convolutions", "model", "networks", "policies", "residency", "transforms"}
+    | {"debug", "loggers", "presets", "summary"},
+    {"checkpoint", "classifier", "lean_epoch", "progress", "threads", "training"},
+    {"crossvalidation", "evaluation", "profiling", "sanity", "verification"},
     {"comparison"},
     {f"comparison.{name}" for name in ("comments", "history", "markup", "review", "revisions", "statistics")},
     {f"comparison.{name}" for name in ("pairing", "verdict")},

@@ -12,7 +12,7 @@ from torch import nn
 from reprise.data.packed import load_metadata
 from reprise.errors import UserError
 from reprise.evaluation import evaluate
-from reprise.training import BestEpoch, EpochRow, StatelessDropout, _goodness, lit_classifier, train
+from reprise.training import BestEpoch, EpochRow, FiniteLoss, StatelessDropout, _goodness, lit_classifier, train
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,26 @@ def test_a_loss_that_is_not_finite_stops_at_that_step(digits, tiny_params):
         UserError, match=r"the loss became (nan|inf) in epoch \d+, step \d+; .* Lower train\.lr \(now 100\)"
     ):
         train(digits, params.model, params.train)
+
+
+def test_losses_are_looked_at_together_and_the_first_broken_one_is_named():
+    watch = FiniteLoss(0.1, every=4)
+    steps = iter(range(1, 100))
+
+    def step(loss):
+        trainer = SimpleNamespace(global_step=next(steps), current_epoch=2)
+        watch.on_train_batch_end(trainer, None, {"loss": torch.tensor(loss)}, None, 0)
+        return trainer
+
+    for loss in (1.0, 2.0, 3.0, 4.0, 1.0):
+        step(loss)
+    step(float("inf"))
+    last = step(float("nan"))
+    with pytest.raises(UserError, match=r"the loss became inf in epoch 3, step 6;"):
+        watch.check(last)  # as before a checkpoint
+    watch.check(last)
+    with pytest.raises(UserError, match=r"the loss became nan in epoch 3, step 9;"):
+        [step(loss) for loss in (1.0, float("nan"), 1.0, 1.0)]
 
 
 def test_dropout_is_a_function_of_seed_and_step():

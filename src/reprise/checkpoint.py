@@ -174,8 +174,10 @@ class Resumption(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save in the middle of an epoch if it is time or a signal came."""
+        if self.signals.received is None and not self._minutes_are_over():
+            return
         step = self.batches.first_step(trainer.current_epoch) + batch_idx + 1
-        if step < self.batches.steps and (self.signals.received is not None or self._minutes_are_over()):
+        if step < self.batches.steps:
             self._save(trainer, pl_module, trainer.current_epoch, step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,6 +4,7 @@ Both work in a plain Lightning `Trainer` with an ordinary DataLoader of (images,
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -91,8 +92,8 @@ class LitClassifier(LightningModule):
     optimizer: from parameters to an optimizer. scheduler: from that optimizer to a learning rate schedule, or None;
     it steps every `interval` and, if it watches a metric, watches `monitor` (its mode must fit: min for a loss). Loss
     and accuracy of an epoch are averages over its samples; `val_acc_best` is the best validation accuracy so far.
-    Targets equal to IGNORE_INDEX count nowhere. Labels are smoothed in training only, so validation and test losses
-    mean the same for every setting.
+    Targets equal to IGNORE_INDEX count nowhere. Labels are smoothed, and bf16 is mixed in, in training only, so
+    validation and test metrics mean the same for every setting.
     """
 
     def __init__(
@@ -104,10 +105,12 @@ class LitClassifier(LightningModule):
         monitor: str = "val/loss",
         interval: Literal["epoch", "step"] = "epoch",
         label_smoothing: float = 0.0,
+        precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["net", "optimizer", "scheduler"], logger=False)
         self.net = net
+        self.precision = precision
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing, ignore_index=IGNORE_INDEX)
@@ -152,7 +155,10 @@ class LitClassifier(LightningModule):
         Soft targets (N, num_classes), of mixed images, count as the class with most of it; all zero, they are padding.
         """
         images, targets = batch
-        logits = self.forward(images)
+        mixed = self.training and self.precision == "bf16"
+        with torch.autocast(images.device.type, torch.bfloat16) if mixed else nullcontext():
+            logits = self.forward(images)
+        logits = logits.float()
         criterion = self.criterion if self.training else self.plain_criterion
         if targets.ndim == 1:
             return criterion(logits, targets), logits, targets

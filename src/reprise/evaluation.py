@@ -9,20 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import reprise.torchvision_repair  # noqa: F401
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-)
 
 from reprise.batches import EvalBatches, mask_outputs
 from reprise.card import ModelCard
@@ -147,32 +138,31 @@ def summarize(
     classes = len(card.classes)
     probabilities = logits.softmax(dim=1)
     predicted = probabilities.argmax(dim=1)
-    confusion = multiclass_confusion_matrix(predicted, labels, classes)
+    confusion = torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
+    images, claims, found = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diag()
+    scores = [_share(found, claims), _share(found, images), _share(2 * found, images + claims)]
+    macro = [score[images + claims > 0].mean() for score in scores]
     metrics: dict[str, float | int] = {
         "accuracy": _rounded((predicted == labels).double().mean()),
         "loss": _rounded(F.cross_entropy(logits.double(), labels)),
     }
     if classes > 5:
-        metrics["top5_accuracy"] = _rounded(multiclass_accuracy(logits, labels, classes, top_k=5, average="micro"))
-    metrics |= {
-        "precision": _rounded(multiclass_precision(predicted, labels, classes, average="macro")),
-        "recall": _rounded(multiclass_recall(predicted, labels, classes, average="macro")),
-        "f1": _rounded(multiclass_f1_score(predicted, labels, classes, average="macro")),
+        top5 = logits.topk(5, dim=1).indices
+        metrics["top5_accuracy"] = _rounded((top5 == labels[:, None]).any(dim=1).double().mean())
+    metrics |= dict(zip(("precision", "recall", "f1"), map(_rounded, macro), strict=True)) | {
         "ece": _rounded(calibration_error(probabilities, labels, calibration_bins)),
         "images": len(labels),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "flops": count_flops(network, card),
     }
-    per_class = zip(
-        card.classes,
-        confusion.sum(dim=1).tolist(),
-        multiclass_precision(predicted, labels, classes, average="none"),
-        multiclass_recall(predicted, labels, classes, average="none"),
-        multiclass_f1_score(predicted, labels, classes, average="none"),
-        strict=True,
-    )
-    rows = [ClassRow(name, count, *map(_rounded, scores)) for name, count, *scores in per_class]
+    per_class = zip(card.classes, images.tolist(), *scores, strict=True)
+    rows = [ClassRow(name, count, *map(_rounded, its_scores)) for name, count, *its_scores in per_class]
     return Evaluation(card.classes, split.ids, labels, probabilities, metrics, rows, confusion)
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """Return part / whole, float64 (N,); 0 where there is nothing to have a share of."""
+    return part.double() / whole.clamp(min=1)
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:

@@ -30,6 +30,11 @@ class LeanEpoch(_TrainingEpochLoop):
     Nothing in it waits for the device. Outputs that `on_train_batch_end` gets hold the loss alone.
     """
 
+    @property
+    def global_step(self) -> int:
+        """Optimiser steps so far; callbacks ask for it at every step."""
+        return self.automatic_optimization.optim_progress.optimizer.step.total.completed
+
     def on_run_start(self, data_fetcher: Any) -> None:
         """Leave Lightning's prefetching aside: the loader is iterated over as it is."""
 

@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import reprise.torchvision_repair  # noqa: F401
+import reprise.torchvision_repair
 
 import safetensors
 import safetensors.torch
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import reprise.networks  # noqa: F401 (registers them with timm)
 from reprise.card import Architecture, ModelCard, load_card
 from reprise.checksums import file_sha256, write_sealed
 from reprise.data.packed import Metadata

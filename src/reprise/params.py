@@ -13,7 +13,7 @@ import types
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -23,6 +23,7 @@ from reprise.errors import UserError
 
 DEEPEST = 20  # levels of a file
 MOST_LINES = 20  # of a message
+MOST_THREADS = 256
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NULLS = ("", "~", "null", "Null", "NULL")
 
@@ -67,6 +68,20 @@ AutoSwitch = Annotated[
     Literal["auto", True, False],
     BeforeValidator(lambda value: {**SWITCHES, "1": True, "0": False}.get(str(value).lower(), value)),
 ]
+Precision = Literal["fp32", "bf16", "auto"]
+
+
+def _threads(value: Any) -> Any:
+    if value == "auto":
+        return value
+    if not re.fullmatch("[0-9]{1,3}", str(value)) or not 1 <= int(value) <= MOST_THREADS:
+        raise ValueError(
+            f"{_brief(repr(value))} is not allowed: expected a whole number from 1 to {MOST_THREADS}, or auto"
+        )
+    return int(value)
+
+
+Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)] | Literal["auto"]
 
 
 class Section(BaseModel):
@@ -224,7 +239,14 @@ class TrainParams(Section):
     label_smoothing: float = Field(ge=0, lt=1, description="share of the target spread over all classes")
     augment: AugmentParams
     seed: int = Field(ge=0, lt=2**32, description="initial weights, order of the images, augmentation and dropout")
-    threads: int = Field(ge=1, le=256, description="CPU threads; changes the last bits of the result, so it is fixed")
+    precision: Precision = Field(
+        description="of training: fp32; bf16: mixed, the weights stay fp32; auto: bf16 on a GPU that has it, else fp32"
+    )
+    compile: bool = Field(description="torch.compile the network; pays on a GPU with long trainings")
+    threads: Annotated[Threads, BeforeValidator(_threads)] = Field(
+        description="CPU threads, which change the last bits of the result; auto: measured once for model and machine, "
+        "then kept"
+    )
     reproducible: Reproducibility = Field(
         description="portable: on the CPU, the same bits on any x86-64 with AVX2; machine: on the GPU if there is one, "
         "the same bits on machines of one kind; auto: machine on a GPU, else portable; off: no promise, fastest"
@@ -459,7 +481,9 @@ def _type_in_words(annotation: Any) -> str:
         return "one of " + ", ".join(str(choice).lower() for choice in get_args(annotation))
     if get_origin(annotation) is list:
         return f"a list, each {_type_in_words(get_args(annotation)[0])}"
-    if get_origin(annotation) is types.UnionType:
+    if get_origin(annotation) is Annotated:
+        return _type_in_words(get_args(annotation)[0])
+    if get_origin(annotation) in (types.UnionType, Union):
         return " or ".join(_type_in_words(part) for part in get_args(annotation))
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return words.get(annotation, "a section with keys and values")

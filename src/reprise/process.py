@@ -2,17 +2,20 @@
 
 Measured on 2 shared cores: OpenMP's default busy wait makes two training threads up to 26 times slower than one as
 soon as something else runs; passive waiting costs nothing measurable. The policy is read when torch loads, hence the
-order: `before_torch`, then import torch, then `after_torch`.
+order: `before_torch`, then import torch, then `after_torch`. Between the two the garbage collector rests: it would walk
+the half million objects of the imports again and again, a third of their time, to find next to nothing.
 """
 
 import ctypes
+import gc
 import os
 import platform
 import subprocess
 import sys
 from typing import Literal
 
-from reprise.params import Reproducibility
+from reprise.errors import UserError
+from reprise.params import Precision, Reproducibility
 from reprise.provenance import Reproducible
 
 # Without all three, convolutions and matrix products pick kernels, and so rounding, by what the CPU offers.
@@ -30,7 +33,7 @@ FOREIGN = ("DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_ENABLE_INSTRUC
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = (-1, 2**31 - 1), (-3, 32 * 2**20)
 
 
-def before_torch(threads: int, reproducible: Reproducibility) -> None:
+def before_torch(threads: int | Literal["auto"], reproducible: Reproducibility) -> None:
     """Set the environment that torch, oneDNN, MKL and CUDA read once, when they load.
 
     `auto` has to know whether there is a GPU before torch may load here: it asks a process of its own (2 s). Raises
@@ -42,7 +45,7 @@ def before_torch(threads: int, reproducible: Reproducibility) -> None:
     for name in (*PORTABLE, *FOREIGN):
         os.environ.pop(name, None)
     os.environ["OMP_WAIT_POLICY"] = "passive"
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(cpus() if threads == "auto" else threads)
     if reproducible == "auto":
         script = "import sys, torch; sys.exit(not torch.cuda.is_available())"
         reproducible = "portable" if subprocess.run([sys.executable, "-c", script]).returncode else "machine"
@@ -50,6 +53,7 @@ def before_torch(threads: int, reproducible: Reproducibility) -> None:
         os.environ.update(PORTABLE)
     if reproducible != "off":
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    gc.disable()
 
 
 def keep_freed_memory() -> None:
@@ -59,16 +63,26 @@ def keep_freed_memory() -> None:
             ctypes.CDLL(None).mallopt(parameter, value)
 
 
-def after_torch(threads: int, reproducible: Reproducibility) -> None:
-    """Fix torch's thread count (it changes the bits of a result) and, unless `off`, ask for deterministic kernels."""
+def after_torch(threads: int | Literal["auto"], reproducible: Reproducibility) -> None:
+    """Fix torch's thread count (it changes the bits of a result) and, unless `off`, ask for deterministic kernels.
+
+    `auto` threads: as many as there are CPUs, until the training has measured.
+    """
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(cpus() if threads == "auto" else threads)
     torch.use_deterministic_algorithms(reproducible != "off")
     torch.backends.cudnn.benchmark = reproducible == "off"
     torch.backends.cudnn.allow_tf32 = reproducible == "off"  # fp32 means fp32
     if reproducible != "off":
         torch.set_float32_matmul_precision("highest")  # the default, unless the environment says otherwise
+    gc.freeze()  # what was imported stays: no collection looks at it again
+    gc.enable()
+
+
+def cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def settled(reproducible: Reproducibility) -> Reproducible:
@@ -85,3 +99,17 @@ def device(reproducible: Reproducibility) -> Literal["cuda", "cpu"]:
     import torch
 
     return "cuda" if reproducible != "portable" and torch.cuda.is_available() else "cpu"
+
+
+def settled_precision(precision: Precision, reproducible: Reproducible) -> Literal["fp32", "bf16"]:
+    """Return what `auto` means here: bf16 on a GPU that computes in it. Raises UserError for `portable` bf16."""
+    import torch
+
+    if precision == "bf16" and reproducible == "portable":
+        raise UserError(
+            "train.precision = bf16 gives other bits on other CPUs, which train.reproducible = portable rules out; "
+            "choose precision fp32 or auto, or reproducible machine or off"
+        )
+    if precision == "auto":
+        return "bf16" if device(reproducible) == "cuda" and torch.cuda.is_bf16_supported(False) else "fp32"
+    return precision

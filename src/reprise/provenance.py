@@ -23,14 +23,16 @@ PACKAGES = ("lightning", "numpy", "safetensors", "timm", "torch", "torchmetrics"
 class Provenance(BaseModel):
     """Where a result comes from; equal records promise equal bits, unless reproducible is `off`.
 
-    device: `cpu` where the result is portable, otherwise the processor's or GPU's name. cpu_capability: the instruction
-    set that torch's kernels were allowed. The three digests are of the params, the prepared data and the library files.
+    device: `cpu` where the result is portable, otherwise the processor's or GPU's name. precision: of training.
+    cpu_capability: the instruction set that torch's kernels were allowed. The three digests are of the params, the
+    prepared data and the library files.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     reproducible: Reproducible
     threads: int
+    precision: Literal["fp32", "bf16"] = "fp32"
     device: str
     cpu_capability: str
     packages: dict[str, str]
@@ -44,16 +46,23 @@ class Provenance(BaseModel):
 
 
 def trace(
-    reproducible: Reproducible, threads: int, device: Literal["cuda", "cpu"], params: object, data: bytes, module: str
+    reproducible: Reproducible,
+    threads: int,
+    device: Literal["cuda", "cpu"],
+    params: object,
+    data: bytes,
+    module: str,
+    precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Provenance:
     """Record the terms of this process, the params (as JSON types), the data's metadata, the code of a module."""
     import torch
 
     portable = reproducible == "portable"
-    names = {"cpu": _cpu_name, "cuda": _gpu_name}
+    names = {"cpu": cpu_name, "cuda": _gpu_name}
     return Provenance(
         reproducible=reproducible,
         threads=threads,
+        precision=precision,
         device="cpu" if portable else names[device](),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         # `2.13.0+cpu` and `2.13.0+cu130` are builds of one source
@@ -102,7 +111,8 @@ def _digest(files: dict[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the processor's name as the system tells it."""
     try:
         lines: Iterable[str] = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

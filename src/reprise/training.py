@@ -5,6 +5,7 @@ each step here. Two runs with equal arguments on equal terms (threads, kind of m
 one of them was killed and taken up again.
 """
 
+import copy
 import csv
 import json
 import logging
@@ -41,10 +42,11 @@ from reprise.lean_epoch import LeanEpoch
 from reprise.loggers import LearningRate
 from reprise.model import TIMMBackbone, create_network, save_model
 from reprise.params import ModelParams, TrainParams
-from reprise.process import device, settled
+from reprise.process import cpus, device, settled, settled_precision
 from reprise.progress import Progress
-from reprise.provenance import Provenance, Reproducible, trace
+from reprise.provenance import Provenance, Reproducible, cpu_name, trace
 from reprise.summary import summary
+from reprise.threads import settle_threads
 
 
 @dataclass(frozen=True)
@@ -107,17 +109,25 @@ def train(
     model: ModelParams,
     params: TrainParams,
     scratch: Path | None = None,
+    callbacks: Sequence[Callback] = (),
     debug: Debug = Debug(),
     loggers: Sequence[Logger] = (),
 ) -> TrainResult:
     """Train on prepared data and return the best epoch's network (highest validation accuracy, then lowest loss).
 
     With a scratch folder, the training saves checkpoints below it, takes up an earlier one of the same params, data,
-    code and terms, and leaves it to the caller to discard them once the result is safe. Prints its progress to stderr.
+    code and terms, and leaves it to the caller to discard them once the result is safe. Prints its progress to stderr;
+    further callbacks only watch.
     Raises UserError for a model, batch size or image size that do not fit the data or the memory, and as soon as the
     loss is not finite; Stopped, once a checkpoint is written, after SIGTERM, SIGHUP or Ctrl-C.
     """
     reproducible = settled(params.reproducible)
+    params = params.model_copy(update={"precision": settled_precision(params.precision, reproducible)})
+    if params.compile and reproducible == "portable":
+        raise UserError(
+            "train.compile = true makes kernels for this one CPU, which train.reproducible = portable rules out; "
+            "choose compile false, or reproducible machine or off"
+        )
     metadata = load_metadata(processed)
     where = device(reproducible)
     splits = load_split(processed, "train"), load_split(processed, "val")
@@ -127,6 +137,9 @@ def train(
     network, architecture = create_network(model, metadata, params.seed)
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
+    if params.threads == "auto":
+        record = scratch / "threads.json" if scratch else None
+        params = params.model_copy(update={"threads": _threads(network, batches, metadata, model, params, record)})
     lit = lit_classifier(network, len(metadata.classes), params, steps=params.epochs * batches.steps)
     print(summary(network, architecture, metadata, params, batches.steps, where), file=sys.stderr, flush=True)
     best = BestEpoch(Progress(params.batch_size, batches.steps))
@@ -135,7 +148,7 @@ def train(
     for logger in loggers:
         logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
     try:
-        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints, debug, loggers)
+        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints, callbacks, debug, loggers)
     except BaseException:
         if checkpoints:
             checkpoints.leave()
@@ -153,6 +166,7 @@ def _fit(
     reproducible: Reproducible,
     best: "BestEpoch",
     checkpoints: Checkpoints | None,
+    callbacks: Sequence[Callback],
     debug: Debug,
     loggers: Sequence[Logger],
 ) -> None:
@@ -180,6 +194,7 @@ def _fit(
                 best,
                 best.progress,
                 resumption,
+                *callbacks,
             ],
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -188,7 +203,7 @@ def _fit(
         )
         trainer.fit_loop.epoch_loop = LeanEpoch(trainer)
         resumption.prepare(trainer)
-        with _limits_in_one_line(params.batch_size), repaired(lit, pointwise=reproducible != "portable"):
+        with _limits_in_one_line(params.batch_size), _fast(lit, params, reproducible):
             trainer.fit(lit, batches, val_batches)
 
 
@@ -206,6 +221,47 @@ def _limits_in_one_line(batch_size: int) -> Iterator[None]:
                 "model.name, train.reproducible=portable (on the CPU) or off"
             ) from None
         raise
+
+
+@contextmanager
+def _fast(lit: LitClassifier, params: TrainParams, reproducible: Reproducible) -> Iterator[None]:
+    """Compile the network, or repair its convolutions, as long as the training lasts."""
+    if not params.compile:
+        with repaired(lit, pointwise=reproducible != "portable"):
+            yield
+        return
+    lit.net.compile()
+    try:
+        yield
+    finally:
+        lit.net._compiled_call_impl = None
+
+
+def _threads(
+    network: nn.Module,
+    batches: TrainBatches,
+    metadata: Metadata,
+    model: ModelParams,
+    params: TrainParams,
+    record: Path | None,
+) -> int:
+    """Settle how many threads, on steps of a copy of the network; on a GPU all of them: they feed it."""
+    reproducible = settled(params.reproducible)
+    if device(reproducible) == "cuda":
+        return cpus()
+    lit = lit_classifier(copy.deepcopy(network), len(metadata.classes), params, steps=1_000_000)
+    optimizer = lit.optimizer(lit.parameters())
+    batch = next(iter(batches))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        lit.learn(batch).backward()
+        optimizer.step()
+
+    shape = f"{metadata.image_size}x{metadata.image_size}x{metadata.channels}"
+    key = [model.model_dump_json(), params.batch_size, shape, params.precision, reproducible, cpu_name(), cpus()]
+    with repaired(lit, pointwise=reproducible != "portable"):
+        return settle_threads(step, cpus(), record, ", ".join(map(str, key)))
 
 
 def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps: int) -> LitClassifier:
@@ -228,6 +284,7 @@ def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps:
         scheduler=schedules[params.schedule],
         interval="step" if params.schedule == "onecycle" else "epoch",
         label_smoothing=params.label_smoothing,
+        precision="bf16" if params.precision == "bf16" else "fp32",
     )
 
 
@@ -235,11 +292,12 @@ class StatelessDropout(Callback):
     """Reseeds before every step, so that dropout is a function of (seed, step) and not of what was drawn before."""
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
+        self.key = stateless_seed(seed, "dropout")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed torch's generators from the global step."""
-        seed = stateless_seed(self.seed, "dropout", trainer.global_step)
+        # multiplicative hashing (Knuth, The Art of Computer Programming, vol. 3, 6.4): SHA-256 would be half the cost
+        seed = (self.key + 2_654_435_761 * trainer.global_step) % 2**32
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` looks for devices each time: 0.1 ms
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(seed)
@@ -337,7 +395,9 @@ def _provenance(
         **debug.deciding(),
     }
     data = metadata.model_dump_json().encode()
-    return trace(reproducible, params.threads, device(reproducible), deciding, data, __name__)
+    assert params.threads != "auto" and params.precision != "auto", "settled by now"
+    where = device(reproducible)
+    return trace(reproducible, params.threads, where, deciding, data, __name__, params.precision)
 
 
 def _card(

@@ -1,0 +1,178 @@
+"""Where the time of a training step goes, and how near the training comes to a bare loop over resident tensors.
+
+The real training runs, in rounds of a few steps. Its own hooks mark where a part ends; rounds without marks and rounds
+of the bare loop (a copy of the network, the same batches, optimizer and precision; no data, schedule, metrics or
+callbacks) come in turn, so all of them meet the same machine.
+"""
+
+import copy
+import statistics
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import reprise.torchvision_repair  # noqa: F401
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+
+from reprise.params import ModelParams, TrainParams
+from reprise.training import train
+
+ROUND = 10  # steps
+PARTS = ("data", "forward", "backward", "optimiser", "framework")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Seconds of a step by part; seconds of a step of the training and of the bare loop, medians over rounds."""
+
+    batch_size: int
+    parts: dict[str, float]
+    step: float
+    bare_step: float
+
+    @property
+    def share(self) -> float:
+        """What the training reaches of the bare loop's images/s."""
+        return self.bare_step / self.step
+
+    def table(self) -> str:
+        """Return the parts, one line each, and the comparison."""
+        total = sum(self.parts.values())
+        lines = [f"a step of {self.batch_size} images: {total * 1e3:.2f} ms"]
+        lines += [f"  {name:<10}{part * 1e3:9.3f} ms {part / total:6.1%}" for name, part in self.parts.items()]
+        lines.append(
+            f"{self.batch_size / self.step:,.0f} images/s; a bare loop over resident tensors: "
+            f"{self.batch_size / self.bare_step:,.0f}; {self.share:.3f} of that limit"
+        )
+        return "\n".join(lines)
+
+
+def profile(processed: Path, model: ModelParams, params: TrainParams, steps: int = 300) -> Profile:
+    """Train for about so many steps with the given params, keep nothing, and return where the time went.
+
+    Raises what `train` raises.
+    """
+    clock = _Clock(max(2, steps // (3 * ROUND)))
+    params = params.model_copy(update={"epochs": 10_000})
+    with suppress(_EnoughError):
+        train(processed, model, params, callbacks=[clock])
+    parts = {name: statistics.median(clock.parts[name]) for name in PARTS}
+    return Profile(params.batch_size, parts, statistics.median(clock.steps), statistics.median(clock.bare_steps))
+
+
+class _EnoughError(Exception):
+    """All rounds are through."""
+
+
+class _Clock(Checkpoint):
+    """Times the steps of a round, or their parts; a `Checkpoint`, so that its hooks come after all others."""
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+        self.parts: dict[str, list[float]] = {name: [] for name in PARTS}
+        self.steps: list[float] = []
+        self.bare_steps: list[float] = []
+        self.batches: list[tuple[Tensor, Tensor]] = []
+        self.marks: list[float] = []
+        self.marking = False
+        self.round = ROUND
+        self.done = -1  # rounds; the first warms up
+        self.module: Any = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the bare loop's own copy; begin a round, for no round reaches over a validation."""
+        if self.module is None:
+            self.module = copy.deepcopy(pl_module)
+            self.optimizer = self.module.optimizer(self.module.parameters())
+        self._begin()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The data are there."""
+        self._mark()
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """The forward pass is through."""
+        self._mark()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """The backward pass begins."""
+        self._mark()
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The backward pass is through."""
+        self._mark()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """The optimizer begins."""
+        self._mark()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The step is through, and perhaps the round."""
+        self._mark()
+        self.batches.append(batch)
+        if len(self.batches) < self.round:
+            return
+        _wait()
+        seconds = time.perf_counter() - self.started
+        if self.done >= 0 and self.marking:
+            self._divide()
+        elif self.done >= 0:
+            self.steps.append(seconds / self.round)
+            self.bare_steps.append(self._bare_loop() / self.round)
+        self.marking = not self.marking
+        self.done += 1
+        if self.done == 2 * self.rounds:
+            raise _EnoughError
+        self._begin()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take shorter rounds if the epoch was too short for one."""
+        if self.done < 0:
+            self.round = len(self.batches)
+
+    def _begin(self) -> None:
+        self.batches = []
+        _wait()
+        self.started = time.perf_counter()
+        self.marks = [self.started]
+
+    def _mark(self) -> None:
+        if self.marking:
+            _wait()
+            self.marks.append(time.perf_counter())
+
+    def _divide(self) -> None:
+        """Share the time between marks out; what lies between parts, callbacks and counters, is the framework's."""
+        spans = torch.tensor(self.marks, dtype=torch.float64).diff().view(self.round, 6).mean(dim=0).tolist()
+        data, forward, zeroing, backward, between, optimiser = spans
+        framework = zeroing + between
+        for name, part in zip(PARTS, (data, forward, backward, optimiser, framework), strict=True):
+            self.parts[name].append(part)
+
+    def _bare_loop(self) -> float:
+        mixed = torch.autocast(self.module.device.type, torch.bfloat16, enabled=self.module.precision == "bf16")
+        network, criterion, optimizer = self.module.net.train(), self.module.criterion, self.optimizer
+        _wait()
+        started = time.perf_counter()
+        for images, targets in self.batches:
+            with mixed:
+                logits = network(images)
+            loss = criterion(logits.float(), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        _wait()
+        return time.perf_counter() - started
+
+
+def _wait() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
