@@ -1,5 +1,6 @@
 """Loggers are imported only when named, keep to their folder, and change no bit of a result."""
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -92,3 +93,16 @@ def test_the_real_one_writes_into_its_folder_offline(name, digits, tiny_params, 
 
         events = EventAccumulator(str(tmp_path / "logs/tensorboard")).Reload()
         assert len(events.Scalars("val/loss")) == len(events.Scalars("lr")) == 2
+
+
+def test_what_is_installed_of_them_changes_no_tracked_byte(reproduced):
+    names = [name for name in NAMES if find_spec(name)]
+    if not names:
+        pytest.skip("none of the extras is installed here")
+    command = ["python", "src/train.py", f"train.loggers=[{','.join(names)}]"]
+    reproduced.run(*command, PYTHONPATH=os.pathsep.join(sys.path), WANDB_MODE="offline")
+    assert reproduced.clean()
+    for name in ("model.safetensors", "model.json"):
+        one, two = (reproduced.path / folder / name for folder in ("models", "runs/latest"))
+        assert one.read_bytes() == two.read_bytes()
+    assert {path.name for path in (reproduced.path / "runs/latest").iterdir() if path.is_dir()} == set(names)

@@ -38,7 +38,13 @@ def _create(name: LoggerName, folder: Path, run: str) -> Logger:
         case "wandb":
             return WandbLogger(project="reprise", name=run, save_dir=folder)
         case "mlflow":
-            return MLFlowLogger(experiment_name="reprise", run_name=run, save_dir=str(folder))
+            import mlflow
+
+            # MLflow 3 refuses folders of files, Lightning's default: a data base where no server is named
+            named = mlflow.is_tracking_uri_set()
+            uri = mlflow.get_tracking_uri() if named else f"sqlite:///{folder.resolve()}/mlflow.db"
+            artifacts = None if named else str(folder.resolve() / "artifacts")
+            return MLFlowLogger("reprise", run_name=run, tracking_uri=uri, artifact_location=artifacts)
         case "dvclive":
             from dvclive.lightning import DVCLiveLogger
 
