@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from reprise.data.torchvision_sets import TORCHVISION_SETS
 from reprise.errors import UserError
-from reprise.params import DataParams, Params, Schedule, json_schema, load_params
+from reprise.params import DataParams, Params, Schedule, help_text, json_schema, load_params
 from tests.conftest import ROOT
 
 PARAMS = ROOT / "params.yaml"
@@ -106,6 +106,7 @@ def test_overrides_reach_nested_and_free_form_keys():
         ),
         ("train.schedule=cosin", "did you mean 'cosine'?"),
         ("train.clip_grad=0", "train.clip_grad = '0' is not allowed: expected a number or null > 0"),
+        ("train.loggers=[tensorbord]", "train.loggers.0 = 'tensorbord' is not allowed: expected a list, each one of"),
         ("train=3", "train = '3' is not allowed: expected a section"),
         ("model.kwargs=3", "model.kwargs = 3 is not allowed: expected a section"),
         ("data.val_fraction=0.9", "val_fraction + test_fraction must be below 1"),
@@ -181,6 +182,22 @@ def test_the_committed_schema_is_current_and_named_in_the_first_line():
 def test_the_names_of_data_sets_are_those_that_can_be_downloaded():
     names = get_args(DataParams.model_fields["name"].annotation)
     assert set(names) == {"digits", "folder", "archive", *TORCHVISION_SETS}
+
+
+def test_help_has_a_line_for_every_parameter_with_value_meaning_type_and_bounds():
+    lines = help_text(load_params(PARAMS, ["train.lr=0.25"])).splitlines()
+
+    def leaves(tree, prefix=""):
+        for key, value in tree.items():
+            yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [prefix + key]
+
+    keys = [line.split(" = ")[0].strip() for line in lines]
+    assert sorted(keys) == sorted(leaves(yaml.safe_load(PARAMS.read_text())))
+    assert "  train.lr = 0.25: learning rate at its peak (a number > 0 and <= 100)" in lines
+    assert (
+        '  data.channels = "auto": 1: grey, 3: RGB, auto: 1 where all images are grey, otherwise 3 (one of'
+        in "\n".join(lines)
+    )
 
 
 def test_every_parameter_has_help():
@@ -295,6 +312,7 @@ TREES = st.fixed_dictionaries(
                 "checkpoint_every": st.fixed_dictionaries(
                     {"epochs": st.integers(1, 10_000), "minutes": st.floats(0, 100_000)}
                 ),
+                "loggers": st.lists(st.sampled_from(["tensorboard", "wandb", "mlflow", "dvclive"]), max_size=3),
             }
         ),
         "evaluate": st.fixed_dictionaries(

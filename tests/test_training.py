@@ -246,7 +246,8 @@ def test_what_is_saved_is_what_was_reached(result, tmp_path):
 def test_without_a_terminal_each_epoch_is_one_plain_line(digits, tiny_params, capsys):
     params = tiny_params()
     train(digits, params.model, params.train)
-    lines = capsys.readouterr().err.splitlines()
+    summary, lines = (lambda all_lines: (all_lines[:4], all_lines[4:]))(capsys.readouterr().err.splitlines())
+    assert [line.split()[0] for line in summary] == ["model", "memory", "data", "schedule"]
     assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
     assert all("loss" in line and "val acc" in line and "images/s" in line for line in lines)
 

@@ -67,6 +67,8 @@ Channels = Annotated[Literal["auto", 1, 3], BeforeValidator(lambda value: int(va
 Schedule = Literal[
     "onecycle", "cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "plateau", "none"
 ]  # fmt: skip
+LoggerName = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
+LoggerNames = Annotated[list[LoggerName], BeforeValidator(lambda value: [] if value in NULLS else value)]
 Reproducibility = Literal["auto", "portable", "machine", "off"]
 Policy = Literal["none", "randaugment", "trivialaugment"]
 AutoSwitch = Annotated[
@@ -284,6 +286,9 @@ class TrainParams(Section):
         "the same bits on machines of one kind; auto: machine on a GPU, else portable; off: no promise, fastest"
     )
     checkpoint_every: CheckpointParams
+    loggers: LoggerNames = Field(
+        description="of tensorboard, wandb, mlflow, dvclive: also log there (extras to install); changes no result"
+    )
 
     @model_validator(mode="after")
     def _warm_up_that_fits(self) -> Self:
@@ -312,13 +317,15 @@ class Params(Section):
     evaluate: EvaluateParams
 
 
-def load_params(path: Path | str, overrides: Iterable[str] = ()) -> Params:
-    """Read a parameter file, with `key=value` overrides (dotted keys) on top.
+def load_params(path: Path | str, overrides: Iterable[str] = (), preset: Path | None = None) -> Params:
+    """Read a parameter file, with a preset's values and then `key=value` overrides (dotted keys) on top.
 
     Raises UserError with one line per wrong value: full key, value, what is allowed, a suggestion for a near miss.
     """
     path = Path(path)
     tree = _read_yaml(path)
+    if preset:
+        overlay(tree, _read_yaml(preset))
     for override in overrides:
         _override(tree, override)
     try:
@@ -329,6 +336,29 @@ def load_params(path: Path | str, overrides: Iterable[str] = ()) -> Params:
         if len(wrong) > MOST_LINES:
             lines.append(f"{path.name}: and {len(wrong) - MOST_LINES:,} more")
         raise UserError("\n       ".join(lines)) from None
+
+
+def overlay(tree: dict[str, Any], values: dict[str, Any]) -> None:
+    """Set some values of a nested tree; free-form ones (`model.kwargs`) are replaced whole: they belong together."""
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict) and not key.endswith("kwargs"):
+            overlay(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def help_text(params: Params) -> str:
+    """Return a line for every parameter: its value here, what it means, what it may hold."""
+    values: dict[str, Any] = {}
+    for key in _all_keys(Params):
+        *sections, name = key.split(".")
+        values[key] = getattr(values[".".join(sections)] if sections else params, name)
+    return "\n".join(
+        f"  {key} = {json.dumps(value)}: {field.description} ({_type_in_words(annotation)}{_bounds(field)})"
+        for key, value in values.items()
+        if not isinstance(value, Section)
+        for annotation, field in [_field(key)]
+    )
 
 
 def json_schema() -> str:
@@ -471,6 +501,11 @@ def _allowed(key: str) -> str:
     annotation, field = _field(key)
     if field is None:
         return ""
+    meaning = f" ({field.description})" if field.description else ""
+    return f": expected {_type_in_words(annotation)}{_bounds(field)}{meaning}"
+
+
+def _bounds(field: Any) -> str:
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     bounds = [
         f"{sign} {getattr(item, name)}"
@@ -478,13 +513,14 @@ def _allowed(key: str) -> str:
         for name, sign in signs.items()
         if hasattr(item, name)
     ]
-    help_text = f" ({field.description})" if field.description else ""
-    return f": expected {_type_in_words(annotation)} {' and '.join(bounds)}".rstrip() + help_text
+    return f" {' and '.join(bounds)}" if bounds else ""
 
 
 def _type_in_words(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(str(choice).lower() for choice in get_args(annotation))
+    if get_origin(annotation) is list:
+        return f"a list, each {_type_in_words(get_args(annotation)[0])}"
     if get_origin(annotation) is Annotated:
         return _type_in_words(get_args(annotation)[0])
     if get_origin(annotation) in (types.UnionType, Union):

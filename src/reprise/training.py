@@ -24,6 +24,7 @@ import reprise.torchvision_repair  # noqa: F401
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from reprise.batches import EvalBatches, TrainBatches, class_weights, stateless_seed
@@ -32,11 +33,13 @@ from reprise.checkpoint import Checkpoints, Resumption
 from reprise.classifier import LitClassifier
 from reprise.convolutions import repaired
 from reprise.data.packed import Metadata, load_metadata, load_split
+from reprise.debug import Debug
 from reprise.ema import WeightAverage
 from reprise.errors import UserError
 from reprise.finetuning import FrozenBackbone
 from reprise.interruption import StopSignals
 from reprise.lean_epoch import LeanEpoch
+from reprise.loggers import LearningRate
 from reprise.model import TIMMBackbone, create_network, find_start, save_model
 from reprise.optimization import create_optimizer, create_schedule
 from reprise.params import ModelParams, TrainParams
@@ -44,6 +47,7 @@ from reprise.pretrained import Start, not_loaded
 from reprise.process import cpus, device, settled, settled_precision
 from reprise.progress import Progress
 from reprise.provenance import Provenance, Reproducible, cpu_name, trace
+from reprise.summary import summary
 from reprise.threads import settle_threads
 
 
@@ -123,6 +127,8 @@ def train(
     scratch: Path | None = None,
     weights: Path | None = None,
     callbacks: Sequence[Callback] = (),
+    debug: Debug = Debug(),
+    loggers: Sequence[Logger] = (),
 ) -> TrainResult:
     """Train on prepared data and return the best epoch's network, by what `params.select` names.
 
@@ -144,7 +150,8 @@ def train(
     if start is not None:
         metadata = metadata.model_copy(update=start.normalization(metadata.channels))
     where = device(reproducible)
-    train_split, val_split = load_split(processed, "train"), load_split(processed, "val")
+    splits = load_split(processed, "train"), load_split(processed, "val")
+    train_split, val_split = debug.splits(*splits, params.batch_size, params.seed)
     balanced = params.balance == "sampling"
     batches = TrainBatches(train_split, metadata, params.batch_size, params.augment, params.seed, where, balanced)
     val_batches = EvalBatches(val_split, metadata, params.batch_size, where)
@@ -158,12 +165,15 @@ def train(
     lit = lit_classifier(network, len(metadata.classes), params, steps=batches.steps)
     if params.balance == "weights":
         lit.criterion.weight = class_weights(batches.labels, len(metadata.classes))
+    print(summary(network, architecture, metadata, params, batches.steps, where), file=sys.stderr, flush=True)
     average = WeightAverage(network, params.ema) if params.ema is not None else None
     best = BestEpoch(Progress(params.batch_size, batches.steps), params.select, params.early_stopping, average)
-    provenance = _provenance(reproducible, metadata, model, params, origin)
+    provenance = _provenance(reproducible, metadata, model, params, origin, debug)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
+    for logger in loggers:
+        logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
     try:
-        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints, callbacks)
+        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints, callbacks, debug, loggers)
     except BaseException:
         if checkpoints:
             checkpoints.leave()
@@ -182,6 +192,8 @@ def _fit(
     best: "BestEpoch",
     checkpoints: Checkpoints | None,
     callbacks: Sequence[Callback],
+    debug: Debug,
+    loggers: Sequence[Logger],
 ) -> None:
     """Run Lightning's Trainer over the epochs that the checkpoints have not seen."""
     resumed = checkpoints.latest() if checkpoints else None
@@ -199,10 +211,11 @@ def _fit(
             max_epochs=params.epochs,
             accelerator=device(reproducible),
             devices=1,
-            logger=False,
+            logger=list(loggers),
             callbacks=[
                 StatelessDropout(params.seed),
                 losses,
+                LearningRate(),
                 *(
                     [FrozenBackbone(lit.net.get_submodule("model"), params.freeze_epochs)]
                     if params.freeze_epochs
@@ -219,6 +232,7 @@ def _fit(
             num_sanity_val_steps=0,
             gradient_clip_val=params.clip_grad,
             accumulate_grad_batches=params.accumulate,
+            detect_anomaly=debug.detect_anomaly,
         )
         trainer.fit_loop.epoch_loop = LeanEpoch(trainer)
         resumption.prepare(trainer)
@@ -447,12 +461,18 @@ def _origin(start: Start, network: TIMMBackbone, metadata: Metadata) -> Origin:
 
 
 def _provenance(
-    reproducible: Reproducible, metadata: Metadata, model: ModelParams, params: TrainParams, origin: Origin | None
+    reproducible: Reproducible,
+    metadata: Metadata,
+    model: ModelParams,
+    params: TrainParams,
+    origin: Origin | None,
+    debug: Debug,
 ) -> Provenance:
     deciding = {
         "model": model.model_dump(exclude={"weights"}),
         "start": origin.sha256 if origin else None,
-        "train": params.model_dump(exclude={"threads", "reproducible", "checkpoint_every"}),
+        "train": params.model_dump(exclude={"threads", "reproducible", "checkpoint_every", "loggers"}),
+        **debug.deciding(),
     }
     data = metadata.model_dump_json().encode()
     assert params.threads != "auto" and params.precision != "auto", "settled by now"
@@ -499,5 +519,6 @@ def _silence_lightning() -> None:
         ".*does not have many workers.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*GPU available but not used.*",
+        ".*smaller than the logging interval.*",  # losses are logged once an epoch
     ):
         warnings.filterwarnings("ignore", message=message)
