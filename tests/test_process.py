@@ -39,6 +39,20 @@ def test_portable_caps_the_instruction_set_and_fixes_the_threads(threads):
     assert json.loads(done.stdout) == [threads, True, "AVX2", "passive", settings]
 
 
+def test_a_shells_limits_of_threads_and_precision_do_not_reach_the_training():
+    shell = {"OMP_THREAD_LIMIT": "1", "OMP_DYNAMIC": "true", "MKL_DYNAMIC": "true", "DNNL_DEFAULT_FPMATH_MODE": "BF16"}
+    shown = """
+import os
+from reprise.process import before_torch
+before_torch(2, "machine")
+import torch
+conv = torch.nn.Conv2d(16, 32, 3, padding=1)
+conv(torch.randn(64, 16, 32, 32)).mean().backward()  # under that limit of threads it would never end
+print(torch.get_num_threads(), sorted(os.environ.keys() & {names!r}))
+"""
+    assert python(shown.format(names=set(shell)), **shell).stdout == "2 []\n"
+
+
 def test_off_asks_for_nothing_but_the_wait_policy():
     done = python(SHOW.format(threads=1, mode="off"))
     threads, deterministic, _, policy, settings = json.loads(done.stdout)

@@ -25,8 +25,12 @@ PORTABLE = {
     "MKL_CBWR": "COMPATIBLE",
 }
 
-# What a shell may have set that decides the bits, too: a recorded result depends on none of it.
-FOREIGN = ("DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_ENABLE_INSTRUCTIONS", "NVIDIA_TF32_OVERRIDE")
+# What a shell may have set that decides the bits, too: a recorded result depends on none of it. oneDNN knows
+# its settings by two names each. With fewer threads than it was told of, a convolution waits for the others for ever.
+FOREIGN = (
+    *("DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "MKL_ENABLE_INSTRUCTIONS"),
+    *("OMP_THREAD_LIMIT", "OMP_DYNAMIC", "MKL_DYNAMIC", "MKL_DOMAIN_NUM_THREADS", "NVIDIA_TF32_OVERRIDE"),
+)
 
 # glibc's mallopt: parameter and value. By default it hands large blocks back to the kernel as they are freed, and each
 # step pays for the same pages anew. 32 MiB is the most that it takes; both are bytes.
