@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import yaml
 
@@ -104,10 +104,15 @@ def run_folder(runs: Path, params: Params, run: Path | None = None, debug: bool 
         lock = Lock(folder)
         if lock.acquire(wait=folder in (run, new)):
             break
-    folder.mkdir(exist_ok=True)
-    write_params(params, folder / "params.yaml")
     try:
-        with (folder / "train.log").open("a", encoding="utf-8", buffering=1) as log:
+        if run and _is_finished(run):
+            raise UserError(f"{run.name}: the process that was at work on this run has finished it")
+        folder.mkdir(exist_ok=True)
+        if folder == new:
+            with publishing(folder / "params.yaml") as (partial,):
+                write_params(params, partial)
+        with (folder / "train.log").open("ab", buffering=0) as file:
+            log = _Log(file)
             try:
                 with redirect_stdout(_Copied(sys.stdout, log)), redirect_stderr(_Copied(sys.stderr, log)):
                     yield folder
@@ -134,17 +139,22 @@ def find_unfinished(runs: Path, name: str) -> Path:
     run = (runs / Path(name).name).resolve()
     if run in unfinished:
         return run
-    if (run / RESULT[0]).exists():
+    if _is_finished(run):
         raise UserError(f"{name}: this run is finished; `python src/eval.py {name}` evaluates it")
     raise UserError(f"{name}: there is no such run; unfinished are {', '.join(r.name for r in unfinished) or 'none'}")
 
 
 def _unfinished(runs: Path) -> list[Path]:
-    """Return the runs without a model, the newest first."""
+    """Return the runs without a whole result, the newest first."""
     found = (path.parent.resolve() for path in runs.glob("*/params.yaml"))
     return sorted(
-        (run for run in set(found) if not (run / RESULT[0]).exists() and not run.name.endswith("-debug")), reverse=True
+        (run for run in set(found) if not _is_finished(run) and not run.name.endswith("-debug")), reverse=True
     )
+
+
+def _is_finished(run: Path) -> bool:
+    """Say whether all of the result is there: a kill may come between two of its files."""
+    return all((run / name).exists() for name in RESULT)
 
 
 def _has_params(run: Path, params: Params) -> bool:
@@ -153,15 +163,26 @@ def _has_params(run: Path, params: Params) -> bool:
     return False
 
 
+class _Log:
+    """Text written as it comes. On a full disk the log has gaps: it ends no training that could still be saved."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self.file.write(text.encode("utf-8", "replace"))
+
+
 class _Copied:
     """A stream whose whole lines also go to a log; of one that was redrawn, like a bar, what stood there last."""
 
-    def __init__(self, stream: TextIO, log: TextIO) -> None:
+    def __init__(self, stream: TextIO, log: _Log) -> None:
         self.stream, self.log, self.line = stream, log, ""
 
     def write(self, text: str) -> int:
         *lines, self.line = (self.line + text).split("\n")
-        self.log.writelines(f"{line.rpartition(chr(13))[2]}\n" for line in lines)
+        self.log.write("".join(f"{line.rpartition(chr(13))[2]}\n" for line in lines))
         return self.stream.write(text)
 
     def __getattr__(self, name: str) -> Any:

@@ -94,6 +94,8 @@ def what_to_train(options: argparse.Namespace) -> tuple[Path | None, Params]:
     if options.resume is not None:
         if options.overrides or options.preset:
             raise UserError("--resume goes on with a run as it was begun: give it no parameters and no preset")
+        if options.fast_dev_run or options.overfit is not None or options.limit != 1:
+            raise UserError("--resume goes on with a run as it was begun: a debug mode begins one of its own")
         run = find_unfinished(ROOT / "runs", options.resume)
         return run, load_params(run / "params.yaml")
     preset = find_preset(ROOT / "presets", options.preset) if options.preset else None

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from reprise.errors import UserError
+from reprise.interruption import Stopped
 from reprise.params import help_text, load_params
 from tests.conftest import ROOT, tiny_clone
 from tests.test_pipeline import photos, refused
@@ -66,6 +68,39 @@ def test_a_log_keeps_the_last_state_of_a_line_that_is_redrawn(tmp_path, capsys):
     with pytest.raises(ValueError, match="a bug"), run_folder(tmp_path, params):
         raise ValueError("a bug")
     assert (run / "train.log").read_text().splitlines()[-1] == "ValueError: a bug"  # the same run: it is not finished
+
+
+def test_a_full_disk_takes_the_log_but_neither_the_params_nor_the_reason_of_the_end(tmp_path, monkeypatch, capsys):
+    from runs import run_folder
+
+    params = load_params(ROOT / "params.yaml")
+    with run_folder(tmp_path, params) as run:
+        pass
+    (run / "train.log").unlink()
+    (run / "train.log").symlink_to("/dev/full")
+    monkeypatch.setattr("runs.write_params", None)  # those of a run that goes on stay as they are
+    with pytest.raises(Stopped), run_folder(tmp_path, params, run):
+        print("epoch 1")
+        raise Stopped(signal.SIGTERM)
+    assert capsys.readouterr().out == "epoch 1\n"
+    assert load_params(run / "params.yaml") == params
+
+
+def test_a_run_is_finished_with_the_last_file_of_its_result(tmp_path):
+    from runs import RESULT, find_unfinished, run_folder
+
+    params = load_params(ROOT / "params.yaml")
+    with run_folder(tmp_path, params) as run:
+        for name in RESULT[:-1]:
+            (run / name).touch()
+    assert find_unfinished(tmp_path, "") == run
+    (run / RESULT[-1]).touch()
+    with pytest.raises(UserError, match="every run is finished"):
+        find_unfinished(tmp_path, "")
+    # the other process was through while this one waited for its lock
+    with pytest.raises(UserError, match="the process that was at work on this run"), run_folder(tmp_path, params, run):
+        raise AssertionError("it trains again")
+    assert (run / "params.yaml").exists()
 
 
 def test_a_stopped_run_goes_on_in_its_own_folder_by_resume_or_by_the_same_command(reproduced):
@@ -182,6 +217,7 @@ def test_other_data_are_prepared_beside_the_pipelines(reproduced):
         (["src/train.py", "train.epoch=1"], "did you mean 'train.epochs'?"),
         (["src/train.py", "model.name=resnet99"], "is not a model of timm"),
         (["src/train.py", "--preset", "mnist"], "there is no preset 'mnist'; there are cifar10-resnet,"),
+        (["src/train.py", "--resume", "--limit", "0.5"], "a debug mode begins one of its own"),
         (["src/train.py", "--resume", "nowhere"], "there is no such run; unfinished are none"),
         (["src/eval.py", "nowhere"], "no model there; train one"),
         (["src/eval.py", "README.md"], "expected a run folder or a .safetensors file"),
