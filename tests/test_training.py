@@ -79,11 +79,11 @@ def test_a_loss_that_is_not_finite_stops_at_that_step(digits, tiny_params):
 
 def test_losses_are_looked_at_together_and_the_first_broken_one_is_named():
     watch = FiniteLoss(0.1, every=4)
-    steps = iter(range(1, 100))
+    steps = iter(range(100))
 
-    def step(loss):
-        trainer = SimpleNamespace(global_step=next(steps), current_epoch=2, accumulate_grad_batches=1)
-        watch.on_train_batch_end(trainer, None, {"loss": torch.tensor(loss)}, None, 0)
+    def step(loss, done=None):
+        trainer = SimpleNamespace(global_step=next(steps) if done is None else done, current_epoch=2)
+        watch.on_before_backward(trainer, None, torch.tensor(loss, requires_grad=True))
         return trainer
 
     for loss in (1.0, 2.0, 3.0, 4.0, 1.0):
@@ -95,6 +95,8 @@ def test_losses_are_looked_at_together_and_the_first_broken_one_is_named():
     watch.check(last)
     with pytest.raises(UserError, match=r"the loss became nan in epoch 3, step 9;"):
         [step(loss) for loss in (1.0, float("nan"), 1.0, 1.0)]
+    with pytest.raises(UserError, match=r"the loss became nan in epoch 3, step 22;"):  # of an unfinished accumulation
+        [step(loss, done) for loss, done in ((1.0, 20), (1.0, 20), (1.0, 20), (float("nan"), 21))]
 
 
 def test_dropout_is_a_function_of_seed_and_step():

@@ -340,12 +340,12 @@ class FiniteLoss(Callback):
         self.lr = lr
         self.every = every
         self.losses: list[Tensor] = []
+        self.steps: list[int] = []
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Put the loss aside."""
-        self.losses.append(outputs["loss"])
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Put the loss aside, with the optimizer step that it is part of."""
+        self.losses.append(loss.detach())
+        self.steps.append(trainer.global_step + 1)
         if len(self.losses) >= self.every:
             self.check(trainer)
 
@@ -355,11 +355,10 @@ class FiniteLoss(Callback):
 
     def check(self, trainer: Trainer) -> None:
         """Raise UserError, naming epoch and step, if a loss since the last check was not finite."""
-        losses = torch.stack(self.losses).tolist() if self.losses else []
-        self.losses.clear()
-        for later, loss in zip(reversed(range(len(losses))), losses, strict=True):
+        losses, steps = torch.stack(self.losses).tolist() if self.losses else [], self.steps
+        self.losses, self.steps = [], []
+        for step, loss in zip(steps, losses, strict=True):
             if not math.isfinite(loss):
-                step = trainer.global_step - later // trainer.accumulate_grad_batches
                 raise UserError(
                     f"the loss became {loss} in epoch {trainer.current_epoch + 1}, step {step}; "
                     "nothing was published, the last good checkpoint is kept. "
