@@ -50,7 +50,7 @@ def _data(card: ModelCard, metadata: Metadata) -> str:
         "data set": metadata.data,
         "classes": f"{len(metadata.classes):,}",
         **{f"{split} images": f"{count:,}" for split, count in metadata.counts.items()},
-        "left out, unreadable": f"{metadata.dropped:,}",
+        "left out": f"{metadata.dropped:,}",
         "input": f"{card.preprocessing.image_size} x {card.preprocessing.image_size}, "
         f"{'grey' if card.preprocessing.channels == 1 else 'RGB'}, {card.preprocessing.resize}",
         "archive, SHA-256": metadata.source_sha256,
@@ -105,8 +105,7 @@ def _calibration(evaluation: Evaluation, bins: int) -> str:
 def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
     confusion = evaluation.confusion
     counts = list(zip(confusion.diag().tolist(), confusion.sum(dim=1).tolist(), evaluation.classes, strict=True))
-    tested = [(found / images, name, found, images) for found, images, name in counts if images]
-    _, name, found, images = min(tested)
+    _, name, found, images = min((found / images, name, found, images) for found, images, name in counts if images)
     absent = sum(images == 0 for _, images, _ in counts)
     few = sum(0 < images < FEW for _, images, _ in counts)
     size = card.preprocessing.image_size
@@ -115,14 +114,15 @@ def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
         f"It sees {size} x {size} pixels; what is lost at that size is lost to it.",
         f"The test images come from the same source as the training images ({text(metadata.data)}); on others, "
         "expect less.",
-        f"Weakest class: {text(name)}, {found:,} of {images:,} found, recall {_share(found, images)}.",
     ]
+    if found < images:
+        limits.append(f"Weakest class: {text(name)}, {found:,} of {images:,} found, recall {_share(found, images)}.")
     if few:
-        limits.append(f"{few:,} of the classes have fewer than {FEW} test images: see the width of their intervals.")
+        limits.append(f"Classes with fewer than {FEW} test images: {few:,}; see the width of their intervals.")
     if absent:
-        limits.append(f"{absent:,} of the classes have no test image: nothing is known of them.")
+        limits.append(f"Classes without a test image: {absent:,}; nothing is known of them.")
     if metadata.dropped:
-        limits.append(f"{metadata.dropped:,} images could not be read and were left out.")
+        limits.append(f"Left out, unreadable or in a later split too: {metadata.dropped:,} images.")
     return "\n".join(f"- {limit}" for limit in limits)
 
 
