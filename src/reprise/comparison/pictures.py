@@ -93,7 +93,11 @@ def curves(base: dict[str, list[float]], head: dict[str, list[float]]) -> str:
 
 def class_bars(changes: Sequence[ClassChange]) -> str:
     """Draw the recall of each class of both models; the rows as given."""
-    parts = [_text(180, 20, "recall by class", extra="font-weight='bold'"), *_legend(300, 20)]
+    parts = [
+        _text(180, 20, "recall by class", extra="font-weight='bold'"),
+        *_legend(300, 20),
+        _text(432, 20, "* p \u2264 0.05 (Holm)"),
+    ]
     for row, change in enumerate(changes):
         top = 34 + row * 24
         parts.append(_text(172, top + 13, _short(change.name), "end"))
@@ -125,6 +129,7 @@ def confusion_difference(classes: Sequence[str], changed: Sequence[tuple[str, st
     size = cell * len(classes)
     parts = [
         _text(10, 20, "confusions: head less base", extra="font-weight='bold'"),
+        _text(10, 38, "rows: label, columns: prediction; red: more now"),
         f"<rect x='{left}' y='{top}' width='{size}' height='{size}' {BLANK}/>",
     ]
     for index, name in enumerate(classes):
@@ -141,4 +146,4 @@ def confusion_difference(classes: Sequence[str], changed: Sequence[tuple[str, st
             parts.append(f"<rect x='{x}' y='{y}' width='{cell}' height='{cell}' {shade}/>")
             if cell >= 20:
                 parts.append(_text(x + cell / 2, y + cell / 2 + 4, f"{more:+d}", "middle"))
-    return _document(left + size + 20, top + size + 20, parts)
+    return _document(max(left + size, 300) + 20, top + size + 20, parts)
