@@ -145,6 +145,7 @@ def test_several_seeds_judge_the_setting(project):
     assert several.verdict.word == "no difference shown"
     assert list(several.verdict.seeds.base.values()) == [0.75, 0.8, 0.85, 0.775]
     assert "over 4 and 4 seeds" in summary(several)
+    assert "is of two runs, noisy-0 (" in several.notes[0]
     assert compare(project.path, "noisy-0", "good-0", seeds=True).verdict.word == "better"
     with pytest.raises(UserError, match=r"fewer than 3 runs differ .* train.seed alone; .*dvc exp run --queue -S"):
         compare(project.path, "main", "main", seeds=True)
@@ -164,6 +165,22 @@ def test_outs_come_from_the_remote_where_the_cache_lacks_them(project, tmp_path)
     found = compare(project.path, "main", "head")
     assert found.verdict.fixed == 4
     assert "fixed.png" in {path.name for path in write(found, tmp_path / "out").parent.iterdir()}
+
+
+def test_a_remote_of_a_kind_that_is_not_installed_is_a_mistake_told_in_a_line(project):
+    project.state(answers(5, 5)).commit()
+    shutil.rmtree(project.path / ".dvc/cache")
+    with (project.path / ".dvc/config").open("a") as config:
+        config.write("    remote = there\n['remote \"there\"']\n    url = oss://bucket/path\n")
+    assert "requires 'dvc-oss' to be installed; `pip install` it" in refused(project, "main", "workspace")
+
+
+def test_the_terminal_gets_no_control_characters(project):
+    label = "ant\x1b[2J\x07"
+    project.state(answers(9, 1, label, prefix="a"), classes=[label, "bee"]).commit()
+    project.state(answers(0, 10, label, prefix="a"), classes=[label, "bee"]).commit("worse")
+    said = summary(compare(project.path, "main", "worse"))
+    assert "found worse than before: ant?[2J? 9/10 -> 0/10" in said
 
 
 def refused(project, *names):

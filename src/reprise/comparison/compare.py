@@ -128,8 +128,10 @@ def _setting(revision: Revision) -> tuple[dict[str, object], dict[str, object]]:
 
 
 def _on_numbers(base: Revision, head: Revision, verdict: Verdict) -> list[str]:
-    """Say loudly what is no number."""
+    """Say loudly what is no number, and what the seeds have no say in."""
     notes = []
+    if verdict.seeds:
+        notes.append(f"The seeds decide the verdict alone: all else, classes too, is of two runs, {base} and {head}.")
     for revision in (base, head):
         if names := changes.not_numbers(revision):
             notes.append(f"Not a number in the metrics of {revision}: {', '.join(names)}. That run has failed.")
@@ -163,7 +165,7 @@ def _on_revisions(base: Revision, head: Revision) -> list[str]:
         ahead = base.repository.lines("rev-list", "--count", f"{head.commit or 'HEAD'}..{base.commit}")
         if ahead and ahead[0] != "0":
             notes.append(
-                f"{base} has {ahead[0]} commits that {head} lacks: what they changed reads here as undone. "
+                f"{base} has commits that {head} lacks, {ahead[0]} of them: what they changed reads here as undone. "
                 "Merge or rebase."
             )
     return notes

@@ -8,7 +8,7 @@ from reprise.comparison import pictures
 from reprise.comparison.changes import code_changes, different, provenance_changes
 from reprise.comparison.compare import Comparison
 from reprise.comparison.flips import SHOWN, Flip, sheet
-from reprise.comparison.markup import table, text
+from reprise.comparison.markup import HIDDEN, table, text
 from reprise.comparison.verdict import LEVEL, POWER, Interval
 
 ROWS = 20  # of a table: classes, confusions, names; the rest is counted
@@ -25,7 +25,7 @@ def summary(found: Comparison) -> str:
             more = f" and {len(some) - 5} more" if len(some) > 5 else ""
             lines.append(f"classes found {word} than before: {', '.join(recalls)}{more}")
     lines += [f"note: {note}" for note in found.notes]
-    return "\n".join(lines)
+    return "\n".join(HIDDEN.sub("?", line) for line in lines)
 
 
 def write(found: Comparison, folder: Path) -> Path:

@@ -138,14 +138,17 @@ class Repository:
             remote = self.dvc.cloud.get_remote_odb(None, "fetch")
         except DvcException:  # none is configured
             return
+        except ImportError as error:  # "s3 is supported, but requires 'dvc-s3' to be installed"
+            raise UserError(f"the DVC remote cannot be read: {error}; `pip install` it") from None
         with TemporaryDirectory(prefix="compare-") as folder:
             copy = Path(folder) / "copy"
             try:
                 remote.fs.get_file(remote.oid_to_path(md5), str(copy))
             except (FileNotFoundError, DvcException):
                 return
-            except OSError as error:
-                raise UserError(f"the DVC remote cannot be read ({error}); see `dvc remote list`") from None
+            except Exception as error:  # each kind of remote has its own
+                reason = " ".join(str(error).split())
+                raise UserError(f"the DVC remote cannot be read ({reason}); see `dvc remote list`") from None
             target = Path(self.dvc.cache.local.oid_to_path(md5))
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".{target.name}.partial")
