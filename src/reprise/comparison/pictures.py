@@ -124,7 +124,7 @@ def reliability(base: Calibration, head: Calibration) -> str:
 
 def confusion_difference(classes: Sequence[str], changed: Sequence[tuple[str, str, int, int]]) -> str:
     """Draw head's confusions less base's: rows are labels, columns predictions; red where there are more now."""
-    cell, left, top = max(10, min(28, 560 // max(len(classes), 1))), 170, 150
+    cell, left, top = max(10, min(28, 560 // max(len(classes), 1))), 170, 190
     number = {name: index for index, name in enumerate(classes)}
     size = cell * len(classes)
     parts = [
