@@ -107,14 +107,16 @@ def test_other_classes_are_said_loudly_and_the_shared_ones_compared(project):
 
 def test_results_that_are_no_numbers_are_loud_and_close_the_gate(project):
     project.state(answers(5, 5)).commit()
-    project.state(answers(5, 5), metrics={"loss": float("nan")}, sure=float("nan")).commit("head")
+    odd = {"loss": float("nan"), "f1": None, "recall": "high", "by_class": {"ant": 1}}
+    project.state(answers(5, 5), metrics=odd, sure=float("nan")).commit("head")
     found = compare(project.path, "main", "head")
     assert found.regressed
     assert found.verdict.word == "no difference shown"
-    assert "Not a number in the metrics of head" in found.notes[0]
+    assert re.search(r"Not a number in the metrics of head \(.*\): loss, f1, recall, by_class", found.notes[0])
     assert "10 of 10 images have a probability that is not a number" in found.notes[1]
     page = write(found, project.path / "report").read_text()
     assert "| loss | 0.5000 | nan | +nan | lower | not a number |" in page
+    assert "| recall | - | nan | - | higher | new |" in page
 
 
 def test_params_code_and_terms_that_differ_are_listed(project):

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import io
 import json
+import math
 import shutil
 import subprocess
 from contextlib import suppress
@@ -169,7 +170,7 @@ class Revision:
         """Its name and commit, for a person."""
         if self.commit is None:
             return "the workspace"
-        return self.name if self.commit.startswith(self.name) else f"{self.name} ({self.commit[:9]})"
+        return self.name[:9] if self.commit.startswith(self.name) else f"{self.name} ({self.commit[:9]})"
 
     def read(self, path: str) -> bytes | None:
         """Return a file that Git holds, or that lies in the workspace; None if there is none."""
@@ -200,13 +201,17 @@ class Revision:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """What evaluate measured."""
-        return self._mapping(TEST, json.loads)
+        """What evaluate measured; what is no number in the file is NaN."""
+        return self._numbers(TEST)
 
     @cached_property
     def training(self) -> dict[str, float]:
-        """What train measured, at the best epoch."""
-        return self._mapping(TRAIN, json.loads)
+        """What train measured, at the best epoch; what is no number in the file is NaN."""
+        return self._numbers(TRAIN)
+
+    def _numbers(self, path: str) -> dict[str, float]:
+        found = self._mapping(path, json.loads)
+        return {name: value if isinstance(value, int | float) else math.nan for name, value in found.items()}
 
     @cached_property
     def history(self) -> dict[str, list[float]]:
