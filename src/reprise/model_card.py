@@ -12,6 +12,7 @@ from reprise.comparison.markup import table, text
 from reprise.data.packed import Metadata
 from reprise.evaluation import Evaluation
 from reprise.intervals import wilson
+from reprise.params import flat
 
 FEW = 100  # test images of a class; with fewer, its interval is wide
 
@@ -40,7 +41,7 @@ def model_card(
             "## Limits",
             _limits(card, metadata, evaluation),
             "## Provenance",
-            _facts(_flat({**card.provenance.model_dump(), "weights_sha256": card.weights_sha256})),
+            _facts(flat({**card.provenance.model_dump(), "weights_sha256": card.weights_sha256})),
         ]
     ) + "\n"  # fmt: skip
 
@@ -63,7 +64,7 @@ def _training(card: ModelCard, settings: dict[str, Any]) -> str:
     start = "timm's published weights" if card.training.pretrained else "random weights"
     return (
         f"From {start}, seed {card.training.seed}; these are the weights of epoch {card.training.epoch}, which "
-        f"validates best.\n\n{_facts(_flat(settings))}"
+        f"validates best.\n\n{_facts(flat(settings))}"
     )
 
 
@@ -128,13 +129,6 @@ def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
 
 def _facts(facts: dict[str, Any]) -> str:
     return table(["", ""], [[text(name), text(value)] for name, value in facts.items()])
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
 
 
 def _share(successes: int, trials: int) -> str:

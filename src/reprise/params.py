@@ -287,6 +287,14 @@ def load_params(path: Path | str, overrides: Iterable[str] = ()) -> Params:
         raise UserError("\n       ".join(lines)) from None
 
 
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested params with dotted names; an empty section is a value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
+
+
 def json_schema() -> str:
     """Return the JSON schema of params.yaml, for completion and checks in an editor."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Params.model_json_schema()}

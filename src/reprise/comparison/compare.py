@@ -9,7 +9,7 @@ from reprise.comparison import changes
 from reprise.comparison.flips import Flip, flips
 from reprise.comparison.pairing import DataChanges, Pairing
 from reprise.comparison.revisions import PREDICTIONS, Repository, Revision
-from reprise.comparison.verdict import Answers, Seeds, Verdict, judge, over_seeds
+from reprise.comparison.verdict import LEVEL, Answers, Seeds, Verdict, judge, over_seeds
 from reprise.errors import UserError
 
 SEED_PARAM = "train.seed"
@@ -41,12 +41,12 @@ class Comparison:
     @property
     def worse_classes(self) -> list[changes.ClassChange]:
         """The classes whose recall fell by more than chance, the largest loss first."""
-        return [change for change in self.classes if change.difference < 0 and change.p <= 0.05]
+        return [change for change in self.classes if change.difference < 0 and change.p <= LEVEL]
 
     @property
     def better_classes(self) -> list[changes.ClassChange]:
         """The classes whose recall rose by more than chance, the largest gain first."""
-        return [change for change in reversed(self.classes) if change.difference > 0 and change.p <= 0.05]
+        return [change for change in reversed(self.classes) if change.difference > 0 and change.p <= LEVEL]
 
 
 def compare(root: Path, base: str, head: str, seeds: bool = False) -> Comparison:

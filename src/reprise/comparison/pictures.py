@@ -5,6 +5,7 @@ from xml.sax.saxutils import escape
 
 from reprise.comparison.changes import Calibration, ClassChange
 from reprise.comparison.markup import HIDDEN
+from reprise.comparison.verdict import LEVEL
 
 BASE, HEAD, GONE, NEW = "#8a8a8a", "#0b67b2", "#2a8a4a", "#c0392b"
 FONT = "font-family='sans-serif' font-size='12'"
@@ -96,7 +97,7 @@ def class_bars(changes: Sequence[ClassChange]) -> str:
     parts = [
         _text(180, 20, "recall by class", extra="font-weight='bold'"),
         *_legend(300, 20),
-        _text(432, 20, "* p \u2264 0.05 (Holm)"),
+        _text(432, 20, f"* p \u2264 {LEVEL} (Holm)"),
     ]
     for row, change in enumerate(changes):
         top = 34 + row * 24
@@ -104,7 +105,7 @@ def class_bars(changes: Sequence[ClassChange]) -> str:
         for offset, right, colour in ((0, change.base_right, BASE), (9, change.head_right, HEAD)):
             width = 360 * right / change.images
             parts.append(f"<rect x='180' y='{top + offset}' width='{width:.1f}' height='8' fill='{colour}'/>")
-        parts.append(_text(548, top + 13, f"{change.difference:+.3f}" + (" *" if change.p <= 0.05 else "")))
+        parts.append(_text(548, top + 13, f"{change.difference:+.3f}" + (" *" if change.p <= LEVEL else "")))
     return _document(620, 44 + 24 * len(changes), parts)
 
 

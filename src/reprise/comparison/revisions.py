@@ -23,6 +23,7 @@ import numpy as np
 import yaml
 
 from reprise.errors import UserError
+from reprise.params import flat
 
 WORKSPACE = "workspace"
 PREDICTIONS, MODEL, WEIGHTS = "data/predictions.csv", "models/model.json", "models/model.safetensors"
@@ -98,7 +99,8 @@ class Repository:
         if self.lines("rev-parse", "--is-shallow-repository") == ["true"]:
             raise UserError(
                 f"{name}: no such revision in this clone, which is shallow; fetch the whole history: "
-                "`git fetch --unshallow origin`, in GitHub Actions `fetch-depth: 0` of actions/checkout"
+                "`git fetch --unshallow origin '+refs/heads/*:refs/remotes/origin/*'`, in GitHub Actions "
+                "`fetch-depth: 0` of actions/checkout"
             )
         branches = self.lines("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/remotes", "refs/tags")
         near = difflib.get_close_matches(name, [*branches, *experiments], n=3)
@@ -298,14 +300,6 @@ class Revision:
 def _yaml_fast(content: bytes) -> Any:
     """Read dvc.lock with libyaml where there is one: it is 10 times faster."""
     return yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested params with dotted names; an empty section is a value."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found
 
 
 def _parse_predictions(content: str, whose: str) -> Predictions:
