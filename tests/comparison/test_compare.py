@@ -125,8 +125,18 @@ def test_params_code_and_terms_that_differ_are_listed(project):
     page = markdown(compare(project.path, "main", "head"), set())
     assert "| train.lr | 0.1 | &#60;b&#62; |" in page
     assert "Code of the stages that differs: src/model.py." in page
-    project.state(answers(5, 5), params={"train": {"seed": 1, "lr": 0.1}}).commit("seeded")
-    assert any("Only the seed differs" in note for note in compare(project.path, "main", "seeded").notes)
+
+
+def test_of_runs_that_differ_only_in_the_seed_neither_is_better(project):
+    project.state(answers(50, 50)).commit()
+    project.state(answers(90, 10), params={"train": {"seed": 1, "lr": 0.1}}).commit("seed")
+    project.state(answers(90, 10), params={"train": {"seed": 1, "lr": 0.1}}, code="2").commit("code")
+    for base, head in (("main", "seed"), ("seed", "main")):
+        found = compare(project.path, base, head)
+        assert (found.verdict.word, found.regressed) == ("no difference shown", False)
+        assert found.verdict.p < 0.0001
+        assert "Only the seed differs" in summary(found)
+    assert compare(project.path, "main", "code").verdict.word == "better"
 
 
 def test_several_seeds_judge_the_setting(project):

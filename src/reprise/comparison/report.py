@@ -106,13 +106,15 @@ def _sentence(found: Comparison) -> str:
         f"{what} {before:.4f} -> {after:.4f} on {verdict.images:,} common test images, {_points(difference)} points "
         f"(95 % interval {_points(interval[0])} to {_points(interval[1])}; {test})."
     )
-    if verdict.word == "no difference shown":
+    if p > LEVEL:
         least_said = (
             "no difference at all" if math.isnan(least) else f"a difference of {100 * least:.2g} points or more"
         )
         said += f" {whose} show {least_said} in {POWER:.0%} of cases; a smaller one may be there unseen."
-    elif not seeds:
+    elif not (seeds or verdict.same_setting):
         said += " That is said of these two models; whether another seed says the same, `--seeds` tells."
+    if verdict.same_setting:
+        said += " Only the seed differs: a difference between these two is training noise, not a better setting."
     return said
 
 
