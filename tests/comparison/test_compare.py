@@ -121,7 +121,12 @@ def test_results_that_are_no_numbers_are_loud_and_close_the_gate(project):
 
 def test_params_code_and_terms_that_differ_are_listed(project):
     project.state(answers(5, 5)).commit()
-    project.state(answers(5, 5), params={"train": {"seed": 1, "lr": "<b>"}, "new": None}, code="2").commit("head")
+    changed = {"train": {"seed": 1, "lr": "<b>"}, "new": None}
+    further = {"hamming_distance": 0.5, "odd": 1.5}
+    project.state(answers(5, 5), params=changed, metrics=further, code="2").commit("head")
+    page = markdown(compare(project.path, "head", "head"), set())
+    assert "| hamming_distance | 0.5000 | 0.5000 | +0.0000 | lower | same |" in page
+    assert "| odd | 1.5000 | 1.5000 | +0.0000 | - | same |" in page
     page = markdown(compare(project.path, "main", "head"), set())
     assert "| train.lr | 0.1 | &#60;b&#62; |" in page
     assert "Code of the stages that differs: src/model.py." in page

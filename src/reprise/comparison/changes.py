@@ -20,6 +20,15 @@ DIRECTIONS: dict[str, tuple[int, float]] = {
     "recall": (1, 0.005),
     "f1": (1, 0.005),
     "ece": (-1, 0.01),
+    # what `evaluate.metrics` may add; a metric that is not here has no direction
+    "auroc": (1, 0.005),
+    "average_precision": (1, 0.005),
+    "cohen_kappa": (1, 0.005),
+    "jaccard_index": (1, 0.005),
+    "matthews_corrcoef": (1, 0.005),
+    "specificity": (1, 0.005),
+    "hamming_distance": (-1, 0.005),
+    "hinge_loss": (-1, 0.01),
     "images": (0, 1),
 }
 # of a cost: as a share of the former value
