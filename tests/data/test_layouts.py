@@ -184,6 +184,7 @@ def test_a_csv_with_a_mistake_is_refused_with_its_line(table, said):
         ([f"{APART}/1.png", f"{COMPOSED.upper()}/2.png"], "differ only in case"),
         (["train/a/1.png", "val/a/1.png", "Valid/a/1.png"], "own: two of its folders (Valid, train, val) are the same"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "class c is in test but not in train"),
+        (["x\ny/test/a/1.png", "x\ny/val/a/1.png"], "'own/x\\ny' has split folders but no train folder"),
         (["a/1.png", "b/2.png", "one.csv", "two.csv"], "own has 2 CSV files at the top (one.csv, two.csv); keep one"),
         (["readme", "inner.tar.gz"], "own holds no images (.avif, .bmp"),
         (["inner.tar.gz"], "but an archive, inner.tar.gz: unpack the outer one and set data.path to the inner one"),
@@ -193,6 +194,7 @@ def test_an_unclear_tree_is_refused(names, said):
     with pytest.raises(UserError) as caught:
         lay_out(names, lambda name: b"", "own")
     assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 IMAGE = {"cat/1.png": b"1" * 100, "dog/1.png": b"2" * 100}

@@ -70,7 +70,7 @@ def lay_out(names: Iterable[str], read: Callable[[str], bytes], where: str) -> L
     if tables:
         placed = _by_table(read_table(read(tables[0]), _at(where, tables[0])), below, top)
     else:
-        placed = _by_folders(below, f"{where}/{top}".rstrip("/"))
+        placed = _by_folders(below, _at(where, top.rstrip("/")) if top else where)
     _check_classes(placed, where)
     return Layout(sorted({image.class_name for image in placed}), placed, len(images) - len(placed))
 
