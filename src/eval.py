@@ -33,7 +33,8 @@ def main() -> None:
 
     after_torch(terms.threads, terms.reproducible)
     network, card = load_model(weights, facts)
-    result = evaluate(network, card, processed, params.evaluate.batch_size, params.evaluate.calibration_bins)
+    settings = params.evaluate
+    result = evaluate(network, card, processed, settings.batch_size, settings.calibration_bins, settings.metrics)
     print(
         f"eval: {card.architecture.model_name} ({weights}) on {len(result.ids):,} test images of {card.training.data}"
     )

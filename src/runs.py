@@ -1,14 +1,20 @@
 """Run folders for what a person types: everything under one git-ignored `runs/`, no tracked out touched.
 
-`runs/NAME/` holds a finished run (params.yaml, model.safetensors, model.json, train.json, history.csv), `runs/latest`
-points at the newest, `runs/data/KEY/` keeps data prepared under other `data.*` than params.yaml's.
+`runs/NAME/` holds params.yaml and train.log of a run and, once it is finished, its RESULT; `runs/latest` points at the
+newest finished one, `runs/checkpoints/` keeps what an unfinished one goes on from, `runs/data/KEY/` data prepared under
+other `data.*` than params.yaml's.
 """
 
 import hashlib
 import os
 import subprocess
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from datetime import datetime
 from pathlib import Path
+from typing import Any, TextIO
 
 import yaml
 
@@ -17,8 +23,11 @@ from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
 from reprise.data.workers import available_cpus
 from reprise.errors import UserError
+from reprise.interruption import Stopped
 from reprise.params import DataParams, Params, load_params
-from reprise.publish import Lock, publishing
+from reprise.publish import Lock, publishing, remove
+
+RESULT = ("model.safetensors", "model.json", "train.json", "history.csv")
 
 
 def prepared_data(root: Path, data: DataParams) -> Path:
@@ -80,9 +89,93 @@ def _key(data: DataParams, own: Path) -> str:
     return f"{data.name}-{hashlib.sha256(chr(0).join(facts).encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
 
 
+@contextmanager
+def run_folder(runs: Path, params: Params, run: Path | None = None, debug: bool = False) -> Iterator[Path]:
+    """Yield a run's folder, locked, with its params.yaml; what is printed meanwhile is added to its train.log.
+
+    It is the run given, else an unfinished one of the same params, else a new one; that of a debug mode is always new
+    and never taken up. A mistake of the user's leaves no new folder behind, unless a logger has written into it.
+    """
+    runs.mkdir(parents=True, exist_ok=True)
+    begun = [] if debug else [found for found in _unfinished(runs) if _has_params(found, params)]
+    candidates = [run] if run else begun
+    new = runs / (f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"[:-3] + "-debug" * debug)
+    for folder in [*candidates, new]:
+        lock = Lock(folder)
+        if lock.acquire(wait=folder in (run, new)):
+            break
+    folder.mkdir(exist_ok=True)
+    write_params(params, folder / "params.yaml")
+    try:
+        with (folder / "train.log").open("a", encoding="utf-8", buffering=1) as log:
+            try:
+                with redirect_stdout(_Copied(sys.stdout, log)), redirect_stderr(_Copied(sys.stderr, log)):
+                    yield folder
+            except BaseException as error:
+                short = f"stopped by {error.name}" if isinstance(error, Stopped) else f"error: {error}"
+                log.write(f"{short}\n" if isinstance(error, UserError | Stopped) else traceback.format_exc())
+                raise
+    except UserError:
+        files = {path.name for path in folder.rglob("*") if path.is_file()}
+        if folder == new and files == {"params.yaml", "train.log"}:
+            remove(folder)
+        raise
+    finally:
+        lock.release()
+
+
+def find_unfinished(runs: Path, name: str) -> Path:
+    """Return the run of this name or path, the newest for "". Raises UserError if there is none to go on with."""
+    unfinished = _unfinished(runs)
+    if not name:
+        if not unfinished:
+            raise UserError("there is no run to go on with: every run is finished")
+        return unfinished[0]
+    run = (runs / Path(name).name).resolve()
+    if run in unfinished:
+        return run
+    if (run / RESULT[0]).exists():
+        raise UserError(f"{name}: this run is finished; `python src/eval.py {name}` evaluates it")
+    raise UserError(f"{name}: there is no such run; unfinished are {', '.join(r.name for r in unfinished) or 'none'}")
+
+
+def _unfinished(runs: Path) -> list[Path]:
+    """Return the runs without a model, the newest first."""
+    found = (path.parent.resolve() for path in runs.glob("*/params.yaml"))
+    return sorted(
+        (run for run in set(found) if not (run / RESULT[0]).exists() and not run.name.endswith("-debug")), reverse=True
+    )
+
+
+def _has_params(run: Path, params: Params) -> bool:
+    with suppress(UserError):  # begun by another version
+        return load_params(run / "params.yaml") == params
+    return False
+
+
+class _Copied:
+    """A stream whose whole lines also go to a log; of one that was redrawn, like a bar, what stood there last."""
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        self.stream, self.log, self.line = stream, log, ""
+
+    def write(self, text: str) -> int:
+        *lines, self.line = (self.line + text).split("\n")
+        self.log.writelines(f"{line.rpartition(chr(13))[2]}\n" for line in lines)
+        return self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def as_yaml(params: Params) -> str:
+    """Return all params as the text of a params.yaml."""
+    return yaml.safe_dump(params.model_dump(), sort_keys=False)
+
+
 def write_params(params: Params, path: Path) -> None:
     """Write a run's resolved params, readable by `load_params`."""
-    path.write_text(yaml.safe_dump(params.model_dump(), sort_keys=False), encoding="utf-8")
+    path.write_text(as_yaml(params), encoding="utf-8")
 
 
 def point_latest(run: Path) -> None:

@@ -3,52 +3,104 @@
     python src/train.py train.epochs=1 model.name=resnet18
     python src/train.py --profile
 
-Prepared data are brought up to date first; the result is a folder under runs/, and `runs/latest` points at it.
+Prepared data are brought up to date first; the result is a folder under runs/ with params.yaml, the log of what was
+printed, history.csv, train.json and the model, and `runs/latest` points at it. A run that was stopped or killed goes on
+where it was, by the same command or by --resume.
 """
 
 import argparse
-from datetime import datetime
 from pathlib import Path
 
-from reprise.errors import one_line_errors
-from reprise.params import load_params
+from reprise.errors import UserError, one_line_errors
+from reprise.params import Params, help_text, load_params
+from reprise.presets import find_preset
 from reprise.process import after_torch, before_torch
 from reprise.publish import publishing
-from runs import point_latest, prepared_data, write_params
+from runs import RESULT, as_yaml, find_unfinished, point_latest, prepared_data, run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def main() -> None:
-    """Read the params and the overrides, train, keep the run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="a parameter of params.yaml and its new value"
-    )
-    parser.add_argument("--profile", action="store_true", help="only say where a step's time goes")
-    arguments = parser.parse_args()
-    params = load_params(ROOT / "params.yaml", arguments.overrides)
+def main() -> int:
+    """Read the params and the overrides, train, keep the run; return the exit code."""
+    options = arguments()
+    resumed, params = what_to_train(options)
+    if options.print_config:
+        print(as_yaml(params), end="")
+        return 0
     before_torch(params.train.threads, params.train.reproducible)
     processed = prepared_data(ROOT, params.data)
+    from reprise.debug import Debug
+    from reprise.loggers import create_loggers
     from reprise.training import train
 
     after_torch(params.train.threads, params.train.reproducible)
-    if arguments.profile:
+    if options.profile:
         from reprise.profiling import profile
 
         print(profile(processed, params.model, params.train).table())
-        return
-    result = train(processed, params.model, params.train, ROOT / "runs/checkpoints")
-    run = ROOT / "runs" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"[:-3]
-    with publishing(run) as (folder,):
-        folder.mkdir()
-        write_params(params, folder / "params.yaml")
-        result.save(*(folder / name for name in ("model.safetensors", "model.json", "train.json", "history.csv")))
-    result.discard_checkpoints()
-    point_latest(run)
-    print(f"train: {result.summary()} -> {run.relative_to(ROOT)}")
+        return 0
+    if options.sanity:
+        from reprise.sanity import sanity, table
+
+        checks = sanity(processed, params.model, params.train, ROOT / params.model.weights)
+        print(table(checks))
+        return int(not all(check.passed for check in checks))
+    weights = ROOT / params.model.weights
+    batches = 1 if options.fast_dev_run else options.overfit
+    debug = Debug(options.limit, batches, options.overfit is not None, options.detect_anomaly)
+    if options.fast_dev_run:
+        result = train(processed, params.model, params.train, weights=weights, debug=debug)
+        print(f"train: {result.summary()}; a fast run for bugs, nothing is kept")
+        return 0
+    scratch = None if debug.deciding() else ROOT / "runs/checkpoints"
+    with run_folder(ROOT / "runs", params, resumed, debug=scratch is None) as run:
+        loggers = create_loggers(params.train.loggers, run, run.name)
+        result = train(processed, params.model, params.train, scratch, weights, debug=debug, loggers=loggers)
+        with publishing(*(run / name for name in RESULT)) as files:
+            result.save(*files)
+        result.discard_checkpoints()
+        point_latest(run)
+        print(f"train: {result.summary()} -> {run.relative_to(ROOT)}")
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line; `--help` lists every parameter."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"parameters, as they stand in params.yaml:\n{help_text(load_params(ROOT / 'params.yaml'))}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="key=value", help="a parameter of params.yaml and its new value")
+    add("--preset", metavar="NAME", help="start from the values of presets/NAME.yaml")
+    add("--resume", nargs="?", const="", metavar="RUN", help="go on with a run that was stopped; the last one, or RUN")
+    add("--print-config", action="store_true", help="print all params as they would be used, and stop")
+    quick = parser.add_mutually_exclusive_group()
+    quick.add_argument("--fast-dev-run", action="store_true", help="one batch of each split, one epoch, nothing kept")
+    quick.add_argument("--overfit", type=int, metavar="N", help="train and validate on the same N batches")
+    add("--limit", type=float, default=1.0, metavar="F", help="use this share of the training and validation images")
+    quick.add_argument(
+        "--sanity", action="store_true", help="check data and network instead; exit code 1: a check failed"
+    )
+    quick.add_argument("--profile", action="store_true", help="only say where a step's time goes")
+    add("--detect-anomaly", action="store_true", help="name the operation that first gives NaN (slow)")
+    return parser.parse_intermixed_args()
+
+
+def what_to_train(options: argparse.Namespace) -> tuple[Path | None, Params]:
+    """Return the run to go on with, if there is one, and the params."""
+    if options.resume is not None:
+        if options.overrides or options.preset:
+            raise UserError("--resume goes on with a run as it was begun: give it no parameters and no preset")
+        run = find_unfinished(ROOT / "runs", options.resume)
+        return run, load_params(run / "params.yaml")
+    preset = find_preset(ROOT / "presets", options.preset) if options.preset else None
+    overrides = options.overrides + ["train.epochs=1"] * options.fast_dev_run
+    return None, load_params(ROOT / "params.yaml", overrides, preset)
 
 
 if __name__ == "__main__":
     with one_line_errors():
-        main()
+        raise SystemExit(main())

@@ -30,8 +30,9 @@ def main() -> None:
 
         after_torch(terms.threads, terms.reproducible)
         network, card = load_model(weights, facts)
-        data, bins = Path("data/processed"), params.evaluate.calibration_bins
-        result = evaluate(network, card, data, params.evaluate.batch_size, bins)
+        data, given = Path("data/processed"), params.evaluate
+        bins = given.calibration_bins
+        result = evaluate(network, card, data, given.batch_size, bins, given.metrics)
         result.save(*outs)
         settings = {"model": params.model.model_dump(), "train": params.train.model_dump()}
         page.write_text(model_card(card, load_metadata(data), settings, result, bins), encoding="utf-8")

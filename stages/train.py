@@ -1,6 +1,7 @@
 """Stage 3: train, and publish the best epoch's model, its history and its metrics."""
 
 import os
+from datetime import datetime
 from pathlib import Path
 
 from reprise.errors import one_line_errors
@@ -9,7 +10,7 @@ from reprise.process import after_torch, before_torch
 from reprise.publish import publishing
 
 # in the folder of a queued or --temp experiment DVC names the repository, where the scratch outlives that folder
-SCRATCH = Path(os.environ.get("DVC_ROOT", ".")) / "runs/checkpoints"
+RUNS = Path(os.environ.get("DVC_ROOT", ".")) / "runs"
 
 
 def main() -> None:
@@ -20,10 +21,21 @@ def main() -> None:
     ) as outs:
         params = load_params("params.yaml")
         before_torch(params.train.threads, params.train.reproducible)
+        from reprise.loggers import create_loggers
         from reprise.training import train
 
         after_torch(params.train.threads, params.train.reproducible)
-        result = train(Path("data/processed"), params.model, params.train, SCRATCH)
+        name = f"repro-{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        loggers = create_loggers(params.train.loggers, RUNS / "logs" / name, name)
+        model = params.model
+        result = train(
+            Path("data/processed"),
+            model,
+            params.train,
+            RUNS / "checkpoints",
+            weights=Path(model.weights),
+            loggers=loggers,
+        )
         result.save(*outs)
     result.discard_checkpoints()
     print(f"train: {result.summary()} -> models")

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from reprise.batches import IGNORE_INDEX, EvalBatches, Normalize, TrainBatches, mask_outputs
+from reprise.batches import (
+    IGNORE_INDEX,
+    EvalBatches,
+    Normalize,
+    TrainBatches,
+    balanced_order,
+    class_weights,
+    mask_outputs,
+    stateless_generator,
+)
 from reprise.data.packed import Metadata, PackedSplit
 from reprise.errors import UserError
 from reprise.transforms import to_unit
@@ -119,3 +128,25 @@ def test_what_moves_in_is_black_before_the_mean_is_subtracted():
     train = TrainBatches(white, metadata(mean=0.5, std=0.25), 2, away, seed=0)
     ((images, _),) = train
     assert images.min().item() == pytest.approx((0 - 0.5) / 0.25)  # not 0, the mean
+
+
+def test_weights_of_classes_are_inverse_to_their_counts_and_1_on_average():
+    labels = torch.tensor([0] * 6 + [1] * 3 + [3])
+    weights = class_weights(labels, 5)
+    assert (weights * torch.bincount(labels, minlength=5)).tolist() == pytest.approx([2, 2, 0, 2, 0])
+    assert class_weights(labels.clamp(max=1), 2)[labels.clamp(max=1)].mean().item() == pytest.approx(1)
+
+
+def test_a_balanced_order_draws_every_class_that_occurs_equally_often_and_every_image():
+    labels = torch.tensor([4] * 900 + [1] * 90 + [0] * 10)
+    counts = torch.zeros(5)
+    seen = set()
+    for epoch in range(30):
+        order = balanced_order(labels, stateless_generator(0, "order", epoch))
+        assert len(order) == 1000
+        counts += torch.bincount(labels[order], minlength=5)
+        seen |= set(order.tolist())
+    assert (counts / counts.sum()).tolist() == pytest.approx([1 / 3, 1 / 3, 0, 0, 1 / 3], abs=0.01)
+    assert len(seen) > 990
+    again = balanced_order(labels, stateless_generator(0, "order", 29))
+    assert torch.equal(again, order)

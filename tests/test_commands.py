@@ -4,16 +4,22 @@ import importlib.metadata
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from reprise.params import help_text, load_params
 from tests.conftest import ROOT, tiny_clone
 from tests.test_pipeline import photos, refused
 
 ALONE = {"PATH": "/usr/bin:/bin"}  # no environment activated
+
+
+def epochs_of(log):
+    return re.findall(r"^epoch (\d+)/", log, re.MULTILINE)
 
 
 def test_train_leaves_the_pipelines_outs_alone_and_eval_finds_the_run(reproduced):
@@ -25,6 +31,7 @@ def test_train_leaves_the_pipelines_outs_alone_and_eval_finds_the_run(reproduced
     assert (reproduced.path / "runs/latest").resolve() == run
     assert {path.name for path in run.iterdir()} == {
         "params.yaml",
+        "train.log",
         "model.safetensors",
         "model.json",
         "train.json",
@@ -36,11 +43,107 @@ def test_train_leaves_the_pipelines_outs_alone_and_eval_finds_the_run(reproduced
     assert same.splitlines()[1:] == table.splitlines()[1:]
 
 
-def test_the_same_params_give_the_same_model_as_the_pipeline(reproduced):
-    reproduced.run("python", "src/train.py")
+def test_the_same_params_give_the_same_model_as_the_pipeline_and_the_log_is_what_was_printed(reproduced):
+    done = reproduced.run("python", "src/train.py")
+    log = (reproduced.path / "runs/latest/train.log").read_text()
+    assert epochs_of(log) == ["1", "2"]
+    assert set(log.splitlines()) <= set(done.stderr.splitlines() + done.stdout.splitlines())
+    assert log.splitlines()[-1] == done.stdout.splitlines()[-1]
     for name in ("model.safetensors", "model.json"):
         one, two = (reproduced.path / folder / name for folder in ("models", "runs/latest"))
         assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_log_keeps_the_last_state_of_a_line_that_is_redrawn(tmp_path, capsys):
+    from runs import run_folder
+
+    params = load_params(ROOT / "params.yaml")
+    with run_folder(tmp_path, params) as run:
+        print("\r 10 %", end="")
+        print("\r 90 %\r      \rdone", file=sys.stderr)
+    assert (run / "train.log").read_text() == "done\n"
+    assert capsys.readouterr().out == "\r 10 %"
+    with pytest.raises(ValueError, match="a bug"), run_folder(tmp_path, params):
+        raise ValueError("a bug")
+    assert (run / "train.log").read_text().splitlines()[-1] == "ValueError: a bug"  # the same run: it is not finished
+
+
+def test_a_stopped_run_goes_on_in_its_own_folder_by_resume_or_by_the_same_command(reproduced):
+    reproduced.set("train.epochs=10")
+    command = ["python", "src/train.py", "train.lr=0.001"]
+    process = subprocess.Popen(command, cwd=reproduced.path, env=reproduced.environment(), stderr=subprocess.PIPE)
+    while b"epoch 2/" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143
+    (run,) = (path.parent for path in (reproduced.path / "runs").glob("*/params.yaml"))
+    assert not (reproduced.path / "runs/latest").exists()
+    assert "stopped by SIGTERM" in (run / "train.log").read_text()
+    assert "give it no parameters" in refused(reproduced.run(*command, "--resume", check=False))
+    copy = reproduced.copy(reproduced.path.parent / "copy")
+    reproduced.set("train.epochs=2")  # the run remembers its own params
+    reproduced.run("python", "src/train.py", "--resume")
+    copy.run(*command)
+    for workspace in (reproduced, copy):
+        again = workspace.path / "runs" / run.name
+        assert (workspace.path / "runs/latest").resolve() == again
+        assert epochs_of((again / "train.log").read_text()) == [str(epoch + 1) for epoch in range(10)]
+    one, two = ((each.path / "runs/latest/model.json").read_bytes() for each in (reproduced, copy))
+    assert one == two
+    assert "this run is finished" in refused(
+        reproduced.run("python", "src/train.py", "--resume", run.name, check=False)
+    )
+    assert "every run is finished" in refused(reproduced.run("python", "src/train.py", "--resume", check=False))
+
+
+def test_debug_modes_of_the_command_line(reproduced):
+    done = reproduced.run("python", "src/train.py", "--fast-dev-run", "model.kwargs.drop_rate=0.1")
+    assert "nothing is kept" in done.stdout
+    assert epochs_of(done.stderr) == ["1"]
+    assert not list((reproduced.path / "runs").glob("*/*"))
+    done = reproduced.run("python", "src/train.py", "train.epochs=1", "--overfit", "2", "--detect-anomaly")
+    assert re.search(r"-> runs/[-\d_]+-debug$", done.stdout.strip())
+    reproduced.run("python", "src/train.py", "train.epochs=1", "--limit", "0.5", "train.lr=0.01")
+    assert "accuracy" in reproduced.run("python", "src/eval.py", "runs/latest").stdout
+    assert reproduced.clean()
+
+
+def test_sanity_prints_a_table_and_its_exit_code_says_whether_all_is_well(reproduced):
+    done = reproduced.run("python", "src/train.py", "--sanity")
+    assert done.stdout.count("pass  ") == len(done.stdout.splitlines()) == 8
+    labels = reproduced.path / "src/reprise/batches.py"
+    labels.write_text(labels.read_text().replace("to_device(self.labels[rows]", "to_device(self.labels[rows.flip(0)]"))
+    done = reproduced.run("python", "src/train.py", "--sanity", check=False)
+    assert done.returncode == 1
+    assert "FAIL  labels: similar images share them" in done.stdout
+    assert not list((reproduced.path / "runs").glob("*/params.yaml"))
+
+
+def test_print_config_is_a_params_yaml_of_what_would_be_trained(reproduced, tmp_path):
+    command = ["python", "src/train.py", "--preset", "finetune-photos", "--print-config", "train.lr=0.25"]
+    resolved = tmp_path / "params.yaml"
+    resolved.write_text(reproduced.run(*command).stdout)
+    preset = ROOT / "presets/finetune-photos.yaml"
+    assert load_params(resolved) == load_params(reproduced.path / "params.yaml", ["train.lr=0.25"], preset)
+
+
+def test_help_shows_every_parameter_as_it_stands_in_params_yaml(reproduced):
+    reproduced.set("train.lr=0.125")
+    shown = reproduced.run("python", "src/train.py", "--help").stdout
+    assert help_text(load_params(reproduced.path / "params.yaml")) in shown
+    assert "train.lr = 0.125" in shown
+
+
+def test_a_preset_is_written_and_shown(reproduced):
+    assert "mnist-99" in reproduced.run("python", "src/preset.py").stdout
+    shown = reproduced.run("python", "src/preset.py", "finetune-photos").stdout
+    assert "-  name: digits" in shown
+    assert re.search(r"^\+  name: folder +# folder, archive", shown, re.MULTILINE)
+    written = (reproduced.path / "params.yaml").read_text()
+    assert {line[1:] for line in shown.splitlines()[2:] if line[0] == "+"} <= set(written.splitlines())
+    assert "already" in reproduced.run("python", "src/preset.py", "finetune-photos").stdout
+    assert reproduced.run("git", "status", "--porcelain").stdout == " M params.yaml\n"
 
 
 def test_eval_prints_the_published_models_metrics(reproduced):
@@ -78,6 +181,8 @@ def test_other_data_are_prepared_beside_the_pipelines(reproduced):
     [
         (["src/train.py", "train.epoch=1"], "did you mean 'train.epochs'?"),
         (["src/train.py", "model.name=resnet99"], "is not a model of timm"),
+        (["src/train.py", "--preset", "mnist"], "there is no preset 'mnist'; there are cifar10-resnet,"),
+        (["src/train.py", "--resume", "nowhere"], "there is no such run; unfinished are none"),
         (["src/eval.py", "nowhere"], "no model there; train one"),
         (["src/eval.py", "README.md"], "expected a run folder or a .safetensors file"),
         (["src/eval.py", "nowhere.safetensors"], "no model there"),
@@ -89,6 +194,7 @@ def test_a_mistake_on_the_command_line_is_one_line(reproduced_once, tmp_path, co
     if command[0].startswith("stages"):
         workspace.run("git", "clean", "-dfxq", "data")
     assert said in refused(workspace.run("python", *command, check=False))
+    assert not list(workspace.path.glob("runs/*/params.yaml"))  # a mistake leaves no run
 
 
 def test_in_a_terminal_there_is_a_bar_with_epoch_loss_accuracy_and_rate(reproduced):

@@ -6,11 +6,12 @@ import json
 
 import pytest
 import torch
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import cohen_kappa_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
 from torch import nn
 
 from reprise.batches import EvalBatches
-from reprise.evaluation import calibration_error, count_flops, predict, summarize
+from reprise.errors import UserError
+from reprise.evaluation import calibration_error, count_flops, extra_metric, predict, summarize
 from reprise.model import create_network
 from tests.test_batches import metadata, numbered
 from tests.test_model import card, facts, params
@@ -34,6 +35,30 @@ def test_precision_recall_and_f1_agree_with_scikit_learn(measured):
     rows = [(row.precision, row.recall, row.f1, row.images) for row in result.per_class]
     for got, wanted in zip(rows, zip(*each, strict=True), strict=True):
         assert got == pytest.approx(wanted, rel=1e-5)
+
+
+def test_further_metrics_of_torchmetrics_come_by_name(measured):
+    logits, labels, result = measured
+    kappa = extra_metric("cohen_kappa", result.probabilities, labels)
+    assert kappa == pytest.approx(cohen_kappa_score(labels, logits.argmax(1)), rel=1e-5)
+    auroc = roc_auc_score(labels, logits.softmax(1), multi_class="ovr")
+    assert extra_metric("auroc", result.probabilities, labels) == pytest.approx(auroc, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("cohen_kapa", "torchmetrics has no multiclass 'cohen_kapa'; it has cohen_kappa"),
+        ("../x", "torchmetrics has no multiclass '../x'; it has accuracy, "),
+        ("confusion_matrix", "confusion_matrix is not one number, or needs more than its defaults"),
+        ("roc", "roc is not one number"),
+        ("recall_at_fixed_precision", "recall_at_fixed_precision is not one number, or needs more"),
+    ],
+)
+def test_a_further_metric_that_is_no_number_is_refused(name, said, measured):
+    _, labels, result = measured
+    with pytest.raises(UserError, match=f"evaluate.metrics: {said}"):
+        extra_metric(name, result.probabilities, labels)
 
 
 def test_accuracy_and_loss_are_means_over_images(measured):

@@ -81,6 +81,11 @@ def fitted(lean, scheduler, interval, **options):
         (partial(StepLR, step_size=1), "epoch", {"gradient_clip_val": 0.01}),
         (partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0), "epoch", {}),
         (None, "epoch", {"num_sanity_val_steps": 0}),
+        (
+            partial(OneCycleLR, max_lr=0.1, total_steps=9),
+            "step",
+            {"accumulate_grad_batches": 2, "gradient_clip_val": 1},
+        ),
     ],
 )
 def test_weights_hooks_counters_rates_and_metrics_are_those_of_lightnings_own_loop(scheduler, interval, options):
@@ -88,7 +93,9 @@ def test_weights_hooks_counters_rates_and_metrics_are_those_of_lightnings_own_lo
     assert all(torch.equal(theirs[0][name], ours[0][name]) for name in theirs[0])
     assert ours[1:] == theirs[1:]
     names = [name for name, *_ in ours[1]]
-    assert {name: names.count(name) for name in HOOKS} == dict.fromkeys(HOOKS, STEPS * EPOCHS)
+    steps = -(-STEPS // options.get("accumulate_grad_batches", 1)) * EPOCHS
+    once_a_step = dict.fromkeys(("on_before_zero_grad", "on_before_optimizer_step"), steps)
+    assert {name: names.count(name) for name in HOOKS} == dict.fromkeys(HOOKS, STEPS * EPOCHS) | once_a_step
 
 
 class Syncs(TorchDispatchMode):

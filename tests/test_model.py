@@ -27,7 +27,7 @@ from tests.test_batches import metadata
 
 
 def params(name="test_resnet", pretrained=False, **kwargs):
-    return ModelParams(name=name, pretrained=pretrained, kwargs=kwargs)
+    return ModelParams(name=name, pretrained=pretrained, weights="nowhere", kwargs=kwargs)
 
 
 def facts(image_size=32, channels=1):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from reprise.data.torchvision_sets import TORCHVISION_SETS
 from reprise.errors import UserError
-from reprise.params import DataParams, Params, json_schema, load_params
+from reprise.params import DataParams, Params, Schedule, help_text, json_schema, load_params
 from tests.conftest import ROOT
 
 PARAMS = ROOT / "params.yaml"
@@ -75,7 +75,9 @@ def test_free_form_arguments_get_the_types_of_yaml_1_2(tmp_path):
 
 
 def test_overrides_reach_nested_and_free_form_keys():
-    params = load_params(PARAMS, ["train.augment.rotate=0", "+model.kwargs.drop_rate=0.2", "model.kwargs.a.b=1"])
+    given = ["train.augment.rotate=0", "+model.kwargs.drop_rate=0.2", "model.kwargs.a.b=1", "train.schedule_kwargs.x=1"]
+    params = load_params(PARAMS, given)
+    assert params.train.schedule_kwargs == {"x": 1}
     assert params.train.augment.rotate == 0
     assert params.model.kwargs == {"drop_rate": 0.2, "a": {"b": 1}}
 
@@ -99,6 +101,13 @@ def test_overrides_reach_nested_and_free_form_keys():
         ("data.url=ftp://x/y.zip", "data.url = 'ftp://x/y.zip' is not allowed: expected text or null (http:// or"),
         ("data.sha256=abc", "data.sha256 = 'abc' is not allowed: expected text or null (checksum of the archive, 64"),
         ("data.url=https://x/y.zip", "url and sha256 are for data.name: archive, not digits; set it, or leave them"),
+        (
+            "train.warmup_epochs=12",
+            "warmup_epochs = 12: expected less than epochs = 12, and 0 with",
+        ),
+        ("train.schedule=cosin", "did you mean 'cosine'?"),
+        ("train.clip_grad=0", "train.clip_grad = '0' is not allowed: expected a number or null > 0"),
+        ("train.loggers=[tensorbord]", "train.loggers.0 = 'tensorbord' is not allowed: expected a list, each one of"),
         ("train=3", "train = '3' is not allowed: expected a section"),
         ("model.kwargs=3", "model.kwargs = 3 is not allowed: expected a section"),
         ("data.val_fraction=0.9", "val_fraction + test_fraction must be below 1"),
@@ -176,6 +185,22 @@ def test_the_names_of_data_sets_are_those_that_can_be_downloaded():
     assert set(names) == {"digits", "folder", "archive", *TORCHVISION_SETS}
 
 
+def test_help_has_a_line_for_every_parameter_with_value_meaning_type_and_bounds():
+    lines = help_text(load_params(PARAMS, ["train.lr=0.25"])).splitlines()
+
+    def leaves(tree, prefix=""):
+        for key, value in tree.items():
+            yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [prefix + key]
+
+    keys = [line.split(" = ")[0].strip() for line in lines]
+    assert sorted(keys) == sorted(leaves(yaml.safe_load(PARAMS.read_text())))
+    assert "  train.lr = 0.25: learning rate at its peak (a number > 0 and <= 100)" in lines
+    assert (
+        '  data.channels = "auto": 1: grey, 3: RGB, auto: 1 where all images are grey, otherwise 3 (one of'
+        in "\n".join(lines)
+    )
+
+
 def test_every_parameter_has_help():
     def fields(section):
         for name, field in section.model_fields.items():
@@ -246,6 +271,7 @@ TREES = st.fixed_dictionaries(
             {
                 "name": TEXT.filter(bool) | st.sampled_from(["no", "null", "1e5", "007", "~", "0x1f", "1:30"]),
                 "pretrained": st.booleans(),
+                "weights": TEXT.filter(lambda text: text and "\0" not in text),
                 "kwargs": st.dictionaries(TEXT, FREE, max_size=3),
             }
         ),
@@ -254,9 +280,21 @@ TREES = st.fixed_dictionaries(
                 "epochs": st.integers(1, 10_000),
                 "batch_size": st.integers(1, 65_536),
                 "lr": st.floats(0, 100, exclude_min=True),
-                "optimizer": st.sampled_from(["adamw", "sgd"]),
-                "schedule": st.sampled_from(["onecycle", "plateau", "none"]),
+                "optimizer": TEXT.filter(bool) | st.sampled_from(["adamw", "sgd"]),
+                "optimizer_kwargs": st.dictionaries(TEXT, FREE, max_size=2),
                 "weight_decay": st.floats(0, 10),
+                "layer_decay": st.none() | st.floats(0, 1, exclude_min=True),
+                "backbone_lr": open_share(),
+                "freeze_epochs": st.integers(0),
+                "schedule": st.sampled_from(get_args(Schedule)),
+                "schedule_kwargs": st.dictionaries(TEXT, FREE, max_size=2),
+                "warmup_epochs": st.just(0),
+                "clip_grad": st.none() | st.floats(0, exclude_min=True, allow_infinity=False),
+                "accumulate": st.integers(1, 65_536),
+                "ema": st.none() | open_share(),
+                "select": st.sampled_from(["val_accuracy", "val_loss"]),
+                "early_stopping": st.none() | st.integers(1),
+                "balance": st.sampled_from(["none", "weights", "sampling"]),
                 "label_smoothing": SHARE,
                 "augment": st.fixed_dictionaries(
                     {"rotate": st.floats(0, 180), "scale": SHARE, "shift": SHARE}
@@ -275,10 +313,15 @@ TREES = st.fixed_dictionaries(
                 "checkpoint_every": st.fixed_dictionaries(
                     {"epochs": st.integers(1, 10_000), "minutes": st.floats(0, 100_000)}
                 ),
+                "loggers": st.lists(st.sampled_from(["tensorboard", "wandb", "mlflow", "dvclive"]), max_size=3),
             }
         ),
         "evaluate": st.fixed_dictionaries(
-            {"batch_size": st.integers(1, 65_536), "calibration_bins": st.integers(1, 1000)}
+            {
+                "batch_size": st.integers(1, 65_536),
+                "calibration_bins": st.integers(1, 1000),
+                "metrics": st.lists(TEXT, max_size=2),
+            }
         ),
     }
 )
@@ -444,11 +487,11 @@ def test_an_alias_of_one_value_is_that_value(tmp_path):
 
 @pytest.mark.parametrize("value", ["x" * 1_000_000, "'" + "line\n\n" * 100_000 + "'", "[" + "x, " * 20_000 + "]"])
 def test_a_wrong_value_of_a_megabyte_is_not_printed_whole_and_takes_one_line(value):
-    text = PARAMS.read_text().replace("optimizer: adamw", "optimizer: 1").replace("image_size: 32", "image_size: 7")
+    text = PARAMS.read_text().replace("schedule: onecycle", "schedule: 1").replace("image_size: 32", "image_size: 7")
     first, second, third = outcome(text.replace("lr: 0.003", f"lr: {value}"))
     assert "data.image_size = '7' is not allowed" in first
     assert re.search(r"train\.lr = .{80}\.\.\. \([0-9,]+ characters\) is not allowed", second)
-    assert "train.optimizer = '1' is not allowed" in third
+    assert "train.schedule = '1' is not allowed" in third
 
 
 @pytest.mark.parametrize("value", ["1e999", "-1e999", "9" * 400, "9" * 5000])

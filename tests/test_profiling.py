@@ -5,37 +5,28 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from reprise.classifier import LitClassifier
 from reprise.profiling import PARTS, Profile, profile
 
 
-def test_a_slow_part_is_named(digits, tiny_params, monkeypatch):
-    """One part in turn takes 20 ms on a clock that stands still otherwise."""
-    from reprise.classifier import LitClassifier
+@pytest.mark.parametrize(
+    ("part", "owner", "name", "share"),
+    [("forward", LitClassifier, "learn", 0.0), ("optimiser", torch.optim.AdamW, "step", 1.0)],
+)
+def test_the_time_goes_where_it_was_spent(part, owner, name, share, digits, tiny_params, monkeypatch):
+    clock = [0.0]
+    untouched = getattr(owner, name)
 
-    now = 0.0
+    def slow(*args, **kwargs):
+        clock[0] += 0.25
+        return untouched(*args, **kwargs)
 
-    def slow(function):
-        def slowed(*args, **kwargs):
-            nonlocal now
-            now += 0.02
-            return function(*args, **kwargs)
-
-        return slowed
-
-    places = {
-        "forward": (LitClassifier, "learn"),
-        "optimiser": (torch.optim.AdamW, "step"),
-    }
+    monkeypatch.setattr(owner, name, slow)
+    monkeypatch.setattr("reprise.profiling.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     params = tiny_params()
-    monkeypatch.setattr("reprise.profiling.time", SimpleNamespace(perf_counter=lambda: now))
-    for part, (owner, name) in places.items():
-        with monkeypatch.context() as patched:
-            patched.setattr(owner, name, slow(getattr(owner, name)))
-            measured = profile(digits, params.model, params.train, steps=60)
-        assert measured.parts == pytest.approx(dict.fromkeys(PARTS, 0.0) | {part: 0.02})
-        assert measured.step == pytest.approx(0.02)
-        # the bare loop has the same optimizer, but no `learn`
-        assert measured.share == pytest.approx(0.0 if part == "forward" else 1.0)
+    measured = profile(digits, params.model, params.train, steps=60)
+    assert measured.parts == {**dict.fromkeys(PARTS, 0.0), part: 0.25}
+    assert measured.share == share  # the bare loop has the same optimizer, but no `learn`
 
 
 def test_the_table_says_it_in_words():

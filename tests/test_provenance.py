@@ -93,6 +93,7 @@ def test_the_recorded_files_are_those_that_the_stage_depends_on():
     [
         ("train.checkpoint_every.epochs=7", {"params_sha256", "threads", "reproducible"}),
         ("train.checkpoint_every.minutes=0.5", {"params_sha256", "threads", "reproducible"}),
+        ("train.loggers=[wandb]", {"params_sha256", "threads", "reproducible"}),
         ("train.lr=0.001", {"threads", "reproducible"}),
         ("model.kwargs.drop_rate=0.1", {"threads", "reproducible"}),
         ("train.threads=2", {"params_sha256", "reproducible"}),

@@ -40,9 +40,10 @@ LAYERS = [
         )
     }
     | {f"data.{name}" for name in ("containers", "fetch", "layouts", "table", "torchvision_sets", "unpack")},
-    {"augment", "batches", "card", "convolutions", "model", "networks", "policies", "residency", "transforms"},
-    {"checkpoint", "classifier", "lean_epoch", "progress", "threads", "training"},
-    {"crossvalidation", "evaluation", "profiling", "verification"},
+    {"augment", "batches", "card", "convolutions", "model", "networks", "policies", "pretrained"}
+    | {"residency", "transforms", "debug", "loggers", "presets", "summary"},
+    {"checkpoint", "classifier", "ema", "finetuning", "lean_epoch", "optimization", "progress", "threads", "training"},
+    {"crossvalidation", "evaluation", "profiling", "sanity", "verification"},
     {"comparison"},
     {f"comparison.{name}" for name in ("comments", "history", "markup", "review", "revisions", "statistics")},
     {f"comparison.{name}" for name in ("pairing", "verdict")},

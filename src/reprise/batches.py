@@ -40,6 +40,26 @@ def stateless_generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(stateless_seed(*key))
 
 
+def class_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """Return weights (num_classes,) float32 inverse to each class's count in labels (N,), 1 on average over the images.
+
+    N / (num_classes * count), as scikit-learn's `balanced` (King and Zeng, Political Analysis 2001).
+    """
+    counts = torch.bincount(labels, minlength=num_classes).clamp(min=1)
+    return len(labels) / (len(counts) * counts.float())
+
+
+def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Return N rows of labels (N,), drawn with replacement so that every class that occurs is equally likely."""
+    by_class = labels.argsort(stable=True)
+    counts = torch.bincount(labels)
+    starts = counts.cumsum(0) - counts
+    occurring = counts.nonzero().flatten()
+    chosen = occurring[torch.randint(len(occurring), labels.shape, generator=generator)]
+    within = torch.randint(2**62, labels.shape, generator=generator) % counts[chosen]
+    return by_class[starts[chosen] + within]
+
+
 class Normalize:
     """Images in 0..1, float (N, C, H, W), to mean 0 and deviation 1, per channel."""
 
@@ -58,7 +78,8 @@ class TrainBatches:
     Yields images (batch_size, C, H, W) float32 and labels (batch_size,) int64 or, with mixup or cutmix, soft targets
     (batch_size, classes) float32, all on the device. Lightning calls `sampler.set_epoch` before each epoch, as it does
     for any loader. `steps` is the number of batches in a whole epoch; there is no `len()`, for an epoch that is taken
-    up again has fewer. Raises UserError if one batch is larger than the split, or the augmentation does not fit.
+    up again has fewer. With `balanced`, an epoch draws each class equally often on average, with replacement. Raises
+    UserError if one batch is larger than the split, or the augmentation does not fit.
     """
 
     def __init__(
@@ -69,6 +90,7 @@ class TrainBatches:
         augmentation: AugmentParams,
         seed: int,
         device: torch.device | str = "cpu",
+        balanced: bool = False,
     ) -> None:
         if batch_size > len(split):
             raise UserError(
@@ -82,6 +104,7 @@ class TrainBatches:
         self.batch_size = batch_size
         self.augmentation = fitted(augmentation, metadata)
         self.seed = seed
+        self.balanced = balanced
         self.steps = len(split) // batch_size
         self.epoch = 0
         self.begin = (0, 0)
@@ -103,7 +126,11 @@ class TrainBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of the current epoch."""
         epoch = self.epoch
-        order = torch.randperm(len(self.labels), generator=stateless_generator(self.seed, "order", epoch))
+        shuffle = stateless_generator(self.seed, "order", epoch)
+        if self.balanced:
+            order = balanced_order(self.labels, shuffle)
+        else:
+            order = torch.randperm(len(self.labels), generator=shuffle)
         for step in range(self.first_step(epoch), self.steps):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
             generators = partial(self.generator, epoch, step)

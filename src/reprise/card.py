@@ -39,15 +39,31 @@ class Preprocessing(BaseModel):
     value_range: tuple[float, float] = (0.0, 1.0)
 
 
+class Origin(BaseModel):
+    """Weights that a training began with: a repository of the hub and its commit, or an address or a file's name.
+
+    not_loaded: the tensors that they did not set.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    revision: str | None
+    sha256: str
+    not_loaded: list[str] = []
+
+
 class Training(BaseModel):
-    """Where the weights come from."""
+    """Where the weights come from; averaged: they are the moving average of `train.ema`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str
     splits_sha256: str
     pretrained: bool
+    start: Origin | None = None
     epoch: int
+    averaged: bool = False
     seed: int
 
 

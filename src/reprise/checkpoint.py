@@ -177,6 +177,8 @@ class Resumption(Checkpoint):
         if self.signals.received is None and not self._minutes_are_over():
             return
         step = self.batches.first_step(trainer.current_epoch) + batch_idx + 1
+        if step % trainer.accumulate_grad_batches:  # gradients are no part of the state
+            return
         if step < self.batches.steps:
             self._save(trainer, pl_module, trainer.current_epoch, step)
 

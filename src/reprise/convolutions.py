@@ -1,11 +1,12 @@
 """Convolutions that a CPU's library does badly at tiny spatial sizes, done as what they are there.
 
-Claim, measured with torch 2.13 (oneDNN) on one core with AVX-512, batch 64, channels last, forward and backward:
-a depthwise 5x5 convolution of 672 channels takes 11.1 ms on 2x2 images and 2.5 ms here; of 1152 channels on 1x1 images
-78 ms and 0.2 ms. At 32x32, most layers of an EfficientNet see no more than that. The library walks through the whole
-kernel, though almost all of it lies on the padding: here only the taps that meet the image are summed. A 1x1
-convolution on few pixels is a matrix product: 1.7 ms and 1.3 ms (112 to 672 channels, 2x2); not with the `portable`
-settings, under which MKL's products are four times slower.
+Claim: on one core with AVX-512, torch 2.13, EfficientNet-B0 trains on 32x32 images in batches of 64 at 553 images/s in
+place of 260 (289 with the depthwise repair alone), MobileNetV3-small at 919 in place of 578. Forward and backward of a
+depthwise 5x5 convolution of 672 channels take 11.1 ms on 2x2 images and 2.5 ms here, of 1152 channels on 1x1 images 78
+and 0.2 ms. At 32x32, most layers of an EfficientNet see no more than that. The library walks through the whole kernel,
+though almost all of it lies on the padding: here only the taps that meet the image are summed. A 1x1 convolution on few
+pixels is a matrix product; it is left alone with the `portable` settings, under which MKL's products are slower: there,
+EfficientNet-B0 goes from 96 to 182 images/s.
 
 Outputs are equal up to the order of summation, gradients within 3e-6 of the largest; parameters stay where they are.
 """

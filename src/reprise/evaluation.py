@@ -4,7 +4,9 @@ Everything is computed in fp32 on unaugmented images; padding is dropped by `mas
 """
 
 import csv
+import difflib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -87,9 +89,14 @@ class Evaluation:
 
 
 def evaluate(
-    network: TIMMBackbone, card: ModelCard, processed: Path, batch_size: int, calibration_bins: int
+    network: TIMMBackbone,
+    card: ModelCard,
+    processed: Path,
+    batch_size: int,
+    calibration_bins: int,
+    extra: Sequence[str] = (),
 ) -> Evaluation:
-    """Measure a model on the test split of prepared data.
+    """Measure a model on the test split of prepared data; extra: names of torchmetrics, see `extra_metric`.
 
     Raises UserError if the data have other classes, another image size or other channels than the model was trained on.
     """
@@ -110,7 +117,31 @@ def evaluate(
     # the model's own mean and std: it is measured as it will be used, even if the training images have changed since
     own = metadata.model_copy(update={"mean": card.preprocessing.mean, "std": card.preprocessing.std})
     logits, labels = predict(network, EvalBatches(split, own, batch_size), device(card.provenance.reproducible))
-    return summarize(network, card, split, logits, labels, calibration_bins)
+    result = summarize(network, card, split, logits, labels, calibration_bins)
+    for name in extra:
+        if name in result.metrics:
+            raise UserError(f"evaluate.metrics: {name} is always there; remove it")
+        result.metrics[name] = extra_metric(name, result.probabilities, labels)
+    return result
+
+
+def extra_metric(name: str, probabilities: Tensor, labels: Tensor) -> float:
+    """Return one of torchmetrics' multiclass metrics, with its defaults, of probabilities (N, classes), labels (N,).
+
+    name: without the prefix, e.g. auroc for `multiclass_auroc`. Raises UserError for a name that it does not have, or
+    whose value is not one number.
+    """
+    from torchmetrics.functional import classification
+
+    known = [key.removeprefix("multiclass_") for key in dir(classification) if key.startswith("multiclass_")]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        raise UserError(f"evaluate.metrics: torchmetrics has no multiclass {name!r}; it has {', '.join(near or known)}")
+    try:
+        value = getattr(classification, f"multiclass_{name}")(probabilities, labels, num_classes=probabilities.shape[1])
+        return _rounded(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"evaluate.metrics: {name} is not one number, or needs more than its defaults") from None
 
 
 def predict(network: torch.nn.Module, batches: EvalBatches, where: Literal["cuda", "cpu"]) -> tuple[Tensor, Tensor]:

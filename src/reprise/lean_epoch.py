@@ -2,11 +2,11 @@
 
 Around a step, Lightning 2.6 spends about 0.75 ms on progress records, closures, profilers and prefetching, more than a
 small network spends on computing. Here a step costs what its tensors cost. Callbacks hear the same hooks with the same
-`global_step`, in the same order; what the loop leaves out is what the Trainer of `training` does not use: gradient
-accumulation, several devices, precision plugins, loggers of single steps, and a hook's request to skip an epoch.
+`global_step`, in the same order; what the loop leaves out is what the Trainer of `training` does not use: several
+devices, precision plugins, loggers of single steps, and a hook's request to skip an epoch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import reprise.torchvision_repair  # noqa: F401
@@ -49,29 +49,34 @@ class LeanEpoch(_TrainingEpochLoop):
         clip: dict[str, Any] = {"gradient_clip_val": trainer.gradient_clip_val}
         clip["gradient_clip_algorithm"] = trainer.gradient_clip_algorithm
         batches, steps = self.batch_progress, self.automatic_optimization.optim_progress.optimizer.step
+        accumulate = trainer.accumulate_grad_batches
         done = 0
-        for images, targets in trainer.train_dataloader:  # type: ignore[union-attr]
+        for (images, targets), last in _with_last(trainer.train_dataloader):
             batch = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
             batches.current.ready += 1
             for hook in starting:
                 hook(trainer, module, batch, done)
             loss = module.learn(batch)
-            for hook in zeroing:
-                hook(trainer, module, optimizer)
-            optimizer.zero_grad()
+            if accumulate > 1:
+                loss = loss / accumulate
+            if done % accumulate == 0:
+                for hook in zeroing:
+                    hook(trainer, module, optimizer)
+                optimizer.zero_grad()
             for hook in differentiating:
                 hook(trainer, module, loss)
             loss.backward()
             for hook in differentiated:
                 hook(trainer, module)
-            for hook in stepping:
-                hook(trainer, module, optimizer)
-            if trainer.gradient_clip_val:
-                module.configure_gradient_clipping(optimizer, **clip)
-            optimizer.step()
-            steps.total.completed += 1  # `trainer.global_step`
-            for schedule in schedules:
-                module.lr_scheduler_step(schedule, None)
+            if last or (done + 1) % accumulate == 0:
+                for hook in stepping:
+                    hook(trainer, module, optimizer)
+                if trainer.gradient_clip_val:
+                    module.configure_gradient_clipping(optimizer, **clip)
+                optimizer.step()
+                steps.total.completed += 1  # `trainer.global_step`
+                for schedule in schedules:
+                    module.lr_scheduler_step(schedule, None)
             outputs = {"loss": loss.detach()}
             for hook in ended:
                 hook(trainer, module, outputs, batch, done)
@@ -80,6 +85,16 @@ class LeanEpoch(_TrainingEpochLoop):
         batches.is_last_batch = True
         self._batches_that_stepped += done - 1  # the base class counts one
         self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+
+
+def _with_last(batches: Any) -> Iterator[tuple[Any, bool]]:
+    """Yield each batch with whether it is the last one."""
+    coming = iter(batches)
+    batch = next(coming, None)
+    while batch is not None:
+        following = next(coming, None)
+        yield batch, following is None
+        batch = following
 
 
 def _overridden(trainer: Trainer, name: str) -> list[Callable[..., None]]:

@@ -24,6 +24,7 @@ from reprise.checksums import file_sha256, write_sealed
 from reprise.data.packed import Metadata
 from reprise.errors import UserError
 from reprise.params import ModelParams
+from reprise.pretrained import Start, file_start, published_start
 
 UNTRACKED = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}  # arguments of timm's
 
@@ -102,32 +103,54 @@ def adapt(params: ModelParams, metadata: Metadata) -> Architecture:
     )
 
 
-def build(architecture: Architecture, pretrained: bool = False) -> TIMMBackbone:
-    """Return the network in channels-last memory, with weights from torch's current seed or timm's pretrained ones."""
+def build(architecture: Architecture, start: Start | None = None) -> TIMMBackbone:
+    """Return the network in channels-last memory, with weights from torch's current seed or those to start from."""
+    loading = {}
+    if start is not None:
+        config = timm.get_pretrained_cfg(architecture.model_name) or timm.models.PretrainedCfg()
+        loading = {"pretrained_cfg_overlay": start.overlay(config.first_conv, config.classifier)}
     network = TIMMBackbone(
         architecture.model_name,
-        pretrained,
+        start is not None,
         num_classes=architecture.num_classes,
         in_chans=architecture.in_chans,
         **architecture.kwargs,
+        **loading,
     )
+    if start is not None:
+        vars(network.model)["pretrained_cfg"].pop("state_dict")  # a second copy of the weights
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
 
-def create_network(params: ModelParams, metadata: Metadata, seed: int) -> tuple[TIMMBackbone, Architecture]:
-    """Build the network for the data, initial weights by seed.
+def find_start(params: ModelParams, weights: Path | None) -> Start | None:
+    """Return the weights that a training starts from, None for random ones; weights: the place of `model.weights`."""
+    check_name(params.name)
+    given = file_start(weights, params.name) if weights else None
+    if given and params.pretrained:
+        raise UserError(f"model.weights holds {given.origin.source}, and model.pretrained is true: choose one of them")
+    return published_start(params.name) if params.pretrained else given
 
-    Raises UserError if it does not take the arguments or the image size.
+
+def create_network(
+    params: ModelParams, metadata: Metadata, seed: int, start: Start | None = None
+) -> tuple[TIMMBackbone, Architecture]:
+    """Build the network for the data, initial weights by seed, or `start`'s with first and last layer adapted.
+
+    Raises UserError if it does not take the arguments, the image size or the weights.
     """
     architecture = adapt(params, metadata)
+    if params.pretrained and start is None:
+        start = published_start(params.name)
     size = metadata.image_size
     torch.manual_seed(seed)
     try:
-        network = build(architecture, params.pretrained)
+        network = build(architecture, start)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # timm raises whatever a wrong argument provokes deep inside a model
+        if start is not None and "state_dict" in str(error):
+            raise UserError(f"{start.origin.source}: not weights of {params.name} ({_one_line(error)})") from None
         given = ", ".join(f"{key}={value!r}" for key, value in architecture.kwargs.items())
         raise UserError(
             f"model.name = {params.name}: timm cannot build it for {size}x{size} images"

@@ -60,10 +60,12 @@ def _data(card: ModelCard, metadata: Metadata) -> str:
 
 
 def _training(card: ModelCard, settings: dict[str, Any]) -> str:
-    start = "timm's published weights" if card.training.pretrained else "random weights"
+    origin = card.training.start
+    start = f"the weights {text(origin.source)} (SHA-256 {origin.sha256})" if origin else "random weights"
+    averaged = "averaged " if card.training.averaged else ""
     return (
-        f"From {start}, seed {card.training.seed}; these are the weights of epoch {card.training.epoch}, which "
-        f"validates best.\n\n{_facts(_flat(settings))}"
+        f"From {start}, seed {card.training.seed}; these are the {averaged}weights of epoch {card.training.epoch}, "
+        f"which validates best.\n\n{_facts(_flat(settings))}"
     )
 
 

@@ -25,11 +25,12 @@ DEEPEST = 20  # levels of a file
 MOST_LINES = 20  # of a message
 MOST_THREADS = 256
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+FREE = ("model.kwargs", "train.optimizer_kwargs", "train.schedule_kwargs")  # sections of the user's own keys
 NULLS = ("", "~", "null", "Null", "NULL")
 
 
 def _as_typed(value: Any) -> Any:
-    """Read text in free-form values (`model.kwargs`) as null, a switch, a whole number, a number, else text."""
+    """Read text in free-form values (FREE) as null, a switch, a whole number, a number, else text."""
     if isinstance(value, dict):
         return {key: _as_typed(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -50,6 +51,9 @@ def _as_typed(value: Any) -> Any:
 FreeForm = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value in NULLS else _as_typed(value))]
 
 
+Names = Annotated[list[str], BeforeValidator(lambda value: [] if value in NULLS else value)]
+
+
 DataSet = Literal[
     "digits", "folder", "archive",
     # torchvision's
@@ -60,6 +64,11 @@ DataSet = Literal[
 ]  # fmt: skip
 
 Channels = Annotated[Literal["auto", 1, 3], BeforeValidator(lambda value: int(value) if value in ("1", "3") else value)]
+Schedule = Literal[
+    "onecycle", "cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "plateau", "none"
+]  # fmt: skip
+LoggerName = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
+LoggerNames = Annotated[list[LoggerName], BeforeValidator(lambda value: [] if value in NULLS else value)]
 Reproducibility = Literal["auto", "portable", "machine", "off"]
 Policy = Literal["none", "randaugment", "trivialaugment"]
 AutoSwitch = Annotated[
@@ -178,6 +187,10 @@ class ModelParams(Section):
 
     name: str = Field(min_length=1, description="any classification model of timm, e.g. resnet18 or efficientnet_b0")
     pretrained: bool = Field(description="start from the weights that timm publishes (fetched from the model hub)")
+    weights: str = Field(
+        pattern=r"^[^\x00]+$",
+        description="weights to start from, .safetensors or torch's; or a folder with one, if it is empty: random ones",
+    )
     kwargs: FreeForm = Field(description="further arguments of timm.create_model, e.g. drop_rate: 0.1")
 
 
@@ -229,11 +242,34 @@ class TrainParams(Section):
     epochs: int = Field(ge=1, le=10_000, description="passes over the training split")
     batch_size: int = Field(ge=1, le=65_536, description="images per optimiser step")
     lr: float = Field(gt=0, le=100, description="learning rate at its peak")
-    optimizer: Literal["adamw", "sgd"] = Field(description="adamw, or sgd with Nesterov momentum 0.9")
-    schedule: Literal["onecycle", "plateau", "none"] = Field(
-        description="onecycle: warm up, then fall to zero; plateau: a tenth whenever val/loss stalls; none: constant"
+    optimizer: str = Field(min_length=1, description="any of timm.optim.list_optimizers(), e.g. adamw, sgd, lion")
+    optimizer_kwargs: FreeForm = Field(description="further arguments of timm's create_optimizer_v2, e.g. momentum")
+    weight_decay: float = Field(ge=0, le=10, description="as the optimizer means it; never of norms and biases")
+    layer_decay: float | None = Field(
+        gt=0, le=1, description="factor on the learning rate from each layer to the one before; null: the same for all"
     )
-    weight_decay: float = Field(ge=0, le=10, description="decoupled weight decay (adamw) or L2 penalty (sgd)")
+    backbone_lr: float = Field(
+        gt=0, le=1, description="factor on the learning rate of everything but the classifier, for fine-tuning"
+    )
+    freeze_epochs: int = Field(ge=0, description="epochs at the start that train the classifier alone")
+    schedule: Schedule = Field(
+        description="onecycle: warm up, then fall to zero; plateau: a tenth whenever val/loss stalls; none: constant; "
+        "the others are timm's"
+    )
+    schedule_kwargs: FreeForm = Field(
+        description="further arguments of timm's create_scheduler_v2, torch's OneCycleLR or ReduceLROnPlateau"
+    )
+    warmup_epochs: int = Field(ge=0, le=10_000, description="learning rate rises first; onecycle: 0 is 30% of all")
+    clip_grad: float | None = Field(gt=0, description="largest norm of the gradient; null: any")
+    accumulate: int = Field(ge=1, le=65_536, description="batches whose gradients make one optimizer step")
+    ema: float | None = Field(
+        gt=0, lt=1, description="decay of a moving average of the weights, published if it validates better; null: none"
+    )
+    select: Literal["val_accuracy", "val_loss"] = Field(description="what the published epoch is best in")
+    early_stopping: int | None = Field(ge=1, description="stops after so many epochs without a better one; null: never")
+    balance: Literal["none", "weights", "sampling"] = Field(
+        description="for classes of unequal size; weights: rare ones count more in the loss; sampling: are drawn more"
+    )
     label_smoothing: float = Field(ge=0, lt=1, description="share of the target spread over all classes")
     augment: AugmentParams
     seed: int = Field(ge=0, lt=2**32, description="initial weights, order of the images, augmentation and dropout")
@@ -250,6 +286,18 @@ class TrainParams(Section):
         "the same bits on machines of one kind; auto: machine on a GPU, else portable; off: no promise, fastest"
     )
     checkpoint_every: CheckpointParams
+    loggers: LoggerNames = Field(
+        description="of tensorboard, wandb, mlflow, dvclive: also log there (extras to install); changes no result"
+    )
+
+    @model_validator(mode="after")
+    def _warm_up_that_fits(self) -> Self:
+        if self.warmup_epochs and (self.schedule in ("plateau", "none") or self.warmup_epochs >= self.epochs):
+            raise ValueError(
+                f"warmup_epochs = {self.warmup_epochs}: expected less than epochs = {self.epochs}, and 0 with the "
+                "schedules plateau and none (constant warms up)"
+            )
+        return self
 
 
 class EvaluateParams(Section):
@@ -257,6 +305,7 @@ class EvaluateParams(Section):
 
     batch_size: int = Field(ge=1, le=65_536, description="images per forward pass")
     calibration_bins: int = Field(ge=1, le=1000, description="confidence bins of the expected calibration error")
+    metrics: Names = Field(description="further metrics, torchmetrics' multiclass ones, e.g. auroc, cohen_kappa")
 
 
 class Params(Section):
@@ -268,13 +317,15 @@ class Params(Section):
     evaluate: EvaluateParams
 
 
-def load_params(path: Path | str, overrides: Iterable[str] = ()) -> Params:
-    """Read a parameter file, with `key=value` overrides (dotted keys) on top.
+def load_params(path: Path | str, overrides: Iterable[str] = (), preset: Path | None = None) -> Params:
+    """Read a parameter file, with a preset's values and then `key=value` overrides (dotted keys) on top.
 
     Raises UserError with one line per wrong value: full key, value, what is allowed, a suggestion for a near miss.
     """
     path = Path(path)
     tree = _read_yaml(path)
+    if preset:
+        overlay(tree, _read_yaml(preset))
     for override in overrides:
         _override(tree, override)
     try:
@@ -285,6 +336,29 @@ def load_params(path: Path | str, overrides: Iterable[str] = ()) -> Params:
         if len(wrong) > MOST_LINES:
             lines.append(f"{path.name}: and {len(wrong) - MOST_LINES:,} more")
         raise UserError("\n       ".join(lines)) from None
+
+
+def overlay(tree: dict[str, Any], values: dict[str, Any]) -> None:
+    """Set some values of a nested tree; free-form ones (`model.kwargs`) are replaced whole: they belong together."""
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict) and not key.endswith("kwargs"):
+            overlay(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def help_text(params: Params) -> str:
+    """Return a line for every parameter: its value here, what it means, what it may hold."""
+    values: dict[str, Any] = {}
+    for key in _all_keys(Params):
+        *sections, name = key.split(".")
+        values[key] = getattr(values[".".join(sections)] if sections else params, name)
+    return "\n".join(
+        f"  {key} = {json.dumps(value)}: {field.description} ({_type_in_words(annotation)}{_bounds(field)})"
+        for key, value in values.items()
+        if not isinstance(value, Section)
+        for annotation, field in [_field(key)]
+    )
 
 
 def json_schema() -> str:
@@ -347,23 +421,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
-    """Set one dotted key of the tree; only the free-form `model.kwargs` may gain keys."""
+    """Set one dotted key of the tree; only the free-form `*kwargs` may gain keys."""
     key, equals, text = override.partition("=")
     key = key.lstrip("+")
     if not equals or not key:
         raise UserError(f"'{_brief(override)}': an override is written key=value, e.g. train.epochs=3")
     *sections, name = key.split(".")
+    free = len(sections) >= 2 and ".".join(sections[:2]) in FREE
     place: Any = tree
     for depth, section in enumerate(sections):
-        if (
-            sections[:2] == ["model", "kwargs"]
-            and depth >= 1
-            and isinstance(place, dict)
-            and place.get(section, "") in NULLS
-        ):
+        if free and depth >= 1 and isinstance(place, dict) and place.get(section, "") in NULLS:
             place[section] = {}
         place = place.get(section) if isinstance(place, dict) else None
-    known = isinstance(place, dict) and (name in place or sections[:2] == ["model", "kwargs"])
+    known = isinstance(place, dict) and (name in place or free)
     if not known or len(sections) >= DEEPEST:
         raise UserError(f"{_brief(override)}: there is no parameter '{_brief(key)}'{_near(key, _all_keys(Params))}")
     place[name] = _parse(text, _brief(override)) if text else ""
@@ -431,6 +501,11 @@ def _allowed(key: str) -> str:
     annotation, field = _field(key)
     if field is None:
         return ""
+    meaning = f" ({field.description})" if field.description else ""
+    return f": expected {_type_in_words(annotation)}{_bounds(field)}{meaning}"
+
+
+def _bounds(field: Any) -> str:
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     bounds = [
         f"{sign} {getattr(item, name)}"
@@ -438,13 +513,14 @@ def _allowed(key: str) -> str:
         for name, sign in signs.items()
         if hasattr(item, name)
     ]
-    help_text = f" ({field.description})" if field.description else ""
-    return f": expected {_type_in_words(annotation)} {' and '.join(bounds)}".rstrip() + help_text
+    return f" {' and '.join(bounds)}" if bounds else ""
 
 
 def _type_in_words(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(str(choice).lower() for choice in get_args(annotation))
+    if get_origin(annotation) is list:
+        return f"a list, each {_type_in_words(get_args(annotation)[0])}"
     if get_origin(annotation) is Annotated:
         return _type_in_words(get_args(annotation)[0])
     if get_origin(annotation) in (types.UnionType, Union):

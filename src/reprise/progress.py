@@ -26,7 +26,7 @@ class Progress(Callback):
         """Open the bar, over all images of all epochs, at what is done already."""
         self.bar = tqdm(
             total=self.steps * self.batch_size * int(trainer.max_epochs or 1),
-            initial=trainer.global_step * self.batch_size,
+            initial=trainer.global_step * trainer.accumulate_grad_batches * self.batch_size,
             unit=" images",
             unit_scale=True,
             file=self.stream,
@@ -48,7 +48,7 @@ class Progress(Callback):
         """Advance the bar by one batch."""
         self.images += self.batch_size
         if self.bar.update(self.batch_size):
-            loss = float(outputs["loss"])
+            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             self.bar.set_description_str(f"{epoch}  loss {loss:.4f}{self.val_acc} ")
 

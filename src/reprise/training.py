@@ -12,36 +12,42 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import reprise.torchvision_repair  # noqa: F401
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from reprise.batches import EvalBatches, TrainBatches, stateless_seed
-from reprise.card import Architecture, ModelCard, Preprocessing, Training
+from reprise.batches import EvalBatches, TrainBatches, class_weights, stateless_seed
+from reprise.card import Architecture, ModelCard, Origin, Preprocessing, Training
 from reprise.checkpoint import Checkpoints, Resumption
-from reprise.classifier import LitClassifier, OptimizerFactory
+from reprise.classifier import LitClassifier
 from reprise.convolutions import repaired
 from reprise.data.packed import Metadata, load_metadata, load_split
+from reprise.debug import Debug
+from reprise.ema import WeightAverage
 from reprise.errors import UserError
+from reprise.finetuning import FrozenBackbone
 from reprise.interruption import StopSignals
 from reprise.lean_epoch import LeanEpoch
-from reprise.model import TIMMBackbone, create_network, save_model
+from reprise.loggers import LearningRate
+from reprise.model import TIMMBackbone, create_network, find_start, save_model
+from reprise.optimization import create_optimizer, create_schedule
 from reprise.params import ModelParams, TrainParams
+from reprise.pretrained import Start, not_loaded
 from reprise.process import cpus, device, settled, settled_precision
 from reprise.progress import Progress
 from reprise.provenance import Provenance, Reproducible, cpu_name, trace
+from reprise.summary import summary
 from reprise.threads import settle_threads
 
 
@@ -55,10 +61,21 @@ class EpochRow:
     train_accuracy: float
     val_loss: float
     val_accuracy: float
+    val_loss_ema: float | None = None
+    val_accuracy_ema: float | None = None
+
+    def averaged(self) -> "EpochRow":
+        """Return the row of the averaged weights alone."""
+        assert self.val_loss_ema is not None
+        assert self.val_accuracy_ema is not None
+        return EpochRow(
+            self.epoch, self.lr, self.train_loss, self.train_accuracy, self.val_loss_ema, self.val_accuracy_ema
+        )
 
     def rounded(self) -> dict[str, float]:
         """Return the row with six significant digits, as it is written to files."""
-        return {name: value if name == "epoch" else float(f"{value:.6g}") for name, value in asdict(self).items()}
+        facts = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value if name == "epoch" else float(f"{value:.6g}") for name, value in facts.items()}
 
 
 @dataclass(frozen=True)
@@ -72,8 +89,9 @@ class TrainResult:
 
     @property
     def best(self) -> EpochRow:
-        """The epoch whose weights the network carries."""
-        return self.history[self.card.training.epoch - 1]
+        """The epoch whose weights the network carries, with what they reached."""
+        row = self.history[self.card.training.epoch - 1]
+        return row.averaged() if self.card.training.averaged else replace(row, val_loss_ema=None, val_accuracy_ema=None)
 
     def summary(self) -> str:
         """Return the outcome in one line."""
@@ -82,6 +100,7 @@ class TrainResult:
         return (
             f"{name}, best epoch {best.epoch} of {len(self.history)}: "
             f"validation accuracy {best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
+            + (" (averaged weights)" if self.card.training.averaged else "")
         )
 
     def discard_checkpoints(self) -> None:
@@ -95,9 +114,10 @@ class TrainResult:
         reached = {name: value for name, value in self.best.rounded().items() if name != "lr"}
         metrics.write_text(json.dumps(reached, indent=2) + "\n", encoding="utf-8")
         with history.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(EpochRow.__annotations__), lineterminator="\n")
+            rows = [row.rounded() for row in self.history]
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(row.rounded() for row in self.history)
+            writer.writerows(rows)
 
 
 def train(
@@ -105,13 +125,16 @@ def train(
     model: ModelParams,
     params: TrainParams,
     scratch: Path | None = None,
+    weights: Path | None = None,
     callbacks: Sequence[Callback] = (),
+    debug: Debug = Debug(),
+    loggers: Sequence[Logger] = (),
 ) -> TrainResult:
-    """Train on prepared data and return the best epoch's network (highest validation accuracy, then lowest loss).
+    """Train on prepared data and return the best epoch's network, by what `params.select` names.
 
-    With a scratch folder, the training saves checkpoints below it, takes up an earlier one of the same params, data,
-    code and terms, and leaves it to the caller to discard them once the result is safe. Prints its progress to stderr;
-    further callbacks only watch.
+    weights: the place of `model.weights`. With a scratch folder, the training saves checkpoints below it, takes up an
+    earlier one of the same params, data, code and terms, and leaves it to the caller to discard them once the result
+    is safe. Prints its progress to stderr; further callbacks only watch.
     Raises UserError for a model, batch size or image size that do not fit the data or the memory, and as soon as the
     loss is not finite; Stopped, once a checkpoint is written, after SIGTERM, SIGHUP or Ctrl-C.
     """
@@ -123,28 +146,40 @@ def train(
             "choose compile false, or reproducible machine or off"
         )
     metadata = load_metadata(processed)
+    start = find_start(model, weights)
+    if start is not None:
+        metadata = metadata.model_copy(update=start.normalization(metadata.channels))
     where = device(reproducible)
-    train_split, val_split = load_split(processed, "train"), load_split(processed, "val")
-    batches = TrainBatches(train_split, metadata, params.batch_size, params.augment, params.seed, where)
+    splits = load_split(processed, "train"), load_split(processed, "val")
+    train_split, val_split = debug.splits(*splits, params.batch_size, params.seed)
+    balanced = params.balance == "sampling"
+    batches = TrainBatches(train_split, metadata, params.batch_size, params.augment, params.seed, where, balanced)
     val_batches = EvalBatches(val_split, metadata, params.batch_size, where)
-    network, architecture = create_network(model, metadata, params.seed)
+    network, architecture = create_network(model, metadata, params.seed, start)
+    origin = _origin(start, network, metadata) if start else None
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
     if params.threads == "auto":
         record = scratch / "threads.json" if scratch else None
         params = params.model_copy(update={"threads": _threads(network, batches, metadata, model, params, record)})
-    lit = lit_classifier(network, len(metadata.classes), params, steps=params.epochs * batches.steps)
-    best = BestEpoch(Progress(params.batch_size, batches.steps))
-    provenance = _provenance(reproducible, metadata, model, params)
+    lit = lit_classifier(network, len(metadata.classes), params, steps=batches.steps)
+    if params.balance == "weights":
+        lit.criterion.weight = class_weights(batches.labels, len(metadata.classes))
+    print(summary(network, architecture, metadata, params, batches.steps, where), file=sys.stderr, flush=True)
+    average = WeightAverage(network, params.ema) if params.ema is not None else None
+    best = BestEpoch(Progress(params.batch_size, batches.steps), params.select, params.early_stopping, average)
+    provenance = _provenance(reproducible, metadata, model, params, origin, debug)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
+    for logger in loggers:
+        logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
     try:
-        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints, callbacks)
+        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints, callbacks, debug, loggers)
     except BaseException:
         if checkpoints:
             checkpoints.leave()
         raise
     network.load_state_dict(best.weights)
-    card = _card(architecture, metadata, model, params, best.epoch, provenance)
+    card = _card(architecture, metadata, model, params, best, provenance, origin)
     return TrainResult(network, card, best.history, checkpoints)
 
 
@@ -157,6 +192,8 @@ def _fit(
     best: "BestEpoch",
     checkpoints: Checkpoints | None,
     callbacks: Sequence[Callback],
+    debug: Debug,
+    loggers: Sequence[Logger],
 ) -> None:
     """Run Lightning's Trainer over the epochs that the checkpoints have not seen."""
     resumed = checkpoints.latest() if checkpoints else None
@@ -164,7 +201,7 @@ def _fit(
         position, state = resumed
         best.load_state_dict(state["extra"])
         print(f"continuing in epoch {position.epoch + 1}, step {position.step + 1}", file=sys.stderr)
-        if position.epoch == params.epochs:
+        if position.epoch == params.epochs or best.is_over():
             return
     with StopSignals(deferred=True) as signals:
         losses = FiniteLoss(params.lr)
@@ -174,11 +211,28 @@ def _fit(
             max_epochs=params.epochs,
             accelerator=device(reproducible),
             devices=1,
-            logger=False,
-            callbacks=[StatelessDropout(params.seed), losses, best, best.progress, resumption, *callbacks],
+            logger=list(loggers),
+            callbacks=[
+                StatelessDropout(params.seed),
+                losses,
+                LearningRate(),
+                *(
+                    [FrozenBackbone(lit.net.get_submodule("model"), params.freeze_epochs)]
+                    if params.freeze_epochs
+                    else []
+                ),
+                *([best.average] if best.average else []),
+                best,
+                best.progress,
+                resumption,
+                *callbacks,
+            ],
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            gradient_clip_val=params.clip_grad,
+            accumulate_grad_batches=params.accumulate,
+            detect_anomaly=debug.detect_anomaly,
         )
         trainer.fit_loop.epoch_loop = LeanEpoch(trainer)
         resumption.prepare(trainer)
@@ -244,24 +298,15 @@ def _threads(
 
 
 def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps: int) -> LitClassifier:
-    """Return the Lightning module with the optimizer and schedule that the params name; steps: of the whole run."""
-    optimizers: dict[str, OptimizerFactory] = {
-        "adamw": partial(torch.optim.AdamW, lr=params.lr, weight_decay=params.weight_decay, fused=True),
-        "sgd": partial(
-            torch.optim.SGD, lr=params.lr, weight_decay=params.weight_decay, momentum=0.9, nesterov=True, fused=True
-        ),
-    }
-    schedules: dict[str, Callable[[Optimizer], Any] | None] = {
-        "onecycle": partial(OneCycleLR, max_lr=params.lr, total_steps=steps, cycle_momentum=False),
-        "plateau": partial(ReduceLROnPlateau, factor=0.1, patience=3),
-        "none": None,
-    }
+    """Return the Lightning module with the optimizer and schedule that the params name; steps: batches in an epoch."""
+    model = net.model if isinstance(net, TIMMBackbone) else net
+    updates = -(-steps // params.accumulate)
     return LitClassifier(
         net,
         num_classes,
-        optimizer=optimizers[params.optimizer],
-        scheduler=schedules[params.schedule],
-        interval="step" if params.schedule == "onecycle" else "epoch",
+        optimizer=lambda parameters: create_optimizer(model, params),
+        scheduler=partial(create_schedule, params=params, steps=updates) if params.schedule != "none" else None,
+        interval="epoch" if params.schedule == "plateau" else "step",
         label_smoothing=params.label_smoothing,
         precision="bf16" if params.precision == "bf16" else "fp32",
     )
@@ -274,9 +319,11 @@ class StatelessDropout(Callback):
         self.key = stateless_seed(seed, "dropout")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seed torch's generators from the global step."""
+        """Seed torch's generators from the global step and the batch within it."""
+        accumulate = trainer.accumulate_grad_batches
+        step = trainer.global_step * accumulate + batch_idx % accumulate
         # multiplicative hashing (Knuth, The Art of Computer Programming, vol. 3, 6.4): SHA-256 would be half the cost
-        seed = (self.key + 2_654_435_761 * trainer.global_step) % 2**32
+        seed = (self.key + 2_654_435_761 * step) % 2**32
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` looks for devices each time: 0.1 ms
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(seed)
@@ -310,8 +357,9 @@ class FiniteLoss(Callback):
         """Raise UserError, naming epoch and step, if a loss since the last check was not finite."""
         losses = torch.stack(self.losses).tolist() if self.losses else []
         self.losses.clear()
-        for step, loss in enumerate(losses, trainer.global_step - len(losses) + 1):
+        for later, loss in zip(reversed(range(len(losses))), losses, strict=True):
             if not math.isfinite(loss):
+                step = trainer.global_step - later // trainer.accumulate_grad_batches
                 raise UserError(
                     f"the loss became {loss} in epoch {trainer.current_epoch + 1}, step {step}; "
                     "nothing was published, the last good checkpoint is kept. "
@@ -320,55 +368,111 @@ class FiniteLoss(Callback):
 
 
 class BestEpoch(Checkpoint):
-    """Keeps the history and a copy of the weights of the best epoch: highest validation accuracy, then lowest loss.
+    """Keeps the history and a copy of the best weights so far, averaged or not, and stops a training that stalls.
 
-    Lightning calls a `Checkpoint` after the module has logged the epoch's metrics, any other callback before.
+    Best is the highest validation accuracy, then the lowest loss, or with `select` val_loss the lowest loss, then the
+    highest accuracy. Lightning calls a `Checkpoint` after the module has logged the epoch's metrics, any other callback
+    before.
     """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        select: Literal["val_accuracy", "val_loss"] = "val_accuracy",
+        patience: int | None = None,
+        average: WeightAverage | None = None,
+    ) -> None:
         self.progress = progress
+        self.select = select
+        self.patience = patience
+        self.average = average
         self.history: list[EpochRow] = []
         self.epoch = 0
+        self.averaged = False
         self.weights: dict[str, Tensor] = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a row; copy the weights if they are the best so far."""
+        """Add a row; copy the weights if they are the best so far; stop if they have not been for too long."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row = EpochRow(
             epoch=trainer.current_epoch + 1,
-            lr=trainer.optimizers[0].param_groups[0]["lr"],
+            lr=max(group["lr"] for group in trainer.optimizers[0].param_groups),
             train_loss=metrics["train/loss"],
             train_accuracy=metrics["train/acc"],
             val_loss=metrics["val/loss"],
             val_accuracy=metrics["val/acc"],
+            val_loss_ema=metrics.get("val/loss_ema"),
+            val_accuracy_ema=metrics.get("val/acc_ema"),
         )
         if not math.isfinite(row.val_loss):
             raise UserError(f"the validation loss became {row.val_loss} in epoch {row.epoch}; lower train.lr")
-        best = not self.history or _goodness(row) > _goodness(self.history[self.epoch - 1])
+        best_so_far = self._goodness(self.history[self.epoch - 1], self.averaged) if self.history else None
+        averaged = self.average is not None and self._goodness(row, True) > self._goodness(row, False)
+        best = best_so_far is None or self._goodness(row, averaged) > best_so_far
         self.history.append(row)
         if best:
-            self.epoch = row.epoch
-            self.weights = {name: tensor.clone() for name, tensor in pl_module.net.state_dict().items()}  # type: ignore
-        self.progress.epoch_ended(row.epoch, trainer.max_epochs or 0, row.train_loss, row.val_accuracy, best)
+            self.epoch, self.averaged = row.epoch, averaged
+            weights = self.average.weights if self.average and averaged else pl_module.net.state_dict()  # type: ignore
+            self.weights = {name: tensor.clone() for name, tensor in weights.items()}
+        trainer.should_stop = self.is_over()
+        reached = row.averaged() if averaged else row
+        self.progress.epoch_ended(row.epoch, trainer.max_epochs or 0, row.train_loss, reached.val_accuracy, best)
+
+    def is_over(self) -> bool:
+        """Say whether the best epoch is as long ago as patience lasts."""
+        return self.patience is not None and len(self.history) - self.epoch >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint has to carry."""
-        return {"epoch": self.epoch, "weights": self.weights, "history": [asdict(row) for row in self.history]}
+        return {
+            "epoch": self.epoch,
+            "averaged": self.averaged,
+            "weights": self.weights,
+            "history": [asdict(row) for row in self.history],
+            "average": self.average.state_dict() if self.average else None,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what a checkpoint carried."""
-        self.epoch, self.weights = state_dict["epoch"], state_dict["weights"]
+        self.epoch, self.averaged = state_dict["epoch"], state_dict["averaged"]
+        self.weights = state_dict["weights"]
         self.history = [EpochRow(**row) for row in state_dict["history"]]
+        if self.average:
+            self.average.load_state_dict(state_dict["average"])
+
+    def _goodness(self, row: EpochRow, averaged: bool) -> tuple[float, float]:
+        row = row.averaged() if averaged else row
+        goodness = row.val_accuracy, -row.val_loss
+        return goodness if self.select == "val_accuracy" else goodness[::-1]
 
 
-def _goodness(row: EpochRow) -> tuple[float, float]:
-    return row.val_accuracy, -row.val_loss
+def _origin(start: Start, network: TIMMBackbone, metadata: Metadata) -> Origin:
+    """Say on stderr, and return, where the weights come from and what they leave as it was."""
+    missing = not_loaded(start, network.model)
+    if len(missing) > len(network.model.state_dict()) / 2:
+        raise UserError(f"{start.origin.source}: not weights of this model: {len(missing)} of its tensors are missing")
+    print(f"starting from {start.origin.source}; not loaded: {', '.join(missing[:8]) or 'nothing'}", file=sys.stderr)
+    if len(missing) > 8:
+        print(f"  and {len(missing) - 8} more, see model.json", file=sys.stderr)
+    if start.image_size != metadata.image_size:
+        size = f"{start.image_size}x{start.image_size}"
+        print(f"  it was trained on {size} images; data.image_size is {metadata.image_size}", file=sys.stderr)
+    return start.origin.model_copy(update={"not_loaded": missing})
 
 
-def _provenance(reproducible: Reproducible, metadata: Metadata, model: ModelParams, params: TrainParams) -> Provenance:
+def _provenance(
+    reproducible: Reproducible,
+    metadata: Metadata,
+    model: ModelParams,
+    params: TrainParams,
+    origin: Origin | None,
+    debug: Debug,
+) -> Provenance:
     deciding = {
-        "model": model.model_dump(),
-        "train": params.model_dump(exclude={"threads", "reproducible", "checkpoint_every"}),
+        "model": model.model_dump(exclude={"weights"}),
+        "start": origin.sha256 if origin else None,
+        "train": params.model_dump(exclude={"threads", "reproducible", "checkpoint_every", "loggers"}),
+        **debug.deciding(),
     }
     data = metadata.model_dump_json().encode()
     assert params.threads != "auto" and params.precision != "auto", "settled by now"
@@ -381,8 +485,9 @@ def _card(
     metadata: Metadata,
     model: ModelParams,
     params: TrainParams,
-    epoch: int,
+    best: BestEpoch,
     provenance: Provenance,
+    origin: Origin | None,
 ) -> ModelCard:
     return ModelCard(
         architecture=architecture,
@@ -398,7 +503,9 @@ def _card(
             data=metadata.data,
             splits_sha256=metadata.splits_sha256,
             pretrained=model.pretrained,
-            epoch=epoch,
+            start=origin,
+            epoch=best.epoch,
+            averaged=best.averaged,
             seed=params.seed,
         ),
         provenance=provenance,
@@ -412,5 +519,6 @@ def _silence_lightning() -> None:
         ".*does not have many workers.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*GPU available but not used.*",
+        ".*smaller than the logging interval.*",  # losses are logged once an epoch
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,62 @@
+"""What is about to be trained, in five lines: model, memory, data, schedule. Costs one forward pass of one image."""
+
+import reprise.torchvision_repair  # noqa: F401
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from reprise.card import Architecture
+from reprise.data.packed import Metadata
+from reprise.params import TrainParams
+
+
+def summary(
+    network: nn.Module, architecture: Architecture, metadata: Metadata, params: TrainParams, steps: int, device: str
+) -> str:
+    """Return the lines; steps: of an epoch. The network is left as it was, and no random number is drawn.
+
+    Multiply-adds are those of convolutions and matrix products. Memory: weights, gradients and two moments of each
+    weight in float32, and what a batch keeps for its backward pass, of one image times the batch size.
+    """
+    operations, kept = _one_image(network, torch.zeros(1, metadata.channels, metadata.image_size, metadata.image_size))
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    frozen = "" if trained == weights else f" ({weights - trained:,} frozen)"
+    return "\n".join(
+        [
+            f"model     {architecture.model_name}: {weights:,} parameters{frozen}, {operations // 2:,} multiply-adds "
+            "an image",
+            f"memory    about {_megabytes(4 * weights + 12 * trained)} for weights, gradients and optimizer, "
+            f"{_megabytes(kept * params.batch_size)} for a batch of {params.batch_size}",
+            f"data      {metadata.data}: {metadata.summary()}",
+            f"schedule  {params.epochs} epochs of {steps} steps, {params.optimizer}, {params.schedule}, "
+            f"learning rate {params.lr:g}, on {device}, {params.reproducible}",
+        ]
+    )
+
+
+def _one_image(network: nn.Module, image: Tensor) -> tuple[int, int]:
+    """Return the operations of a forward pass and the bytes that it keeps for the backward pass."""
+    own = {parameter.data_ptr() for parameter in network.parameters()}
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    training = network.training
+    # attention fused for CPUs has no count of its own: count the plain products that it stands for
+    hooks = saved_tensors_hooks(keep, lambda tensor: tensor)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, hooks:
+        network.eval()(image)
+    network.train(training)
+    return int(counter.get_total_flops()), sum(sizes.values())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,187 @@
+"""Weights to start from come whole from the hub or a file, are adapted, and are recorded; anything else is refused."""
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import reprise.torchvision_repair  # noqa: F401
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from reprise.data.packed import load_metadata
+from reprise.errors import UserError
+from reprise.model import create_network, find_start
+from reprise.pretrained import not_loaded
+from reprise.training import train
+from tests.test_model import Bomb, facts, params
+
+REVISION = "5" * 40
+PATH = "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
+
+
+def weights_of(name="test_resnet", **kwargs):
+    torch.manual_seed(7)
+    return timm.create_model(name, **kwargs).state_dict()
+
+
+class Hub(ThreadingHTTPServer):
+    """Speaks as much of the hub's protocol as a download needs."""
+
+    def __init__(self, content, sha256=None, cut=False):
+        self.content, self.cut, self.sha256 = content, cut, sha256 or hashlib.sha256(content).hexdigest()
+        self.requests: list[str] = []
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    def answer(self):
+        hub = self.server
+        hub.requests.append(self.command)
+        if self.path != PATH:
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", REVISION)
+        self.send_header("ETag", f'"{hub.sha256}"')
+        self.send_header("Content-Length", str(len(hub.content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(hub.content[:1000] if hub.cut else hub.content)
+
+    do_GET = do_HEAD = answer  # noqa: N815
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    hubs = []
+
+    def serve(content, **options):
+        hubs.append(Hub(content, **options))
+        resolved = f"http://127.0.0.1:{hubs[-1].server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", resolved)
+        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", resolved, raising=False)
+        return hubs[-1]
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield serve
+    for served in hubs:
+        served.shutdown()  # again, where a test has done it: that is allowed
+        served.server_close()
+
+
+def published(channels=3, classes=1000):
+    return safetensors.torch.save(weights_of(num_classes=classes, in_chans=channels))
+
+
+def test_weights_of_the_hub_are_adapted_recorded_and_then_taken_from_the_cache(hub, monkeypatch):
+    content = published()
+    server = hub(content)
+    start = find_start(params(pretrained=True), None)
+    assert (start.origin.source, start.origin.revision) == ("timm/test_resnet.r160_in1k", REVISION)
+    assert start.origin.sha256 == hashlib.sha256(content).hexdigest()
+    grey, _ = create_network(params(pretrained=True), facts(channels=1), 0, start)
+    colour, _ = create_network(params(pretrained=True), facts(channels=3), 0, start)
+    original = weights_of(num_classes=1000, in_chans=3)
+    assert torch.equal(colour.model.conv1[0].weight, original["conv1.0.weight"])
+    assert torch.allclose(grey.model.conv1[0].weight, original["conv1.0.weight"].sum(1, keepdim=True), atol=1e-6)
+    assert torch.equal(grey.model.layer1[0].conv1.weight, original["layer1.0.conv1.weight"])
+    assert not_loaded(start, grey.model) == ["fc.weight", "fc.bias"]
+    assert (start.mean, start.normalization(1)) == ([0.5] * 3, {"mean": [0.5], "std": [0.5]})
+    asked = len(server.requests)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert find_start(params(pretrained=True), None).origin == start.origin
+    assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("served", "options", "said"),
+    [
+        (published, {"sha256": "a" * 64}, "a{64}: damaged in the download or since; remove it and run it again"),
+        (published, {"cut": True}, "cannot get the weights of test_resnet .*set model.pretrained: false"),
+        (lambda: b"<html>", {}, "not readable as weights"),
+        (lambda: published()[:-1], {}, "not readable as weights"),
+        (None, {}, "cannot get the weights of test_resnet .*set model.pretrained: false"),
+    ],
+)
+def test_a_broken_download_a_wrong_checksum_and_no_network_are_refused(served, options, said, hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its retries
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 2)
+    server = hub(served() if served else b"", **options)
+    if served is None:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(UserError, match=said) as refused:
+        find_start(params(pretrained=True), None)
+    assert "\n" not in str(refused.value)
+
+
+def test_training_from_published_weights_says_so_and_normalises_as_they_want(hub, digits, tiny_params, capsys):
+    content = published()
+    hub(content)
+    given = tiny_params("model.pretrained=true", "train.epochs=1")
+    card = train(digits, given.model, given.train).card
+    assert card.training.start.sha256 == hashlib.sha256(content).hexdigest()
+    assert card.training.start.not_loaded == ["fc.weight", "fc.bias"]
+    assert (card.preprocessing.mean, card.preprocessing.std) == ([0.5], [0.5])
+    assert load_metadata(digits).mean != [0.5]
+    said = capsys.readouterr().err
+    assert "starting from timm/test_resnet.r160_in1k; not loaded: fc.weight, fc.bias" in said
+    assert "it was trained on 160x160 images; data.image_size is 32" in said
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt"])
+def test_a_file_of_any_kind_sets_everything_that_fits(suffix, tmp_path):
+    original = weights_of(num_classes=3, in_chans=1)
+    file = tmp_path / f"mine{suffix}"
+    if suffix == ".safetensors":
+        safetensors.torch.save_file(original, file)
+    else:  # as Lightning wraps it
+        torch.save({"epoch": 3, "state_dict": {f"net.model.{name}": value for name, value in original.items()}}, file)
+    for place in (file, tmp_path):
+        start = find_start(params(), place)
+        network, _ = create_network(params(), facts(), 0, start)
+        assert not_loaded(start, network.model) == []
+        for name, tensor in network.model.state_dict().items():
+            assert torch.equal(tensor, original[name]), name
+    assert start.origin.source == file.name
+    two, _ = create_network(params(), facts(channels=3).model_copy(update={"classes": ["a", "b"]}), 0, start)
+    assert not_loaded(start, two.model) == ["fc.weight", "fc.bias"]
+    assert two.model.conv1[0].weight.shape[1] == 3
+
+
+def test_an_empty_folder_stands_for_random_weights(tmp_path):
+    (tmp_path / ".gitkeep").touch()
+    assert find_start(params(), tmp_path) is None
+
+
+def test_what_holds_no_weights_of_the_model_is_refused(tmp_path, digits, tiny_params):
+    def refusal(**kwargs):
+        with pytest.raises(UserError) as refused:
+            start = find_start(params(**kwargs), tmp_path / "x.pth")
+            create_network(params(), facts(), 0, start)
+        return str(refused.value)
+
+    assert "no such file; an empty folder stands for random weights" in refusal()
+    (tmp_path / "x.pth").write_bytes(b"nothing")
+    assert "not readable as weights" in refusal()
+    torch.save(Bomb(), tmp_path / "x.pth")
+    assert "not readable as weights" in refusal()
+    torch.save(weights_of("test_efficientnet", num_classes=3, in_chans=1), tmp_path / "x.pth")
+    assert "x.pth: not weights of test_resnet" in refusal()
+    assert "choose one of them" in refusal(pretrained=True)
+    torch.save(weights_of("test_efficientnet"), tmp_path / "x.pth")
+    given = tiny_params()
+    with pytest.raises(UserError, match=r"x\.pth: not weights of "):
+        train(digits, given.model, given.train, weights=tmp_path / "x.pth")
+    torch.save({}, tmp_path / "y.pth")
+    with pytest.raises(UserError, match="holds 2 files of weights; name one of them"):
+        find_start(params(), tmp_path)
