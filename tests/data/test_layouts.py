@@ -182,7 +182,7 @@ def test_a_csv_with_a_mistake_is_refused_with_its_line(table, said):
     [
         (["Cat/1.png", "cat/2.png"], "own: the classes Cat and cat differ only in case; merge them or rename one"),
         ([f"{APART}/1.png", f"{COMPOSED.upper()}/2.png"], "differ only in case"),
-        (["train/a/1.png", "val/a/1.png", "Valid/a/1.png"], "own: two of its folders (Valid, train, val) are the same"),
+        (["train/a/1.png", "val/a/1.png", "Valid/a/1.png"], "own: the folders Valid and val are the same split;"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "class c is in test but not in train"),
         (["x\ny/test/a/1.png", "x\ny/val/a/1.png"], "'own/x\\ny' has split folders but no train folder"),
         (["a/1.png", "b/2.png", "one.csv", "two.csv"], "own has 2 CSV files at the top (one.csv, two.csv); keep one"),

@@ -6,7 +6,7 @@ plays no part.
 
 import posixpath
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -143,8 +143,9 @@ def _by_folders(files: dict[str, str], where: str) -> list[Placed]:
     if deep and set(splits) != top:
         odd = _at(where, min(top - set(splits)))
         raise UserError(f"{odd} lies beside {_at(where, min(splits))}, a split; {expected(where)}")
-    if deep and len(set(splits.values())) < len(splits):
-        raise UserError(f"{where}: two of its folders ({', '.join(sorted(splits))}) are the same split; merge them")
+    counts = Counter(splits.values())
+    if deep and (same := sorted(name for name in splits if counts[splits[name]] > 1)):
+        raise UserError(f"{where}: the folders {' and '.join(same)} are the same split; merge them")
     placed = []
     for name, parts in parts_of.items():
         split = splits[parts[0]] if deep else UNSPLIT
