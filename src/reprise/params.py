@@ -338,6 +338,14 @@ def load_params(path: Path | str, overrides: Iterable[str] = (), preset: Path | 
         raise UserError("\n       ".join(lines)) from None
 
 
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested params with dotted names; an empty section is a value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
+
+
 def overlay(tree: dict[str, Any], values: dict[str, Any]) -> None:
     """Set some values of a nested tree; free-form ones (`model.kwargs`) are replaced whole: they belong together."""
     for key, value in values.items():

@@ -94,7 +94,7 @@ def _change(name: str, base: float | None, head: float | None, sign: int, thresh
 def not_numbers(revision: Revision) -> list[str]:
     """Return the metrics that are not finite numbers."""
     metrics = {**{f"train.json {name}": value for name, value in revision.training.items()}, **revision.metrics}
-    return [name for name, value in metrics.items() if not isinstance(value, int | float) or not math.isfinite(value)]
+    return [name for name, value in metrics.items() if not math.isfinite(value)]
 
 
 def class_changes(answers: Answers, classes: list[str]) -> list[ClassChange]:
