@@ -40,6 +40,10 @@ def test_the_fastest_number_is_taken_and_a_second_run_does_not_measure(tmp_path,
     assert len(tried) == 12
     assert settle_threads(step, 3, record, "another") == 3
     assert json.loads(record.read_text()) == {"this net": 2, "another": 3}
+    for damaged in ("", "[]", '{"another": 0}', '{"another": "3"}', "\0" * 9):
+        record.write_text(damaged)
+        assert settle_threads(step, 3, record, "another") == 3
+        assert json.loads(record.read_text()) == {"another": 3}
 
 
 def test_a_training_takes_what_is_recorded_and_records_it(digits, tiny_params, tmp_path, monkeypatch):
