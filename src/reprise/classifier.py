@@ -33,7 +33,7 @@ class EpochMetrics(nn.Module):
     A batch is put aside and many are counted together, so a step pays next to nothing. counts (3, num_classes): how
     often a class was right, labelled, predicted, which is the confusion matrix's diagonal and margins: accuracy,
     recall, precision and F1 follow from them, and they stay small for thousands of classes. loss: a sum in whole
-    LOSS_UNITs, so it is exact and does not depend on which batches were counted together.
+    LOSS_UNITs, so up to 2^23 it is exact and does not depend on which batches were counted together.
     """
 
     counts: Tensor
