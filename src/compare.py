@@ -30,8 +30,9 @@ def main() -> None:
     parser.add_argument("--fail-on", choices=["regression"], help="exit with 3 on a regression")
     arguments = parser.parse_args()
     found = compare(ROOT, arguments.base, arguments.head, arguments.seeds)
+    page = write(found, arguments.out)
     print(summary(found))
-    print(f"compare: {found.head} against {found.base} -> {write(found, arguments.out)}")
+    print(f"compare: {found.head} against {found.base} -> {page}")
     if arguments.fail_on and found.regressed:
         sys.exit(3)
 

@@ -21,16 +21,21 @@ CONFIDENCE = [0.9] * 10 + [0.6] * 4
 PREDICTED = [0] * 9 + [1] + [1, 1, 0, 0]
 
 
-def page(classes=("cat", "dog", "owl"), data="pets", settings=None):
+def page(classes=("cat", "dog", "owl"), data="pets", settings=None, confusion=((9, 1, 0), (2, 2, 0), (0, 0, 0))):
     probabilities = torch.full((14, 3), 0.0)
     for row, (guess, confidence) in enumerate(zip(PREDICTED, CONFIDENCE, strict=True)):
         probabilities[row] = (1 - confidence) / 2
         probabilities[row, guess] = confidence
-    confusion = torch.tensor([[9, 1, 0], [2, 2, 0], [0, 0, 0]])
     metrics = {"accuracy": 0.785714, "loss": 0.5, "images": 14}
     rows = [ClassRow(name, 0, 0.0, 0.0, 0.0) for name in classes]
     evaluation = Evaluation(
-        list(classes), [str(i) for i in range(14)], torch.tensor(LABELS), probabilities, metrics, rows, confusion
+        list(classes),
+        [str(i) for i in range(14)],
+        torch.tensor(LABELS),
+        probabilities,
+        metrics,
+        rows,
+        torch.tensor(confusion),
     )
     card = ModelCard(
         architecture=Architecture(model_name="resnet18", num_classes=3, in_chans=3, kwargs={}),
@@ -57,14 +62,15 @@ def test_shares_come_with_wilsons_interval_and_a_class_without_images_claims_not
     assert f"| cat | 10 | 0.9000 ({wilson(9, 10)[0]:.4f} to 0.9821) | 0.8182 " in said
     assert "| owl | 0 | none | none |" in said
     assert "Weakest class: dog, 2 of 4 found" in said
-    assert "1 of the classes have no test image" in said
-    assert "2 images could not be read" in said
+    assert "Classes without a test image: 1;" in said
+    assert "in a later split too: 2 images." in said
+    assert "Weakest" not in page(confusion=((10, 0, 0), (0, 4, 0), (0, 0, 0)))  # nothing is weak here
 
 
 def test_calibration_is_told_by_bins_that_hold_images():
     said = page()
     assert "0.8143 confident on average and right in 0.7857" in said
-    assert "| 0.500 to 0.600 | 4 | 0.6000 | 0.5000 |" in said or "| 0.600 to 0.700 | 4 | 0.6000 | 0.5000 |" in said
+    assert re.search(r"^\| 0\.[56]00 to 0\.[67]00 \| 4 \| 0\.6000 \| 0\.5000 \|$", said, re.MULTILINE)
     assert len(re.findall(r"^\| 0\.\d{3} to ", said, re.MULTILINE)) == 2
 
 
@@ -86,5 +92,5 @@ def test_the_published_card_agrees_with_the_published_metrics(reproduced_once):
             int(row["images"]),
             pytest.approx(float(row["recall"]), abs=5e-5),
         )
-    assert "| train&#46;epochs | 2 |" in said or "| train.epochs | 2 |" in said
+    assert "| train.epochs | 2 |" in said
     assert "models/README.md" in reproduced_once.run("git", "ls-files").stdout.split()

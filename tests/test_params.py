@@ -97,6 +97,7 @@ def test_overrides_reach_nested_and_free_form_keys():
         ("train.lr=-1", "train.lr = '-1' is not allowed"),
         ("train.epochs=2.5", "train.epochs = '2.5' is not allowed: expected a whole number >= 1"),
         ("data.name=cifar", "did you mean 'cifar10'?"),
+        ("data.name=FashionMNIST", "did you mean 'fashion_mnist'?"),
         ("data.url=ftp://x/y.zip", "data.url = 'ftp://x/y.zip' is not allowed: expected text or null (http:// or"),
         ("data.sha256=abc", "data.sha256 = 'abc' is not allowed: expected text or null (checksum of the archive, 64"),
         ("data.url=https://x/y.zip", "url and sha256 are for data.name: archive, not digits; set it, or leave them"),

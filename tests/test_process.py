@@ -115,6 +115,7 @@ def test_each_stage_imports_these_heavy_modules_and_no_others(tmp_path, tiny_par
     params = tiny_params("train.epochs=1")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump()))
     (tmp_path / "data/own").mkdir(parents=True)
+    (tmp_path / "data/weights").mkdir()
     for stage, allowed in STARTUP.items():
         command = [sys.executable, "-X", "importtime", str(ROOT / f"stages/{stage}.py")]
         environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": os.environ["PATH"]}

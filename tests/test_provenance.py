@@ -12,6 +12,7 @@ import pytest
 
 from reprise import provenance
 from reprise.data.packed import load_metadata
+from reprise.debug import Debug
 from reprise.provenance import PACKAGES, library_files, trace
 from reprise.training import _provenance
 from tests.conftest import ROOT
@@ -101,7 +102,7 @@ def test_the_recorded_files_are_those_that_the_stage_depends_on():
 )
 def test_what_changes_no_bits_changes_no_record(override, same, digits, tiny_params):
     one, two = (
-        _provenance("machine", load_metadata(digits), params.model, params.train)
+        _provenance("machine", load_metadata(digits), params.model, params.train, None, Debug())
         for params in (tiny_params(), tiny_params(override))
     )
     terms = {"params_sha256", "threads", "reproducible"}

@@ -92,7 +92,9 @@ def test_one_bit_in_any_cache_object_is_named_and_the_object_filled_anew(reprodu
         flip(path)
     assert "up to date" in reproduced.run("dvc", "status").stdout
     found, way_out = verify(reproduced)
-    assert set(found) == names(reproduced, outs(reproduced))
+    # of a stage with an out that is neither cached nor a metric DVC keeps no run: these are in Git alone
+    only_in_git = {"models/README.md", "metrics/test.json", "metrics/per_class.csv", "metrics/confusion.csv"}
+    assert set(found) == names(reproduced, outs(reproduced)) - only_in_git
     assert {what.partition(", ")[0] for what in found.values()} == {"altered in the cache"}
     assert {what.partition(", ")[2] for what in found.values()} == names(reproduced, bad)
     assert repaired(reproduced, way_out)
@@ -190,6 +192,7 @@ def test_what_was_edited_since_is_named_as_such(reproduced):
         f"Makefile, stage preprocess: added{since}",
         f"params.yaml data.seed, stage preprocess: modified{since}",
         f"params.yaml train, stage train: modified{since}",
+        f"params.yaml train, stage evaluate: modified{since}",
         f"src/reprise/batches.py, stage train: missing{since}",
         f"src/reprise/batches.py, stage evaluate: missing{since}",
         f"dvc.yaml, stage evaluate: command modified{since}",

@@ -12,6 +12,7 @@ from reprise.interruption import Stopped, StopSignals, stop_with_parent
 OF_THE_DISK = {
     errno.ENOSPC: "free some space and run it again",
     errno.EDQUOT: "free some space and run it again",
+    errno.EFBIG: "the file system or a limit (`ulimit -f`) allows no larger file: use another disk, or raise it",
     errno.EIO: "the disk or its connection fails: see the system's log, then restore the file and run it again",
     errno.EROFS: "make the file system writable and run it again",
     errno.EACCES: "look at its owner and rights",

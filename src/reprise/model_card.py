@@ -12,6 +12,7 @@ from reprise.comparison.markup import table, text
 from reprise.data.packed import Metadata
 from reprise.evaluation import Evaluation
 from reprise.intervals import wilson
+from reprise.params import flat
 
 FEW = 100  # test images of a class; with fewer, its interval is wide
 
@@ -40,7 +41,7 @@ def model_card(
             "## Limits",
             _limits(card, metadata, evaluation),
             "## Provenance",
-            _facts(_flat({**card.provenance.model_dump(), "weights_sha256": card.weights_sha256})),
+            _facts(flat({**card.provenance.model_dump(), "weights_sha256": card.weights_sha256})),
         ]
     ) + "\n"  # fmt: skip
 
@@ -50,7 +51,7 @@ def _data(card: ModelCard, metadata: Metadata) -> str:
         "data set": metadata.data,
         "classes": f"{len(metadata.classes):,}",
         **{f"{split} images": f"{count:,}" for split, count in metadata.counts.items()},
-        "left out, unreadable": f"{metadata.dropped:,}",
+        "left out": f"{metadata.dropped:,}",
         "input": f"{card.preprocessing.image_size} x {card.preprocessing.image_size}, "
         f"{'grey' if card.preprocessing.channels == 1 else 'RGB'}, {card.preprocessing.resize}",
         "archive, SHA-256": metadata.source_sha256,
@@ -65,7 +66,7 @@ def _training(card: ModelCard, settings: dict[str, Any]) -> str:
     averaged = "averaged " if card.training.averaged else ""
     return (
         f"From {start}, seed {card.training.seed}; these are the {averaged}weights of epoch {card.training.epoch}, "
-        f"which validates best.\n\n{_facts(_flat(settings))}"
+        f"which validates best.\n\n{_facts(flat(settings))}"
     )
 
 
@@ -107,8 +108,7 @@ def _calibration(evaluation: Evaluation, bins: int) -> str:
 def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
     confusion = evaluation.confusion
     counts = list(zip(confusion.diag().tolist(), confusion.sum(dim=1).tolist(), evaluation.classes, strict=True))
-    tested = [(found / images, name, found, images) for found, images, name in counts if images]
-    _, name, found, images = min(tested)
+    _, name, found, images = min((found / images, name, found, images) for found, images, name in counts if images)
     absent = sum(images == 0 for _, images, _ in counts)
     few = sum(0 < images < FEW for _, images, _ in counts)
     size = card.preprocessing.image_size
@@ -117,26 +117,20 @@ def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
         f"It sees {size} x {size} pixels; what is lost at that size is lost to it.",
         f"The test images come from the same source as the training images ({text(metadata.data)}); on others, "
         "expect less.",
-        f"Weakest class: {text(name)}, {found:,} of {images:,} found, recall {_share(found, images)}.",
     ]
+    if found < images:
+        limits.append(f"Weakest class: {text(name)}, {found:,} of {images:,} found, recall {_share(found, images)}.")
     if few:
-        limits.append(f"{few:,} of the classes have fewer than {FEW} test images: see the width of their intervals.")
+        limits.append(f"Classes with fewer than {FEW} test images: {few:,}; see the width of their intervals.")
     if absent:
-        limits.append(f"{absent:,} of the classes have no test image: nothing is known of them.")
+        limits.append(f"Classes without a test image: {absent:,}; nothing is known of them.")
     if metadata.dropped:
-        limits.append(f"{metadata.dropped:,} images could not be read and were left out.")
+        limits.append(f"Left out, unreadable or in a later split too: {metadata.dropped:,} images.")
     return "\n".join(f"- {limit}" for limit in limits)
 
 
 def _facts(facts: dict[str, Any]) -> str:
     return table(["", ""], [[text(name), text(value)] for name, value in facts.items()])
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
 
 
 def _share(successes: int, trials: int) -> str:

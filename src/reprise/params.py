@@ -362,6 +362,14 @@ def load_params(path: Path | str, overrides: Iterable[str] = (), preset: Path | 
         raise UserError("\n       ".join(lines)) from None
 
 
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested params with dotted names; an empty section is a value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
+
+
 def overlay(tree: dict[str, Any], values: dict[str, Any]) -> None:
     """Set some values of a nested tree; free-form ones (`model.kwargs`) are replaced whole: they belong together."""
     for key, value in values.items():
@@ -477,12 +485,12 @@ def _all_keys(section: type[Section], prefix: str = "") -> list[str]:
 
 
 def _near(word: str, words: Iterable[str]) -> str:
-    words = list(words)
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    spelled = {known.lower(): known for known in words}
+    near = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=0.6)
     if not near:  # the right name in the wrong section
-        last = word.rpartition(".")[2]
-        near = [known for known in words if known.rpartition(".")[2] == last][:1]
-    return f"; did you mean {near[0]!r}?" if near else ""
+        last = word.lower().rpartition(".")[2]
+        near = [known for known in spelled if known.rpartition(".")[2] == last][:1]
+    return f"; did you mean {spelled[near[0]]!r}?" if near else ""
 
 
 def _brief(text: str, most: int = 80) -> str:

@@ -107,24 +107,41 @@ def test_other_classes_are_said_loudly_and_the_shared_ones_compared(project):
 
 def test_results_that_are_no_numbers_are_loud_and_close_the_gate(project):
     project.state(answers(5, 5)).commit()
-    project.state(answers(5, 5), metrics={"loss": float("nan")}, sure=float("nan")).commit("head")
+    odd = {"loss": float("nan"), "f1": None, "recall": "high", "by_class": {"ant": 1}}
+    project.state(answers(5, 5), metrics=odd, sure=float("nan")).commit("head")
     found = compare(project.path, "main", "head")
     assert found.regressed
     assert found.verdict.word == "no difference shown"
-    assert "Not a number in the metrics of head" in found.notes[0]
+    assert re.search(r"Not a number in the metrics of head \(.*\): loss, f1, recall, by_class", found.notes[0])
     assert "10 of 10 images have a probability that is not a number" in found.notes[1]
     page = write(found, project.path / "report").read_text()
     assert "| loss | 0.5000 | nan | +nan | lower | not a number |" in page
+    assert "| recall | - | nan | - | higher | new |" in page
 
 
 def test_params_code_and_terms_that_differ_are_listed(project):
     project.state(answers(5, 5)).commit()
-    project.state(answers(5, 5), params={"train": {"seed": 1, "lr": "<b>"}, "new": None}, code="2").commit("head")
+    changed = {"train": {"seed": 1, "lr": "<b>"}, "new": None}
+    further = {"hamming_distance": 0.5, "odd": 1.5}
+    project.state(answers(5, 5), params=changed, metrics=further, code="2").commit("head")
+    page = markdown(compare(project.path, "head", "head"), set())
+    assert "| hamming_distance | 0.5000 | 0.5000 | +0.0000 | lower | same |" in page
+    assert "| odd | 1.5000 | 1.5000 | +0.0000 | - | same |" in page
     page = markdown(compare(project.path, "main", "head"), set())
     assert "| train.lr | 0.1 | &#60;b&#62; |" in page
     assert "Code of the stages that differs: src/model.py." in page
-    project.state(answers(5, 5), params={"train": {"seed": 1, "lr": 0.1}}).commit("seeded")
-    assert any("Only the seed differs" in note for note in compare(project.path, "main", "seeded").notes)
+
+
+def test_of_runs_that_differ_only_in_the_seed_neither_is_better(project):
+    project.state(answers(50, 50)).commit()
+    project.state(answers(90, 10), params={"train": {"seed": 1, "lr": 0.1}}).commit("seed")
+    project.state(answers(90, 10), params={"train": {"seed": 1, "lr": 0.1}}, code="2").commit("code")
+    for base, head in (("main", "seed"), ("seed", "main")):
+        found = compare(project.path, base, head)
+        assert (found.verdict.word, found.regressed) == ("no difference shown", False)
+        assert found.verdict.p < 0.0001
+        assert "Only the seed differs" in summary(found)
+    assert compare(project.path, "main", "code").verdict.word == "better"
 
 
 def test_several_seeds_judge_the_setting(project):
@@ -145,6 +162,7 @@ def test_several_seeds_judge_the_setting(project):
     assert several.verdict.word == "no difference shown"
     assert list(several.verdict.seeds.base.values()) == [0.75, 0.8, 0.85, 0.775]
     assert "over 4 and 4 seeds" in summary(several)
+    assert "is of two runs, noisy-0 (" in several.notes[0]
     assert compare(project.path, "noisy-0", "good-0", seeds=True).verdict.word == "better"
     with pytest.raises(UserError, match=r"fewer than 3 runs differ .* train.seed alone; .*dvc exp run --queue -S"):
         compare(project.path, "main", "main", seeds=True)
@@ -164,6 +182,22 @@ def test_outs_come_from_the_remote_where_the_cache_lacks_them(project, tmp_path)
     found = compare(project.path, "main", "head")
     assert found.verdict.fixed == 4
     assert "fixed.png" in {path.name for path in write(found, tmp_path / "out").parent.iterdir()}
+
+
+def test_a_remote_of_a_kind_that_is_not_installed_is_a_mistake_told_in_a_line(project):
+    project.state(answers(5, 5)).commit()
+    shutil.rmtree(project.path / ".dvc/cache")
+    with (project.path / ".dvc/config").open("a") as config:
+        config.write("    remote = there\n['remote \"there\"']\n    url = oss://bucket/path\n")
+    assert "requires 'dvc-oss' to be installed; `pip install` it" in refused(project, "main", "workspace")
+
+
+def test_the_terminal_gets_no_control_characters(project):
+    label = "ant\x1b[2J\x07"
+    project.state(answers(9, 1, label, prefix="a"), classes=[label, "bee"]).commit()
+    project.state(answers(0, 10, label, prefix="a"), classes=[label, "bee"]).commit("worse")
+    said = summary(compare(project.path, "main", "worse"))
+    assert "found worse than before: ant?[2J? 9/10 -> 0/10" in said
 
 
 def refused(project, *names):

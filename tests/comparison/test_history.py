@@ -55,6 +55,8 @@ def test_each_change_of_the_metrics_is_a_line_and_a_dot_in_the_order_of_the_comm
     assert len(circles) == 3 + 2  # NaN is no dot
     assert "<script>" not in text
     assert len(svg.findall(".//{*}line")) == 3  # intervals, of accuracy only
+    named = [label.text for label in svg.findall(".//{*}text") if "rotate" in label.get("transform", "")]
+    assert named == [line.split()[0] for line in lines[1:]]
     heights = [float(circle.get("cy")) for circle in circles[:3]]
     assert heights == sorted(heights, reverse=True)
     assert not re.search(r"href|http(?!://www\.w3\.org/2000/svg)", text)

@@ -48,11 +48,11 @@ def planted_regression(rows):
 
 @pytest.fixture(scope="module")
 def branches(reproduced_once, tmp_path_factory):
-    """main: the tiny run; better: eight epochs; seed, planted: its answers, with others wrong, with a class wrong."""
+    """main: the tiny run; better: four epochs; seed, planted: its answers, with others wrong, with a class wrong."""
     assert "train.epochs=2" in TINY
     workspace = reproduced_once.copy(tmp_path_factory.mktemp("comparison") / "clone")
     workspace.run("git", "checkout", "--quiet", "-b", "better")
-    workspace.run("dvc", "exp", "run", "-S", "train.epochs=8", "--name", "longer")
+    workspace.run("dvc", "exp", "run", "-S", "train.epochs=4", "--name", "longer")
     workspace.commit()
     answer(workspace, "seed", another_seed)
     answer(workspace, "planted", planted_regression)
@@ -65,7 +65,7 @@ def test_a_longer_training_is_better_and_the_experiment_has_a_name(branches):
     done, report = compared(branches, "main", "better", "--fail-on", "regression")
     assert done.stdout.startswith("better: accuracy 0.")
     assert report.startswith("# Better: better (")
-    assert "| train.epochs | 2 | 8 |" in report
+    assert "| train.epochs | 2 | 4 |" in report
     assert compared(branches, "main", "longer")[0].stdout.startswith("better: ")
     for name in re.findall(r"!\[.*?\]\((.*?)\)", report):
         assert (branches.path / "runs/out" / name).stat().st_size > 500

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.comparison.test_comments import Site, serving
-from tests.conftest import ROOT, Workspace
+from tests.conftest import ROOT, Workspace, fresh_clone
 from tests.test_pipeline import refused
 
 # stands in for the real one, which has tests of its own: it compares as it is told, and finds a regression
@@ -20,17 +20,39 @@ sys.exit(3 if gate == ["--fail-on", "regression"] else 0)
 """
 
 
+# a pipeline of two stages in place of the real one: what the review does with stages does not depend on their work
+PIPELINE = """
+stages:
+  train:
+    cmd: cp params.yaml model
+    params: [train.lr]
+    outs: [model]
+  evaluate:
+    cmd:
+    - cp model data/predictions.csv
+    - echo {} > metrics/test.json
+    deps: [model]
+    params: [evaluate.batch_size]
+    outs: [data/predictions.csv]
+    metrics:
+    - metrics/test.json: {cache: false}
+"""
+
+
 @pytest.fixture(scope="module")
-def branch_once(reproduced_once, tmp_path_factory):
+def branch_once(tmp_path_factory):
     """A branch with a change and its results; beside it a bare remote with its main."""
-    branch = reproduced_once.copy(tmp_path_factory.mktemp("review") / "clone")
+    branch = fresh_clone(tmp_path_factory.mktemp("review") / "clone")
     (branch.path / "src/compare.py").write_text(COMPARE)
+    (branch.path / "dvc.yaml").write_text(PIPELINE)
+    (branch.path / "dvc.lock").unlink()
+    branch.run("dvc", "repro")
     branch.commit()
     branch.run("git", "init", "--quiet", "--bare", "--initial-branch", "main", "../remote.git")
     branch.run("git", "remote", "add", "origin", "../remote.git")
     branch.run("git", "push", "--quiet", "origin", "main")
     branch.run("git", "checkout", "--quiet", "-b", "try")
-    branch.set("evaluate.calibration_bins=10")
+    branch.set("train.lr=0.5")
     branch.run("dvc", "repro")
     branch.commit()
     return branch
@@ -89,7 +111,7 @@ def test_a_stale_lock_fails_and_says_why(branch):
     branch.commit()
     page = review(branch)
     assert results(page)["dvc.lock is fresh"] is False
-    assert "| params.yaml train | train | modified since dvc.lock was written |" in page
+    assert "| params.yaml train.lr | train | modified since dvc.lock was written |" in page
     assert "run `make repro` and commit" in page
     assert "reproduced" not in results(page)
 

@@ -30,6 +30,11 @@ def test_two_images_of_one_name_are_refused(tmp_path):
         write_archive(tmp_path / "raw", "folder", ["cat"], [IMAGES[0], IMAGES[0]])
 
 
+def test_a_name_that_no_zip_can_hold_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^unsplit/cat/x{68}\.\.\.: longer than 4,096 bytes; shorten the name$"):
+        write_archive(tmp_path / "raw", "folder", ["cat"], [RawImage("unsplit", "cat", "x" * 70_000, b"")])
+
+
 def test_a_missing_archive_says_what_to_run(tmp_path):
     with pytest.raises(UserError, match="dvc repro download"):
         RawArchive(tmp_path)

@@ -149,6 +149,7 @@ def test_what_will_not_pass_is_refused_at_once(fetched, server, tmp_path):
     said = refusal(fetched, tmp_path, 404)
     assert said == f"data.url = {server.url}: HTTP 404 Not Found; check the address"
     assert len(server.asked) == 1
+    assert "infinite loop" in refusal(fetched, tmp_path, 302)
 
 
 def test_it_gives_up_when_no_try_gets_further_and_a_later_run_goes_on(fetched, server, tmp_path):
@@ -176,8 +177,9 @@ def test_an_altered_file_and_a_page_are_refused_and_nothing_is_kept(fetched, ser
 def test_no_server_and_no_address_end_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"could not be downloaded \(<urlopen error .*refused>; 0 bytes so far\)"):
         fetch("http://127.0.0.1:9/x.zip", None, tmp_path, lambda seconds: None)
-    with pytest.raises(UserError, match="not an address"):
-        fetch("http://127.0.0.1:x/y.zip", None, tmp_path, lambda seconds: None)
+    for url in ("http://127.0.0.1:x/y.zip", "http://[::1/y.zip"):
+        with pytest.raises(UserError, match="not an address"):
+            fetch(url, None, tmp_path, lambda seconds: None)
 
 
 def test_the_raw_archive_says_where_it_came_from_and_a_damaged_one_is_not_kept(server, tmp_path):

@@ -70,7 +70,7 @@ CHARACTERS = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="
 NAMES = st.text(CHARACTERS, min_size=1, max_size=8).map(lambda name: f"x{name}")
 IMAGES = st.tuples(st.sampled_from(["cat", "größe", "a b"]), NAMES, st.sampled_from([".jpg", ".PNG", "/deeper.gif"]))
 TREES = st.tuples(
-    st.sampled_from(["", "top folder/"]),
+    st.sampled_from(["", "top folder/", "two/tops/"]),
     st.sampled_from([("",), ("train/", "Validation/", "test/")]),
     st.dictionaries(IMAGES, st.binary(max_size=40), min_size=1, max_size=5),
 )
@@ -100,6 +100,7 @@ def test_a_folder_a_zip_and_a_tar_of_it_give_the_same_raw_archive(drawn):
 
 CSV = "File Name;Class;Split;patient\nb.png;dog;train;p 1\nsub/a.png;cat;VALID;p2\n1.png;dog;test; p1 \n"
 CSV += "c.png;cat;train;\n"
+APART, COMPOSED = "cafe\u0301", "caf\u00e9"
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
@@ -128,6 +129,19 @@ def test_without_more_columns_there_is_no_file_for_them(tmp_path):
     assert list(archive.members) == ["unsplit/a/1.png", "unsplit/b/2.png"]
     assert archive.columns == {}
     assert sorted(path.name for path in archive.folder.iterdir()) == ["images.zip", "source.json"]
+
+
+@pytest.mark.parametrize(("named", "called"), [(APART, COMPOSED), (COMPOSED, APART)])
+def test_a_csv_finds_names_whose_accents_are_written_another_way(named, called):
+    table = f"image,label\n{named}.png,a\nx/{named}2.png,b\n".encode()
+    names = [f"{called}.png", f"x/{called}2.png", "labels.csv"]
+    assert sorted(image.name for image in lay_out(names, lambda name: table, "own").images) == sorted(names[:2])
+
+
+def test_of_two_names_that_differ_only_in_how_accents_are_written_the_csv_gets_the_one_it_spells():
+    table = f"image,label\n{COMPOSED}.png,a\n{APART}.png,b\n".encode()
+    placed = lay_out([f"{APART}.png", f"{COMPOSED}.png", "labels.csv"], lambda name: table, "own").images
+    assert {image.name: image.class_name for image in placed} == {f"{COMPOSED}.png": "a", f"{APART}.png": "b"}
 
 
 TABLES = {
@@ -167,8 +181,10 @@ def test_a_csv_with_a_mistake_is_refused_with_its_line(table, said):
     ("names", "said"),
     [
         (["Cat/1.png", "cat/2.png"], "own: the classes Cat and cat differ only in case; merge them or rename one"),
-        (["cafe\u0301/1.png", "CAF\u00c9/2.png"], "differ only in case"),
+        ([f"{APART}/1.png", f"{COMPOSED.upper()}/2.png"], "differ only in case"),
+        (["train/a/1.png", "val/a/1.png", "Valid/a/1.png"], "own: the folders Valid and val are the same split;"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "class c is in test but not in train"),
+        (["x\ny/test/a/1.png", "x\ny/val/a/1.png"], "'own/x\\ny' has split folders but no train folder"),
         (["a/1.png", "b/2.png", "one.csv", "two.csv"], "own has 2 CSV files at the top (one.csv, two.csv); keep one"),
         (["readme", "inner.tar.gz"], "own holds no images (.avif, .bmp"),
         (["inner.tar.gz"], "but an archive, inner.tar.gz: unpack the outer one and set data.path to the inner one"),
@@ -178,6 +194,7 @@ def test_an_unclear_tree_is_refused(names, said):
     with pytest.raises(UserError) as caught:
         lay_out(names, lambda name: b"", "own")
     assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 IMAGE = {"cat/1.png": b"1" * 100, "dog/1.png": b"2" * 100}

@@ -234,6 +234,13 @@ def test_a_mirror_that_is_no_address_is_refused(tmp_path, mirror):
         fetched(tmp_path, "mnist", mirror=mirror)
 
 
+@pytest.mark.parametrize(("option", "key"), [("mirror", "mirror"), ("variant", "split")])
+@pytest.mark.parametrize("name", ["digits", "folder", "archive"])
+def test_what_would_be_ignored_is_refused(tmp_path, name, option, key):
+    with pytest.raises(UserError, match=rf"data\.{key} = http://x: {name} .*; set data\.{key}: null"):
+        fetched(tmp_path, name, **{option: "http://x"})
+
+
 def test_a_missing_folder_says_so(tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
         fetched(tmp_path, "folder")

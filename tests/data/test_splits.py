@@ -152,6 +152,14 @@ def test_folds_share_out_every_image_once_and_leave_the_stated_share_to_validate
             assert abs(counts[split] - 6000 * share) < 4 * math.sqrt(6000 * share * (1 - share))
 
 
+def test_small_classes_too_are_tested_whole_over_the_folds():
+    images = [(f"{name}/{number // 3}", name) for name in "ab" for number in range(30)]
+    for seed in range(20):
+        runs = [assigned(images, 0.1, 0.2, seed, 3, fold) for fold in range(3)]
+        assert all({"a", "b"} == {name for identity, name in images if run[identity] == "val"} for run in runs)
+        assert {identity for run in runs for identity, split in run.items() if split == "test"} == runs[0].keys()
+
+
 def test_folds_validate_where_a_test_split_is_given_and_are_refused_where_nothing_is_left_to_fold():
     ids, given = [*IDS, "t"], [*["train"] * 300, "test"]
     runs = [assign_splits(ids, [*CLASSES, "a"], given, 0.1, 0.2, 0, 3, fold) for fold in range(3)]

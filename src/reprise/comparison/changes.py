@@ -20,6 +20,15 @@ DIRECTIONS: dict[str, tuple[int, float]] = {
     "recall": (1, 0.005),
     "f1": (1, 0.005),
     "ece": (-1, 0.01),
+    # what `evaluate.metrics` may add; a metric that is not here has no direction
+    "auroc": (1, 0.005),
+    "average_precision": (1, 0.005),
+    "cohen_kappa": (1, 0.005),
+    "jaccard_index": (1, 0.005),
+    "matthews_corrcoef": (1, 0.005),
+    "specificity": (1, 0.005),
+    "hamming_distance": (-1, 0.005),
+    "hinge_loss": (-1, 0.01),
     "images": (0, 1),
 }
 # of a cost: as a share of the former value
@@ -94,7 +103,7 @@ def _change(name: str, base: float | None, head: float | None, sign: int, thresh
 def not_numbers(revision: Revision) -> list[str]:
     """Return the metrics that are not finite numbers."""
     metrics = {**{f"train.json {name}": value for name, value in revision.training.items()}, **revision.metrics}
-    return [name for name, value in metrics.items() if not isinstance(value, int | float) or not math.isfinite(value)]
+    return [name for name, value in metrics.items() if not math.isfinite(value)]
 
 
 def class_changes(answers: Answers, classes: list[str]) -> list[ClassChange]:

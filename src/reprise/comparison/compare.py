@@ -8,8 +8,8 @@ import numpy as np
 from reprise.comparison import changes
 from reprise.comparison.flips import Flip, flips
 from reprise.comparison.pairing import DataChanges, Pairing
-from reprise.comparison.revisions import PREDICTIONS, Repository, Revision
-from reprise.comparison.verdict import Answers, Seeds, Verdict, judge, over_seeds
+from reprise.comparison.revisions import PREDICTIONS, PROCESSED, Repository, Revision
+from reprise.comparison.verdict import LEVEL, Answers, Seeds, Verdict, judge, over_seeds
 from reprise.errors import UserError
 
 SEED_PARAM = "train.seed"
@@ -41,12 +41,12 @@ class Comparison:
     @property
     def worse_classes(self) -> list[changes.ClassChange]:
         """The classes whose recall fell by more than chance, the largest loss first."""
-        return [change for change in self.classes if change.difference < 0 and change.p <= 0.05]
+        return [change for change in self.classes if change.difference < 0 and change.p <= LEVEL]
 
     @property
     def better_classes(self) -> list[changes.ClassChange]:
         """The classes whose recall rose by more than chance, the largest gain first."""
-        return [change for change in reversed(self.classes) if change.difference > 0 and change.p <= 0.05]
+        return [change for change in reversed(self.classes) if change.difference > 0 and change.p <= LEVEL]
 
 
 def compare(root: Path, base: str, head: str, seeds: bool = False) -> Comparison:
@@ -60,7 +60,8 @@ def compare(root: Path, base: str, head: str, seeds: bool = False) -> Comparison
     pairing = Pairing(one, other)
     base_rows, head_rows, classes = pairing.test_images()
     answers = _answers(one, other, base_rows, head_rows)
-    verdict = judge(answers, _over_seeds(one, other, base_rows, head_rows) if seeds else None)
+    several = _over_seeds(one, other, base_rows, head_rows) if seeds else None
+    verdict = judge(answers, several, _only_the_seed_differs(one, other))
     ids = [other.predictions.ids[row] for row in head_rows.tolist()]
     bins = other.params.get("evaluate.calibration_bins")
     bins = bins if isinstance(bins, int) and bins > 0 else BINS
@@ -127,9 +128,20 @@ def _setting(revision: Revision) -> tuple[dict[str, object], dict[str, object]]:
     return {**revision.params, SEED_PARAM: None}, deps
 
 
+def _only_the_seed_differs(base: Revision, head: Revision) -> bool:
+    return (
+        [name for name, _, _ in changes.different(base.params, head.params)] == [SEED_PARAM]
+        and base.md5(PROCESSED) == head.md5(PROCESSED)
+        and not changes.code_changes(base, head)
+        and not changes.provenance_changes(base, head)
+    )
+
+
 def _on_numbers(base: Revision, head: Revision, verdict: Verdict) -> list[str]:
-    """Say loudly what is no number."""
+    """Say loudly what is no number, and what the seeds have no say in."""
     notes = []
+    if verdict.seeds:
+        notes.append(f"The seeds decide the verdict alone: all else, classes too, is of two runs, {base} and {head}.")
     for revision in (base, head):
         if names := changes.not_numbers(revision):
             notes.append(f"Not a number in the metrics of {revision}: {', '.join(names)}. That run has failed.")
@@ -156,14 +168,11 @@ def _on_revisions(base: Revision, head: Revision) -> list[str]:
         notes.append("The two are one and the same revision.")
     if head.params.get("data.group"):
         notes.append("Test images of one group are counted as independent: the intervals are rather too narrow.")
-    changed = {name for name, _, _ in changes.different(base.params, head.params)}
-    if changed == {SEED_PARAM} and not changes.code_changes(base, head):
-        notes.append("Only the seed differs: a difference between these two is training noise, not a better setting.")
     if base.commit and base.repository.lines("rev-parse", "--is-shallow-repository") != ["true"]:
         ahead = base.repository.lines("rev-list", "--count", f"{head.commit or 'HEAD'}..{base.commit}")
         if ahead and ahead[0] != "0":
             notes.append(
-                f"{base} has {ahead[0]} commits that {head} lacks: what they changed reads here as undone. "
+                f"{base} has commits that {head} lacks, {ahead[0]} of them: what they changed reads here as undone. "
                 "Merge or rebase."
             )
     return notes

@@ -15,6 +15,7 @@ FILE = "metrics/test.json"
 USUAL = ("accuracy", "loss", "f1", "ece")
 LONGEST = 50  # characters of a commit's subject
 STEP, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 28, 110, 70, 20, 26, 18  # of a panel, pixels
+NAMES = 64  # pixels below the panels, for the commits
 COLOUR = "#0b67b2"
 
 
@@ -84,7 +85,10 @@ def picture(points: Sequence[Point], names: Sequence[str]) -> str:
     width = LEFT + max(len(points) - 1, 8) * STEP + RIGHT
     panel = TOP + HEIGHT + BOTTOM
     parts = [line for row, name in enumerate(names) for line in _panel(points, name, row * panel + TOP, width)]
-    height = panel * len(names)
+    for index, point in enumerate(points):
+        x, y = LEFT + index * STEP + 4, panel * len(names) - BOTTOM + 8
+        parts.append(f"<text x='{x}' y='{y}' text-anchor='end' transform='rotate(-90 {x} {y})'>{point.commit}</text>")
+    height = panel * len(names) + NAMES
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' viewBox='0 0 {width} {height}' "
         f"font-family='sans-serif' font-size='11'>\n<rect width='{width}' height='{height}' fill='white'/>\n"

@@ -5,6 +5,7 @@ from xml.sax.saxutils import escape
 
 from reprise.comparison.changes import Calibration, ClassChange
 from reprise.comparison.markup import HIDDEN
+from reprise.comparison.verdict import LEVEL
 
 BASE, HEAD, GONE, NEW = "#8a8a8a", "#0b67b2", "#2a8a4a", "#c0392b"
 FONT = "font-family='sans-serif' font-size='12'"
@@ -93,14 +94,18 @@ def curves(base: dict[str, list[float]], head: dict[str, list[float]]) -> str:
 
 def class_bars(changes: Sequence[ClassChange]) -> str:
     """Draw the recall of each class of both models; the rows as given."""
-    parts = [_text(180, 20, "recall by class", extra="font-weight='bold'"), *_legend(300, 20)]
+    parts = [
+        _text(180, 20, "recall by class", extra="font-weight='bold'"),
+        *_legend(300, 20),
+        _text(432, 20, f"* p \u2264 {LEVEL} (Holm)"),
+    ]
     for row, change in enumerate(changes):
         top = 34 + row * 24
         parts.append(_text(172, top + 13, _short(change.name), "end"))
         for offset, right, colour in ((0, change.base_right, BASE), (9, change.head_right, HEAD)):
             width = 360 * right / change.images
             parts.append(f"<rect x='180' y='{top + offset}' width='{width:.1f}' height='8' fill='{colour}'/>")
-        parts.append(_text(548, top + 13, f"{change.difference:+.3f}" + (" *" if change.p <= 0.05 else "")))
+        parts.append(_text(548, top + 13, f"{change.difference:+.3f}" + (" *" if change.p <= LEVEL else "")))
     return _document(620, 44 + 24 * len(changes), parts)
 
 
@@ -120,11 +125,12 @@ def reliability(base: Calibration, head: Calibration) -> str:
 
 def confusion_difference(classes: Sequence[str], changed: Sequence[tuple[str, str, int, int]]) -> str:
     """Draw head's confusions less base's: rows are labels, columns predictions; red where there are more now."""
-    cell, left, top = max(10, min(28, 560 // max(len(classes), 1))), 170, 150
+    cell, left, top = max(10, min(28, 560 // max(len(classes), 1))), 170, 190
     number = {name: index for index, name in enumerate(classes)}
     size = cell * len(classes)
     parts = [
         _text(10, 20, "confusions: head less base", extra="font-weight='bold'"),
+        _text(10, 38, "rows: label, columns: prediction; red: more now"),
         f"<rect x='{left}' y='{top}' width='{size}' height='{size}' {BLANK}/>",
     ]
     for index, name in enumerate(classes):
@@ -141,4 +147,4 @@ def confusion_difference(classes: Sequence[str], changed: Sequence[tuple[str, st
             parts.append(f"<rect x='{x}' y='{y}' width='{cell}' height='{cell}' {shade}/>")
             if cell >= 20:
                 parts.append(_text(x + cell / 2, y + cell / 2 + 4, f"{more:+d}", "middle"))
-    return _document(left + size + 20, top + size + 20, parts)
+    return _document(max(left + size, 300) + 20, top + size + 20, parts)

@@ -8,7 +8,7 @@ from reprise.comparison import pictures
 from reprise.comparison.changes import code_changes, different, provenance_changes
 from reprise.comparison.compare import Comparison
 from reprise.comparison.flips import SHOWN, Flip, sheet
-from reprise.comparison.markup import table, text
+from reprise.comparison.markup import HIDDEN, table, text
 from reprise.comparison.verdict import LEVEL, POWER, Interval
 
 ROWS = 20  # of a table: classes, confusions, names; the rest is counted
@@ -25,7 +25,7 @@ def summary(found: Comparison) -> str:
             more = f" and {len(some) - 5} more" if len(some) > 5 else ""
             lines.append(f"classes found {word} than before: {', '.join(recalls)}{more}")
     lines += [f"note: {note}" for note in found.notes]
-    return "\n".join(lines)
+    return "\n".join(HIDDEN.sub("?", line) for line in lines)
 
 
 def write(found: Comparison, folder: Path) -> Path:
@@ -106,13 +106,15 @@ def _sentence(found: Comparison) -> str:
         f"{what} {before:.4f} -> {after:.4f} on {verdict.images:,} common test images, {_points(difference)} points "
         f"(95 % interval {_points(interval[0])} to {_points(interval[1])}; {test})."
     )
-    if verdict.word == "no difference shown":
+    if p > LEVEL:
         least_said = (
             "no difference at all" if math.isnan(least) else f"a difference of {100 * least:.2g} points or more"
         )
         said += f" {whose} show {least_said} in {POWER:.0%} of cases; a smaller one may be there unseen."
-    elif not seeds:
+    elif not (seeds or verdict.same_setting):
         said += " That is said of these two models; whether another seed says the same, `--seeds` tells."
+    if verdict.same_setting:
+        said += " Only the seed differs: a difference between these two is training noise, not a better setting."
     return said
 
 

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import io
 import json
+import math
 import shutil
 import subprocess
 from contextlib import suppress
@@ -22,6 +23,7 @@ import numpy as np
 import yaml
 
 from reprise.errors import UserError
+from reprise.params import flat
 
 WORKSPACE = "workspace"
 PREDICTIONS, MODEL, WEIGHTS = "data/predictions.csv", "models/model.json", "models/model.safetensors"
@@ -97,7 +99,8 @@ class Repository:
         if self.lines("rev-parse", "--is-shallow-repository") == ["true"]:
             raise UserError(
                 f"{name}: no such revision in this clone, which is shallow; fetch the whole history: "
-                "`git fetch --unshallow origin`, in GitHub Actions `fetch-depth: 0` of actions/checkout"
+                "`git fetch --unshallow origin '+refs/heads/*:refs/remotes/origin/*'`, in GitHub Actions "
+                "`fetch-depth: 0` of actions/checkout"
             )
         branches = self.lines("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/remotes", "refs/tags")
         near = difflib.get_close_matches(name, [*branches, *experiments], n=3)
@@ -138,14 +141,17 @@ class Repository:
             remote = self.dvc.cloud.get_remote_odb(None, "fetch")
         except DvcException:  # none is configured
             return
+        except ImportError as error:  # "s3 is supported, but requires 'dvc-s3' to be installed"
+            raise UserError(f"the DVC remote cannot be read: {error}; `pip install` it") from None
         with TemporaryDirectory(prefix="compare-") as folder:
             copy = Path(folder) / "copy"
             try:
                 remote.fs.get_file(remote.oid_to_path(md5), str(copy))
             except (FileNotFoundError, DvcException):
                 return
-            except OSError as error:
-                raise UserError(f"the DVC remote cannot be read ({error}); see `dvc remote list`") from None
+            except Exception as error:  # each kind of remote has its own
+                reason = " ".join(str(error).split())
+                raise UserError(f"the DVC remote cannot be read ({reason}); see `dvc remote list`") from None
             target = Path(self.dvc.cache.local.oid_to_path(md5))
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".{target.name}.partial")
@@ -166,7 +172,7 @@ class Revision:
         """Its name and commit, for a person."""
         if self.commit is None:
             return "the workspace"
-        return self.name if self.commit.startswith(self.name) else f"{self.name} ({self.commit[:9]})"
+        return self.name[:9] if self.commit.startswith(self.name) else f"{self.name} ({self.commit[:9]})"
 
     def read(self, path: str) -> bytes | None:
         """Return a file that Git holds, or that lies in the workspace; None if there is none."""
@@ -197,13 +203,17 @@ class Revision:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """What evaluate measured."""
-        return self._mapping(TEST, json.loads)
+        """What evaluate measured; what is no number in the file is NaN."""
+        return self._numbers(TEST)
 
     @cached_property
     def training(self) -> dict[str, float]:
-        """What train measured, at the best epoch."""
-        return self._mapping(TRAIN, json.loads)
+        """What train measured, at the best epoch; what is no number in the file is NaN."""
+        return self._numbers(TRAIN)
+
+    def _numbers(self, path: str) -> dict[str, float]:
+        found = self._mapping(path, json.loads)
+        return {name: value if isinstance(value, int | float) else math.nan for name, value in found.items()}
 
     @cached_property
     def history(self) -> dict[str, list[float]]:
@@ -290,14 +300,6 @@ class Revision:
 def _yaml_fast(content: bytes) -> Any:
     """Read dvc.lock with libyaml where there is one: it is 10 times faster."""
     return yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested params with dotted names; an empty section is a value."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found
 
 
 def _parse_predictions(content: str, whose: str) -> Predictions:

@@ -86,6 +86,7 @@ class Verdict:
     loss_interval: Interval
     without_loss: int
     seeds: Seeds | None = None
+    same_setting: bool = False
 
     @property
     def difference(self) -> float:
@@ -103,17 +104,21 @@ class Verdict:
         return wilson(self.head_right, self.images)
 
 
-def judge(answers: Answers, seeds: Seeds | None = None) -> Verdict:
-    """Return the verdict on the two models or, with seeds, on the two settings that they are runs of."""
+def judge(answers: Answers, seeds: Seeds | None = None, same_setting: bool = False) -> Verdict:
+    """Return the verdict on the two models or, with seeds, on the two settings that they are runs of.
+
+    same_setting: the two differ in nothing but the seed, so neither is better, however much the models differ.
+    """
     base, head = answers.base_right, answers.head_right
     broken, fixed = int((base & ~head).sum()), int((head & ~base).sum())
     images = len(base)
     p = mcnemar(broken, fixed)
     losses = -np.log(np.maximum(np.stack([answers.base_of_label, answers.head_of_label]), FLOOR))
+    word = _word(seeds.difference, seeds.p) if seeds else _word(fixed - broken, p)
     finite = np.isfinite(losses).all(axis=0)
     base_loss, head_loss = losses[:, finite].mean(axis=1) if finite.any() else (math.nan, math.nan)
     return Verdict(
-        word=_word(seeds.difference, seeds.p) if seeds else _word(fixed - broken, p),
+        word="no difference shown" if same_setting else word,
         images=images,
         base_right=int(base.sum()),
         head_right=int(head.sum()),
@@ -127,6 +132,7 @@ def judge(answers: Answers, seeds: Seeds | None = None) -> Verdict:
         loss_interval=mean_interval(losses[1, finite] - losses[0, finite]) if finite.any() else (math.nan, math.nan),
         without_loss=int((~finite).sum()),
         seeds=seeds,
+        same_setting=same_setting,
     )
 
 

@@ -22,6 +22,7 @@ from reprise.checksums import file_sha256, naming, read_sealed, reading, verify_
 from reprise.errors import UserError
 
 UNSPLIT = "unsplit"
+LONGEST_NAME = 4096  # bytes, as on Linux; a zip holds names of up to 65,535
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def write_archive(
     """Write `images.zip`, `source.json` and, where the images have columns, `columns.json` into a new folder.
 
     Class names must be free of slashes, all names of NUL and of what UTF-8 cannot say. Raises UserError for two images
-    of one name, OSError with the file's name where the disk is full.
+    of one name and for a name of more than LONGEST_NAME bytes, OSError with the file's name where the disk is full.
     """
     folder.mkdir()
     path = folder / "images.zip"
@@ -86,6 +87,8 @@ def write_archive(
         for image in images:
             if image.member in archive.NameToInfo:
                 raise UserError(f"two images are called {shown(image.member)}; rename one")
+            if len(image.member.encode()) > LONGEST_NAME:
+                raise UserError(f"{shown(image.member[:80])}...: longer than {LONGEST_NAME:,} bytes; shorten the name")
             member = zipfile.ZipInfo(image.member)  # dated 1980-01-01
             member.external_attr = 0o644 << 16
             member.create_system = 3

@@ -49,7 +49,11 @@ def fetch(url: str, sha256: str | None, folder: Path, sleep: Callable[[float], N
     for an address that has no such file, an HTML page, another checksum, or when no try gets further.
     """
     sha256 = sha256 and sha256.lower()
-    name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rpartition("/")[2])[-80:] or "archive"
+    try:
+        file_name = unquote(urlsplit(url).path).rpartition("/")[2]
+    except ValueError as error:
+        raise UserError(f"data.url = {url}: not an address ({error}); correct it") from None
+    name = re.sub(r"[^\w.-]", "_", file_name)[-80:] or "archive"
     key = hashlib.sha256(f"{url}\n{sha256}".encode()).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{key}-{name}"
@@ -80,7 +84,7 @@ def _fetch(url: str, sha256: str | None, path: Path, sleep: Callable[[float], No
                 )
             reason = "the parts do not fit together"
         except HTTPError as error:
-            reason = f"HTTP {error.code} {error.reason}".strip()
+            reason = " ".join(f"HTTP {error.code} {error.reason}".split())
             if error.code not in PASSING:
                 raise UserError(f"data.url = {url}: {reason}; check the address") from None
         except InvalidURL as error:

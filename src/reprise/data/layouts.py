@@ -6,7 +6,7 @@ plays no part.
 
 import posixpath
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -17,7 +17,7 @@ from reprise.data.table import SPLIT_NAMES, Row, read_table
 from reprise.errors import UserError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm", ".jfif", ".avif"}
-OTHER_IMAGES = {".heic", ".heif", ".svg", ".jxl", ".raw", ".cr2", ".nef", ".arw", ".dng", ".psd"}
+OTHER_IMAGES = {".heic", ".heif", ".svg", ".jxl", ".jp2", ".raw", ".cr2", ".nef", ".arw", ".dng", ".psd", ".dcm"}
 ARCHIVE_SUFFIXES = {".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar"}
 
 
@@ -43,7 +43,7 @@ class Layout:
 def lay_out(names: Iterable[str], read: Callable[[str], bytes], where: str) -> Layout:
     """Find the layout of a tree and place its images.
 
-    Hidden files and `__MACOSX` are left out, one folder around everything is looked through. `where` names the tree in
+    Hidden files and `__MACOSX` are left out, folders around everything are looked through. `where` names the tree in
     errors. Raises UserError for a tree without images, in none of the layouts, or that would lose images silently.
     """
     visible = [name for name in names if not is_hidden(name)]
@@ -70,7 +70,7 @@ def lay_out(names: Iterable[str], read: Callable[[str], bytes], where: str) -> L
     if tables:
         placed = _by_table(read_table(read(tables[0]), _at(where, tables[0])), below, top)
     else:
-        placed = _by_folders(below, f"{where}/{top}".rstrip("/"))
+        placed = _by_folders(below, _at(where, top.rstrip("/")) if top else where)
     _check_classes(placed, where)
     return Layout(sorted({image.class_name for image in placed}), placed, len(images) - len(placed))
 
@@ -113,16 +113,25 @@ def _is_text(name: str) -> bool:
     return True
 
 
+def _composed(name: str) -> str:
+    """Return a name with accents as part of their letters; some systems write them apart."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _redundant_top(images: list[str], tables: list[str]) -> str:
-    """Return the folder around everything, with its slash, if it is neither a class nor a split; otherwise nothing."""
-    tops = {name.partition("/")[0] for name in images}
-    top = f"{min(tops)}/"
-    depths = {name.count("/") for name in images}
-    if len(tops) > 1 or 0 in depths or any("/" not in name for name in tables):
-        return ""
-    if any(name.count("/") == 1 and name.startswith(top) for name in tables):
-        return top
-    return "" if 1 in depths or top[:-1].lower() in SPLIT_NAMES else top
+    """Return the folders around everything, each with its slash, down to the CSV, the splits or the classes."""
+    with_table = {name[: name.rfind("/") + 1] for name in tables}
+    top = ""
+    while top not in with_table:
+        below = [name.removeprefix(top) for name in images]
+        folder = below[0].partition("/")[0]
+        deeper = f"{top}{folder}/"
+        levels = min(name.count("/") for name in below)
+        holds_classes = levels == 1 or folder.lower() in SPLIT_NAMES
+        if not all(name.startswith(f"{folder}/") for name in below) or (holds_classes and deeper not in with_table):
+            break
+        top = deeper
+    return top
 
 
 def _by_folders(files: dict[str, str], where: str) -> list[Placed]:
@@ -134,6 +143,9 @@ def _by_folders(files: dict[str, str], where: str) -> list[Placed]:
     if deep and set(splits) != top:
         odd = _at(where, min(top - set(splits)))
         raise UserError(f"{odd} lies beside {_at(where, min(splits))}, a split; {expected(where)}")
+    counts = Counter(splits.values())
+    if deep and (same := sorted(name for name in splits if counts[splits[name]] > 1)):
+        raise UserError(f"{where}: the folders {' and '.join(same)} are the same split; merge them")
     placed = []
     for name, parts in parts_of.items():
         split = splits[parts[0]] if deep else UNSPLIT
@@ -153,7 +165,7 @@ def _check_classes(placed: list[Placed], where: str) -> None:
     for image in placed:
         splits_of[image.class_name].add(image.split)
     for name in sorted(splits_of):
-        other = spellings.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        other = spellings.setdefault(_composed(name).casefold(), name)
         if other != name:
             raise UserError(
                 f"{where}: the classes {shown(other)} and {shown(name)} differ only in case; merge them or rename one"
@@ -169,11 +181,12 @@ def _by_table(rows: list[Row], files: dict[str, str], top: str) -> list[Placed]:
     """Place the images that a CSV names: by their path from the CSV, or by their file name where that is unique."""
     by_name = defaultdict(list)
     for name in files:
-        by_name[posixpath.basename(name)].append(name)
+        for spelling in {_composed(name), _composed(posixpath.basename(name))}:
+            by_name[spelling].append(name)
     row_of: dict[str, Row] = {}
     for row in rows:
         path = posixpath.normpath(row.file).removeprefix(top)
-        found = [path] if path in files else by_name.get(path, [])
+        found = [path] if path in files else by_name.get(_composed(path), [])
         if len(found) != 1:
             what = f"names {len(found)} images; write the path" if found else "is not among the images; correct it"
             raise UserError(f"{row.at}: {shown(row.file)} {what}")

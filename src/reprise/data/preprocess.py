@@ -58,7 +58,8 @@ def preprocess(
     given = [split for split, _ in archive.placed()]
     classes = archive.source.classes
     if len(classes) < 2:
-        raise UserError(f"data has {len(classes)} class ({', '.join(classes)}); classification needs at least 2")
+        found = ", ".join(map(shown, classes))
+        raise UserError(f"the data have one class ({found}); classification needs at least 2, each in its own folder")
     ids = [member.removeprefix(f"{UNSPLIT}/") for member in archive.members]
     identities = identify(archive, group)
     splits = assign_splits(identities, class_names, given, val_fraction, test_fraction, seed, folds, fold)

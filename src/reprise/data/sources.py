@@ -43,6 +43,8 @@ def download(
         return download_torchvision(name, destination, downloads, mirror, variant)
     if variant is not None:
         raise UserError(f"data.split = {variant}: {name} has no variants; set data.split: null")
+    if mirror is not None:
+        raise UserError(f"data.mirror = {mirror}: {name} is not downloaded from one; set data.mirror: null")
     if name == "digits":
         return write_archive(destination, name, [str(digit) for digit in range(10)], _digits())
     if name == "folder":

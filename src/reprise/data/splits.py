@@ -126,7 +126,10 @@ def _give_each_class_one(
     needed: list[Split],
     ranks: dict[str, float],
 ) -> None:
-    """Move the lowest-ranked identities into splits where a class has none, out of splits that can spare them."""
+    """Move the lowest-ranked identities into splits where a class has none, out of splits that can spare them.
+
+    Training spares first, so that a fold keeps the images that it holds out while training has others.
+    """
     members: dict[str, list[str]] = defaultdict(list)
     for identity in sorted(classes_of, key=lambda identity: (ranks[identity], identity)):
         for class_name in classes_of[identity]:
@@ -144,7 +147,7 @@ def _give_each_class_one(
                 continue
             spare = (
                 identity
-                for identity in members[name]
+                for identity in sorted(members[name], key=lambda identity: splits[identity] != "train")
                 if all(counts[other, splits[identity]] > 1 for other in classes_of[identity])
             )
             moved = next(spare, None)
