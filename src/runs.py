@@ -40,7 +40,10 @@ def prepared_data(root: Path, data: DataParams) -> Path:
         # the stages call `python`: let it be this one, also where the environment is not activated
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
         command = [sys.executable, "-m", "dvc", "repro", "preprocess"]
-        if subprocess.run(command, cwd=root, env=environment, stdout=sys.stderr).returncode:
+        (root / "runs").mkdir(exist_ok=True)
+        with Lock(root / "runs/preprocess"):  # the processes of one training come here together
+            failed = subprocess.run(command, cwd=root, env=environment, stdout=sys.stderr).returncode
+        if failed:
             raise UserError("`dvc repro preprocess` failed, see above")
         return root / "data/processed"
     folder = root / "runs/data" / _key(data, root / data.path)

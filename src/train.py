@@ -14,7 +14,7 @@ from pathlib import Path
 from reprise.errors import UserError, one_line_errors
 from reprise.params import Params, help_text, load_params
 from reprise.presets import find_preset
-from reprise.process import after_torch, before_torch
+from reprise.process import after_torch, before_torch, rank
 from reprise.publish import publishing
 from runs import RESULT, as_yaml, find_unfinished, point_latest, prepared_data, run_folder
 
@@ -28,6 +28,7 @@ def main() -> int:
     if options.print_config:
         print(as_yaml(params), end="")
         return 0
+    number = rank(params.train)
     before_torch(params.train.threads, params.train.reproducible)
     processed = prepared_data(ROOT, params.data)
     from reprise.debug import Debug
@@ -50,8 +51,13 @@ def main() -> int:
     batches = 1 if options.fast_dev_run else options.overfit
     debug = Debug(options.limit, batches, options.overfit is not None, options.detect_anomaly)
     if options.fast_dev_run:
-        result = train(processed, params.model, params.train, weights=weights, debug=debug)
+        result = train(processed, params.model, params.train, weights=weights, debug=debug, rank=number)
+        if number:
+            return 0
         print(f"train: {result.summary()}; a fast run for bugs, nothing is kept")
+        return 0
+    if number:  # the first process keeps the run
+        train(processed, params.model, params.train, weights=weights, debug=debug, rank=number)
         return 0
     scratch = None if debug.deciding() else ROOT / "runs/checkpoints"
     with run_folder(ROOT / "runs", params, resumed, debug=scratch is None) as run:

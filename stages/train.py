@@ -1,12 +1,16 @@
-"""Stage 3: train, and publish the best epoch's model, its history and its metrics."""
+"""Stage 3: train, and publish the best epoch's model, its history and its metrics.
+
+With train.devices > 1 Lightning starts copies of this script: they train along and leave the rest to the first.
+"""
 
 import os
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 
 from reprise.errors import one_line_errors
 from reprise.params import load_params
-from reprise.process import after_torch, before_torch
+from reprise.process import after_torch, before_torch, rank
 from reprise.publish import publishing
 
 # in the folder of a queued or --temp experiment DVC names the repository, where the scratch outlives that folder
@@ -16,9 +20,9 @@ RUNS = Path(os.environ.get("DVC_ROOT", ".")) / "runs"
 def main() -> None:
     """Read the params, train, publish."""
     models, metrics = Path("models"), Path("metrics")
-    with publishing(
-        models / "model.safetensors", models / "model.json", metrics / "train.json", metrics / "history.csv"
-    ) as outs:
+    targets = models / "model.safetensors", models / "model.json", metrics / "train.json", metrics / "history.csv"
+    number = rank(load_params("params.yaml").train)
+    with nullcontext() if number else publishing(*targets) as outs:
         params = load_params("params.yaml")
         before_torch(params.train.threads, params.train.reproducible)
         from reprise.loggers import create_loggers
@@ -26,7 +30,7 @@ def main() -> None:
 
         after_torch(params.train.threads, params.train.reproducible)
         name = f"repro-{datetime.now():%Y-%m-%d_%H-%M-%S}"
-        loggers = create_loggers(params.train.loggers, RUNS / "logs" / name, name)
+        loggers = [] if number else create_loggers(params.train.loggers, RUNS / "logs" / name, name)
         model = params.model
         result = train(
             Path("data/processed"),
@@ -35,7 +39,10 @@ def main() -> None:
             RUNS / "checkpoints",
             weights=Path(model.weights),
             loggers=loggers,
+            rank=number,
         )
+        if outs is None:
+            return
         result.save(*outs)
     result.discard_checkpoints()
     print(f"train: {result.summary()} -> models")

@@ -310,6 +310,10 @@ TREES = st.fixed_dictionaries(
                 "compile": st.booleans(),
                 "threads": st.integers(1, 256) | st.just("auto"),
                 "reproducible": st.sampled_from(["auto", "portable", "machine", "off"]),
+                "accelerator": st.sampled_from(["auto", "cpu"]),
+                "devices": st.just(1),
+                "num_nodes": st.just(1),
+                "strategy": st.sampled_from(["auto", "ddp", "ddp_find_unused_parameters_true"]),
                 "checkpoint_every": st.fixed_dictionaries(
                     {"epochs": st.integers(1, 10_000), "minutes": st.floats(0, 100_000)}
                 ),

@@ -78,8 +78,9 @@ class TrainBatches:
     Yields images (batch_size, C, H, W) float32 and labels (batch_size,) int64 or, with mixup or cutmix, soft targets
     (batch_size, classes) float32, all on the device. Lightning calls `sampler.set_epoch` before each epoch, as it does
     for any loader. `steps` is the number of batches in a whole epoch; there is no `len()`, for an epoch that is taken
-    up again has fewer. With `balanced`, an epoch draws each class equally often on average, with replacement. Raises
-    UserError if one batch is larger than the split, or the augmentation does not fit.
+    up again has fewer. With `balanced`, an epoch draws each class equally often on average, with replacement. The
+    processes of a training take the batches in turn: rank r of n has those that a single process has at r, r + n, ...
+    Raises UserError if one batch of every process is larger than the split, or the augmentation does not fit.
     """
 
     def __init__(
@@ -91,11 +92,14 @@ class TrainBatches:
         seed: int,
         device: torch.device | str = "cpu",
         balanced: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        if batch_size > len(split):
+        if batch_size * world > len(split):
+            processes = f" times {world} processes" if world > 1 else ""
             raise UserError(
-                f"train.batch_size = {batch_size} is larger than the training split of {len(split)} images; "
-                f"choose at most {len(split)}"
+                f"train.batch_size = {batch_size}{processes} is larger than the training split of {len(split)} images; "
+                f"choose at most {len(split) // world}"
             )
         self.images = Images(split.images, device)
         self.labels = torch.from_numpy(split.labels)
@@ -105,7 +109,8 @@ class TrainBatches:
         self.augmentation = fitted(augmentation, metadata)
         self.seed = seed
         self.balanced = balanced
-        self.steps = len(split) // batch_size
+        self.rank, self.world = rank, world
+        self.steps = len(split) // batch_size // world
         self.epoch = 0
         self.begin = (0, 0)
         self.sampler = self
@@ -132,8 +137,9 @@ class TrainBatches:
         else:
             order = torch.randperm(len(self.labels), generator=shuffle)
         for step in range(self.first_step(epoch), self.steps):
-            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            generators = partial(self.generator, epoch, step)
+            number = step * self.world + self.rank
+            rows = order[number * self.batch_size : (number + 1) * self.batch_size]
+            generators = partial(self.generator, epoch, number)
             images = augment(self.images[rows], self.augmentation, generators)
             targets = to_device(self.labels[rows], self.images.device)
             if self.augmentation.mixup or self.augmentation.cutmix:
@@ -149,12 +155,20 @@ class EvalBatches:
     """A split in its own order, in batches of one fixed size; the last is padded with images of label IGNORE_INDEX.
 
     Yields images (size, C, H, W) float32 and labels (size,) int64, both on the device; size is batch_size or, if
-    that is less, the split's.
+    that is less, the split's. Rank r of n processes has the batches r, r + n, ...; all have equally many, where need
+    be of padding alone.
     """
 
     def __init__(
-        self, split: PackedSplit, metadata: Metadata, batch_size: int, device: torch.device | str = "cpu"
+        self,
+        split: PackedSplit,
+        metadata: Metadata,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
+        self.rank, self.world = rank, world
         self.images = Images(split.images, device)
         self.labels = torch.from_numpy(split.labels)
         self.normalize = Normalize(metadata, device)
@@ -162,13 +176,14 @@ class EvalBatches:
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return -(-len(self.labels) // self.batch_size)
+        return -(-len(self.labels) // (self.batch_size * self.world))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches."""
-        for start in range(0, len(self.labels), self.batch_size):
+        for step in range(len(self)):
+            start = (step * self.world + self.rank) * self.batch_size
             rows = torch.arange(start, start + self.batch_size)
             padding = rows >= len(self.labels)
-            rows[padding] = start
+            rows[padding] = start if start < len(self.labels) else 0
             labels = torch.where(padding, IGNORE_INDEX, self.labels[rows])
             yield self.normalize(to_unit(self.images[rows])), to_device(labels, self.images.device)

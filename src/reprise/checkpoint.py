@@ -118,7 +118,12 @@ class Resumption(Checkpoint):
     Lightning calls a `Checkpoint` last, after every other callback has seen the step. `extra` is an object with
     `state_dict` whose state travels along; `check` raises if this is no moment to save. Raises Stopped, with the state
     saved, at the first step boundary after a signal; one that comes during validation waits for its end.
+
+    Of several processes the first alone reads, saves and stops; within an epoch, where what all have counted belongs to
+    the state, they agree on it every so many STEPS.
     """
+
+    STEPS = 16
 
     def __init__(
         self,
@@ -140,6 +145,16 @@ class Resumption(Checkpoint):
         self.saved_epoch = resumed[0].epoch if resumed else 0
         self.saved_at = time.monotonic()
         self.cost = 0.0  # of the last save, in seconds
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell all processes the state of the first, as soon as they are connected."""
+        if trainer.world_size > 1:
+            self.resumed = trainer.strategy.broadcast(self.resumed)
+            if self.resumed:
+                self.extra.load_state_dict(self.resumed[1]["extra"])
+                self.saved_epoch = self.resumed[0].epoch
+                self.prepare(trainer)
+                trainer.should_stop = self.extra.is_over()
 
     def prepare(self, trainer: Trainer) -> None:
         """Set the counters of a trainer that has not started."""
@@ -164,6 +179,10 @@ class Resumption(Checkpoint):
             self.resumed = None
             # metrics keep a tensor as it is given to them, on whatever device that is
             pl_module.load_state_dict({name: value.to(pl_module.device) for name, value in state["module"].items()})
+            if not trainer.is_global_zero:  # the first has what all of them had counted
+                restored: Any = pl_module
+                restored.train_metrics.counts.zero_()
+                restored.train_metrics.loss.zero_()
             trainer.optimizers[0].load_state_dict(state["optimizer"])
             for config, scheduler in zip(trainer.lr_scheduler_configs, state["schedulers"], strict=True):
                 config.scheduler.load_state_dict(scheduler)
@@ -174,13 +193,21 @@ class Resumption(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save in the middle of an epoch if it is time or a signal came."""
-        if self.signals.received is None and not self._minutes_are_over():
+        due = self.signals.received is not None or self._minutes_are_over()
+        several = trainer.world_size > 1
+        if not due and not several:
             return
         step = self.batches.first_step(trainer.current_epoch) + batch_idx + 1
         if step % trainer.accumulate_grad_batches:  # gradients are no part of the state
             return
-        if step < self.batches.steps:
-            self._save(trainer, pl_module, trainer.current_epoch, step)
+        if step >= self.batches.steps:
+            return
+        if several:
+            if step // trainer.accumulate_grad_batches % self.STEPS or not trainer.strategy.broadcast(due):
+                return
+            counted: Any = pl_module
+            counted.train_metrics.merge(onto_first=True)
+        self._save(trainer, pl_module, trainer.current_epoch, step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what is trained: it is not published yet."""
@@ -196,6 +223,8 @@ class Resumption(Checkpoint):
         return time.monotonic() - self.saved_at >= 60 * self.every.minutes
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, epoch: int, step: int) -> None:
+        if not trainer.is_global_zero:
+            return
         started = time.monotonic()
         self.check(trainer)
         # weights that are not finite are about to end the training: they shall not replace the last good checkpoint

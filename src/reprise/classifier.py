@@ -13,6 +13,7 @@ import reprise.torchvision_repair  # noqa: F401
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.distributed import all_reduce, get_rank, get_world_size, is_available, is_initialized
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -76,9 +77,18 @@ class EpochMetrics(nn.Module):
         self.pending.clear()
         self.pending_logits = 0
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return the mean loss and the accuracy, nan before the first sample, and begin anew."""
+    def merge(self, onto_first: bool = False) -> None:
+        """Sum over the processes of a training, exactly; every one has the sum or, if asked so, the first alone."""
         self.count()
+        if is_available() and is_initialized() and get_world_size() > 1:
+            for sums in (self.counts, self.loss):
+                all_reduce(sums)
+                if onto_first and get_rank():
+                    sums.zero_()
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return the mean loss and the accuracy over all processes, nan before the first sample, and begin anew."""
+        self.merge()
         right, labelled, _ = self.counts.sum(dim=1)
         loss, accuracy = self.loss * LOSS_UNIT / labelled, right / labelled
         self.counts.zero_()

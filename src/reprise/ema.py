@@ -9,6 +9,8 @@ from lightning import Callback, LightningModule, Trainer
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from reprise.classifier import LOSS_UNIT
+
 
 class WeightAverage(Callback):
     """Exponential moving average of a network's weights and buffers, one update a step of the optimizer.
@@ -40,7 +42,8 @@ class WeightAverage(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count anew."""
-        self.sums = torch.zeros(3, dtype=torch.float64, device=pl_module.device)  # loss, right, images
+        # whole LOSS_UNITs, right, images: exact, in whatever order and over however many processes
+        self.sums = torch.zeros(3, dtype=torch.float64, device=pl_module.device)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -53,12 +56,15 @@ class WeightAverage(Callback):
         finally:
             pl_module.net = own
         if images := len(targets):
-            self.sums += torch.stack([loss.double() * images, (preds == targets).sum(), loss.new_tensor(images)])
+            units = (loss.double() / LOSS_UNIT).round() * images
+            self.sums += torch.stack([units, (preds == targets).sum(), loss.new_tensor(images)])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the means over the split."""
-        loss, right, images = self.sums
-        pl_module.log("val/loss_ema", (loss / images).float())
+        sums = trainer.strategy.reduce(self.sums, reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        loss, right, images = sums
+        pl_module.log("val/loss_ema", (loss * LOSS_UNIT / images).float())
         pl_module.log("val/acc_ema", (right / images).float())
 
     def state_dict(self) -> dict[str, Any]:

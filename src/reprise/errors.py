@@ -31,9 +31,10 @@ class UserError(Exception):
 def one_line_errors() -> Iterator[None]:
     """Turn what a user or a disk can cause into one line on stderr and exit code 1, a signal into exit code 128 + n.
 
-    As a stage of DVC (which sets DVC_STAGE for its commands), the process also ends when DVC has died.
+    As a stage of DVC (which sets DVC_STAGE for its commands), the process also ends when DVC has died; as a further
+    process of a training, when the one that has started it has.
     """
-    if "DVC_STAGE" in os.environ:
+    if "DVC_STAGE" in os.environ or int(os.environ.get("LOCAL_RANK", 0)):
         stop_with_parent()
     try:
         with StopSignals():

@@ -2,11 +2,13 @@
 
 Around a step, Lightning 2.6 spends about 0.75 ms on progress records, closures, profilers and prefetching, more than a
 small network spends on computing. Here a step costs what its tensors cost. Callbacks hear the same hooks with the same
-`global_step`, in the same order; what the loop leaves out is what the Trainer of `training` does not use: several
-devices, precision plugins, loggers of single steps, and a hook's request to skip an epoch.
+`global_step`, in the same order; what the loop leaves out is what the Trainer of `training` does not use: precision
+plugins, loggers of single steps, and a hook's request to skip an epoch. Of several processes, each goes through the
+strategy's wrapper, which averages the gradients.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import reprise.torchvision_repair  # noqa: F401
@@ -43,6 +45,9 @@ class LeanEpoch(_TrainingEpochLoop):
         trainer = self.trainer
         module: Any = trainer.lightning_module
         device = module.device
+        strategy: Any = trainer.strategy
+        wrapped = strategy.model is not module  # in DistributedDataParallel
+        learn = partial(strategy._forward_redirection, strategy.model, module, "learn") if wrapped else module.learn
         optimizer = trainer.optimizers[0]
         schedules = [config.scheduler for config in trainer.lr_scheduler_configs if config.interval == "step"]
         starting, zeroing, differentiating, differentiated, stepping, ended = (_overridden(trainer, x) for x in HOOKS)
@@ -56,7 +61,10 @@ class LeanEpoch(_TrainingEpochLoop):
             batches.current.ready += 1
             for hook in starting:
                 hook(trainer, module, batch, done)
-            loss = module.learn(batch)
+            stepping_now = last or (done + 1) % accumulate == 0
+            if wrapped:
+                strategy.model.require_backward_grad_sync = stepping_now
+            loss = learn(batch)
             if accumulate > 1:
                 loss = loss / accumulate
             if done % accumulate == 0:
@@ -68,7 +76,7 @@ class LeanEpoch(_TrainingEpochLoop):
             loss.backward()
             for hook in differentiated:
                 hook(trainer, module)
-            if last or (done + 1) % accumulate == 0:
+            if stepping_now:
                 for hook in stepping:
                     hook(trainer, module, optimizer)
                 if trainer.gradient_clip_val:

@@ -89,6 +89,7 @@ def _threads(value: Any) -> Any:
 
 
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)] | Literal["auto"]
+Devices = Annotated[Annotated[int, Field(ge=1, le=MOST_THREADS)] | Literal["auto"], BeforeValidator(_threads)]
 
 
 class Section(BaseModel):
@@ -240,7 +241,7 @@ class TrainParams(Section):
     """How the network is trained."""
 
     epochs: int = Field(ge=1, le=10_000, description="passes over the training split")
-    batch_size: int = Field(ge=1, le=65_536, description="images per optimiser step")
+    batch_size: int = Field(ge=1, le=65_536, description="images per optimiser step, of each process")
     lr: float = Field(gt=0, le=100, description="learning rate at its peak")
     optimizer: str = Field(min_length=1, description="any of timm.optim.list_optimizers(), e.g. adamw, sgd, lion")
     optimizer_kwargs: FreeForm = Field(description="further arguments of timm's create_optimizer_v2, e.g. momentum")
@@ -285,10 +286,33 @@ class TrainParams(Section):
         description="portable: on the CPU, the same bits on any x86-64 with AVX2; machine: on the GPU if there is one, "
         "the same bits on machines of one kind; auto: machine on a GPU, else portable; off: no promise, fastest"
     )
+    accelerator: Literal["auto", "cpu", "gpu"] = Field(
+        description="auto: as `reproducible` says; cpu; gpu: an error where there is none"
+    )
+    devices: Devices = Field(
+        description="processes on each machine, one for each GPU; auto: all GPUs, one process on the CPU"
+    )
+    num_nodes: int = Field(ge=1, le=4096, description="machines")
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = Field(
+        description="Lightning's, for several processes; auto: ddp; the last: where some weights stay unused"
+    )
     checkpoint_every: CheckpointParams
     loggers: LoggerNames = Field(
         description="of tensorboard, wandb, mlflow, dvclive: also log there (extras to install); changes no result"
     )
+
+    @model_validator(mode="after")
+    def _devices_that_fit(self) -> Self:
+        if self.accelerator == "gpu" and self.reproducible == "portable":
+            raise ValueError(
+                "accelerator = gpu: reproducible = portable promises the bits of CPUs; choose reproducible machine or "
+                "off, or accelerator auto"
+            )
+        if self.num_nodes > 1 and self.devices == "auto":
+            raise ValueError(f"devices = auto: expected a number with num_nodes = {self.num_nodes}")
+        if self.threads == "auto" and (self.num_nodes > 1 or self.devices not in (1, "auto")):
+            raise ValueError("threads = auto: expected a number with several processes; it counts for each of them")
+        return self
 
     @model_validator(mode="after")
     def _warm_up_that_fits(self) -> Self:

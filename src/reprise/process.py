@@ -15,7 +15,7 @@ import sys
 from typing import Literal
 
 from reprise.errors import UserError
-from reprise.params import Precision, Reproducibility
+from reprise.params import Precision, Reproducibility, TrainParams
 from reprise.provenance import Reproducible
 
 # Without all three, convolutions and matrix products pick kernels, and so rounding, by what the CPU offers.
@@ -103,6 +103,36 @@ def device(reproducible: Reproducibility) -> Literal["cuda", "cpu"]:
     import torch
 
     return "cuda" if reproducible != "portable" and torch.cuda.is_available() else "cpu"
+
+
+def settled_device(params: TrainParams) -> Literal["cuda", "cpu"]:
+    """Return where to train: `device`, unless an accelerator is named. Raises UserError for a GPU that is missing."""
+    where = device(settled(params.reproducible))
+    if params.accelerator == "gpu" and where == "cpu":
+        raise UserError("train.accelerator = gpu: torch finds none here; choose auto or cpu")
+    return "cpu" if params.accelerator == "cpu" else where
+
+
+def rank(params: TrainParams) -> int:
+    """Return this process's number among those of one training, as torchrun, SLURM or Lightning's launcher tell it.
+
+    Raises UserError where torchrun has started another number of processes than the params ask for.
+    """
+    processes = params.num_nodes * (1 if params.devices == "auto" else params.devices)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        started = int(os.environ["WORLD_SIZE"])
+        if params.devices != "auto" and started != processes:
+            raise UserError(
+                f"torchrun has started {started} processes, but train.devices * train.num_nodes = {processes}; "
+                "make them equal"
+            )
+        return int(os.environ["RANK"])
+    if params.devices == 1 and params.num_nodes == 1:
+        return 0
+    if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        return int(os.environ["SLURM_PROCID"])
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    return local if params.devices == "auto" else int(os.environ.get("NODE_RANK", 0)) * params.devices + local
 
 
 def settled_precision(precision: Precision, reproducible: Reproducible) -> Literal["fp32", "bf16"]:

@@ -7,14 +7,17 @@ one of them was killed and taken up again.
 
 import copy
 import csv
+import io
 import json
 import logging
 import math
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +28,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from reprise.batches import EvalBatches, TrainBatches, class_weights, stateless_seed
 from reprise.card import Architecture, ModelCard, Origin, Preprocessing, Training
@@ -44,7 +49,7 @@ from reprise.model import TIMMBackbone, create_network, find_start, save_model
 from reprise.optimization import create_optimizer, create_schedule
 from reprise.params import ModelParams, TrainParams
 from reprise.pretrained import Start, not_loaded
-from reprise.process import cpus, device, settled, settled_precision
+from reprise.process import cpus, settled, settled_device, settled_precision
 from reprise.progress import Progress
 from reprise.provenance import Provenance, Reproducible, cpu_name, trace
 from reprise.summary import summary
@@ -129,17 +134,48 @@ def train(
     callbacks: Sequence[Callback] = (),
     debug: Debug = Debug(),
     loggers: Sequence[Logger] = (),
+    rank: int = 0,
 ) -> TrainResult:
     """Train on prepared data and return the best epoch's network, by what `params.select` names.
 
     weights: the place of `model.weights`. With a scratch folder, the training saves checkpoints below it, takes up an
     earlier one of the same params, data, code and terms, and leaves it to the caller to discard them once the result
-    is safe. Prints its progress to stderr; further callbacks only watch.
+    is safe. Prints its progress to stderr; further callbacks only watch. rank: of this process among several, of which
+    0 alone prints, logs and saves; Lightning starts the others as copies of the script that calls this, unless torchrun
+    or SLURM have.
     Raises UserError for a model, batch size or image size that do not fit the data or the memory, and as soon as the
     loss is not finite; Stopped, once a checkpoint is written, after SIGTERM, SIGHUP or Ctrl-C.
     """
+    if rank:
+        with redirect_stderr(io.StringIO()):
+            return _train(processed, model, params, None, weights, callbacks, debug, (), rank)
+    return _train(processed, model, params, scratch, weights, callbacks, debug, loggers, rank)
+
+
+def _train(
+    processed: Path,
+    model: ModelParams,
+    params: TrainParams,
+    scratch: Path | None,
+    weights: Path | None,
+    callbacks: Sequence[Callback],
+    debug: Debug,
+    loggers: Sequence[Logger],
+    rank: int,
+) -> TrainResult:
     reproducible = settled(params.reproducible)
-    params = params.model_copy(update={"precision": settled_precision(params.precision, reproducible)})
+    where = settled_device(params)
+    devices = params.devices if params.devices != "auto" else torch.cuda.device_count() if where == "cuda" else 1
+    world = devices * params.num_nodes
+    wanted = "fp32" if params.precision == "auto" and where == "cpu" else params.precision
+    precision = settled_precision(wanted, reproducible)
+    params = params.model_copy(update={"precision": precision, "devices": devices})
+    if where == "cuda" and world > 1:
+        if devices > torch.cuda.device_count():
+            raise UserError(
+                f"train.devices = {devices}: there are {torch.cuda.device_count()} GPUs; choose at most that"
+            )
+        torch.cuda.set_device(rank % devices)
     if params.compile and reproducible == "portable":
         raise UserError(
             "train.compile = true makes kernels for this one CPU, which train.reproducible = portable rules out; "
@@ -149,31 +185,36 @@ def train(
     start = find_start(model, weights)
     if start is not None:
         metadata = metadata.model_copy(update=start.normalization(metadata.channels))
-    where = device(reproducible)
     splits = load_split(processed, "train"), load_split(processed, "val")
     train_split, val_split = debug.splits(*splits, params.batch_size, params.seed)
     balanced = params.balance == "sampling"
-    batches = TrainBatches(train_split, metadata, params.batch_size, params.augment, params.seed, where, balanced)
-    val_batches = EvalBatches(val_split, metadata, params.batch_size, where)
+    batches = TrainBatches(
+        train_split, metadata, params.batch_size, params.augment, params.seed, where, balanced, rank, world
+    )
+    val_batches = EvalBatches(val_split, metadata, params.batch_size, where, rank, world)
     network, architecture = create_network(model, metadata, params.seed, start)
     origin = _origin(start, network, metadata) if start else None
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
     if params.threads == "auto":
         record = scratch / "threads.json" if scratch else None
-        params = params.model_copy(update={"threads": _threads(network, batches, metadata, model, params, record)})
+        params = params.model_copy(
+            update={"threads": _threads(network, batches, metadata, model, params, record, where)}
+        )
     lit = lit_classifier(network, len(metadata.classes), params, steps=batches.steps)
     if params.balance == "weights":
         lit.criterion.weight = class_weights(batches.labels, len(metadata.classes))
     print(summary(network, architecture, metadata, params, batches.steps, where), file=sys.stderr, flush=True)
     average = WeightAverage(network, params.ema) if params.ema is not None else None
-    best = BestEpoch(Progress(params.batch_size, batches.steps), params.select, params.early_stopping, average)
-    provenance = _provenance(reproducible, metadata, model, params, origin, debug)
+    best = BestEpoch(Progress(params.batch_size * world, batches.steps), params.select, params.early_stopping, average)
+    provenance = _provenance(reproducible, metadata, model, params, origin, debug, where)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
     for logger in loggers:
         logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
     try:
-        _fit(lit, batches, val_batches, params, reproducible, best, checkpoints, callbacks, debug, loggers)
+        _fit(
+            lit, batches, val_batches, params, reproducible, best, checkpoints, callbacks, debug, loggers, where, world
+        )
     except BaseException:
         if checkpoints:
             checkpoints.leave()
@@ -194,6 +235,8 @@ def _fit(
     callbacks: Sequence[Callback],
     debug: Debug,
     loggers: Sequence[Logger],
+    where: Literal["cuda", "cpu"],
+    world: int,
 ) -> None:
     """Run Lightning's Trainer over the epochs that the checkpoints have not seen."""
     resumed = checkpoints.latest() if checkpoints else None
@@ -201,7 +244,7 @@ def _fit(
         position, state = resumed
         best.load_state_dict(state["extra"])
         print(f"continuing in epoch {position.epoch + 1}, step {position.step + 1}", file=sys.stderr)
-        if position.epoch == params.epochs or best.is_over():
+        if world == 1 and (position.epoch == params.epochs or best.is_over()):
             return
     with StopSignals(deferred=True) as signals:
         losses = FiniteLoss(params.lr)
@@ -209,11 +252,15 @@ def _fit(
         _silence_lightning()
         trainer = Trainer(
             max_epochs=params.epochs,
-            accelerator=device(reproducible),
-            devices=1,
+            accelerator=where,
+            devices=params.devices,
+            num_nodes=params.num_nodes,
+            strategy=_strategy(params) if world > 1 else "auto",
+            use_distributed_sampler=False,
             logger=list(loggers),
             callbacks=[
                 StatelessDropout(params.seed),
+                *([SharedBuffers(best.average)] if world > 1 else []),
                 losses,
                 LearningRate(),
                 *(
@@ -236,8 +283,27 @@ def _fit(
         )
         trainer.fit_loop.epoch_loop = LeanEpoch(trainer)
         resumption.prepare(trainer)
-        with _limits_in_one_line(params.batch_size), _fast(lit, params, reproducible):
+        with _limits_in_one_line(params.batch_size), _fast(lit, params, reproducible), _together(trainer):
             trainer.fit(lit, batches, val_batches)
+
+
+def _strategy(params: TrainParams) -> DDPStrategy:
+    """Return Lightning's for several processes; one that waits for another longer than this ends with an error."""
+    unused = params.strategy == "ddp_find_unused_parameters_true" or params.freeze_epochs > 0
+    return DDPStrategy(find_unused_parameters=unused, timeout=timedelta(minutes=10))
+
+
+@contextmanager
+def _together(trainer: Trainer) -> Iterator[None]:
+    """End the processes that this one has started if it fails, and say in one line that another has failed."""
+    try:
+        yield
+    except BaseException as error:
+        for process in getattr(trainer.strategy.launcher, "procs", []):
+            process.kill()
+        if isinstance(error, RuntimeError) and re.search("[Cc]onnection (closed|reset)|Broken pipe", str(error)):
+            raise UserError("another process of this training has ended; nothing was published, see above") from None
+        raise
 
 
 @contextmanager
@@ -277,10 +343,11 @@ def _threads(
     model: ModelParams,
     params: TrainParams,
     record: Path | None,
+    where: Literal["cuda", "cpu"],
 ) -> int:
     """Settle how many threads, on steps of a copy of the network; on a GPU all of them: they feed it."""
     reproducible = settled(params.reproducible)
-    if device(reproducible) == "cuda":
+    if where == "cuda":
         return cpus()
     lit = lit_classifier(copy.deepcopy(network), len(metadata.classes), params, steps=1_000_000)
     optimizer = lit.optimizer(lit.parameters())
@@ -322,11 +389,30 @@ class StatelessDropout(Callback):
         """Seed torch's generators from the global step and the batch within it."""
         accumulate = trainer.accumulate_grad_batches
         step = trainer.global_step * accumulate + batch_idx % accumulate
+        step = step * trainer.world_size + trainer.global_rank
         # multiplicative hashing (Knuth, The Art of Computer Programming, vol. 3, 6.4): SHA-256 would be half the cost
         seed = (self.key + 2_654_435_761 * step) % 2**32
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` looks for devices each time: 0.1 ms
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(seed)
+
+
+class SharedBuffers(Callback):
+    """Gives every process the first one's running statistics before a validation: those of the weights to publish."""
+
+    def __init__(self, average: WeightAverage | None) -> None:
+        self.average = average
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep what each process counts for itself out of the copying that goes before each step."""
+        own = [name for name, _ in pl_module.named_buffers() if not name.startswith("net.")]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pl_module, own)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Copy them, the averaged ones too."""
+        for module in (pl_module.net, *([self.average.average.module] if self.average else [])):
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
 
 class FiniteLoss(Callback):
@@ -466,6 +552,7 @@ def _provenance(
     params: TrainParams,
     origin: Origin | None,
     debug: Debug,
+    where: Literal["cuda", "cpu"],
 ) -> Provenance:
     deciding = {
         "model": model.model_dump(exclude={"weights"}),
@@ -475,7 +562,6 @@ def _provenance(
     }
     data = metadata.model_dump_json().encode()
     assert params.threads != "auto" and params.precision != "auto", "settled by now"
-    where = device(reproducible)
     return trace(reproducible, params.threads, where, deciding, data, __name__, params.precision)
 
 
@@ -518,6 +604,7 @@ def _silence_lightning() -> None:
         ".*does not have many workers.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*GPU available but not used.*",
+        ".*recommended to use .*sync_dist=True.*",  # what is logged is the same in every process already
         ".*smaller than the logging interval.*",  # losses are logged once an epoch
     ):
         warnings.filterwarnings("ignore", message=message)
