@@ -80,6 +80,25 @@ def test_a_crashed_training_taken_up_again_ends_in_the_bits_of_an_uninterrupted_
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+EVERYTHING = [
+    *("model.kwargs.drop_rate=0.3", "model.kwargs.drop_path_rate=0.1", "train.ema=0.99", "train.accumulate=2"),
+    *("train.clip_grad=1", "train.early_stopping=2", "train.layer_decay=0.8", "train.freeze_epochs=1"),
+    *("train.balance=sampling", "train.augment.mixup=0.2", "train.augment.cutmix=1", "train.schedule=plateau"),
+    *("train.augment.policy=randaugment", "train.reproducible=machine", "train.precision=bf16"),
+]
+
+
+def test_a_crash_with_everything_at_once_ends_in_the_same_bits(digits, tiny_params, tmp_path, monkeypatch):
+    params = tiny_params("train.epochs=3", "train.checkpoint_every.minutes=0", *EVERYTHING)
+    whole = train(digits, params.model, params.train)
+    with monkeypatch.context() as patched:
+        at_step(patched, 9, raise_crash)  # in the second epoch
+        with pytest.raises(CrashError):
+            train(digits, params.model, params.train, tmp_path / "scratch")
+    resumed = train(digits, params.model, params.train, tmp_path / "scratch")
+    assert bits(resumed, tmp_path / "resumed") == bits(whole, tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     "other",
     ["train.lr=0.001", "train.seed=1", "model.kwargs.drop_rate=0.1", "train.threads=2", "train.reproducible=machine"],
