@@ -207,7 +207,7 @@ def _train(
     print(summary(network, architecture, metadata, params, batches.steps, where), file=sys.stderr, flush=True)
     average = WeightAverage(network, params.ema) if params.ema is not None else None
     best = BestEpoch(Progress(params.batch_size * world, batches.steps), params.select, params.early_stopping, average)
-    provenance = _provenance(reproducible, metadata, model, params, origin, debug, where)
+    provenance = _provenance(reproducible, metadata, model, params, origin, debug)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
     for logger in loggers:
         logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
@@ -552,7 +552,6 @@ def _provenance(
     params: TrainParams,
     origin: Origin | None,
     debug: Debug,
-    where: Literal["cuda", "cpu"],
 ) -> Provenance:
     deciding = {
         "model": model.model_dump(exclude={"weights"}),
@@ -562,6 +561,7 @@ def _provenance(
     }
     data = metadata.model_dump_json().encode()
     assert params.threads != "auto" and params.precision != "auto", "settled by now"
+    where = settled_device(params)
     return trace(reproducible, params.threads, where, deciding, data, __name__, params.precision)
 
 
