@@ -103,9 +103,12 @@ def test_the_backbone_learns_at_its_own_rate(decay):
         assert rates[1][id(weight)] == pytest.approx(rates[0][id(weight)] * factor), name
 
 
-@pytest.mark.parametrize("crash_at", [5, 14])
-def test_a_crash_while_frozen_or_after_ends_in_equal_bits(crash_at, digits, tiny_params, tmp_path, monkeypatch):
-    given = tiny_params("train.freeze_epochs=1", "train.backbone_lr=0.5", "train.checkpoint_every.minutes=0")
+@pytest.mark.parametrize(("crash_at", "optimizer"), [(5, "adamw"), (14, "adamw"), (14, "sgd")])
+def test_a_crash_while_frozen_or_after_ends_in_equal_bits(
+    crash_at, optimizer, digits, tiny_params, tmp_path, monkeypatch
+):
+    options = ("train.freeze_epochs=1", "train.backbone_lr=0.5", "train.checkpoint_every.minutes=0")
+    given = tiny_params(*options, f"train.optimizer={optimizer}")
     whole = train(digits, given.model, given.train)
     with monkeypatch.context() as patched:
         at_step(patched, crash_at, raise_crash)

@@ -55,7 +55,9 @@ def create_optimizer(network: nn.Module, params: TrainParams) -> Optimizer:
     check_optimizer(params.optimizer, params.reproducible)
     groups = _parameter_groups(network, params)
     kwargs = dict(params.optimizer_kwargs)
-    if get_optimizer_info(params.optimizer.removeprefix("lookahead_")).opt_class in FUSED:
+    kind = get_optimizer_info(params.optimizer.removeprefix("lookahead_")).opt_class
+    # fused SGD wants a momentum of every weight or of none: not so once a frozen backbone joins in
+    if kind in FUSED and not (kind is torch.optim.SGD and params.freeze_epochs):
         kwargs = {"fused": True} | kwargs
     try:
         return create_optimizer_v2(groups, opt=params.optimizer, lr=params.lr, **kwargs)
