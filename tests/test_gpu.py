@@ -110,7 +110,9 @@ def test_a_resumed_state_goes_where_the_module_is(tiny_params):
     optimizer = torch.optim.SGD(lit.parameters(), momentum=0.9)
     state["optimizer"] = optimizer.state_dict()
     resumption = Resumption(None, params.checkpoint_every, None, None, StopSignals(), (Position(0, 5, 5), state))
-    resumption.on_train_epoch_start(SimpleNamespace(optimizers=[optimizer], lr_scheduler_configs=[]), lit)
+    resumption.on_train_epoch_start(
+        SimpleNamespace(is_global_zero=True, world_size=1, optimizers=[optimizer], lr_scheduler_configs=[]), lit
+    )
     assert {name for name in lit.state_dict() if not name.startswith("net.")}, "the metrics' counts travel along"
     assert {tensor.device.type for tensor in lit.state_dict().values()} == {"meta"}
 
