@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from reprise.batches import EvalBatches
+from reprise.best_epoch import BestEpoch
 from reprise.classifier import LitClassifier
 from reprise.data.packed import load_metadata, load_split
 from reprise.errors import UserError
 from reprise.evaluation import evaluate, predict
-from reprise.training import BestEpoch, FiniteLoss, StatelessDropout, lit_classifier, train
+from reprise.finite_loss import FiniteLoss
+from reprise.training import StatelessDropout, lit_classifier, train
 
 
 @pytest.fixture(scope="module")

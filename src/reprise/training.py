@@ -10,14 +10,11 @@ import csv
 import io
 import json
 import logging
-import math
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,22 +23,22 @@ import reprise.torchvision_repair  # noqa: F401
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from reprise.batches import EvalBatches, TrainBatches, class_weights, stateless_seed
+from reprise.best_epoch import BestEpoch, EpochRow
 from reprise.card import Architecture, ModelCard, Origin, Preprocessing, Training
 from reprise.checkpoint import Checkpoints, Resumption
 from reprise.classifier import LitClassifier
 from reprise.convolutions import repaired
 from reprise.data.packed import Metadata, load_metadata, load_split
 from reprise.debug import Debug
+from reprise.distributed import SharedBuffers, ddp_strategy, together
 from reprise.ema import WeightAverage
 from reprise.errors import UserError
 from reprise.finetuning import FrozenBackbone
+from reprise.finite_loss import FiniteLoss
 from reprise.interruption import StopSignals
 from reprise.lean_epoch import LeanEpoch
 from reprise.loggers import LearningRate
@@ -54,33 +51,6 @@ from reprise.progress import Progress
 from reprise.provenance import Provenance, Reproducible, cpu_name, trace
 from reprise.summary import summary
 from reprise.threads import settle_threads
-
-
-@dataclass(frozen=True)
-class EpochRow:
-    """One line of the history: epoch counts from 1, lr is the one at its end, accuracies are top-1 in 0..1."""
-
-    epoch: int
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    val_loss_ema: float | None = None
-    val_accuracy_ema: float | None = None
-
-    def averaged(self) -> "EpochRow":
-        """Return the row of the averaged weights alone."""
-        assert self.val_loss_ema is not None
-        assert self.val_accuracy_ema is not None
-        return EpochRow(
-            self.epoch, self.lr, self.train_loss, self.train_accuracy, self.val_loss_ema, self.val_accuracy_ema
-        )
-
-    def rounded(self) -> dict[str, float]:
-        """Return the row with six significant digits, as it is written to files."""
-        facts = {name: value for name, value in asdict(self).items() if value is not None}
-        return {name: value if name == "epoch" else float(f"{value:.6g}") for name, value in facts.items()}
 
 
 @dataclass(frozen=True)
@@ -230,7 +200,7 @@ def _fit(
     val_batches: EvalBatches,
     params: TrainParams,
     reproducible: Reproducible,
-    best: "BestEpoch",
+    best: BestEpoch,
     checkpoints: Checkpoints | None,
     callbacks: Sequence[Callback],
     debug: Debug,
@@ -255,7 +225,7 @@ def _fit(
             accelerator=where,
             devices=params.devices,
             num_nodes=params.num_nodes,
-            strategy=_strategy(params) if world > 1 else "auto",
+            strategy=ddp_strategy(params) if world > 1 else "auto",
             use_distributed_sampler=False,
             logger=list(loggers),
             callbacks=[
@@ -283,27 +253,8 @@ def _fit(
         )
         trainer.fit_loop.epoch_loop = LeanEpoch(trainer)
         resumption.prepare(trainer)
-        with _limits_in_one_line(params.batch_size), _fast(lit, params, reproducible), _together(trainer):
+        with _limits_in_one_line(params.batch_size), _fast(lit, params, reproducible), together(trainer):
             trainer.fit(lit, batches, val_batches)
-
-
-def _strategy(params: TrainParams) -> DDPStrategy:
-    """Return Lightning's for several processes; one that waits for another longer than this ends with an error."""
-    unused = params.strategy == "ddp_find_unused_parameters_true" or params.freeze_epochs > 0
-    return DDPStrategy(find_unused_parameters=unused, timeout=timedelta(minutes=10))
-
-
-@contextmanager
-def _together(trainer: Trainer) -> Iterator[None]:
-    """End the processes that this one has started if it fails, and say in one line that another has failed."""
-    try:
-        yield
-    except BaseException as error:
-        for process in getattr(trainer.strategy.launcher, "procs", []):
-            process.kill()
-        if isinstance(error, RuntimeError) and re.search("[Cc]onnection (closed|reset)|Broken pipe", str(error)):
-            raise UserError("another process of this training has ended; nothing was published, see above") from None
-        raise
 
 
 @contextmanager
@@ -395,140 +346,6 @@ class StatelessDropout(Callback):
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` looks for devices each time: 0.1 ms
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(seed)
-
-
-class SharedBuffers(Callback):
-    """Gives every process the first one's running statistics before a validation: those of the weights to publish."""
-
-    def __init__(self, average: WeightAverage | None) -> None:
-        self.average = average
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep what each process counts for itself out of the copying that goes before each step."""
-        own = [name for name, _ in pl_module.named_buffers() if not name.startswith("net.")]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pl_module, own)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Copy them, the averaged ones too."""
-        for module in (pl_module.net, *([self.average.average.module] if self.average else [])):
-            for buffer in module.buffers():
-                torch.distributed.broadcast(buffer, 0)
-
-
-class FiniteLoss(Callback):
-    """Stops at a loss that is not a finite number, before it reaches a checkpoint or the best epoch's weights.
-
-    Reading a loss makes the host wait for the device, so losses are looked at together: every so many steps, at an
-    epoch's end and, by `check`, before a checkpoint.
-    """
-
-    def __init__(self, lr: float, every: int = 32) -> None:
-        self.lr = lr
-        self.every = every
-        self.losses: list[Tensor] = []
-        self.steps: list[int] = []
-
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Put the loss aside, with the optimizer step that it is part of."""
-        self.losses.append(loss.detach())
-        self.steps.append(trainer.global_step + 1)
-        if len(self.losses) >= self.every:
-            self.check(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what is left of the epoch."""
-        self.check(trainer)
-
-    def check(self, trainer: Trainer) -> None:
-        """Raise UserError, naming epoch and step, if a loss since the last check was not finite."""
-        losses, steps = torch.stack(self.losses).tolist() if self.losses else [], self.steps
-        self.losses, self.steps = [], []
-        for step, loss in zip(steps, losses, strict=True):
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss became {loss} in epoch {trainer.current_epoch + 1}, step {step}; "
-                    "nothing was published, the last good checkpoint is kept. "
-                    f"Lower train.lr (now {self.lr:g}), or look for broken images or labels"
-                )
-
-
-class BestEpoch(Checkpoint):
-    """Keeps the history and a copy of the best weights so far, averaged or not, and stops a training that stalls.
-
-    Best is the highest validation accuracy, then the lowest loss, or with `select` val_loss the lowest loss, then the
-    highest accuracy. Lightning calls a `Checkpoint` after the module has logged the epoch's metrics, any other callback
-    before.
-    """
-
-    def __init__(
-        self,
-        progress: Progress,
-        select: Literal["val_accuracy", "val_loss"] = "val_accuracy",
-        patience: int | None = None,
-        average: WeightAverage | None = None,
-    ) -> None:
-        self.progress = progress
-        self.select = select
-        self.patience = patience
-        self.average = average
-        self.history: list[EpochRow] = []
-        self.epoch = 0
-        self.averaged = False
-        self.weights: dict[str, Tensor] = {}
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a row; copy the weights if they are the best so far; stop if they have not been for too long."""
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        row = EpochRow(
-            epoch=trainer.current_epoch + 1,
-            lr=max(group["lr"] for group in trainer.optimizers[0].param_groups),
-            train_loss=metrics["train/loss"],
-            train_accuracy=metrics["train/acc"],
-            val_loss=metrics["val/loss"],
-            val_accuracy=metrics["val/acc"],
-            val_loss_ema=metrics.get("val/loss_ema"),
-            val_accuracy_ema=metrics.get("val/acc_ema"),
-        )
-        if not math.isfinite(row.val_loss):
-            raise UserError(f"the validation loss became {row.val_loss} in epoch {row.epoch}; lower train.lr")
-        best_so_far = self._goodness(self.history[self.epoch - 1], self.averaged) if self.history else None
-        averaged = self.average is not None and self._goodness(row, True) > self._goodness(row, False)
-        best = best_so_far is None or self._goodness(row, averaged) > best_so_far
-        self.history.append(row)
-        if best:
-            self.epoch, self.averaged = row.epoch, averaged
-            weights = self.average.weights if self.average and averaged else pl_module.net.state_dict()  # type: ignore
-            self.weights = {name: tensor.clone() for name, tensor in weights.items()}
-        trainer.should_stop = self.is_over()
-        reached = row.averaged() if averaged else row
-        self.progress.epoch_ended(row.epoch, trainer.max_epochs or 0, row.train_loss, reached.val_accuracy, best)
-
-    def is_over(self) -> bool:
-        """Say whether the best epoch is as long ago as patience lasts."""
-        return self.patience is not None and len(self.history) - self.epoch >= self.patience
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to carry."""
-        return {
-            "epoch": self.epoch,
-            "averaged": self.averaged,
-            "weights": self.weights,
-            "history": [asdict(row) for row in self.history],
-            "average": self.average.state_dict() if self.average else None,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what a checkpoint carried."""
-        self.epoch, self.averaged = state_dict["epoch"], state_dict["averaged"]
-        self.weights = state_dict["weights"]
-        self.history = [EpochRow(**row) for row in state_dict["history"]]
-        if self.average:
-            self.average.load_state_dict(state_dict["average"])
-
-    def _goodness(self, row: EpochRow, averaged: bool) -> tuple[float, float]:
-        row = row.averaged() if averaged else row
-        goodness = row.val_accuracy, -row.val_loss
-        return goodness if self.select == "val_accuracy" else goodness[::-1]
 
 
 def _origin(start: Start, network: TIMMBackbone, metadata: Metadata) -> Origin:
