@@ -13,6 +13,7 @@ from reprise.batches import (
     TrainBatches,
     balanced_order,
     class_weights,
+    growing_sizes,
     mask_outputs,
     stateless_generator,
 )
@@ -150,3 +151,29 @@ def test_a_balanced_order_draws_every_class_that_occurs_equally_often_and_every_
     assert len(seen) > 990
     again = balanced_order(labels, stateless_generator(0, "order", 29))
     assert torch.equal(again, order)
+
+
+def test_images_grow_in_even_steps_and_are_whole_for_the_last_third():
+    assert growing_sizes(9, 16, 32) == [16, 20, 20, 24, 28, 28, 32, 32, 32]
+    assert growing_sizes(3, 9, 31) == [8, 20, 31]  # multiples of 4 on the way
+    assert growing_sizes(1, 16, 32) == [16]
+    assert growing_sizes(4, 30, 30) == [30] * 4
+
+
+def test_each_epoch_has_images_of_its_size_and_evaluation_of_the_last():
+    halves = np.zeros((4, 8, 8, 1), np.uint8)
+    halves[:, :, 4:] = 200
+    split = PackedSplit(halves, np.arange(4), list("abcd"))
+    train = TrainBatches(split, metadata(mean=0.5, std=0.25), 2, STILL, seed=0, image_sizes=[4, 6, 8])
+    for epoch, size in enumerate([4, 6, 8]):
+        train.set_epoch(epoch)
+        for images, _ in train:
+            assert images.shape == (2, 1, size, size)
+            assert images.is_contiguous(memory_format=torch.channels_last)
+            for column, value in ((0, 0), (-1, 200 / 255)):
+                edge = torch.full((2, 1, size), (value - 0.5) / 0.25)
+                assert torch.allclose(images[..., column], edge, atol=1e-6)
+    ((images, _),) = EvalBatches(split, metadata(), 4, image_size=4)
+    assert images[0, 0, 0].tolist() == pytest.approx([0, 25 / 255, 175 / 255, 200 / 255])  # a triangle of 4 pixels
+    ((images, _),) = EvalBatches(split, metadata(), 4)
+    assert images.shape == (4, 1, 8, 8)

@@ -84,7 +84,7 @@ EVERYTHING = [
     *("model.kwargs.drop_rate=0.3", "model.kwargs.drop_path_rate=0.1", "train.ema=0.99", "train.accumulate=2"),
     *("train.clip_grad=1", "train.early_stopping=2", "train.layer_decay=0.8", "train.freeze_epochs=1"),
     *("train.balance=sampling", "train.augment.mixup=0.2", "train.augment.cutmix=1", "train.schedule=plateau"),
-    *("train.augment.policy=randaugment", "train.reproducible=machine", "train.precision=bf16"),
+    *("train.augment.policy=randaugment", "train.reproducible=machine", "train.precision=bf16", "train.start_size=16"),
 ]
 
 

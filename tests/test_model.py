@@ -9,6 +9,7 @@ import pickle
 import struct
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -20,14 +21,14 @@ from safetensors.torch import load_file
 from reprise.card import ModelCard, Preprocessing, Training, load_card
 from reprise.checksums import file_sha256, read_sealed, write_sealed
 from reprise.errors import UserError
-from reprise.model import TIMMBackbone, create_network, load_model, save_model
+from reprise.model import TIMMBackbone, adapt, create_network, load_model, save_model
 from reprise.params import ModelParams
 from reprise.provenance import trace
 from tests.test_batches import metadata
 
 
 def params(name="test_resnet", pretrained=False, **kwargs):
-    return ModelParams(name=name, pretrained=pretrained, weights="nowhere", kwargs=kwargs)
+    return ModelParams(name=name, pretrained=pretrained, weights="nowhere", image_size="auto", kwargs=kwargs)
 
 
 def facts(image_size=32, channels=1):
@@ -59,6 +60,17 @@ def test_initial_weights_are_a_function_of_the_seed():
     assert not torch.equal(weights[0], weights[2])
 
 
+@pytest.mark.parametrize(
+    ("named", "of_the_weights", "expected"), [("auto", None, 32), ("auto", 48, 48), (24, 48, 24), (24, None, 24)]
+)
+def test_the_network_sees_the_size_named_else_that_of_its_weights_else_that_of_the_data(
+    named, of_the_weights, expected
+):
+    wanted = params("test_vit").model_copy(update={"image_size": named})
+    start = SimpleNamespace(image_size=of_the_weights) if of_the_weights else None
+    assert adapt(wanted, facts(), start).image_size == adapt(wanted, facts(), start).kwargs["img_size"] == expected
+
+
 def test_kwargs_reach_timm():
     assert create_network(params(drop_rate=0.25), facts(), 0)[0].model.drop_rate == 0.25
 
@@ -79,7 +91,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(name, said):
 
 
 def test_an_image_too_small_for_the_network_is_refused():
-    with pytest.raises(UserError, match=r"model\.name = vgg11 cannot take 8x8 images .* raise data\.image_size"):
+    with pytest.raises(UserError, match=r"model\.name = vgg11 cannot take 8x8 images .* raise model\.image_size"):
         create_network(params("vgg11"), facts(image_size=8), 0)
 
 

@@ -38,7 +38,7 @@ def page(classes=("cat", "dog", "owl"), data="pets", settings=None, confusion=((
         torch.tensor(confusion),
     )
     card = ModelCard(
-        architecture=Architecture(model_name="resnet18", num_classes=3, in_chans=3, kwargs={}),
+        architecture=Architecture(model_name="resnet18", num_classes=3, in_chans=3, image_size=32, kwargs={}),
         classes=list(classes),
         preprocessing=Preprocessing(image_size=32, channels=3, mean=[0.5] * 3, std=[0.5] * 3),
         training=Training(data=data, splits_sha256="s", pretrained=False, epoch=4, seed=7),

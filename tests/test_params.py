@@ -272,6 +272,7 @@ TREES = st.fixed_dictionaries(
                 "name": TEXT.filter(bool) | st.sampled_from(["no", "null", "1e5", "007", "~", "0x1f", "1:30"]),
                 "pretrained": st.booleans(),
                 "weights": TEXT.filter(lambda text: text and "\0" not in text),
+                "image_size": st.just("auto") | st.integers(8, 1024),
                 "kwargs": st.dictionaries(TEXT, FREE, max_size=3),
             }
         ),
@@ -296,6 +297,7 @@ TREES = st.fixed_dictionaries(
                 "early_stopping": st.none() | st.integers(1),
                 "balance": st.sampled_from(["none", "weights", "sampling"]),
                 "label_smoothing": SHARE,
+                "start_size": st.none() | st.integers(8, 1024),
                 "augment": st.fixed_dictionaries(
                     {"rotate": st.floats(0, 180), "scale": SHARE, "shift": SHARE}
                     | {name: st.floats(0, 1) for name in ("brightness", "contrast", "saturation")}

@@ -135,7 +135,8 @@ def test_training_from_published_weights_says_so_and_normalises_as_they_want(hub
     assert load_metadata(digits).mean != [0.5]
     said = capsys.readouterr().err
     assert "starting from timm/test_resnet.r160_in1k; not loaded: fc.weight, fc.bias" in said
-    assert "it was trained on 160x160 images; data.image_size is 32" in said
+    assert "trained on 160x160 images: those of 32x32 are resized" in said
+    assert (card.architecture.image_size, card.preprocessing.image_size) == (160, 32)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt"])

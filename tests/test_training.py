@@ -296,3 +296,46 @@ def test_the_models_that_the_readme_names_train_and_evaluate(name, digits, tiny_
     assert trained.card.architecture.model_name == name
     measured = evaluate(trained.network, trained.card, digits, 359, 15).metrics
     assert measured["images"] == load_metadata(digits).counts["test"] > 1400
+
+
+def test_images_grow_in_training_and_are_seen_whole_in_evaluation(digits, tiny_params, monkeypatch):
+    seen = []
+    untouched = LitClassifier._forward_loss
+
+    def watch(self, batch):
+        size = batch[0].shape[-1]
+        if (self.training, size) not in seen[-1:]:
+            seen.append((self.training, size))
+        return untouched(self, batch)
+
+    monkeypatch.setattr(LitClassifier, "_forward_loss", watch)
+    given = tiny_params("train.epochs=3", "train.start_size=16", "model.image_size=24")
+    trained = train(digits, given.model, given.train)
+    assert seen == [(True, 16), (False, 24), (True, 20), (False, 24), (True, 24), (False, 24)]
+    assert (trained.card.architecture.image_size, trained.card.preprocessing.image_size) == (24, 32)
+    smaller = evaluate(trained.network, trained.card, digits, 256, 15).metrics
+    assert smaller["flops"] == 2 * 2_450_112  # at 32 pixels 2 * 4,025,280
+    batches = EvalBatches(load_split(digits, "test"), trained_on(digits, trained), 256, image_size=24)
+    logits, labels = predict(trained.network, batches, "cpu")
+    assert smaller["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item(), rel=1e-5)
+
+
+def trained_on(digits, result):
+    """Return the data's metadata with the mean and deviation that the model was trained with."""
+    seen = result.card.preprocessing
+    return load_metadata(digits).model_copy(update={"mean": seen.mean, "std": seen.std})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.start_size=33"], "train.start_size = 33: images grow to 32; choose at most that"),
+        (["train.start_size=16", "model.name=mlp"], "mlp cannot take 16x16 images .* raise train.start_size"),
+        (["train.start_size=8", "model.name=vgg11"], "vgg11 cannot take 8x8 images .* raise train.start_size"),
+    ],
+)
+def test_a_start_size_that_does_not_fit_is_one_line(digits, tiny_params, overrides, message):
+    given = tiny_params(*overrides)
+    with pytest.raises(UserError, match=message) as refused:
+        train(digits, given.model, given.train)
+    assert "\n" not in str(refused.value)

@@ -5,7 +5,8 @@ again at any step without carrying random state along.
 """
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -16,7 +17,7 @@ from reprise.data.packed import Metadata, PackedSplit
 from reprise.errors import UserError
 from reprise.params import AugmentParams
 from reprise.residency import Images, to_device
-from reprise.transforms import to_unit
+from reprise.transforms import resized, to_unit
 
 IGNORE_INDEX = -100  # torch's own: cross_entropy leaves such targets out
 
@@ -60,6 +61,17 @@ def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     return by_class[starts[chosen] + within]
 
 
+def growing_sizes(epochs: int, start: int, full: int) -> list[int]:
+    """Return the height and width of the images in each epoch: from `start` in even steps to `full`, after two thirds.
+
+    Multiples of 4, so that a network may halve them twice. Small images first cost less and lose little (Howard, in
+    Stanford's DAWNBench, 2018; Touvron et al., Fixing the train-test resolution discrepancy, 2019).
+    """
+    last = max(1, math.ceil(epochs * 2 / 3))
+    grown = [start + (full - start) * min(1.0, epoch / last) for epoch in range(epochs)]
+    return [full if size == full else round(size / 4) * 4 for size in grown]
+
+
 class Normalize:
     """Images in 0..1, float (N, C, H, W), to mean 0 and deviation 1, per channel."""
 
@@ -80,6 +92,7 @@ class TrainBatches:
     for any loader. `steps` is the number of batches in a whole epoch; there is no `len()`, for an epoch that is taken
     up again has fewer. With `balanced`, an epoch draws each class equally often on average, with replacement. The
     processes of a training take the batches in turn: rank r of n has those that a single process has at r, r + n, ...
+    image_sizes: of each epoch, to which its images are resized; without them they stay as they are.
     Raises UserError if one batch of every process is larger than the split, or the augmentation does not fit.
     """
 
@@ -94,6 +107,7 @@ class TrainBatches:
         balanced: bool = False,
         rank: int = 0,
         world: int = 1,
+        image_sizes: Sequence[int] = (),
     ) -> None:
         if batch_size * world > len(split):
             processes = f" times {world} processes" if world > 1 else ""
@@ -110,6 +124,7 @@ class TrainBatches:
         self.seed = seed
         self.balanced = balanced
         self.rank, self.world = rank, world
+        self.image_sizes = image_sizes
         self.steps = len(split) // batch_size // world
         self.epoch = 0
         self.begin = (0, 0)
@@ -144,6 +159,8 @@ class TrainBatches:
             targets = to_device(self.labels[rows], self.images.device)
             if self.augmentation.mixup or self.augmentation.cutmix:
                 images, targets = mix(images, targets, self.classes, self.augmentation, generators)
+            if self.image_sizes:
+                images = resized(images, self.image_sizes[epoch])
             yield self.normalize(images), targets
 
     def generator(self, epoch: int, step: int, kind: str) -> torch.Generator:
@@ -155,8 +172,8 @@ class EvalBatches:
     """A split in its own order, in batches of one fixed size; the last is padded with images of label IGNORE_INDEX.
 
     Yields images (size, C, H, W) float32 and labels (size,) int64, both on the device; size is batch_size or, if
-    that is less, the split's. Rank r of n processes has the batches r, r + n, ...; all have equally many, where need
-    be of padding alone.
+    that is less, the split's; H and W are image_size, if it is given. Rank r of n processes has the batches r, r + n,
+    ...; all have equally many, where need be of padding alone.
     """
 
     def __init__(
@@ -167,7 +184,9 @@ class EvalBatches:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world: int = 1,
+        image_size: int | None = None,
     ) -> None:
+        self.image_size = image_size or split.images.shape[1]
         self.rank, self.world = rank, world
         self.images = Images(split.images, device)
         self.labels = torch.from_numpy(split.labels)
@@ -186,4 +205,5 @@ class EvalBatches:
             padding = rows >= len(self.labels)
             rows[padding] = start if start < len(self.labels) else 0
             labels = torch.where(padding, IGNORE_INDEX, self.labels[rows])
-            yield self.normalize(to_unit(self.images[rows])), to_device(labels, self.images.device)
+            images = resized(to_unit(self.images[rows]), self.image_size)
+            yield self.normalize(images), to_device(labels, self.images.device)

@@ -11,13 +11,14 @@ from reprise.provenance import Provenance
 
 
 class Architecture(BaseModel):
-    """The arguments of TIMMBackbone that rebuild the network."""
+    """The arguments of TIMMBackbone that rebuild the network, and the height and width of the images that it sees."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     model_name: str
     num_classes: int
     in_chans: int
+    image_size: int
     kwargs: dict[str, Any]
 
 
@@ -25,7 +26,8 @@ class Preprocessing(BaseModel):
     """How an image becomes the network's input.
 
     Decode, turn upright by EXIF, lay transparency over white, convert to `channels` (1 grey, 3 RGB), resize to a square
-    of image_size (stretch, fit onto black, or crop in the middle), scale to value_range, subtract mean, divide by std.
+    of image_size (stretch, fit onto black, or crop in the middle), scale to value_range, resize to the architecture's
+    image_size if that is another, subtract mean, divide by std.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

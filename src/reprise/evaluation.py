@@ -116,7 +116,8 @@ def evaluate(
     split = load_split(processed, "test")
     # the model's own mean and std: it is measured as it will be used, even if the training images have changed since
     own = metadata.model_copy(update={"mean": card.preprocessing.mean, "std": card.preprocessing.std})
-    logits, labels = predict(network, EvalBatches(split, own, batch_size), device(card.provenance.reproducible))
+    batches = EvalBatches(split, own, batch_size, image_size=card.architecture.image_size)
+    logits, labels = predict(network, batches, device(card.provenance.reproducible))
     result = summarize(network, card, split, logits, labels, calibration_bins)
     for name in extra:
         if name in result.metrics:
@@ -209,7 +210,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int) -> Tenso
 
 def count_flops(network: TIMMBackbone, card: ModelCard) -> int:
     """Return the floating-point operations of one forward pass of one image, two per multiply-add."""
-    size, channels = card.preprocessing.image_size, card.preprocessing.channels
+    size, channels = card.architecture.image_size, card.architecture.in_chans
     # attention fused for CPUs has no count of its own: count the plain products that it stands for
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network.eval()(torch.zeros(1, channels, size, size))

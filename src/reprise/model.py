@@ -77,8 +77,10 @@ def check_name(name: str) -> None:
     raise UserError(f"model.name = {name!r} is not a model of timm {timm.__version__}; {hint}")
 
 
-def adapt(params: ModelParams, metadata: Metadata) -> Architecture:
-    """Return the architecture with classes, channels and, for models of a fixed input size, image size from the data.
+def adapt(params: ModelParams, metadata: Metadata, start: Start | None = None) -> Architecture:
+    """Return the architecture, with classes and channels from the data.
+
+    The image size is the one named, else that of the weights to start from, else the data's.
 
     Raises UserError for an unknown name and for `model.kwargs` that the data decide.
     """
@@ -92,13 +94,17 @@ def adapt(params: ModelParams, metadata: Metadata) -> Architecture:
             f"model.name = {params.name}: model.kwargs.{min(untracked)} would bring weights that nothing records; "
             "remove it"
         )
+    size = params.image_size
+    if size == "auto":
+        size = (start.image_size if start else None) or metadata.image_size
     config = timm.get_pretrained_cfg(params.name)
     if config is not None and config.fixed_input_size:
-        kwargs.setdefault("img_size", metadata.image_size)
+        kwargs.setdefault("img_size", size)
     return Architecture(
         model_name=params.name,
         num_classes=len(metadata.classes),
         in_chans=metadata.channels,
+        image_size=size,
         kwargs=kwargs,
     )
 
@@ -139,10 +145,10 @@ def create_network(
 
     Raises UserError if it does not take the arguments, the image size or the weights.
     """
-    architecture = adapt(params, metadata)
     if params.pretrained and start is None:
         start = published_start(params.name)
-    size = metadata.image_size
+    architecture = adapt(params, metadata, start)
+    size = architecture.image_size
     torch.manual_seed(seed)
     try:
         network = build(architecture, start)
@@ -155,21 +161,28 @@ def create_network(
         raise UserError(
             f"model.name = {params.name}: timm cannot build it for {size}x{size} images"
             + (f" with {given}" if given else "")
-            + f" ({_one_line(error)}); change model.kwargs, data.image_size or model.name"
+            + f" ({_one_line(error)}); change model.kwargs, model.image_size or model.name"
         ) from None
+    check_takes(network, architecture, size, "model.image_size")
+    return network.train(), architecture
+
+
+def check_takes(network: TIMMBackbone, architecture: Architecture, size: int, parameter: str) -> None:
+    """Raise UserError, naming the parameter that set the size, unless such images give one logit for each class."""
+    name, training = architecture.model_name, network.training
     try:
         with torch.no_grad():
-            logits = network.eval()(torch.zeros(2, metadata.channels, size, size))
+            logits = network.eval()(torch.zeros(2, architecture.in_chans, size, size))
     except MemoryError:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever the network runs into
         raise UserError(
-            f"model.name = {params.name} cannot take {size}x{size} images ({_one_line(error)}); "
-            "raise data.image_size, look at model.kwargs or choose another model"
+            f"model.name = {name} cannot take {size}x{size} images ({_one_line(error)}); "
+            f"raise {parameter}, look at model.kwargs or choose another model"
         ) from None
-    if getattr(logits, "shape", None) != (2, len(metadata.classes)):
-        raise UserError(f"model.name = {params.name} does not give one logit per class; look at model.kwargs")
-    return network.train(), architecture
+    network.train(training)
+    if getattr(logits, "shape", None) != (2, architecture.num_classes):
+        raise UserError(f"model.name = {name} does not give one logit per class; look at model.kwargs")
 
 
 def _one_line(error: Exception) -> str:

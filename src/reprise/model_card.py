@@ -52,12 +52,17 @@ def _data(card: ModelCard, metadata: Metadata) -> str:
         "classes": f"{len(metadata.classes):,}",
         **{f"{split} images": f"{count:,}" for split, count in metadata.counts.items()},
         "left out": f"{metadata.dropped:,}",
-        "input": f"{card.preprocessing.image_size} x {card.preprocessing.image_size}, "
+        "input": f"{_sizes(card)}, "
         f"{'grey' if card.preprocessing.channels == 1 else 'RGB'}, {card.preprocessing.resize}",
         "archive, SHA-256": metadata.source_sha256,
         "splits, SHA-256": metadata.splits_sha256,
     }
     return _facts(facts)
+
+
+def _sizes(card: ModelCard) -> str:
+    kept, seen = card.preprocessing.image_size, card.architecture.image_size
+    return f"{kept} x {kept}" + (f", resized to {seen} x {seen}" if seen != kept else "")
 
 
 def _training(card: ModelCard, settings: dict[str, Any]) -> str:
@@ -111,7 +116,7 @@ def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
     _, name, found, images = min((found / images, name, found, images) for found, images, name in counts if images)
     absent = sum(images == 0 for _, images, _ in counts)
     few = sum(0 < images < FEW for _, images, _ in counts)
-    size = card.preprocessing.image_size
+    size = min(card.preprocessing.image_size, card.architecture.image_size)
     limits = [
         f"It knows {len(card.classes):,} classes and nothing else: any image is given one of them.",
         f"It sees {size} x {size} pixels; what is lost at that size is lost to it.",

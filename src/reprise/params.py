@@ -23,7 +23,6 @@ from reprise.errors import UserError
 
 DEEPEST = 20  # levels of a file
 MOST_LINES = 20  # of a message
-MOST_THREADS = 256
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 FREE = ("model.kwargs", "train.optimizer_kwargs", "train.schedule_kwargs")  # sections of the user's own keys
 NULLS = ("", "~", "null", "Null", "NULL")
@@ -78,18 +77,21 @@ AutoSwitch = Annotated[
 Precision = Literal["fp32", "bf16", "auto"]
 
 
-def _threads(value: Any) -> Any:
-    if value == "auto":
-        return value
-    if not re.fullmatch("[0-9]{1,3}", str(value)) or not 1 <= int(value) <= MOST_THREADS:
-        raise ValueError(
-            f"{_brief(repr(value))} is not allowed: expected a whole number from 1 to {MOST_THREADS}, or auto"
-        )
-    return int(value)
+def _number_or_auto(least: int, most: int) -> BeforeValidator:
+    def read(value: Any) -> Any:
+        if value == "auto":
+            return value
+        if not re.fullmatch("[0-9]{1,4}", str(value)) or not least <= int(value) <= most:
+            raise ValueError(
+                f"{_brief(repr(value))} is not allowed: expected a whole number from {least} to {most}, or auto"
+            )
+        return int(value)
+
+    return BeforeValidator(read)
 
 
-Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)] | Literal["auto"]
-Devices = Annotated[Annotated[int, Field(ge=1, le=MOST_THREADS)] | Literal["auto"], BeforeValidator(_threads)]
+Processors = Annotated[Annotated[int, Field(ge=1, le=256)] | Literal["auto"], _number_or_auto(1, 256)]
+ImageSize = Annotated[Annotated[int, Field(ge=8, le=1024)] | Literal["auto"], _number_or_auto(8, 1024)]
 
 
 class Section(BaseModel):
@@ -192,6 +194,10 @@ class ModelParams(Section):
         pattern=r"^[^\x00]+$",
         description="weights to start from, .safetensors or torch's; or a folder with one, if it is empty: random ones",
     )
+    image_size: ImageSize = Field(
+        description="height and width that the network sees, to which the images are resized in training and "
+        "evaluation; auto: what the weights to start from were trained on, otherwise data.image_size"
+    )
     kwargs: FreeForm = Field(description="further arguments of timm.create_model, e.g. drop_rate: 0.1")
 
 
@@ -273,12 +279,18 @@ class TrainParams(Section):
     )
     label_smoothing: float = Field(ge=0, lt=1, description="share of the target spread over all classes")
     augment: AugmentParams
+    start_size: int | None = Field(
+        ge=8,
+        le=1024,
+        description="height and width of the images in the first epoch, growing to full size over two "
+        "thirds of the epochs; null: full size throughout",
+    )
     seed: int = Field(ge=0, lt=2**32, description="initial weights, order of the images, augmentation and dropout")
     precision: Precision = Field(
         description="of training: fp32; bf16: mixed, the weights stay fp32; auto: bf16 on a GPU that has it, else fp32"
     )
     compile: bool = Field(description="torch.compile the network; pays on a GPU with long trainings")
-    threads: Annotated[Threads, BeforeValidator(_threads)] = Field(
+    threads: Processors = Field(
         description="CPU threads, which change the last bits of the result; auto: measured once for model and machine, "
         "then kept"
     )
@@ -289,7 +301,7 @@ class TrainParams(Section):
     accelerator: Literal["auto", "cpu", "gpu"] = Field(
         description="auto: as `reproducible` says; cpu; gpu: an error where there is none"
     )
-    devices: Devices = Field(
+    devices: Processors = Field(
         description="processes on each machine, one for each GPU; auto: all GPUs, one process on the CPU"
     )
     num_nodes: int = Field(ge=1, le=4096, description="machines")

@@ -29,13 +29,16 @@ WRAPPERS = re.compile(r"^((net|model|module|_orig_mod)\.)+")  # around timm's na
 
 @dataclass(frozen=True)
 class Start:
-    """Weights by timm's names, their origin, and the mean, std (per channel) and image size they were trained with."""
+    """Weights by timm's names, their origin, and the mean, std (per channel) and image size they were trained with.
+
+    image_size: None where the file does not say it.
+    """
 
     weights: dict[str, Tensor]
     origin: Origin
     mean: list[float]
     std: list[float]
-    image_size: int
+    image_size: int | None
 
     def overlay(self, first: str | tuple[str, ...] | None, last: str | tuple[str, ...] | None) -> dict[str, Any]:
         """Return what timm has to know to adapt the first layer's channels and the last layer's classes."""
@@ -43,7 +46,8 @@ class Start:
         if (weight := self._weight(last)) is not None:
             facts["num_classes"] = weight.shape[0]
         if (weight := self._weight(first)) is not None and weight.ndim == 4:
-            facts["input_size"] = (weight.shape[1], self.image_size, self.image_size)
+            size = self.image_size or weight.shape[-1]  # timm asks for it, but looks at the channels alone
+            facts["input_size"] = (weight.shape[1], size, size)
         return facts
 
     def _weight(self, layer: str | tuple[str, ...] | None) -> Tensor | None:
@@ -118,10 +122,11 @@ def file_start(path: Path, model_name: str) -> Start | None:
     origin = Origin(source=file.name, revision=None, sha256=file_sha256(file))
     facts = file.with_suffix(".json")
     if file.suffix == ".safetensors" and path.is_dir() and facts.exists():
-        seen = load_card(facts).preprocessing
-        return Start(weights, origin, seen.mean, seen.std, seen.image_size)
+        card = load_card(facts)
+        seen = card.preprocessing
+        return Start(weights, origin, seen.mean, seen.std, card.architecture.image_size)
     config = timm.get_pretrained_cfg(model_name) or PretrainedCfg()
-    return Start(weights, origin, list(config.mean), list(config.std), config.input_size[-1])
+    return Start(weights, origin, list(config.mean), list(config.std), None)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def profile(processed: Path, model: ModelParams, params: TrainParams, steps: int
     Raises what `train` raises.
     """
     clock = _Clock(max(2, steps // (3 * ROUND)))
-    params = params.model_copy(update={"epochs": 10_000})
+    params = params.model_copy(update={"epochs": 10_000, "start_size": None})
     with suppress(_EnoughError):
         train(processed, model, params, callbacks=[clock])
     parts = {name: statistics.median(clock.parts[name]) for name in PARTS}

@@ -51,9 +51,19 @@ def sanity(processed: Path, model: ModelParams, params: TrainParams, weights: Pa
     where = device(settled(params.reproducible))
     train_split, val_split = load_split(processed, "train"), load_split(processed, "val")
     balanced = params.balance == "sampling"
-    batches = TrainBatches(train_split, metadata, params.batch_size, params.augment, params.seed, where, balanced)
-    val_batches = EvalBatches(val_split, metadata, params.batch_size, where)
-    network, _ = create_network(model, metadata, params.seed, start)
+    network, architecture = create_network(model, metadata, params.seed, start)
+    size = architecture.image_size
+    batches = TrainBatches(
+        train_split,
+        metadata,
+        params.batch_size,
+        params.augment,
+        params.seed,
+        where,
+        balanced,
+        image_sizes=[size],
+    )
+    val_batches = EvalBatches(val_split, metadata, params.batch_size, where, image_size=size)
     classes = len(metadata.classes)
     lit = lit_classifier(network, classes, params, steps=batches.steps).to(where)
     return check(lit, batches, val_batches, classes)

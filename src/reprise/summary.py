@@ -21,7 +21,10 @@ def summary(
     Multiply-adds are those of convolutions and matrix products. Memory: weights, gradients and two moments of each
     weight in float32, and what a batch keeps for its backward pass, of one image times the batch size.
     """
-    operations, kept = _one_image(network, torch.zeros(1, metadata.channels, metadata.image_size, metadata.image_size))
+    size = architecture.image_size
+    resized = "" if size == metadata.image_size else f", resized to {size}x{size}"
+    resized += f", at first to {params.start_size}x{params.start_size}" if params.start_size else ""
+    operations, kept = _one_image(network, torch.zeros(1, architecture.in_chans, size, size))
     weights = sum(parameter.numel() for parameter in network.parameters())
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     frozen = "" if trained == weights else f" ({weights - trained:,} frozen)"
@@ -31,7 +34,7 @@ def summary(
             "an image",
             f"memory    about {_megabytes(4 * weights + 12 * trained)} for weights, gradients and optimizer, "
             f"{_megabytes(kept * params.batch_size)} for a batch of {params.batch_size}",
-            f"data      {metadata.data}: {metadata.summary()}",
+            f"data      {metadata.data}: {metadata.summary()}{resized}",
             f"schedule  {params.epochs} epochs of {steps} steps, {params.optimizer}, {params.schedule}, "
             f"learning rate {params.lr:g}, on {device}, {params.reproducible}",
         ]

@@ -26,7 +26,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from reprise.batches import EvalBatches, TrainBatches, class_weights, stateless_seed
+from reprise.batches import EvalBatches, TrainBatches, class_weights, growing_sizes, stateless_seed
 from reprise.best_epoch import BestEpoch, EpochRow
 from reprise.card import Architecture, ModelCard, Origin, Preprocessing, Training
 from reprise.checkpoint import Checkpoints, Resumption
@@ -42,7 +42,7 @@ from reprise.finite_loss import FiniteLoss
 from reprise.interruption import StopSignals
 from reprise.lean_epoch import LeanEpoch
 from reprise.loggers import LearningRate
-from reprise.model import TIMMBackbone, create_network, find_start, save_model
+from reprise.model import TIMMBackbone, check_takes, create_network, find_start, save_model
 from reprise.optimization import create_optimizer, create_schedule
 from reprise.params import ModelParams, TrainParams
 from reprise.pretrained import Start, not_loaded
@@ -158,12 +158,26 @@ def _train(
     splits = load_split(processed, "train"), load_split(processed, "val")
     train_split, val_split = debug.splits(*splits, params.batch_size, params.seed)
     balanced = params.balance == "sampling"
-    batches = TrainBatches(
-        train_split, metadata, params.batch_size, params.augment, params.seed, where, balanced, rank, world
-    )
-    val_batches = EvalBatches(val_split, metadata, params.batch_size, where, rank, world)
     network, architecture = create_network(model, metadata, params.seed, start)
-    origin = _origin(start, network, metadata) if start else None
+    size = architecture.image_size
+    if params.start_size is not None:
+        if params.start_size > size:
+            raise UserError(f"train.start_size = {params.start_size}: images grow to {size}; choose at most that")
+        check_takes(network, architecture, params.start_size, "train.start_size")
+    batches = TrainBatches(
+        train_split,
+        metadata,
+        params.batch_size,
+        params.augment,
+        params.seed,
+        where,
+        balanced,
+        rank,
+        world,
+        growing_sizes(params.epochs, params.start_size or size, size),
+    )
+    val_batches = EvalBatches(val_split, metadata, params.batch_size, where, rank, world, size)
+    origin = _origin(start, network, metadata, size) if start else None
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
     if params.threads == "auto":
@@ -302,14 +316,16 @@ def _threads(
         return cpus()
     lit = lit_classifier(copy.deepcopy(network), len(metadata.classes), params, steps=1_000_000)
     optimizer = lit.optimizer(lit.parameters())
+    batches.set_epoch(params.epochs - 1)  # images of full size
     batch = next(iter(batches))
+    batches.set_epoch(0)
 
     def step() -> None:
         optimizer.zero_grad()
         lit.learn(batch).backward()
         optimizer.step()
 
-    shape = f"{metadata.image_size}x{metadata.image_size}x{metadata.channels}"
+    shape = "x".join(map(str, batch[0].shape[1:]))
     key = [model.model_dump_json(), params.batch_size, shape, params.precision, reproducible, cpu_name(), cpus()]
     with repaired(lit, pointwise=reproducible != "portable"):
         return settle_threads(step, cpus(), record, ", ".join(map(str, key)))
@@ -348,7 +364,7 @@ class StatelessDropout(Callback):
             torch.cuda.manual_seed(seed)
 
 
-def _origin(start: Start, network: TIMMBackbone, metadata: Metadata) -> Origin:
+def _origin(start: Start, network: TIMMBackbone, metadata: Metadata, size: int) -> Origin:
     """Say on stderr, and return, where the weights come from and what they leave as it was."""
     missing = not_loaded(start, network.model)
     if len(missing) > len(network.model.state_dict()) / 2:
@@ -356,9 +372,15 @@ def _origin(start: Start, network: TIMMBackbone, metadata: Metadata) -> Origin:
     print(f"starting from {start.origin.source}; not loaded: {', '.join(missing[:8]) or 'nothing'}", file=sys.stderr)
     if len(missing) > 8:
         print(f"  and {len(missing) - 8} more, see model.json", file=sys.stderr)
-    if start.image_size != metadata.image_size:
-        size = f"{start.image_size}x{start.image_size}"
-        print(f"  it was trained on {size} images; data.image_size is {metadata.image_size}", file=sys.stderr)
+    given, wanted = metadata.image_size, start.image_size or size
+    if size != wanted:
+        print(f"  trained on {wanted}x{wanted} images, it will see {size}x{size}", file=sys.stderr)
+    elif size != given:
+        print(
+            f"  trained on {size}x{size} images: those of {given}x{given} are resized (data.image_size: {size} keeps "
+            f"more detail, model.image_size: {given} is faster)",
+            file=sys.stderr,
+        )
     return start.origin.model_copy(update={"not_loaded": missing})
 
 

@@ -35,6 +35,13 @@ def to_unit(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 
+def resized(images: Tensor, size: int) -> Tensor:
+    """Return images (N, C, size, size), bilinear and antialiased; what has that size comes back as it is."""
+    if images.shape[2] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+
+
 def affine(images: Tensor, theta: Tensor) -> Tensor:
     """Resample bilinearly; theta (N, 2, 3) leads from places in the result to places in the image, both in -1..1.
 
