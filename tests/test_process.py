@@ -118,7 +118,7 @@ HEAVY = {
 }  # fmt: skip
 NETWORK = {"torch", "torchvision", "timm", "huggingface_hub", "torch._dynamo", "sympy"}  # timm brings the others
 STARTUP = {
-    "download": {"sklearn", "scipy"},  # the digits are scikit-learn's
+    "download": set(),
     "preprocess": set(),
     "train": NETWORK | {"lightning", "torchmetrics", "scipy"},  # Lightning brings the others
     "evaluate": NETWORK,

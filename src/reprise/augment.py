@@ -51,10 +51,12 @@ def augment(images: Tensor, params: AugmentParams, generators: Generators) -> Te
     def uniform(kind: str, kinds: int) -> Tensor:
         return torch.rand(kinds, count, generator=generators(kind)).to(device)
 
-    turn, zoom, shift_x, shift_y, flip = uniform("augment", 5)
+    moved = params.rotate or params.scale or params.shift
+    if moved or params.flip:  # an MLP would notice what drawing for nothing takes
+        turn, zoom, shift_x, shift_y, flip = uniform("augment", 5)
     if params.flip or params.crop:
         top, left = (uniform("crop", 2) * (2 * params.crop + 1)).long()
-        mirror = flip < 0.5 if params.flip else torch.zeros_like(flip, dtype=torch.bool)
+        mirror = flip < 0.5 if params.flip else torch.zeros(count, dtype=torch.bool, device=device)
         images = transforms.crop_flip(images, top, left, mirror, params.crop)
     images = transforms.to_unit(images)
     if params.resized_crop:
@@ -64,7 +66,7 @@ def augment(images: Tensor, params: AugmentParams, generators: Generators) -> Te
         images = transforms.resized_crop(images, *transforms.window(share, ratio, across, down, images.shape[3]))
     if params.policy != "none":
         images = apply_policy(images, POLICIES[params.policy], generators("policy"))
-    if params.rotate or params.scale or params.shift:
+    if moved:
         images = transforms.affine(
             images,
             transforms.turn_zoom_shift(

@@ -36,7 +36,7 @@ def test_digits_are_scikit_learns(tmp_path):
     assert archive.source.classes == [str(digit) for digit in range(10)]
     assert len(archive.members) == archive.source.images == 1797
     digits = load_digits()
-    for index in (0, 1000, 1796):
+    for index in range(1797):
         member = f"unsplit/{digits.target[index]}/{index:04d}.pgm"
         pixels = decode(archive.read(member), 8, 1)[:, :, 0]
         assert np.array_equal(pixels, np.rint(digits.images[index] * 255 / 16))
