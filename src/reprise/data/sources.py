@@ -56,7 +56,7 @@ def download(
 
 
 def _digits() -> Iterator[RawImage]:
-    """Read the file that scikit-learn ships, 64 pixels of 0 to 16 and a label a row, for importing it takes a second."""
+    """Read the file that scikit-learn ships, 64 pixels of 0 to 16 and a label a row: importing it takes a second."""
     package = find_spec("sklearn")
     assert package is not None and package.submodule_search_locations
     table = np.loadtxt(Path(package.submodule_search_locations[0], "datasets/data/digits.csv.gz"), delimiter=",")
