@@ -39,13 +39,9 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             self.before = {signum: signal.getsignal(signum) for signum in SIGNALS}
             self.before = {signum: old for signum, old in self.before.items() if old is not signal.SIG_IGN}
-            self.listen()
+            for signum in self.before:
+                signal.signal(signum, self._handle)
         return self
-
-    def listen(self) -> None:
-        """Take the signals (again, if other code took them since)."""
-        for signum in self.before:
-            signal.signal(signum, self._handle)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
