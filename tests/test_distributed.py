@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 from subprocess import PIPE
 
 import pytest
@@ -162,6 +164,22 @@ def test_what_slurm_preempts_goes_on_to_the_same_bits(run, undisturbed):
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert first.stderr.count("continuing in epoch 1, step 17") == 1
     assert read(out) == undisturbed[0]
+
+
+def test_a_signal_ends_the_wait_for_a_task_that_never_comes(digits, tmp_path):
+    script = tmp_path / "training.py"
+    script.write_text(SCRIPT)
+    alone = srun()[0]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), **alone}
+    command = [sys.executable, script, ROOT, digits, tmp_path, "none 0 -1", *PLAIN, *TWO]
+    process = subprocess.Popen(command, env=environment, stderr=PIPE, text=True)
+    listening = f":{int(alone['MASTER_PORT']):04X} "
+    while listening not in Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=10) == -signal.SIGTERM
+    assert "Traceback" not in process.stderr.read()
 
 
 def test_a_process_that_dies_ends_the_training_which_goes_on_under_torchrun_to_the_same_bits(run):

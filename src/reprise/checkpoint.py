@@ -149,6 +149,7 @@ class Resumption(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell all processes the state of the first, as soon as they are connected."""
         if trainer.world_size > 1:
+            self.signals.listen()
             self.resumed = trainer.strategy.broadcast(self.resumed)
             if self.resumed:
                 self.extra.load_state_dict(self.resumed[1]["extra"])

@@ -43,11 +43,16 @@ def processes(params: TrainParams, where: Literal["cuda", "cpu"]) -> int:
 
 
 @contextmanager
-def one_line_if_another_ends() -> Iterator[None]:
-    """Say in one line that another process of the training has failed."""
+def one_line_if_others_fail() -> Iterator[None]:
+    """Say in one line that another process of the training has failed or never come."""
     try:
         yield
     except RuntimeError as error:
+        if isinstance(error, torch.distributed.DistError) and not torch.distributed.is_initialized():
+            raise UserError(
+                f"the processes of this training did not find each other: {str(error).splitlines()[0]} See whether all "
+                "of them were started (by srun or torchrun) and reach MASTER_ADDR, and whether MASTER_PORT is free"
+            ) from None
         if not re.search("[Cc]onnection (closed|reset)|Broken pipe", str(error)):
             raise
         raise UserError("another process of this training has ended; nothing was published, see above") from None

@@ -39,9 +39,20 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             self.before = {signum: signal.getsignal(signum) for signum in SIGNALS}
             self.before = {signum: old for signum, old in self.before.items() if old is not signal.SIG_IGN}
-            for signum in self.before:
-                signal.signal(signum, self._handle)
+            self.listen()
         return self
+
+    def listen(self) -> None:
+        """Take the signals, after `rest` again."""
+        for signum in self.before:
+            signal.signal(signum, self._handle)
+
+    def rest(self) -> None:
+        """Let signals end the process at once: it is about to wait where no Python runs, and has nothing to lose."""
+        for signum in self.before:
+            signal.signal(signum, signal.SIG_DFL)
+        if self.received is not None:
+            raise Stopped(self.received)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT:

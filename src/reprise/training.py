@@ -34,7 +34,7 @@ from reprise.classifier import LitClassifier
 from reprise.convolutions import repaired
 from reprise.data.packed import Metadata, load_metadata, load_split
 from reprise.debug import Debug
-from reprise.distributed import EndTogether, SharedBuffers, ddp_strategy, one_line_if_another_ends, processes
+from reprise.distributed import EndTogether, SharedBuffers, ddp_strategy, one_line_if_others_fail, processes
 from reprise.ema import WeightAverage
 from reprise.errors import UserError
 from reprise.finetuning import FrozenBackbone
@@ -253,7 +253,9 @@ def _fit(
         # SLURM, save checkpoints of their own
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         resumption.prepare(trainer)
-        with _limits_in_one_line(params.batch_size), _fast(lit, params, reproducible), one_line_if_another_ends():
+        if world > 1:
+            signals.rest()  # until the processes have found each other
+        with _limits_in_one_line(params.batch_size), _fast(lit, params, reproducible), one_line_if_others_fail():
             trainer.fit(lit, batches, val_batches)
 
 
