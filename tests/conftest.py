@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,6 +157,26 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     download("digits", folder / "raw", folder / "own", folder / "downloads")
     preprocess(folder / "raw", folder / "processed", 32, 0.1, 0.8, seed=0)
     return folder / "processed"
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str | None]], None]:
+    """Call it with what a launcher of several processes sets in the environment; nothing else is set."""
+
+    def launch(environment: dict[str, str | None]) -> None:
+        for name in os.environ:
+            if name.startswith(("SLURM_", "TORCHELASTIC_")) or name in (
+                "LOCAL_RANK",
+                "NODE_RANK",
+                "RANK",
+                "WORLD_SIZE",
+            ):
+                monkeypatch.delenv(name)
+        for name, value in environment.items():
+            if value is not None:
+                monkeypatch.setenv(name, value)
+
+    return launch
 
 
 @pytest.fixture

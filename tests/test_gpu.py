@@ -11,13 +11,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from reprise.checkpoint import Position, Resumption
+from reprise.distributed import ddp_strategy, processes
 from reprise.errors import UserError
 from reprise.interruption import StopSignals
-from reprise.process import settled_precision
+from reprise.process import rank, settled_precision
 from reprise.training import StatelessDropout, lit_classifier, train
 from tests.conftest import ROOT, TINY
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0"}
+SLURM = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2", "SLURM_NODEID": "1"}
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 
@@ -65,6 +71,15 @@ def trained(processed, out, *overrides, crash_at=-1, exit_code=0, **environment)
     )
     assert done.returncode == exit_code, done.stderr[-3000:]
     return {path.name: path.read_bytes() for path in out.glob("*.*")}, done.stderr
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Let torch believe in two GPUs; return the list of those that the process takes."""
+    taken = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    return taken
 
 
 @needs_gpu
@@ -146,3 +161,49 @@ def test_precision_auto_is_bf16_where_a_gpu_computes_in_it(precision, reproducib
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16_here)
     assert settled_precision(precision, reproducible) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environment", "gpu"),
+    [
+        (["train.devices=2"], {"LOCAL_RANK": "1"}, 1),
+        (["train.devices=auto"], {"LOCAL_RANK": "1"}, 1),
+        (["train.devices=2", "train.num_nodes=2"], {"NODE_RANK": "1", "LOCAL_RANK": "1"}, 1),
+        (["train.devices=2", "train.num_nodes=2"], TORCHRUN | {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, 1),
+        (
+            ["train.devices=2"],
+            SLURM | TORCHRUN | {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "SLURM_LOCALID": "0"},
+            1,
+        ),
+        # dealt out over the machines in turn: --distribution=cyclic
+        (["train.devices=2", "train.num_nodes=2"], SLURM | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, 0),
+        (["train.devices=1", "train.num_nodes=2"], {"NODE_RANK": "1"}, 0),
+    ],
+)
+def test_rank_and_gpu_of_a_process_are_those_that_lightning_gives_it(
+    overrides, environment, gpu, tiny_params, launched, two_gpus, monkeypatch
+):
+    launched(environment)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # Lightning changes it
+    params = tiny_params(*overrides).train
+    devices = processes(params, "cuda")
+    trainer = Trainer(
+        accelerator="cuda", devices=devices, num_nodes=params.num_nodes, strategy=ddp_strategy(params), logger=False
+    )
+    assert two_gpus == [gpu]
+    assert trainer.strategy.root_device == torch.device("cuda", gpu)
+    assert trainer.global_rank == rank(params)
+
+
+@pytest.mark.parametrize(
+    ("devices", "environment", "message"),
+    [
+        ("3", {}, "train.devices = 3: there are 2 GPUs; choose at most that"),
+        ("auto", TORCHRUN | {"WORLD_SIZE": "4"}, "torchrun has started 4 processes, but .* = 2 . 1; make them equal"),
+    ],
+)
+def test_more_processes_than_gpus_are_one_line(devices, environment, message, tiny_params, launched, two_gpus):
+    launched(environment)
+    with pytest.raises(UserError, match=f"^{message}$"):
+        processes(tiny_params(f"train.devices={devices}").train, "cuda")
+    assert two_gpus == []

@@ -119,8 +119,8 @@ class Resumption(Checkpoint):
     `state_dict` whose state travels along; `check` raises if this is no moment to save. Raises Stopped, with the state
     saved, at the first step boundary after a signal; one that comes during validation waits for its end.
 
-    Of several processes the first alone reads, saves and stops; within an epoch, where what all have counted belongs to
-    the state, they agree on it every so many STEPS.
+    Of several processes the first alone reads and saves; a signal to any of them stops all. They agree on it between
+    epochs and, within one, where what all have counted belongs to the state, every so many STEPS.
     """
 
     STEPS = 16
@@ -149,6 +149,7 @@ class Resumption(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell all processes the state of the first, as soon as they are connected."""
         if trainer.world_size > 1:
+            self.signals.listen()
             self.resumed = trainer.strategy.broadcast(self.resumed)
             if self.resumed:
                 self.extra.load_state_dict(self.resumed[1]["extra"])
@@ -167,10 +168,6 @@ class Resumption(Checkpoint):
         trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = (
             position.global_step
         )
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals back from Lightning, whose SIGTERM ends in exit code 0."""
-        self.signals.listen()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load the state before the first step; save it between two epochs, where the schedule has moved too."""
@@ -193,21 +190,21 @@ class Resumption(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save in the middle of an epoch if it is time or a signal came."""
-        due = self.signals.received is not None or self._minutes_are_over()
         several = trainer.world_size > 1
-        if not due and not several:
+        if not several and self.signals.received is None and not self._minutes_are_over():
             return
         step = self.batches.first_step(trainer.current_epoch) + batch_idx + 1
         if step % trainer.accumulate_grad_batches:  # gradients are no part of the state
             return
         if step >= self.batches.steps:
             return
-        if several:
-            if step // trainer.accumulate_grad_batches % self.STEPS or not trainer.strategy.broadcast(due):
-                return
+        if several and step // trainer.accumulate_grad_batches % self.STEPS:
+            return
+        due, signum = self._agreed(trainer, self._minutes_are_over())
+        if due:
             counted: Any = pl_module
             counted.train_metrics.merge(onto_first=True)
-        self._save(trainer, pl_module, trainer.current_epoch, step)
+            self._save(trainer, pl_module, trainer.current_epoch, step, signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what is trained: it is not published yet."""
@@ -216,17 +213,25 @@ class Resumption(Checkpoint):
     def _between_epochs(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
         due = epoch - self.saved_epoch >= self.every.epochs
         due = due and time.monotonic() - self.saved_at >= self.cost / SHARE
-        if due or self.signals.received is not None or self._minutes_are_over():
-            self._save(trainer, pl_module, epoch, 0)
+        due, signum = self._agreed(trainer, due or self._minutes_are_over())
+        if due:
+            self._save(trainer, pl_module, epoch, 0, signum)
+
+    def _agreed(self, trainer: Trainer, due: bool) -> tuple[bool, int]:
+        """Return whether to save, for which the first process's time counts, and any one's signal to stop, or 0."""
+        signum = self.signals.received or 0
+        if trainer.world_size > 1:
+            wanted = torch.tensor([due and trainer.is_global_zero, signum], device=trainer.strategy.root_device)
+            due, signum = trainer.strategy.reduce(wanted, reduce_op="max").tolist()
+        return bool(due or signum), signum
 
     def _minutes_are_over(self) -> bool:
         return time.monotonic() - self.saved_at >= 60 * self.every.minutes
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule, epoch: int, step: int) -> None:
-        if not trainer.is_global_zero:
-            return
+    def _save(self, trainer: Trainer, pl_module: LightningModule, epoch: int, step: int, signum: int) -> None:
         started = time.monotonic()
-        self.check(trainer)
+        if trainer.is_global_zero:
+            self.check(trainer)
         # weights that are not finite are about to end the training: they shall not replace the last good checkpoint
         if self.checkpoints and all(bool(weight.isfinite().all()) for weight in pl_module.parameters()):
             state = {
@@ -238,5 +243,6 @@ class Resumption(Checkpoint):
             self.checkpoints.save(state, Position(epoch, step, trainer.global_step))
         self.saved_epoch, self.saved_at = epoch, time.monotonic()
         self.cost = self.saved_at - started
-        if self.signals.received is not None:
-            raise Stopped(self.signals.received)
+        if signum:
+            trainer.strategy.barrier()  # who starts the processes ends them all as soon as one has ended
+            raise Stopped(signum)

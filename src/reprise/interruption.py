@@ -43,9 +43,16 @@ class StopSignals:
         return self
 
     def listen(self) -> None:
-        """Take the signals (again, if other code took them since)."""
+        """Take the signals, after `rest` again."""
         for signum in self.before:
             signal.signal(signum, self._handle)
+
+    def rest(self) -> None:
+        """Let signals end the process at once: it is about to wait where no Python runs, and has nothing to lose."""
+        for signum in self.before:
+            signal.signal(signum, signal.SIG_DFL)
+        if self.received is not None:
+            raise Stopped(self.received)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT:

@@ -116,23 +116,39 @@ def settled_device(params: TrainParams) -> Literal["cuda", "cpu"]:
 def rank(params: TrainParams) -> int:
     """Return this process's number among those of one training, as torchrun, SLURM or Lightning's launcher tell it.
 
-    Raises UserError where torchrun has started another number of processes than the params ask for.
+    Raises UserError where torchrun or SLURM have started other processes than the params ask for.
     """
-    processes = params.num_nodes * (1 if params.devices == "auto" else params.devices)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        started = int(os.environ["WORLD_SIZE"])
-        if params.devices != "auto" and started != processes:
-            raise UserError(
-                f"torchrun has started {started} processes, but train.devices * train.num_nodes = {processes}; "
-                "make them equal"
-            )
-        return int(os.environ["RANK"])
+    if "TORCHELASTIC_RUN_ID" in os.environ or slurm():
+        if params.devices != "auto":
+            check_launched(params.devices, params.num_nodes)
+        return int(os.environ["RANK" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_PROCID"])
     if params.devices == 1 and params.num_nodes == 1:
         return 0
-    if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-        return int(os.environ["SLURM_PROCID"])
     local = int(os.environ.get("LOCAL_RANK", 0))
     return local if params.devices == "auto" else int(os.environ.get("NODE_RANK", 0)) * params.devices + local
+
+
+def check_launched(devices: int, num_nodes: int) -> None:
+    """Raise UserError if torchrun or SLURM have started other processes than `devices` on each of `num_nodes`."""
+    wanted = f"train.devices * train.num_nodes = {devices} * {num_nodes}"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        started = int(os.environ["WORLD_SIZE"])
+        if started != devices * num_nodes:
+            raise UserError(f"torchrun has started {started} processes, but {wanted}; make them equal")
+    elif slurm():
+        started = int(os.environ["SLURM_NTASKS"])
+        on_each, nodes = os.environ.get("SLURM_NTASKS_PER_NODE"), os.environ.get("SLURM_NNODES", str(num_nodes))
+        # Lightning wants to be told, too, how several are spread
+        if started != devices * num_nodes or (started > 1 and (on_each, nodes) != (str(devices), str(num_nodes))):
+            raise UserError(
+                f"SLURM has started {started} tasks (--nodes={nodes} --ntasks-per-node={on_each}), but {wanted}; use "
+                f"srun --nodes={num_nodes} --ntasks-per-node={devices}, or unset SLURM_NTASKS: Lightning starts them"
+            )
+
+
+def slurm() -> bool:
+    """Say whether srun has started this process, by Lightning's rule: a shell in an interactive job starts its own."""
+    return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
 
 
 def settled_precision(precision: Precision, reproducible: Reproducible) -> Literal["fp32", "bf16"]:

@@ -34,12 +34,12 @@ from reprise.classifier import LitClassifier
 from reprise.convolutions import repaired
 from reprise.data.packed import Metadata, load_metadata, load_split
 from reprise.debug import Debug
-from reprise.distributed import SharedBuffers, ddp_strategy, together
+from reprise.distributed import EndTogether, SharedBuffers, ddp_strategy, one_line_if_others_fail, processes
 from reprise.ema import WeightAverage
 from reprise.errors import UserError
 from reprise.finetuning import FrozenBackbone
 from reprise.finite_loss import FiniteLoss
-from reprise.interruption import StopSignals
+from reprise.interruption import Stopped, StopSignals
 from reprise.lean_epoch import LeanEpoch
 from reprise.loggers import LearningRate
 from reprise.model import TIMMBackbone, check_takes, create_network, find_start, save_model
@@ -117,8 +117,11 @@ def train(
     loss is not finite; Stopped, once a checkpoint is written, after SIGTERM, SIGHUP or Ctrl-C.
     """
     if rank:
-        with redirect_stderr(io.StringIO()):
-            return _train(processed, model, params, None, weights, callbacks, debug, (), rank)
+        try:
+            with redirect_stderr(io.StringIO()):
+                return _train(processed, model, params, None, weights, callbacks, debug, (), rank)
+        except Stopped as stopped:
+            raise SystemExit(stopped.code) from None  # the first says it
     return _train(processed, model, params, scratch, weights, callbacks, debug, loggers, rank)
 
 
@@ -135,17 +138,11 @@ def _train(
 ) -> TrainResult:
     reproducible = settled(params.reproducible)
     where = settled_device(params)
-    devices = params.devices if params.devices != "auto" else torch.cuda.device_count() if where == "cuda" else 1
+    devices = processes(params, where)
     world = devices * params.num_nodes
     wanted = "fp32" if params.precision == "auto" and where == "cpu" else params.precision
     precision = settled_precision(wanted, reproducible)
     params = params.model_copy(update={"precision": precision, "devices": devices})
-    if where == "cuda" and world > 1:
-        if devices > torch.cuda.device_count():
-            raise UserError(
-                f"train.devices = {devices}: there are {torch.cuda.device_count()} GPUs; choose at most that"
-            )
-        torch.cuda.set_device(rank % devices)
     if params.compile and reproducible == "portable":
         raise UserError(
             "train.compile = true makes kernels for this one CPU, which train.reproducible = portable rules out; "
@@ -244,7 +241,7 @@ def _fit(
             logger=list(loggers),
             callbacks=[
                 StatelessDropout(params.seed),
-                *([SharedBuffers(best.average)] if world > 1 else []),
+                *([SharedBuffers(best.average), EndTogether()] if world > 1 else []),
                 losses,
                 LearningRate(),
                 *(
@@ -266,8 +263,13 @@ def _fit(
             detect_anomaly=debug.detect_anomaly,
         )
         trainer.fit_loop.epoch_loop = LeanEpoch(trainer)
+        # Lightning's would end in exit code 0, speak to the other processes from within a signal handler and, under
+        # SLURM, save checkpoints of their own
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         resumption.prepare(trainer)
-        with _limits_in_one_line(params.batch_size), _fast(lit, params, reproducible), together(trainer):
+        if world > 1:
+            signals.rest()  # until the processes have found each other
+        with _limits_in_one_line(params.batch_size), _fast(lit, params, reproducible), one_line_if_others_fail():
             trainer.fit(lit, batches, val_batches)
 
 
@@ -438,7 +440,8 @@ def _card(
 
 def _silence_lightning() -> None:
     """Keep Lightning's greetings, and warnings that a user can do nothing about, off the screen."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*isinstance.treespec, LeafSpec.*",
