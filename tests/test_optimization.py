@@ -131,13 +131,17 @@ def test_every_schedule_of_the_params_is_tried_here():
     ("overrides", "said"),
     [
         (["train.optimizer=adamww"], "'adamww' is not an optimizer of timm; did you mean adamw"),
+        (["train.optimizer=AdamW"], "'AdamW' is not an optimizer of timm; did you mean adamw"),
         (["train.optimizer=qqqq"], r"`timm\.optim\.list_optimizers\(\)` names them all"),
         (["train.optimizer_kwargs.bettas=1"], "timm cannot make it with optimizer_kwargs bettas=1"),
+        (["train.optimizer_kwargs.weight_decay=1"], r"train\.optimizer_kwargs\.weight_decay: not here, train\.\* has"),
+        (["train.optimizer_kwargs.foreach=true"], "`fused` and `foreach` cannot be `True` together"),
         (["train.optimizer=sgd", "train.optimizer_kwargs.momentum=-1"], "Invalid momentum value"),
         (
             ["train.schedule=cosine", "train.schedule_kwargs.minlr=0"],
             "schedule = cosine: not possible .* 'minlr'",
         ),
+        (["train.schedule=none", "train.schedule_kwargs.min_lr=0"], "schedule = none takes none; set it to {}"),
         (["train.schedule=onecycle", "train.schedule_kwargs.pct_start=2"], "train.schedule = onecycle: not possible"),
         (["train.schedule=wsd", "train.schedule_kwargs.decay_epochs=9"], "wsd schedule requires 0 < decay_epochs"),
     ],
