@@ -92,7 +92,10 @@ def arguments() -> argparse.Namespace:
     )
     quick.add_argument("--profile", action="store_true", help="only say where a step's time goes")
     add("--detect-anomaly", action="store_true", help="name the operation that first gives NaN (slow)")
-    return parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args()
+    if (options.sanity or options.profile) and (options.limit != 1 or options.detect_anomaly):
+        parser.error("--sanity and --profile look at the training as it is: no --limit and no --detect-anomaly")
+    return options
 
 
 def what_to_train(options: argparse.Namespace) -> tuple[Path | None, Params]:
@@ -105,7 +108,7 @@ def what_to_train(options: argparse.Namespace) -> tuple[Path | None, Params]:
         run = find_unfinished(ROOT / "runs", options.resume)
         return run, load_params(run / "params.yaml")
     preset = find_preset(ROOT / "presets", options.preset) if options.preset else None
-    overrides = options.overrides + ["train.epochs=1"] * options.fast_dev_run
+    overrides = options.overrides + ["train.epochs=1", "train.warmup_epochs=0"] * options.fast_dev_run
     return None, load_params(ROOT / "params.yaml", overrides, preset)
 
 

@@ -133,7 +133,8 @@ def test_a_stopped_run_goes_on_in_its_own_folder_by_resume_or_by_the_same_comman
 
 
 def test_debug_modes_of_the_command_line(reproduced):
-    done = reproduced.run("python", "src/train.py", "--fast-dev-run", "model.kwargs.drop_rate=0.1")
+    warm = ["train.schedule=cosine", "train.warmup_epochs=3"]  # more epochs than the one that is run
+    done = reproduced.run("python", "src/train.py", "--fast-dev-run", "train.devices=2", *warm)
     assert "nothing is kept" in done.stdout
     assert epochs_of(done.stderr) == ["1"]
     assert not list((reproduced.path / "runs").glob("*/*"))
@@ -142,6 +143,8 @@ def test_debug_modes_of_the_command_line(reproduced):
     reproduced.run("python", "src/train.py", "train.epochs=1", "--limit", "0.5", "train.lr=0.01")
     assert "accuracy" in reproduced.run("python", "src/eval.py", "runs/latest").stdout
     assert reproduced.clean()
+    done = reproduced.run("python", "src/train.py", "--profile", "--limit", "0.5", check=False)
+    assert (done.returncode, "no --limit and no --detect-anomaly" in done.stderr) == (2, True)
 
 
 def test_sanity_prints_a_table_and_its_exit_code_says_whether_all_is_well(reproduced):

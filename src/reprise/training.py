@@ -156,7 +156,7 @@ def _train(
     if start is not None:
         metadata = metadata.model_copy(update=start.normalization(metadata.channels))
     splits = load_split(processed, "train"), load_split(processed, "val")
-    train_split, val_split = debug.splits(*splits, params.batch_size, params.seed)
+    train_split, val_split = debug.splits(*splits, params.batch_size * world, params.seed)
     balanced = params.balance == "sampling"
     batches = TrainBatches(
         train_split, metadata, params.batch_size, params.augment, params.seed, where, balanced, rank, world
