@@ -47,6 +47,8 @@ def test_writing_a_preset_changes_its_own_keys_and_keeps_every_comment(preset, t
     rewritten.write_text(text)
     assert load_params(rewritten) == load_params(PARAMS, preset=preset)
     assert applied(preset, rewritten) == text
+    rewritten.write_bytes(PARAMS.read_bytes().replace(b"\n", b"\r\n"))  # as Git for Windows writes it
+    assert applied(preset, rewritten) == text
 
 
 def test_nothing_to_change_leaves_every_byte(tmp_path):
