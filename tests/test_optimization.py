@@ -142,6 +142,8 @@ def test_every_schedule_of_the_params_is_tried_here():
             "schedule = cosine: not possible .* 'minlr'",
         ),
         (["train.schedule=none", "train.schedule_kwargs.min_lr=0"], "schedule = none takes none; set it to {}"),
+        (["train.schedule=plateau", "train.schedule_kwargs.mode=max"], "multiple values for argument 'mode'"),
+        (["train.schedule=plateau", "train.schedule_kwargs.min_lr=x"], "plateau: not possible .*min_lr is no number"),
         (["train.schedule=onecycle", "train.schedule_kwargs.pct_start=2"], "train.schedule = onecycle: not possible"),
         (["train.schedule=wsd", "train.schedule_kwargs.decay_epochs=9"], "wsd schedule requires 0 < decay_epochs"),
     ],

@@ -104,7 +104,10 @@ def create_schedule(optimizer: Optimizer, params: TrainParams, steps: int) -> LR
     kwargs: dict[str, Any] = dict(params.schedule_kwargs)
     try:
         if params.schedule == "plateau":
-            return ReduceLROnPlateau(optimizer, **{"factor": 0.1, "patience": 3, **kwargs})
+            if words := [key for key, value in kwargs.items() if isinstance(value, str) and "mode" not in key]:
+                raise TypeError(f"{words[0]} is no number")  # torch finds out when the loss stalls
+            # "min": of a loss
+            return ReduceLROnPlateau(optimizer, "min", **{"factor": 0.1, "patience": 3, **kwargs})
         if params.schedule == "onecycle":
             if warmup:
                 kwargs = {"pct_start": warmup / epochs, **kwargs}
