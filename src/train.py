@@ -101,7 +101,7 @@ def arguments() -> argparse.Namespace:
 def what_to_train(options: argparse.Namespace) -> tuple[Path | None, Params]:
     """Return the run to go on with, if there is one, and the params."""
     if options.resume is not None:
-        if options.overrides or options.preset:
+        if options.overrides or options.preset or "=" in options.resume:
             raise UserError("--resume goes on with a run as it was begun: give it no parameters and no preset")
         if options.fast_dev_run or options.overfit is not None or options.limit != 1:
             raise UserError("--resume goes on with a run as it was begun: a debug mode begins one of its own")

@@ -221,6 +221,7 @@ def test_other_data_are_prepared_beside_the_pipelines(reproduced):
         (["src/train.py", "model.name=resnet99"], "is not a model of timm"),
         (["src/train.py", "--preset", "mnist"], "there is no preset 'mnist'; there are cifar10-resnet,"),
         (["src/train.py", "--resume", "--limit", "0.5"], "a debug mode begins one of its own"),
+        (["src/train.py", "--resume", "train.lr=1"], "give it no parameters and no preset"),
         (["src/train.py", "--resume", "nowhere"], "there is no such run; unfinished are none"),
         (["src/eval.py", "nowhere"], "no model there; train one"),
         (["src/eval.py", "README.md"], "expected a run folder or a .safetensors file"),
