@@ -92,20 +92,23 @@ def arguments() -> argparse.Namespace:
     )
     quick.add_argument("--profile", action="store_true", help="only say where a step's time goes")
     add("--detect-anomaly", action="store_true", help="name the operation that first gives NaN (slow)")
-    return parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args()
+    if (options.sanity or options.profile) and (options.limit != 1 or options.detect_anomaly):
+        parser.error("--sanity and --profile look at the training as it is: no --limit and no --detect-anomaly")
+    return options
 
 
 def what_to_train(options: argparse.Namespace) -> tuple[Path | None, Params]:
     """Return the run to go on with, if there is one, and the params."""
     if options.resume is not None:
-        if options.overrides or options.preset:
+        if options.overrides or options.preset or "=" in options.resume:
             raise UserError("--resume goes on with a run as it was begun: give it no parameters and no preset")
         if options.fast_dev_run or options.overfit is not None or options.limit != 1:
             raise UserError("--resume goes on with a run as it was begun: a debug mode begins one of its own")
         run = find_unfinished(ROOT / "runs", options.resume)
         return run, load_params(run / "params.yaml")
     preset = find_preset(ROOT / "presets", options.preset) if options.preset else None
-    overrides = options.overrides + ["train.epochs=1"] * options.fast_dev_run
+    overrides = options.overrides + ["train.epochs=1", "train.warmup_epochs=0"] * options.fast_dev_run
     return None, load_params(ROOT / "params.yaml", overrides, preset)
 
 

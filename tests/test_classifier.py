@@ -178,6 +178,19 @@ def test_bf16_is_mixed_into_training_alone():
     assert not torch.is_autocast_enabled("cpu")
 
 
+def test_class_weights_enter_the_loss_of_mixed_labels_as_that_of_others():
+    module = LitClassifier(nn.Identity(), 3, label_smoothing=0.1).train()
+    module.criterion.weight = torch.tensor([0.5, 1.0, 4.0])
+    logits, labels = torch.randn(3, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2, IGNORE_INDEX])
+    soft = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    assert module.step((logits, soft))[0].item() == pytest.approx(module.step((logits, labels))[0].item())
+    logs = logits[0].log_softmax(0)
+    mixed = torch.tensor([[0.25, 0.0, 0.75]])
+    smooth = 0.9 * mixed[0] + 0.1 / 3
+    expected = -(smooth * module.criterion.weight * logs).sum() / (0.25 * 0.5 + 0.75 * 4)
+    assert module.step((logits[:1], mixed))[0].item() == pytest.approx(expected.item())
+
+
 def test_mixed_labels_count_as_the_weightiest():
     module = LitClassifier(Fixed(), 3, label_smoothing=0.1)
     images = 4 * torch.eye(3)

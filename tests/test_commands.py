@@ -133,7 +133,8 @@ def test_a_stopped_run_goes_on_in_its_own_folder_by_resume_or_by_the_same_comman
 
 
 def test_debug_modes_of_the_command_line(reproduced):
-    done = reproduced.run("python", "src/train.py", "--fast-dev-run", "model.kwargs.drop_rate=0.1")
+    warm = ["train.schedule=cosine", "train.warmup_epochs=3"]  # more epochs than the one that is run
+    done = reproduced.run("python", "src/train.py", "--fast-dev-run", "train.devices=2", *warm)
     assert "nothing is kept" in done.stdout
     assert epochs_of(done.stderr) == ["1"]
     assert not list((reproduced.path / "runs").glob("*/*"))
@@ -142,6 +143,8 @@ def test_debug_modes_of_the_command_line(reproduced):
     reproduced.run("python", "src/train.py", "train.epochs=1", "--limit", "0.5", "train.lr=0.01")
     assert "accuracy" in reproduced.run("python", "src/eval.py", "runs/latest").stdout
     assert reproduced.clean()
+    done = reproduced.run("python", "src/train.py", "--profile", "--limit", "0.5", check=False)
+    assert (done.returncode, "no --limit and no --detect-anomaly" in done.stderr) == (2, True)
 
 
 def test_sanity_prints_a_table_and_its_exit_code_says_whether_all_is_well(reproduced):
@@ -218,6 +221,7 @@ def test_other_data_are_prepared_beside_the_pipelines(reproduced):
         (["src/train.py", "model.name=resnet99"], "is not a model of timm"),
         (["src/train.py", "--preset", "mnist"], "there is no preset 'mnist'; there are cifar10-resnet,"),
         (["src/train.py", "--resume", "--limit", "0.5"], "a debug mode begins one of its own"),
+        (["src/train.py", "--resume", "train.lr=1"], "give it no parameters and no preset"),
         (["src/train.py", "--resume", "nowhere"], "there is no such run; unfinished are none"),
         (["src/eval.py", "nowhere"], "no model there; train one"),
         (["src/eval.py", "README.md"], "expected a run folder or a .safetensors file"),

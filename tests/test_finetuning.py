@@ -68,15 +68,13 @@ def test_the_backbone_rests_while_it_is_frozen_its_statistics_too(digits, tiny_p
         untouched(self, trainer, pl_module)
 
     monkeypatch.setattr(FrozenBackbone, "on_train_epoch_start", watch)
-    given = tiny_params("train.epochs=3", "train.freeze_epochs=2")
+    given = tiny_params("train.epochs=4", "train.freeze_epochs=2")
     result = train(digits, given.model, given.train)
-    for before, after in pairwise(seen):
-        changed = {name for name in before if not torch.equal(before[name], after[name])}
-        assert changed == {"fc.weight", "fc.bias"}
-    thawed = {
-        name for name, value in result.network.model.state_dict().items() if not torch.equal(value, seen[2][name])
-    }
-    assert len(thawed) > 50 or result.best.epoch < 3
+    first, second, third = (
+        {name for name in before if not torch.equal(before[name], after[name])} for before, after in pairwise(seen)
+    )
+    assert first == second == {"fc.weight", "fc.bias"}
+    assert third == set(result.network.model.state_dict())
     assert all(weight.requires_grad for weight in result.network.parameters())
 
 
@@ -103,7 +101,7 @@ def test_the_backbone_learns_at_its_own_rate(decay):
         assert rates[1][id(weight)] == pytest.approx(rates[0][id(weight)] * factor), name
 
 
-@pytest.mark.parametrize(("crash_at", "optimizer"), [(5, "adamw"), (14, "adamw"), (14, "sgd")])
+@pytest.mark.parametrize(("crash_at", "optimizer"), [(5, "adamw"), (14, "sgd")])
 def test_a_crash_while_frozen_or_after_ends_in_equal_bits(
     crash_at, optimizer, digits, tiny_params, tmp_path, monkeypatch
 ):

@@ -239,6 +239,10 @@ def archive_or_not(data):
     return data if data["name"] == "archive" else data | {"url": None, "sha256": None}
 
 
+def no_kwargs_without_a_schedule(train):
+    return train | {"schedule_kwargs": {}} if train["schedule"] == "none" else train
+
+
 def one_kind_of_crop(augment):
     """Leave out the padding where a resized crop is asked for."""
     return augment | {"crop": 0} if augment["resized_crop"] else augment
@@ -321,7 +325,7 @@ TREES = st.fixed_dictionaries(
                 ),
                 "loggers": st.lists(st.sampled_from(["tensorboard", "wandb", "mlflow", "dvclive"]), max_size=3),
             }
-        ),
+        ).map(no_kwargs_without_a_schedule),
         "evaluate": st.fixed_dictionaries(
             {
                 "batch_size": st.integers(1, 65_536),

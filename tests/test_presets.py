@@ -47,6 +47,17 @@ def test_writing_a_preset_changes_its_own_keys_and_keeps_every_comment(preset, t
     rewritten.write_text(text)
     assert load_params(rewritten) == load_params(PARAMS, preset=preset)
     assert applied(preset, rewritten) == text
+    rewritten.write_bytes(PARAMS.read_bytes().replace(b"\n", b"\r\n"))  # as Git for Windows writes it
+    assert applied(preset, rewritten) == text
+
+
+def test_the_last_of_several_presets_counts_whole(tmp_path):
+    for last in PRESETS:
+        text = PARAMS.read_text()
+        for preset in [*PRESETS, last]:
+            (tmp_path / "params.yaml").write_text(text)
+            text = applied(preset, tmp_path / "params.yaml")
+        assert text == applied(last, PARAMS)
 
 
 def test_nothing_to_change_leaves_every_byte(tmp_path):

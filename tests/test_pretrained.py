@@ -139,14 +139,17 @@ def test_training_from_published_weights_says_so_and_normalises_as_they_want(hub
     assert (card.architecture.image_size, card.preprocessing.image_size) == (160, 32)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt", ".PTH.tar"])
 def test_a_file_of_any_kind_sets_everything_that_fits(suffix, tmp_path):
     original = weights_of(num_classes=3, in_chans=1)
     file = tmp_path / f"mine{suffix}"
     if suffix == ".safetensors":
         safetensors.torch.save_file(original, file)
-    else:  # as Lightning wraps it
-        torch.save({"epoch": 3, "state_dict": {f"net.model.{name}": value for name, value in original.items()}}, file)
+    elif suffix == ".ckpt":  # as Lightning wraps it, with what a module keeps beside the network
+        wrapped = {f"net.model.{name}": value for name, value in original.items()}
+        torch.save({"epoch": 3, "state_dict": wrapped | {"val_acc_best.max_value": torch.ones(1)}}, file)
+    else:  # as PyTorch's tutorial does
+        torch.save({"model_state_dict": original, "optimizer_state_dict": {}, "epoch": 3}, file)
     for place in (file, tmp_path):
         start = find_start(params(), place)
         network, _ = create_network(params(), facts(), 0, start)
@@ -162,6 +165,9 @@ def test_a_file_of_any_kind_sets_everything_that_fits(suffix, tmp_path):
 def test_an_empty_folder_stands_for_random_weights(tmp_path):
     (tmp_path / ".gitkeep").touch()
     assert find_start(params(), tmp_path) is None
+    (tmp_path / "model.h5").touch()
+    with pytest.raises(UserError, match=r"holds model\.h5, but no weights"):
+        find_start(params(), tmp_path)
 
 
 def test_what_holds_no_weights_of_the_model_is_refused(tmp_path, digits, tiny_params):
@@ -174,6 +180,13 @@ def test_what_holds_no_weights_of_the_model_is_refused(tmp_path, digits, tiny_pa
     assert "no such file; an empty folder stands for random weights" in refusal()
     (tmp_path / "x.pth").write_bytes(b"nothing")
     assert "not readable as weights" in refusal()
+    torch.save(weights_of(), tmp_path / "x.pth")
+    whole = (tmp_path / "x.pth").read_bytes()
+    for size in (0, 100, 50_000, len(whole) - 100):
+        (tmp_path / "x.pth").write_bytes(whole[:size])
+        assert "not readable as weights" in refusal()
+    torch.save({"weights": weights_of(), "epoch": 3}, tmp_path / "x.pth")
+    assert "holds no tensors by name, but weights, epoch; save the model's state_dict()" in refusal()
     torch.save(Bomb(), tmp_path / "x.pth")
     assert "not readable as weights" in refusal()
     torch.save(weights_of("test_efficientnet", num_classes=3, in_chans=1), tmp_path / "x.pth")

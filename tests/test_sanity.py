@@ -44,6 +44,15 @@ def test_a_sound_training_passes(digits, tiny_params):
     assert len(checks) == 8
 
 
+def test_weights_that_want_the_mean_of_other_images_pass_too(digits, tiny_params, tmp_path):
+    params = tiny_params()
+    weights = create_network(params.model, load_metadata(digits), seed=0)[0].model.state_dict()
+    torch.save(weights, tmp_path / "start.pth")
+    checks = sanity(digits, params.model, params.train, tmp_path / "start.pth")
+    assert [each.name for each in checks if not each.passed] == []
+    assert checks[0].seen.startswith("-0.")  # normalised as timm's weights of this network want it
+
+
 def test_a_frozen_parameter_is_named(parts):
     name, parameter = list(parts["lit"].net.named_parameters())[3]
     parameter.requires_grad_(False)

@@ -35,8 +35,9 @@ def test_the_summary_states_the_run_and_leaves_network_and_random_state_alone(di
     batch = float(re.search(r"([\d.]+) MB for a batch of 16", text)[1])
     twice = summary(network, architecture, metadata, tiny_params("train.batch_size=32").train, 5, "cpu")
     assert abs(float(re.search(r"([\d.]+) MB for a batch of 32", twice)[1]) - 2 * batch) < 0.2
-    next(network.parameters()).requires_grad_(False)
-    assert " frozen), " in summary(network, architecture, metadata, params.train, 11, "cpu")
+    frozen = tiny_params("train.freeze_epochs=1").train
+    said = summary(network, architecture, metadata, frozen, 11, "cpu")
+    assert "2 epochs of 11 steps, 1 with a frozen backbone, adamw" in said
     assert isinstance(architecture, Architecture)
 
 

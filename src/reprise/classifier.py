@@ -173,8 +173,11 @@ class LitClassifier(LightningModule):
         if targets.ndim == 1:
             return criterion(logits, targets), logits, targets
         counted = targets.any(dim=1)
-        losses = cross_entropy(logits, targets, label_smoothing=criterion.label_smoothing, reduction="none")
-        loss = torch.where(counted, losses, 0).sum() / counted.sum()
+        weight, smoothing = criterion.weight, criterion.label_smoothing
+        losses = cross_entropy(logits, targets, weight, label_smoothing=smoothing, reduction="none")
+        # with class weights a mean over those of the labels, as for labels that are not mixed
+        weights = counted.sum() if weight is None else (targets @ weight).sum()
+        loss = torch.where(counted, losses, 0).sum() / weights
         return loss, logits, torch.where(counted, targets.argmax(dim=1), IGNORE_INDEX)
 
     def _counted_step(self, batch: tuple[Tensor, Tensor], metrics: EpochMetrics) -> dict[str, Tensor]:

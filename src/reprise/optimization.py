@@ -5,6 +5,7 @@ scales: lower for earlier layers (`layer_decay`) and for everything but the clas
 """
 
 import difflib
+import inspect
 from typing import Any
 
 import reprise.torchvision_repair  # noqa: F401
@@ -27,6 +28,8 @@ from reprise.finetuning import classifier_parameters
 from reprise.params import Reproducibility, TrainParams
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # on CPUs and GPUs
+# arguments of timm's that make the parameter groups, which are made here
+DECIDED = set(inspect.signature(create_optimizer_v2).parameters) - {"momentum", "foreach", "kwargs"}
 
 
 def check_optimizer(name: str, reproducible: Reproducibility) -> None:
@@ -34,7 +37,7 @@ def check_optimizer(name: str, reproducible: Reproducibility) -> None:
     base = name.removeprefix("lookahead_")
     names = [str(known) for known in list_optimizers()]
     if base not in names:
-        near = difflib.get_close_matches(base, names, n=3, cutoff=0.6)
+        near = difflib.get_close_matches(base.lower(), names, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(near)}?" if near else "`timm.optim.list_optimizers()` names them all"
         raise UserError(f"train.optimizer = {name!r} is not an optimizer of timm; {hint}")
     info = get_optimizer_info(base)
@@ -53,6 +56,8 @@ def create_optimizer(network: nn.Module, params: TrainParams) -> Optimizer:
     Raises UserError for a name that timm does not know, cannot make here, or that refuses `optimizer_kwargs`.
     """
     check_optimizer(params.optimizer, params.reproducible)
+    if decided := DECIDED & set(params.optimizer_kwargs):
+        raise UserError(f"train.optimizer_kwargs.{min(decided)}: not here, train.* has what decides it; remove it")
     groups = _parameter_groups(network, params)
     kwargs = dict(params.optimizer_kwargs)
     kind = get_optimizer_info(params.optimizer.removeprefix("lookahead_")).opt_class
@@ -63,7 +68,7 @@ def create_optimizer(network: nn.Module, params: TrainParams) -> Optimizer:
         return create_optimizer_v2(groups, opt=params.optimizer, lr=params.lr, **kwargs)
     except ImportError as error:
         raise UserError(f"train.optimizer = {params.optimizer}: {error}; install it or choose another") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         given = "".join(f" {key}={value!r}" for key, value in params.optimizer_kwargs.items())
         raise UserError(
             f"train.optimizer = {params.optimizer}: timm cannot make it with optimizer_kwargs{given} ({error})"
@@ -99,7 +104,10 @@ def create_schedule(optimizer: Optimizer, params: TrainParams, steps: int) -> LR
     kwargs: dict[str, Any] = dict(params.schedule_kwargs)
     try:
         if params.schedule == "plateau":
-            return ReduceLROnPlateau(optimizer, **{"factor": 0.1, "patience": 3, **kwargs})
+            if words := [key for key, value in kwargs.items() if isinstance(value, str) and "mode" not in key]:
+                raise TypeError(f"{words[0]} is no number")  # torch finds out when the loss stalls
+            # "min": of a loss
+            return ReduceLROnPlateau(optimizer, "min", **{"factor": 0.1, "patience": 3, **kwargs})
         if params.schedule == "onecycle":
             if warmup:
                 kwargs = {"pct_start": warmup / epochs, **kwargs}

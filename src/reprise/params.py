@@ -333,6 +333,8 @@ class TrainParams(Section):
                 f"warmup_epochs = {self.warmup_epochs}: expected less than epochs = {self.epochs}, and 0 with the "
                 "schedules plateau and none (constant warms up)"
             )
+        if self.schedule == "none" and self.schedule_kwargs:
+            raise ValueError("schedule_kwargs: schedule = none takes none; set it to {}")
         return self
 
 

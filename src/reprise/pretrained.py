@@ -5,13 +5,13 @@ Only tensors are read: safetensors, or torch's files with `weights_only`.
 
 import logging
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import reprise.torchvision_repair  # noqa: F401
 
-import safetensors
 import timm
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -23,7 +23,7 @@ from reprise.card import Origin, load_card
 from reprise.checksums import file_sha256
 from reprise.errors import UserError
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")  # timm's own checkpoints end in .pth.tar
 WRAPPERS = re.compile(r"^((net|model|module|_orig_mod)\.)+")  # around timm's names, in checkpoints of training loops
 
 
@@ -110,15 +110,26 @@ def file_start(path: Path, model_name: str) -> Start | None:
     """
     file = path
     if path.is_dir():
-        found = [inside for inside in sorted(path.iterdir()) if inside.suffix in SUFFIXES]
-        if not found:
+        inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+        if not inside:
             return None
+        found = [entry for entry in inside if entry.suffix.lower() in SUFFIXES]
+        if not found:
+            raise UserError(
+                f"model.weights = {path}: holds {inside[0].name}, but no weights ({', '.join(SUFFIXES)}); "
+                "put them there, or empty the folder for random ones"
+            )
         if len(found) > 1:
             raise UserError(f"model.weights = {path}: holds {len(found)} files of weights; name one of them")
         file = found[0]
     if not file.is_file():
         raise UserError(f"model.weights = {path}: no such file; an empty folder stands for random weights")
-    weights = {WRAPPERS.sub("", name): tensor for name, tensor in _read(file).items() if isinstance(tensor, Tensor)}
+    content = _read(file)
+    weights = _unwrapped(content.get("model_state_dict", content))  # as PyTorch's tutorial names it
+    if not weights:  # timm would go to the hub instead
+        raise UserError(
+            f"{file}: holds no tensors by name, but {', '.join(content) or 'nothing'}; save the model's state_dict()"
+        )
     origin = Origin(source=file.name, revision=None, sha256=file_sha256(file))
     facts = file.with_suffix(".json")
     if file.suffix == ".safetensors" and path.is_dir() and facts.exists():
@@ -129,10 +140,20 @@ def file_start(path: Path, model_name: str) -> Start | None:
     return Start(weights, origin, list(config.mean), list(config.std), None)
 
 
+def _unwrapped(content: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors with the wrapper that most of them have, without it: the others are a loop's own."""
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    found = Counter(match[0] if (match := WRAPPERS.match(name)) else "" for name in tensors)
+    wrapper = max(found, key=found.__getitem__, default="")
+    return {name.removeprefix(wrapper): value for name, value in tensors.items() if name.startswith(wrapper)}
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         weights: dict[str, Any] = load_state_dict(str(path), weights_only=True)
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever broken bytes provoke deep inside an unpickler, OSError and IndexError too
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path}: not readable as weights ({reason})") from None
     return weights

@@ -66,7 +66,7 @@ def sanity(processed: Path, model: ModelParams, params: TrainParams, weights: Pa
     val_batches = EvalBatches(val_split, metadata, params.batch_size, where, image_size=size)
     classes = len(metadata.classes)
     lit = lit_classifier(network, classes, params, steps=batches.steps).to(where)
-    return check(lit, batches, val_batches, classes)
+    return check(lit, batches, val_batches, classes, slack=0.3 if start is None else 1.0)
 
 
 def check(
@@ -74,13 +74,18 @@ def check(
     train: Iterable[tuple[Tensor, Tensor]],
     val: Iterable[tuple[Tensor, Tensor]],
     classes: int,
+    slack: float = 0.3,
 ) -> list[Check]:
-    """Run all checks. train, val: batches of images (N, C, H, W) and labels (N,) or, mixed, (N, classes)."""
+    """Run all checks. train, val: batches of images (N, C, H, W) and labels (N,) or, mixed, (N, classes).
+
+    slack: how far from 0 and 1 mean and deviation of the images may be: further with those that other images had,
+    which the weights to start from want.
+    """
     images, labels = _gather(train)
     val_images, val_labels = _gather(val)
     checks = [
-        _inputs("training images", images, slack=0.5),  # augmentation may lay black around them
-        _inputs("validation images", val_images, slack=0.3),
+        _inputs("training images", images, slack + 0.2),  # augmentation may lay black around them
+        _inputs("validation images", val_images, slack),
         _labels(labels, val_labels, classes),
         _labels_fit_images(images, labels, val_images, val_labels),
     ]

@@ -1,4 +1,4 @@
-"""What is about to be trained, in five lines: model, memory, data, schedule. Costs one forward pass of one image."""
+"""What is about to be trained, in four lines: model, memory, data, schedule. Costs one forward pass of one image."""
 
 import reprise.torchvision_repair  # noqa: F401
 
@@ -26,16 +26,14 @@ def summary(
     resized += f", at first to {params.start_size}x{params.start_size}" if params.start_size else ""
     operations, kept = _one_image(network, torch.zeros(1, architecture.in_chans, size, size))
     weights = sum(parameter.numel() for parameter in network.parameters())
-    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    frozen = "" if trained == weights else f" ({weights - trained:,} frozen)"
+    frozen = f", {params.freeze_epochs} with a frozen backbone" if params.freeze_epochs else ""
     return "\n".join(
         [
-            f"model     {architecture.model_name}: {weights:,} parameters{frozen}, {operations // 2:,} multiply-adds "
-            "an image",
-            f"memory    about {_megabytes(4 * weights + 12 * trained)} for weights, gradients and optimizer, "
+            f"model     {architecture.model_name}: {weights:,} parameters, {operations // 2:,} multiply-adds an image",
+            f"memory    about {_megabytes(16 * weights)} for weights, gradients and optimizer, "
             f"{_megabytes(kept * params.batch_size)} for a batch of {params.batch_size}",
             f"data      {metadata.data}: {metadata.summary()}{resized}",
-            f"schedule  {params.epochs} epochs of {steps} steps, {params.optimizer}, {params.schedule}, "
+            f"schedule  {params.epochs} epochs of {steps} steps{frozen}, {params.optimizer}, {params.schedule}, "
             f"learning rate {params.lr:g}, on {device}, {params.reproducible}",
         ]
     )

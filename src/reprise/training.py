@@ -153,7 +153,7 @@ def _train(
     if start is not None:
         metadata = metadata.model_copy(update=start.normalization(metadata.channels))
     splits = load_split(processed, "train"), load_split(processed, "val")
-    train_split, val_split = debug.splits(*splits, params.batch_size, params.seed)
+    train_split, val_split = debug.splits(*splits, params.batch_size * world, params.seed)
     balanced = params.balance == "sampling"
     network, architecture = create_network(model, metadata, params.seed, start)
     size = architecture.image_size
