@@ -19,29 +19,17 @@ from pathlib import Path
 
 from measure import ROOT, machine
 
-COMMON = [
-    "data.name=archive",
-    "data.image_size=32",
-    "model.name=resnet9",
-    "model.kwargs.width=32",
-    "train.threads=2",
-    "train.reproducible=machine",
-    "train.augment.rotate=0",
-    "train.augment.scale=0",
-    "train.augment.shift=0.125",
-    "train.augment.flip=true",
-    "train.checkpoint_every.epochs=1",
-]
-RECIPES = {
+DATA = ["data.name=archive", "train.checkpoint_every.epochs=1"]
+RECIPES = {  # both on top of the preset cifar10-resnet, which is the improved one
     "first": [
-        "train.epochs=20", "train.batch_size=128", "train.optimizer=sgd", "train.lr=0.1", "train.weight_decay=0.0005",
-        "train.schedule=onecycle", "train.label_smoothing=0",
+        "train.epochs=20",
+        "train.lr=0.1",
+        "train.weight_decay=0.0005",
+        "train.label_smoothing=0",
+        "train.start_size=null",
     ],
-    "improved": [
-        "train.epochs=10", "train.batch_size=256", "train.optimizer=adamw", "train.lr=0.008", "train.weight_decay=0.05",
-        "train.schedule=onecycle", "train.label_smoothing=0.1",
-    ],
-}  # fmt: skip
+    "improved": [],
+}
 
 
 def main() -> None:
@@ -53,14 +41,14 @@ def main() -> None:
     arguments = parser.parse_args()
     epochs = [f"train.epochs={arguments.epochs}"] if arguments.epochs else []
     data = f"data.path={os.path.relpath(arguments.archive, ROOT)}"
-    overrides = [data, *COMMON, *RECIPES[arguments.recipe], *epochs, *arguments.overrides]
+    overrides = [data, *DATA, *RECIPES[arguments.recipe], *epochs, *arguments.overrides]
     key = hashlib.sha256(" ".join(overrides).encode()).hexdigest()[:8]
     log = ROOT / f"runs/cifar10-{key}.log"
     log.parent.mkdir(exist_ok=True)
     print(f"{machine()}\n{' '.join(overrides)}\n-> {log.relative_to(ROOT)}", flush=True)
     rows = dict(line.split(" ", 1) for line in log.read_text().splitlines()) if log.exists() else {}
     started = time.monotonic()
-    command = [sys.executable, "src/train.py", *overrides]
+    command = [sys.executable, "src/train.py", "--preset", "cifar10-resnet", *overrides]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         for line in process.stderr:
