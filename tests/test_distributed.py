@@ -140,7 +140,7 @@ def test_two_tasks_of_slurm_train_to_the_same_bits(run, undisturbed):
 
 def stopped(task, signum):
     """Say whether a process has ended as a signal ends one: the shell's exit code, one line, no error."""
-    last = f"stopped by {signum.name}; the same command takes it up again"
+    last = f"stopped by {signum.name}; run the same command again"
     noise = "Traceback" in task.stderr or "error" in task.stderr or task.stderr.count("stopped by") != 1
     return task.returncode == 128 + signum and task.stderr.splitlines()[-1] == last and not noise
 

@@ -48,6 +48,7 @@ def test_further_metrics_of_torchmetrics_come_by_name(measured):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("AUROC", "torchmetrics has no multiclass 'AUROC'; it has auroc"),
         ("cohen_kapa", "torchmetrics has no multiclass 'cohen_kapa'; it has cohen_kappa"),
         ("../x", "torchmetrics has no multiclass '../x'; it has accuracy, "),
         ("confusion_matrix", "confusion_matrix is not one number, or needs more than its defaults"),

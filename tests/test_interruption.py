@@ -40,7 +40,7 @@ def test_a_stopped_training_leaves_a_checkpoint_and_the_old_outs(reproduced, sig
     process.send_signal(signum)
     rest = process.stderr.read()
     assert process.wait() == code
-    assert rest.splitlines()[-1] == f"stopped by {signum.name}; the same command takes it up again"
+    assert rest.splitlines()[-1] == f"stopped by {signum.name}; run the same command again"
     assert "Traceback" not in rest
     assert (reproduced.path / "models/model.safetensors").read_bytes() == before
     assert reproduced.run("git", "status", "--porcelain").stdout == " M params.yaml\n"
@@ -104,7 +104,7 @@ def test_when_dvc_is_killed_the_orphan_stops_with_a_checkpoint_and_the_same_comm
     dvc.kill()
     dvc.wait()
     rest = dvc.stderr.read()  # until the orphan, too, has closed it
-    assert rest.splitlines()[-1] == "stopped by SIGTERM; the same command takes it up again"
+    assert rest.splitlines()[-1] == "stopped by SIGTERM; run the same command again"
     assert not (reproduced.path / "models/model.json").exists() or "--temp" in command
     checkpoint = max((reproduced.path / "runs/checkpoints").glob("*/*.ckpt"))
     if command == "exp run":

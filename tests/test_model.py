@@ -79,6 +79,7 @@ def test_kwargs_reach_timm():
     ("name", "said"),
     [
         ("efficentnet_b0", "did you mean 'efficientnet_b0'"),
+        ("ResNet18", "did you mean 'resnet18'"),
         ("resnet99", "is not a model of timm"),
         ("xyzzy", "`timm.list_models()` names them all"),
         ("resnet18.a1_in1", "timm has no weights of that tag; it has resnet18.a1_in1k"),

@@ -235,3 +235,14 @@ def test_a_crash_between_accumulated_batches_is_taken_up_at_the_step_before(
     assert bits(train(digits, given.model, given.train, tmp_path / "scratch"), tmp_path / "resumed") == bits(
         whole, tmp_path / "whole"
     )
+
+
+def test_one_cycle_stays_down_after_its_last_step():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
+    schedule = create_schedule(optimizer, params("train.epochs=2"), steps=3)
+    rates = []
+    for _ in range(6):
+        optimizer.step()
+        schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[-1] == rates[-2] == pytest.approx(0.01 / 25 / 1e4)  # torch's defaults

@@ -3,6 +3,7 @@
 import re
 import warnings
 
+import pytest
 import torch
 from torch import nn
 
@@ -39,6 +40,23 @@ def test_the_summary_states_the_run_and_leaves_network_and_random_state_alone(di
     said = summary(network, architecture, metadata, frozen, 11, "cpu")
     assert "2 epochs of 11 steps, 1 with a frozen backbone, adamw" in said
     assert isinstance(architecture, Architecture)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "device", "overrides", "said"),
+    [
+        (True, "cpu", [], True),
+        (False, "cpu", [], False),
+        (True, "cuda", ["train.reproducible=machine"], False),
+        (True, "cpu", ["train.accelerator=cpu"], False),
+    ],
+)
+def test_a_gpu_that_the_terms_leave_idle_is_mentioned(gpu, device, overrides, said, digits, tiny_params, monkeypatch):
+    params, metadata = tiny_params(*overrides), load_metadata(digits)
+    network, architecture = create_network(params.model, metadata, 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    text = summary(network, architecture, metadata, params.train, 11, device)
+    assert ("there is a GPU: train.reproducible: machine would use it" in text) is said
 
 
 def test_a_warning_that_a_user_can_do_something_about_is_shown(recwarn):

@@ -154,6 +154,8 @@ def test_training_stops_when_no_epoch_has_been_better_for_as_long_as_patience_la
     stopped = history_of(*epochs, patience=2)
     assert (len(stopped.history), stopped.epoch) == (4, 2)
     assert len(history_of(*epochs, patience=1, select="val_loss").history) == 4
+    worse = [(0.5, 1.0), (0.4, 1.0), (0.3, 1.0), (0.2, 1.0)]
+    assert [len(history_of(*worse, patience=1, freeze_epochs=frozen).history) for frozen in (0, 2)] == [2, 3]
 
 
 @pytest.mark.parametrize(

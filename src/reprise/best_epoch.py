@@ -56,11 +56,13 @@ class BestEpoch(Checkpoint):
         select: Literal["val_accuracy", "val_loss"] = "val_accuracy",
         patience: int | None = None,
         average: WeightAverage | None = None,
+        freeze_epochs: int = 0,
     ) -> None:
         self.progress = progress
         self.select = select
         self.patience = patience
         self.average = average
+        self.freeze_epochs = freeze_epochs
         self.history: list[EpochRow] = []
         self.epoch = 0
         self.averaged = False
@@ -94,8 +96,8 @@ class BestEpoch(Checkpoint):
         self.progress.epoch_ended(row.epoch, trainer.max_epochs or 0, row.train_loss, reached.val_accuracy, best)
 
     def is_over(self) -> bool:
-        """Say whether the best epoch is as long ago as patience lasts."""
-        return self.patience is not None and len(self.history) - self.epoch >= self.patience
+        """Say whether the best epoch, and the thaw of a frozen backbone, are as long ago as patience lasts."""
+        return self.patience is not None and len(self.history) - max(self.epoch, self.freeze_epochs) >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint has to carry."""

@@ -49,5 +49,5 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(f"error: {error.filename or 'the disk'}: {error.strerror}; {OF_THE_DISK[error.errno]}")
     except Stopped as stopped:
         with suppress(OSError):  # nobody may be reading any more
-            print(f"stopped by {stopped.name}; the same command takes it up again", file=sys.stderr)
+            print(f"stopped by {stopped.name}; run the same command again", file=sys.stderr)
         raise

@@ -136,7 +136,7 @@ def extra_metric(name: str, probabilities: Tensor, labels: Tensor) -> float:
 
     known = [key.removeprefix("multiclass_") for key in dir(classification) if key.startswith("multiclass_")]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
         raise UserError(f"evaluate.metrics: torchmetrics has no multiclass {name!r}; it has {', '.join(near or known)}")
     try:
         value = getattr(classification, f"multiclass_{name}")(probabilities, labels, num_classes=probabilities.shape[1])

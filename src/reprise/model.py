@@ -72,7 +72,7 @@ def check_name(name: str) -> None:
                 f"model.name = {name!r}: timm has no weights of that tag; it has {', '.join(tags) or 'none'}"
             )
         return
-    near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name.lower(), timm.list_models(), n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`timm.list_models()` names them all"
     raise UserError(f"model.name = {name!r} is not a model of timm {timm.__version__}; {hint}")
 

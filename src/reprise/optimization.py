@@ -112,7 +112,7 @@ def create_schedule(optimizer: Optimizer, params: TrainParams, steps: int) -> LR
             if warmup:
                 kwargs = {"pct_start": warmup / epochs, **kwargs}
             peaks = [group["lr"] for group in optimizer.param_groups]
-            return OneCycleLR(optimizer, peaks, total_steps=epochs * steps, **{"cycle_momentum": False, **kwargs})
+            return OneCycle(optimizer, peaks, total_steps=epochs * steps, **{"cycle_momentum": False, **kwargs})
         after = epochs - warmup
         defaults: dict[str, dict[str, Any]] = {
             "step": {"decay_epochs": after / 3},
@@ -136,6 +136,16 @@ def create_schedule(optimizer: Optimizer, params: TrainParams, steps: int) -> LR
             f"train.schedule = {params.schedule}: not possible with epochs = {epochs}, warmup_epochs = {warmup}, "
             f"schedule_kwargs = {params.schedule_kwargs} ({error})"
         ) from None
+
+
+class OneCycle(OneCycleLR):
+    """torch's, except that after the last step of the cycle the rates stay: torch would let them rise once more."""
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """Return each group's learning rate after `last_epoch` steps."""
+        if self.last_epoch >= self.total_steps:
+            return [group["lr"] for group in self.optimizer.param_groups]
+        return super().get_lr()
 
 
 class TimmSchedule(LRScheduler):

@@ -5,6 +5,7 @@ Only tensors are read: safetensors, or torch's files with `weights_only`.
 
 import logging
 import re
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ def published_start(model_name: str) -> Start:
     config = timm.get_pretrained_cfg(model_name) or PretrainedCfg()
     try:
         if config.hf_hub_id:
+            print(f"weights of {config.hf_hub_id}: asking the hub and its cache", file=sys.stderr, flush=True)
             path = _from_hub(config.hf_hub_id)
             origin = Origin(source=config.hf_hub_id, revision=path.parent.name, sha256=file_sha256(path))
             blob = path.resolve()
@@ -105,8 +107,9 @@ def _from_hub(repository: str) -> Path:
 def file_start(path: Path, model_name: str) -> Start | None:
     """Read weights from a file, or from a folder with one; None for an empty folder.
 
-    With a `model.json` of this project beside `model.safetensors`, the images are normalised as it says, otherwise as
-    timm's weights of that model want it. Raises UserError for what is not there or holds no weights.
+    In a folder, a `model.json` of this project beside `model.safetensors` says how images are normalised and resized;
+    weights by themselves get timm's normalisation of that model and the data's image size. Raises UserError for what
+    is not there or holds no weights.
     """
     file = path
     if path.is_dir():

@@ -14,7 +14,7 @@ import reprise.torchvision_repair  # noqa: F401
 import torch
 from torch import Tensor
 
-from reprise.batches import IGNORE_INDEX, EvalBatches, TrainBatches
+from reprise.batches import IGNORE_INDEX, EvalBatches, TrainBatches, class_weights
 from reprise.classifier import LitClassifier
 from reprise.data.packed import load_metadata, load_split
 from reprise.model import create_network, find_start
@@ -66,6 +66,8 @@ def sanity(processed: Path, model: ModelParams, params: TrainParams, weights: Pa
     val_batches = EvalBatches(val_split, metadata, params.batch_size, where, image_size=size)
     classes = len(metadata.classes)
     lit = lit_classifier(network, classes, params, steps=batches.steps).to(where)
+    if params.balance == "weights":
+        lit.criterion.weight = class_weights(batches.labels, classes).to(where)
     return check(lit, batches, val_batches, classes, slack=0.3 if start is None else 1.0)
 
 

@@ -24,6 +24,8 @@ def summary(
     size = architecture.image_size
     resized = "" if size == metadata.image_size else f", resized to {size}x{size}"
     resized += f", at first to {params.start_size}x{params.start_size}" if params.start_size else ""
+    idle = device == "cpu" and params.accelerator != "cpu" and torch.cuda.is_available()
+    unused = " (there is a GPU: train.reproducible: machine would use it)" if idle else ""
     operations, kept = _one_image(network, torch.zeros(1, architecture.in_chans, size, size))
     weights = sum(parameter.numel() for parameter in network.parameters())
     frozen = f", {params.freeze_epochs} with a frozen backbone" if params.freeze_epochs else ""
@@ -34,7 +36,7 @@ def summary(
             f"{_megabytes(kept * params.batch_size)} for a batch of {params.batch_size}",
             f"data      {metadata.data}: {metadata.summary()}{resized}",
             f"schedule  {params.epochs} epochs of {steps} steps{frozen}, {params.optimizer}, {params.schedule}, "
-            f"learning rate {params.lr:g}, on {device}, {params.reproducible}",
+            f"learning rate {params.lr:g}, on {device}, {params.reproducible}{unused}",
         ]
     )
 

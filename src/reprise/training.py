@@ -187,7 +187,13 @@ def _train(
         lit.criterion.weight = class_weights(batches.labels, len(metadata.classes))
     print(summary(network, architecture, metadata, params, batches.steps, where), file=sys.stderr, flush=True)
     average = WeightAverage(network, params.ema) if params.ema is not None else None
-    best = BestEpoch(Progress(params.batch_size * world, batches.steps), params.select, params.early_stopping, average)
+    best = BestEpoch(
+        Progress(params.batch_size * world, batches.steps),
+        params.select,
+        params.early_stopping,
+        average,
+        params.freeze_epochs,
+    )
     provenance = _provenance(reproducible, metadata, model, params, origin, debug)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
     for logger in loggers:
