@@ -19,6 +19,7 @@ from reprise.batches import stateless_generator
 from reprise.convolutions import repaired
 from reprise.data.packed import load_metadata, load_split
 from reprise.model import create_network
+from reprise.optimization import create_optimizer
 from reprise.params import Params
 from reprise.training import TrainResult, train
 
@@ -37,7 +38,7 @@ def bare_training(processed: Path, params: Params, where: str = "cpu") -> tuple[
     images = torch.from_numpy(split.images.copy()).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
     images, labels = images.to(where), torch.from_numpy(split.labels).to(where)
     steps = len(images) // settings.batch_size
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    optimizer = create_optimizer(network.model, settings)  # norms and biases are not decayed: two groups
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.lr, total_steps=settings.epochs * steps, cycle_momentum=False
     )
