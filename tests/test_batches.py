@@ -109,6 +109,18 @@ def test_normalize_standardizes_each_channel():
     assert result.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalize_gives_the_same_bits_in_any_memory(channels, memory_format):
+    facts = metadata(channels=channels).model_copy(
+        update={"mean": [0.1, 0.2, 0.3][:channels], "std": [0.3, 0.7, 0.9][:channels]}
+    )
+    images = torch.rand(5, channels, 7, 6).contiguous(memory_format=memory_format)
+    normalize = Normalize(facts)
+    expected = (images - normalize.mean) / normalize.std
+    assert torch.equal(normalize(images), expected)
+
+
 def test_a_small_split_is_not_padded_to_a_large_batch():
     ((images, labels),) = EvalBatches(numbered(3), metadata(), 256)
     assert images.shape == (3, 1, 4, 4)
