@@ -159,6 +159,8 @@ def test_a_file_of_any_kind_sets_everything_that_fits(suffix, tmp_path):
     assert start.origin.source == file.name
     two, _ = create_network(params(), facts(channels=3).model_copy(update={"classes": ["a", "b"]}), 0, start)
     assert not_loaded(start, two.model) == ["fc.weight", "fc.bias"]
+    assert not two.model.fc.weight.any()  # it shall not shake the rest
+    assert not two.model.fc.bias.any()
     assert two.model.conv1[0].weight.shape[1] == 3
 
 

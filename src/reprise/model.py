@@ -24,7 +24,7 @@ from reprise.checksums import file_sha256, write_sealed
 from reprise.data.packed import Metadata
 from reprise.errors import UserError
 from reprise.params import ModelParams
-from reprise.pretrained import Start, file_start, published_start
+from reprise.pretrained import Start, classifier_prefixes, file_start, not_loaded, published_start
 
 UNTRACKED = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}  # arguments of timm's
 
@@ -125,6 +125,12 @@ def build(architecture: Architecture, start: Start | None = None) -> TIMMBackbon
     )
     if start is not None:
         vars(network.model)["pretrained_cfg"].pop("state_dict")  # a second copy of the weights
+        # A classifier that is not loaded begins at zero (Kolesnikov et al., Big Transfer, 2020): timm's random one,
+        # large for few classes in an EfficientNet, would shake what the network knows.
+        new, classifier = not_loaded(start, network.model), classifier_prefixes(network.model)
+        for name, weight in network.model.named_parameters():
+            if name in new and name.startswith(classifier):
+                nn.init.zeros_(weight)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
