@@ -4,8 +4,8 @@
 
 Trains through `src/train.py`, prints each epoch with the seconds since the start, then the test accuracy. A killed run
 goes on from its checkpoint when the same command is given again; its seconds are kept in runs/cifar10-KEY.log, later in
-the run's folder, and add up. The claim: the recipe `improved` needs at most two thirds of the time of `first`. The
-result is in benchmarks/README.md.
+the run's folder, and add up. The aim: the recipe `improved` needs at most two thirds of the time of `first`; it
+is not shown yet, see benchmarks/README.md.
 """
 
 import argparse
