@@ -167,8 +167,11 @@ def test_a_balanced_order_draws_every_class_that_occurs_equally_often_and_every_
 
 def test_images_grow_in_even_steps_and_are_whole_for_the_last_third():
     assert growing_sizes(9, 16, 32) == [16, 20, 20, 24, 28, 28, 32, 32, 32]
-    assert growing_sizes(3, 9, 31) == [8, 20, 31]  # multiples of 4 on the way
-    assert growing_sizes(1, 16, 32) == [16]
+    assert growing_sizes(10, 16, 32) == [16, 20, 20, 24, 24, 28, 28, 32, 32, 32]
+    assert growing_sizes(3, 9, 31) == [9, 20, 31]  # multiples of 4 on the way
+    assert max(growing_sizes(50, 9, 31)) == 31
+    assert growing_sizes(2, 16, 32) == [16, 32]
+    assert growing_sizes(1, 16, 32) == [32]
     assert growing_sizes(4, 30, 30) == [30] * 4
 
 

@@ -64,12 +64,13 @@ def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
 def growing_sizes(epochs: int, start: int, full: int) -> list[int]:
     """Return the height and width of the images in each epoch: from `start` in even steps to `full`, after two thirds.
 
-    Multiples of 4, so that a network may halve them twice. Small images first cost less and lose little (Howard, in
-    Stanford's DAWNBench, 2018; Touvron et al., Fixing the train-test resolution discrepancy, 2019).
+    The last epoch has them in full in any case. Between the two, multiples of 4, so that a network may halve them
+    twice. Small images first cost less and lose little (Howard, in Stanford's DAWNBench, 2018; Touvron et al., Fixing
+    the train-test resolution discrepancy, 2019).
     """
-    last = max(1, math.ceil(epochs * 2 / 3))
-    grown = [start + (full - start) * min(1.0, epoch / last) for epoch in range(epochs)]
-    return [full if size == full else round(size / 4) * 4 for size in grown]
+    last = min(math.ceil(epochs * 2 / 3), epochs - 1)
+    grown = [start + (full - start) * epoch / last for epoch in range(last)]
+    return [min(full, max(start, round(size / 4) * 4)) for size in grown] + [full] * (epochs - last)
 
 
 class Normalize:
