@@ -4,7 +4,8 @@
 
 The claim: at least 0.97 of the bare loop's images/s for an MLP, a small CNN (`digits_cnn`, in colour), resnet18 and
 efficientnet_b0 at 28 to 32 px. Both train on the same images in the same order; the last column says whether they end
-in equal weights, bit for bit. The result is in benchmarks/README.md.
+in equal weights, bit for bit. CPUs beyond the threads make the coming batches, which the bare loop has ready; `taskset`
+with as many CPUs as threads takes them away. The result is in benchmarks/README.md.
 """
 
 import argparse

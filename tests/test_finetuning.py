@@ -36,8 +36,8 @@ def classes_only(monkeypatch, first, images=None):
     def facts_of(folder):
         return load_metadata(folder).model_copy(update={"classes": [str(first + digit) for digit in range(5)]})
 
-    monkeypatch.setattr("reprise.training.load_split", split_of)
-    monkeypatch.setattr("reprise.training.load_metadata", facts_of)
+    monkeypatch.setattr("reprise.assembly.load_split", split_of)
+    monkeypatch.setattr("reprise.assembly.load_metadata", facts_of)
     return split_of
 
 

@@ -14,12 +14,13 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from reprise.assembly import lit_classifier
 from reprise.checkpoint import Position, Resumption
 from reprise.distributed import ddp_strategy, processes
 from reprise.errors import UserError
 from reprise.interruption import StopSignals
 from reprise.process import rank, settled_precision
-from reprise.training import StatelessDropout, lit_classifier, train
+from reprise.training import StatelessDropout, train
 from tests.conftest import ROOT, TINY
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0"}

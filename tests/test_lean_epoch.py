@@ -1,6 +1,7 @@
 """The lean epoch is Lightning's: the same weights, hooks and counters."""
 
 import copy
+import threading
 from functools import partial
 
 import pytest
@@ -11,8 +12,9 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reprise.batches import TrainBatches
 from reprise.classifier import LitClassifier
-from reprise.lean_epoch import HOOKS, LeanEpoch
+from reprise.lean_epoch import HOOKS, LeanEpoch, prepared_ahead
 from reprise.training import train
 
 STEPS, EPOCHS = 5, 3
@@ -117,7 +119,9 @@ class Syncs(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_no_step_waits_for_the_device(digits, tiny_params):
+def test_no_step_waits_for_the_device(digits, tiny_params, monkeypatch):
+    monkeypatch.setattr("reprise.lean_epoch.cpus", lambda: 1)  # what another thread does could not be watched
+
     class Watch(Callback):
         def on_train_epoch_start(self, trainer, pl_module):
             self.syncs = Syncs()
@@ -134,3 +138,80 @@ def test_no_step_waits_for_the_device(digits, tiny_params):
     with Syncs() as syncs:
         torch.ones(1).item()
     assert syncs.seen == ["_local_scalar_dense"]
+
+
+def test_the_next_batch_is_made_on_another_thread_and_none_beyond_it():
+    made = []
+
+    def batches():
+        for number in range(4):
+            made.append((number, threading.current_thread()))
+            yield number
+
+    coming = prepared_ahead(batches())
+    assert next(coming) == 0
+    assert list(coming) == [1, 2, 3]
+    assert [number for number, _ in made] == [0, 1, 2, 3]
+    (maker,) = {thread for _, thread in made}
+    assert maker is not threading.current_thread()
+    assert not maker.is_alive()  # nothing is left behind
+
+    made.clear()
+    coming = prepared_ahead(batches())
+    next(coming)
+    coming.close()
+    assert len(made) <= 2
+    assert not made[0][1].is_alive()
+
+
+def test_what_making_a_batch_raises_comes_after_the_batches_before_it():
+    def batches():
+        yield from (1, 2)
+        raise OSError("the disk is gone")
+
+    seen = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        for batch in prepared_ahead(batches()):
+            seen.append(batch)
+    assert seen == [1, 2]
+
+
+def test_a_training_that_breaks_off_leaves_no_thread(digits, tiny_params, monkeypatch):
+    monkeypatch.setattr("reprise.lean_epoch.cpus", lambda: 2)
+    params, threads = tiny_params(), threading.active_count()
+
+    class Break(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            assert threading.active_count() == threads + 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(digits, params.model, params.train, callbacks=[Break()])
+    assert threading.active_count() == threads
+
+
+def test_batches_made_ahead_change_no_bit(digits, tiny_params, monkeypatch):
+    augmentation = [f"train.augment.{key}" for key in ("policy=trivialaugment", "mixup=0.2", "crop=1", "cutout=0.2")]
+    params = tiny_params("train.epochs=2", "train.threads=1", "model.kwargs.drop_rate=0.2", *augmentation)
+    makers = set()
+    original = TrainBatches.generator
+
+    def watched(self, *key):
+        makers.add(threading.current_thread() is threading.main_thread())
+        return original(self, *key)
+
+    class Begin(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            makers.clear()  # Lightning itself has made a batch before
+
+    monkeypatch.setattr(TrainBatches, "generator", watched)
+    results, threads = [], threading.active_count()
+    for available in (1, 2):
+        monkeypatch.setattr("reprise.lean_epoch.cpus", lambda available=available: available)
+        results.append(train(digits, params.model, params.train, callbacks=[Begin()]))
+        assert makers == {available == 1}
+        assert threading.active_count() == threads
+    alone, ahead = results
+    assert ahead.history == alone.history
+    for name, tensor in alone.network.state_dict().items():
+        assert torch.equal(ahead.network.state_dict()[name], tensor), name

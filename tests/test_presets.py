@@ -20,7 +20,7 @@ def comments(text):
 
 def flat(tree, prefix=""):
     for key, value in tree.items():
-        if isinstance(value, dict) and key != "kwargs":
+        if isinstance(value, dict) and not key.endswith("kwargs"):
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from reprise.assembly import lit_classifier
 from reprise.batches import EvalBatches, TrainBatches
 from reprise.data.packed import load_metadata, load_split
 from reprise.model import create_network
 from reprise.sanity import check, sanity, table
-from reprise.training import lit_classifier
 
 
 @pytest.fixture

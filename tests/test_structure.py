@@ -43,6 +43,7 @@ LAYERS = [
     {"augment", "batches", "card", "convolutions", "model", "networks", "policies", "pretrained"}
     | {"residency", "transforms", "debug", "loggers", "presets", "summary"},
     {
+        "assembly",
         "best_epoch",
         "checkpoint",
         "classifier",

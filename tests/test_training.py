@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from reprise.assembly import lit_classifier
 from reprise.batches import EvalBatches
 from reprise.best_epoch import BestEpoch
 from reprise.classifier import LitClassifier
@@ -17,7 +18,7 @@ from reprise.data.packed import load_metadata, load_split
 from reprise.errors import UserError
 from reprise.evaluation import evaluate, predict
 from reprise.finite_loss import FiniteLoss
-from reprise.training import StatelessDropout, lit_classifier, train
+from reprise.training import StatelessDropout, train
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +200,7 @@ def few_ones(folder, split):
 
 
 def test_a_rare_class_is_found_more_often_if_it_is_drawn_more_often(digits, tiny_params, monkeypatch):
-    monkeypatch.setattr("reprise.training.load_split", few_ones)
+    monkeypatch.setattr("reprise.assembly.load_split", few_ones)
     found = {}
     for balance in ("none", "sampling"):
         given = tiny_params(f"train.balance={balance}", "train.epochs=8", "train.batch_size=10", "train.lr=0.001")
@@ -211,7 +212,7 @@ def test_a_rare_class_is_found_more_often_if_it_is_drawn_more_often(digits, tiny
 
 
 def test_a_rare_class_weighs_more_in_the_training_loss_alone(digits, tiny_params, monkeypatch):
-    monkeypatch.setattr("reprise.training.load_split", few_ones)
+    monkeypatch.setattr("reprise.assembly.load_split", few_ones)
     modules = []
     untouched = LitClassifier.on_train_start
     monkeypatch.setattr(LitClassifier, "on_train_start", lambda self: (modules.append(self), untouched(self)))

@@ -4,17 +4,21 @@ Around a step, Lightning 2.6 spends about 0.75 ms on progress records, closures,
 small network spends on computing. Here a step costs what its tensors cost. Callbacks hear the same hooks with the same
 `global_step`, in the same order; what the loop leaves out is what the Trainer of `training` does not use: precision
 plugins, loggers of single steps, and a hook's request to skip an epoch. Of several processes, each goes through the
-strategy's wrapper, which averages the gradients.
+strategy's wrapper, which averages the gradients. Where CPUs are left over, they make the coming batches meanwhile.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import reprise.torchvision_repair  # noqa: F401
 
+import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+
+from reprise.process import cpus
 
 HOOKS = (
     "on_train_batch_start",
@@ -39,6 +43,7 @@ class LeanEpoch(_TrainingEpochLoop):
 
     def on_run_start(self, data_fetcher: Any) -> None:
         """Leave Lightning's prefetching aside: the loader is iterated over as it is."""
+        data_fetcher.batches.clear()  # it has one already
 
     def advance(self, data_fetcher: Any) -> None:
         """Run all steps of the epoch; the base class goes on with the validation."""
@@ -55,8 +60,10 @@ class LeanEpoch(_TrainingEpochLoop):
         clip["gradient_clip_algorithm"] = trainer.gradient_clip_algorithm
         batches, steps = self.batch_progress, self.automatic_optimization.optim_progress.optimizer.step
         accumulate = trainer.accumulate_grad_batches
+        spare = device.type == "cpu" and 2 * torch.get_num_threads() * trainer.num_devices <= cpus()
+        loader: Any = trainer.train_dataloader
         done = 0
-        for (images, targets), last in _with_last(trainer.train_dataloader):
+        for (images, targets), last in _with_last(prepared_ahead(loader) if spare else loader):
             batch = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
             batches.current.ready += 1
             for hook in starting:
@@ -95,7 +102,20 @@ class LeanEpoch(_TrainingEpochLoop):
         self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
 
 
-def _with_last(batches: Any) -> Iterator[tuple[Any, bool]]:
+def prepared_ahead(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield the batches; another thread, which must not draw from torch's own stream, is one ahead with making them.
+
+    It computes with as many threads as this one. Raises here what making a batch raises, once those before are through.
+    """
+    make = partial(next, iter(batches), None)
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as thread:
+        coming = thread.submit(make)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(make)
+            yield batch
+
+
+def _with_last(batches: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
     """Yield each batch with whether it is the last one."""
     coming = iter(batches)
     batch = next(coming, None)

@@ -2,7 +2,8 @@
 
 The real training runs, in rounds of a few steps. Its own hooks mark where a part ends; rounds without marks and rounds
 of the bare loop (a copy of the network, the same batches, optimizer and precision; no data, schedule, metrics or
-callbacks) come in turn, so all of them meet the same machine.
+callbacks) come in turn, so all of them meet the same machine. Where batches are made ahead on CPUs that are left over,
+`data` is what the training waits for them.
 """
 
 import copy

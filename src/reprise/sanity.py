@@ -14,13 +14,11 @@ import reprise.torchvision_repair  # noqa: F401
 import torch
 from torch import Tensor
 
-from reprise.batches import IGNORE_INDEX, EvalBatches, TrainBatches, class_weights
+from reprise.assembly import assemble
+from reprise.batches import IGNORE_INDEX
 from reprise.classifier import LitClassifier
-from reprise.data.packed import load_metadata, load_split
-from reprise.model import create_network, find_start
 from reprise.params import ModelParams, TrainParams
-from reprise.process import device, settled
-from reprise.training import lit_classifier
+from reprise.process import settled_device
 
 STEPS = 80  # of learning one batch by heart
 BATCH = 32  # its images
@@ -44,31 +42,11 @@ def table(checks: Iterable[Check]) -> str:
 
 def sanity(processed: Path, model: ModelParams, params: TrainParams, weights: Path | None = None) -> list[Check]:
     """Check the network and the data as `train` would take them. Raises UserError as `train` does."""
-    metadata = load_metadata(processed)
-    start = find_start(model, weights)
-    if start is not None:
-        metadata = metadata.model_copy(update=start.normalization(metadata.channels))
-    where = device(settled(params.reproducible))
-    train_split, val_split = load_split(processed, "train"), load_split(processed, "val")
-    balanced = params.balance == "sampling"
-    network, architecture = create_network(model, metadata, params.seed, start)
-    size = architecture.image_size
-    batches = TrainBatches(
-        train_split,
-        metadata,
-        params.batch_size,
-        params.augment,
-        params.seed,
-        where,
-        balanced,
-        image_sizes=[size],
-    )
-    val_batches = EvalBatches(val_split, metadata, params.batch_size, where, image_size=size)
-    classes = len(metadata.classes)
-    lit = lit_classifier(network, classes, params, steps=batches.steps).to(where)
-    if params.balance == "weights":
-        lit.criterion.weight = class_weights(batches.labels, classes).to(where)
-    return check(lit, batches, val_batches, classes, slack=0.3 if start is None else 1.0)
+    params = params.model_copy(update={"start_size": None})
+    where = settled_device(params)
+    made = assemble(processed, model, params, where, weights)
+    slack = 0.3 if made.start is None else 1.0
+    return check(made.lit(params).to(where), made.batches, made.val_batches, len(made.metadata.classes), slack)
 
 
 def check(

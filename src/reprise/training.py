@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,15 +23,15 @@ import reprise.torchvision_repair  # noqa: F401
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
-from torch import nn
 
-from reprise.batches import EvalBatches, TrainBatches, class_weights, growing_sizes, stateless_seed
+from reprise.assembly import Assembly, assemble
+from reprise.batches import stateless_seed
 from reprise.best_epoch import BestEpoch, EpochRow
 from reprise.card import Architecture, ModelCard, Origin, Preprocessing, Training
 from reprise.checkpoint import Checkpoints, Resumption
 from reprise.classifier import LitClassifier
 from reprise.convolutions import repaired
-from reprise.data.packed import Metadata, load_metadata, load_split
+from reprise.data.packed import Metadata
 from reprise.debug import Debug
 from reprise.distributed import EndTogether, SharedBuffers, ddp_strategy, one_line_if_others_fail, processes
 from reprise.ema import WeightAverage
@@ -42,8 +41,7 @@ from reprise.finite_loss import FiniteLoss
 from reprise.interruption import Stopped, StopSignals
 from reprise.lean_epoch import LeanEpoch
 from reprise.loggers import LearningRate
-from reprise.model import TIMMBackbone, check_takes, create_network, find_start, save_model
-from reprise.optimization import create_optimizer, create_schedule
+from reprise.model import TIMMBackbone, save_model
 from reprise.params import ModelParams, TrainParams
 from reprise.pretrained import Start, not_loaded
 from reprise.process import cpus, settled, settled_device, settled_precision
@@ -148,44 +146,13 @@ def _train(
             "train.compile = true makes kernels for this one CPU, which train.reproducible = portable rules out; "
             "choose compile false, or reproducible machine or off"
         )
-    metadata = load_metadata(processed)
-    start = find_start(model, weights)
-    if start is not None:
-        metadata = metadata.model_copy(update=start.normalization(metadata.channels))
-    splits = load_split(processed, "train"), load_split(processed, "val")
-    train_split, val_split = debug.splits(*splits, params.batch_size * world, params.seed)
-    balanced = params.balance == "sampling"
-    network, architecture = create_network(model, metadata, params.seed, start)
-    size = architecture.image_size
-    if params.start_size is not None:
-        if params.start_size > size:
-            raise UserError(f"train.start_size = {params.start_size}: images grow to {size}; choose at most that")
-        check_takes(network, architecture, params.start_size, "train.start_size")
-    batches = TrainBatches(
-        train_split,
-        metadata,
-        params.batch_size,
-        params.augment,
-        params.seed,
-        where,
-        balanced,
-        rank,
-        world,
-        growing_sizes(params.epochs, params.start_size or size, size),
-    )
-    val_batches = EvalBatches(val_split, metadata, params.batch_size, where, rank, world, size)
-    origin = _origin(start, network, metadata, size) if start else None
-    if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
-        raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
+    made = assemble(processed, model, params, where, weights, debug, rank, world)
+    network, metadata, batches = made.network, made.metadata, made.batches
+    origin = _origin(made.start, network, metadata, made.architecture.image_size) if made.start else None
     if params.threads == "auto":
         record = scratch / "threads.json" if scratch else None
-        params = params.model_copy(
-            update={"threads": _threads(network, batches, metadata, model, params, record, where)}
-        )
-    lit = lit_classifier(network, len(metadata.classes), params, steps=batches.steps)
-    if params.balance == "weights":
-        lit.criterion.weight = class_weights(batches.labels, len(metadata.classes))
-    print(summary(network, architecture, metadata, params, batches.steps, where), file=sys.stderr, flush=True)
+        params = params.model_copy(update={"threads": _threads(made, model, params, record, where)})
+    print(summary(network, made.architecture, metadata, params, batches.steps, where), file=sys.stderr, flush=True)
     average = WeightAverage(network, params.ema) if params.ema is not None else None
     best = BestEpoch(
         Progress(params.batch_size * world, batches.steps),
@@ -199,22 +166,18 @@ def _train(
     for logger in loggers:
         logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
     try:
-        _fit(
-            lit, batches, val_batches, params, reproducible, best, checkpoints, callbacks, debug, loggers, where, world
-        )
+        _fit(made, params, reproducible, best, checkpoints, callbacks, debug, loggers, where, world)
     except BaseException:
         if checkpoints:
             checkpoints.leave()
         raise
     network.load_state_dict(best.weights)
-    card = _card(architecture, metadata, model, params, best, provenance, origin)
+    card = _card(made.architecture, metadata, model, params, best, provenance, origin)
     return TrainResult(network, card, best.history, checkpoints)
 
 
 def _fit(
-    lit: LitClassifier,
-    batches: TrainBatches,
-    val_batches: EvalBatches,
+    made: Assembly,
     params: TrainParams,
     reproducible: Reproducible,
     best: BestEpoch,
@@ -226,6 +189,7 @@ def _fit(
     world: int,
 ) -> None:
     """Run Lightning's Trainer over the epochs that the checkpoints have not seen."""
+    lit, batches = made.lit(params), made.batches
     resumed = checkpoints.latest() if checkpoints else None
     if resumed:
         position, state = resumed
@@ -250,11 +214,7 @@ def _fit(
                 *([SharedBuffers(best.average), EndTogether()] if world > 1 else []),
                 losses,
                 LearningRate(),
-                *(
-                    [FrozenBackbone(lit.net.get_submodule("model"), params.freeze_epochs)]
-                    if params.freeze_epochs
-                    else []
-                ),
+                *([FrozenBackbone(made.network.model, params.freeze_epochs)] if params.freeze_epochs else []),
                 *([best.average] if best.average else []),
                 best,
                 best.progress,
@@ -276,7 +236,7 @@ def _fit(
         if world > 1:
             signals.rest()  # until the processes have found each other
         with _limits_in_one_line(params.batch_size), _fast(lit, params, reproducible), one_line_if_others_fail():
-            trainer.fit(lit, batches, val_batches)
+            trainer.fit(lit, batches, made.val_batches)
 
 
 @contextmanager
@@ -310,9 +270,7 @@ def _fast(lit: LitClassifier, params: TrainParams, reproducible: Reproducible) -
 
 
 def _threads(
-    network: nn.Module,
-    batches: TrainBatches,
-    metadata: Metadata,
+    made: Assembly,
     model: ModelParams,
     params: TrainParams,
     record: Path | None,
@@ -322,11 +280,11 @@ def _threads(
     reproducible = settled(params.reproducible)
     if where == "cuda":
         return cpus()
-    lit = lit_classifier(copy.deepcopy(network), len(metadata.classes), params, steps=1_000_000)
+    lit = replace(made, network=copy.deepcopy(made.network)).lit(params)
     optimizer = lit.optimizer(lit.parameters())
-    batches.set_epoch(params.epochs - 1)  # images of full size
-    batch = next(iter(batches))
-    batches.set_epoch(0)
+    made.batches.set_epoch(params.epochs - 1)  # images of full size
+    batch = next(iter(made.batches))
+    made.batches.set_epoch(0)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -337,21 +295,6 @@ def _threads(
     key = [model.model_dump_json(), params.batch_size, shape, params.precision, reproducible, cpu_name(), cpus()]
     with repaired(lit, pointwise=reproducible != "portable"):
         return settle_threads(step, cpus(), record, ", ".join(map(str, key)))
-
-
-def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps: int) -> LitClassifier:
-    """Return the Lightning module with the optimizer and schedule that the params name; steps: batches in an epoch."""
-    model = net.model if isinstance(net, TIMMBackbone) else net
-    updates = -(-steps // params.accumulate)
-    return LitClassifier(
-        net,
-        num_classes,
-        optimizer=lambda parameters: create_optimizer(model, params),
-        scheduler=partial(create_schedule, params=params, steps=updates) if params.schedule != "none" else None,
-        interval="epoch" if params.schedule == "plateau" else "step",
-        label_smoothing=params.label_smoothing,
-        precision="bf16" if params.precision == "bf16" else "fp32",
-    )
 
 
 class StatelessDropout(Callback):
