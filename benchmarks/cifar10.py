@@ -22,10 +22,14 @@ from reprise.process import after_torch, before_torch
 RECIPES = {
     "first": [
         "train.epochs=15",
+        "train.batch_size=128",
+        "train.optimizer=sgd",
+        "train.optimizer_kwargs={}",
         "train.lr=0.1",
         "train.weight_decay=0.0005",
         "train.label_smoothing=0",
         "train.schedule_kwargs={}",
+        "train.start_size=null",
         "train.augment.crop=4",
     ],
     "improved": [],
@@ -37,7 +41,7 @@ def main() -> None:
     parser.add_argument("archive", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--recipe", choices=list(RECIPES), default="improved")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # overrides may follow --recipe
     overrides = [*RECIPES[arguments.recipe], *arguments.overrides]
     params = load_params(ROOT / "params.yaml", overrides, ROOT / "presets/cifar10-resnet.yaml")
     before_torch(params.train.threads, params.train.reproducible)

@@ -22,6 +22,8 @@ from reprise.process import after_torch, before_torch
 
 PRESET = ROOT / "presets/cifar10-resnet.yaml"
 WIDER = ["model.kwargs.widths=[64,256,256]", "train.batch_size=512", "train.lr=0.8", "train.reproducible=off"]
+WIDER += ["train.optimizer=sgd", "train.optimizer_kwargs={}", "train.weight_decay=0.001", "train.start_size=null"]
+WIDER += ["train.schedule_kwargs={anneal_strategy: linear, pct_start: 0.2}", "train.label_smoothing=0.1"]
 WIDER += ["train.precision=bf16"]  # named, for the bare loop takes it as it stands
 RECIPE = [*WIDER, "train.epochs=16"]
 ALIKE = [*WIDER, "train.epochs=4", "train.augment.crop=0", "train.augment.flip=false"]

@@ -188,6 +188,26 @@ def test_torchs_own_optimizers_are_fused_unless_told_otherwise():
     assert create_optimizer(small_net(), params("train.optimizer=sgd")).defaults["nesterov"]
 
 
+@pytest.mark.parametrize("name", ["muon", "adamuon"])
+def test_muon_orthogonalises_in_fp32_on_a_cpu(name):
+    weight = nn.Linear(32, 16, bias=False)
+    chosen = [f"train.optimizer={name}", "train.optimizer_kwargs={ns_steps: 12, adjust_lr_fn: rms_to_rms}"]
+    optimizer = create_optimizer(weight, params(*chosen, "train.weight_decay=0"))
+    before = weight.weight.detach().double()
+    weight.weight.grad = torch.randn(16, 32, generator=torch.Generator().manual_seed(2))
+    seen = []
+    orthogonal = timm.optim.muon.zeropower_via_newtonschulz
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            timm.optim.muon, "zeropower_via_newtonschulz", lambda *a, **k: seen.append(orthogonal(*a, **k)) or seen[-1]
+        )
+        optimizer.step()
+    assert [each.dtype for each in seen] == [torch.float32]
+    values = torch.linalg.svdvals(seen[0].double())
+    assert values.min() > 0.6 and values.max() < 1.3
+    assert not torch.equal(weight.weight.double(), before)
+
+
 STILL = [f"train.augment.{name}=0" for name in ("rotate", "scale", "shift")]
 
 

@@ -2,6 +2,7 @@
 
 Norms and biases are never decayed. Each parameter group carries a learning rate of its own, which every schedule
 scales: lower for earlier layers (`layer_decay`) and for everything but the classifier (`backbone_lr`).
+timm's Muon is made to orthogonalise in fp32 on CPUs: one without bf16 takes up to 30 times as long in bf16.
 """
 
 import difflib
@@ -10,6 +11,7 @@ from typing import Any
 
 import reprise.torchvision_repair  # noqa: F401
 
+import timm.optim.muon
 import torch
 from timm.optim import (
     create_optimizer_v2,
@@ -19,7 +21,7 @@ from timm.optim import (
     param_groups_weight_decay,
 )
 from timm.scheduler import create_scheduler_v2
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
@@ -30,6 +32,17 @@ from reprise.params import Reproducibility, TrainParams
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # on CPUs and GPUs
 # arguments of timm's that make the parameter groups, which are made here
 DECIDED = set(inspect.signature(create_optimizer_v2).parameters) - {"momentum", "foreach", "kwargs"}
+_orthogonal: Any = timm.optim.muon.zeropower_via_newtonschulz  # in bf16, unless told
+
+
+def orthogonal(gradient: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return timm's approximation of the nearest orthogonal matrix to a gradient (rows, columns), in fp32 on CPUs."""
+    dtype = torch.float32 if gradient.device.type == "cpu" else torch.bfloat16
+    result: Tensor = _orthogonal(gradient, *args, dtype=dtype, **kwargs)
+    return result
+
+
+timm.optim.muon.zeropower_via_newtonschulz = orthogonal  # type: ignore[assignment]  # Muon has no argument for it
 
 
 def check_optimizer(name: str, reproducible: Reproducibility) -> None:
