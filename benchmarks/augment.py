@@ -49,7 +49,8 @@ def step(kind: str, size: int, channels: int) -> Callable[[], object]:
     params = AugmentParams.model_validate(off | {"flip": False, "policy": "none"} | KINDS[kind])
     images = torch.randint(0, 256, (BATCH, size, size, channels), dtype=torch.uint8)
     if not (params.mixup or params.cutmix):
-        return lambda: augment(images, params, GENERATORS)
+        mirror = torch.arange(BATCH) % 2 == 0 if params.flip else None
+        return lambda: augment(images, params, GENERATORS, mirror)
     floats = augment(images, params, GENERATORS)
     labels = torch.arange(BATCH) % 10
     return lambda: mix(floats, labels, 10, params, GENERATORS)

@@ -41,22 +41,20 @@ def fitted(params: AugmentParams, metadata: Metadata) -> AugmentParams:
     return params.model_copy(update={"flip": metadata.channels == 3 and metadata.data not in NEVER_MIRRORED})
 
 
-def augment(images: Tensor, params: AugmentParams, generators: Generators) -> Tensor:
+def augment(images: Tensor, params: AugmentParams, generators: Generators, mirror: Tensor | None = None) -> Tensor:
     """Return randomly changed images: uint8 (N, H, W, C) in, float (N, C, H, W) in 0..1, channels-last, out.
 
-    Turn, zoom and shift are one bilinear resampling. What moves in from outside is 0, black. `flip` has to be settled.
+    mirror: bool (N,), the images to turn left to right, none if it is not given; `params.flip` is not looked at. Turn,
+    zoom and shift are one bilinear resampling. What moves in from outside is 0, black.
     """
     count, device = len(images), images.device
 
     def uniform(kind: str, kinds: int) -> Tensor:
         return torch.rand(kinds, count, generator=generators(kind)).to(device)
 
-    moved = params.rotate or params.scale or params.shift
-    if moved or params.flip:  # an MLP would notice what drawing for nothing takes
-        turn, zoom, shift_x, shift_y, flip = uniform("augment", 5)
-    if params.flip or params.crop:
+    if mirror is not None or params.crop:
         top, left = (uniform("crop", 2) * (2 * params.crop + 1)).long()
-        mirror = flip < 0.5 if params.flip else torch.zeros(count, dtype=torch.bool, device=device)
+        mirror = torch.zeros(count, dtype=torch.bool, device=device) if mirror is None else mirror.to(device)
         images = transforms.crop_flip(images, top, left, mirror, params.crop)
     images = transforms.to_unit(images)
     if params.resized_crop:
@@ -66,7 +64,8 @@ def augment(images: Tensor, params: AugmentParams, generators: Generators) -> Te
         images = transforms.resized_crop(images, *transforms.window(share, ratio, across, down, images.shape[3]))
     if params.policy != "none":
         images = apply_policy(images, POLICIES[params.policy], generators("policy"))
-    if moved:
+    if params.rotate or params.scale or params.shift:
+        turn, zoom, shift_x, shift_y = uniform("augment", 4)
         images = transforms.affine(
             images,
             transforms.turn_zoom_shift(

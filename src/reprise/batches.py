@@ -158,17 +158,27 @@ class TrainBatches:
             order = balanced_order(self.labels, shuffle)
         else:
             order = torch.randperm(len(self.labels), generator=shuffle)
+        mirrored = self.mirrored(epoch) if self.augmentation.flip else None
         for step in range(self.first_step(epoch), self.steps):
             number = step * self.world + self.rank
             rows = order[number * self.batch_size : (number + 1) * self.batch_size]
             generators = partial(self.generator, epoch, number)
-            images = augment(self.images[rows], self.augmentation, generators)
+            mirror = None if mirrored is None else mirrored[rows]
+            images = augment(self.images[rows], self.augmentation, generators, mirror)
             targets = to_device(self.labels[rows], self.images.device)
             if self.augmentation.mixup or self.augmentation.cutmix:
                 images, targets = mix(images, targets, self.classes, self.augmentation, generators)
             if self.image_sizes:
                 images = resized(images, self.image_sizes[epoch])
             yield self.normalize(images), targets
+
+    def mirrored(self, epoch: int) -> Tensor:
+        """Return which images are turned left to right, bool (N,): a random half, and in the next epoch the others.
+
+        So two epochs show every image both ways (Jordan, airbench, 2024: alternating flip), which chance does for half.
+        """
+        half = torch.rand(len(self.labels), generator=stateless_generator(self.seed, "flip")) < 0.5
+        return half ^ bool(epoch % 2)
 
     def generator(self, epoch: int, step: int, kind: str) -> torch.Generator:
         """Return the source of one kind of random change in one batch."""

@@ -208,7 +208,7 @@ class AugmentParams(Section):
     scale: float = Field(ge=0, lt=1, description="largest change of size, as a share: 0.1 is 0.9x to 1.1x")
     shift: float = Field(ge=0, lt=1, description="largest shift in x and in y, as a share of the image")
     flip: AutoSwitch = Field(
-        description="mirror every other image left to right; auto: photos, not grey images, digits, letters, signs"
+        description="mirror each image in every other epoch; auto: photos, not grey images, digits, letters, signs"
     )
     crop: int = Field(ge=0, le=1024, description="pixels of black put around the image, from which a window is cut")
     resized_crop: float = Field(
