@@ -3,7 +3,7 @@
     python benchmarks/gpu.py cifar10-images.tar.gz [key=value ...]
 
 Prints the chip. The claim: at least 0.97 of the bare loop with resnet8 at the widths of airbench94, and 94 % in one
-run. Without a GPU it says so and ends. The result is in benchmarks/README.md.
+run. Without a GPU it says so and ends. It has not run on one yet.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("archive", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--turns", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # overrides may follow --turns
     alike = load_params(ROOT / "params.yaml", [*ALIKE, *arguments.overrides], PRESET)
     recipe = load_params(ROOT / "params.yaml", [*RECIPE, *arguments.overrides], PRESET)
     before_torch(alike.train.threads, alike.train.reproducible)

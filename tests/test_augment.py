@@ -78,7 +78,7 @@ def test_the_bits_of_the_default_run_are_what_they_were():
     done = subprocess.run(
         [sys.executable, "-c", DIGEST], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["6ec69c3058779ab8", "ecbe066f278560f0", "8a919259858a36e0"]
+    assert done.stdout.split() == ["6ec69c3058779ab8", "ecbe066f278560f0", "2f3557a5dcbf4490"]
 
 
 def test_no_augmentation_changes_nothing():
@@ -132,9 +132,7 @@ def test_every_kind_draws_from_a_source_of_its_own_once():
     params = augmentation(**EVERYTHING, mixup=1, cutmix=1)
     images = augment(noise(), params, generators, torch.ones(8, dtype=torch.bool))
     mix(images, torch.arange(8), 8, params, generators)
-    assert sorted(asked) == sorted(
-        ["augment", "crop", "resized_crop", "policy", "colour", "cutout", "mix", "mixup", "cutmix"]
-    )
+    assert sorted(asked) == sorted(["augment", "resized_crop", "policy", "colour", "cutout", "mix", "mixup", "cutmix"])
 
 
 def test_all_of_it_runs_where_the_images_are():
@@ -148,23 +146,28 @@ def test_all_of_it_runs_where_the_images_are():
     assert targets.shape == (8, 5)
 
 
-def test_each_image_is_mirrored_exactly_in_every_other_epoch_and_half_of_them_in_each():
-    """The upper left pixel tells which image it is, the lower row which way round."""
+def epoch_of(seed, epoch, begin=0, **settings):
+    """Return which of 400 images an epoch of batches of 40 has, in its order, and which of these it mirrors exactly."""
     images = np.zeros((400, 4, 4, 2), np.uint8)
     images[..., 0], images[..., 1] = np.arange(400)[:, None, None] % 200, np.arange(400)[:, None, None] // 200
     images[:, 3, :2] = 255
-    split = PackedSplit(images, np.arange(400), [])
-    facts = metadata(2)
+    batches = TrainBatches(
+        PackedSplit(images, np.arange(400), []), metadata(2), 40, augmentation(flip=True), seed, **settings
+    )
+    batches.start(epoch, begin)
+    changed, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    originals = torch.from_numpy(images).permute(0, 3, 1, 2)[labels] / 255
+    mirrored, kept = ((changed == which).flatten(1).all(1) for which in (originals.flip(3), originals))
+    assert torch.equal(mirrored, ~kept)
+    return labels, mirrored
+
+
+def test_each_image_is_mirrored_exactly_in_every_other_epoch_and_half_of_them_in_each():
     orders = []
 
     def ways(seed, epoch):
-        batches = TrainBatches(split, facts, 40, augmentation(flip=True), seed)
-        batches.set_epoch(epoch)
-        changed, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        labels, mirrored = epoch_of(seed, epoch)
         orders.append(labels)
-        originals = torch.from_numpy(images).permute(0, 3, 1, 2)[labels] / 255
-        mirrored, kept = ((changed == which).flatten(1).all(1) for which in (originals.flip(3), originals))
-        assert torch.equal(mirrored, ~kept)
         return torch.empty(400, dtype=torch.bool).index_copy_(0, labels, mirrored)
 
     first = ways(0, 0)
@@ -173,6 +176,26 @@ def test_each_image_is_mirrored_exactly_in_every_other_epoch_and_half_of_them_in
     assert torch.equal(ways(0, 2), first)
     assert not torch.equal(orders[0], orders[2])  # it goes with the image, not with its place
     assert 150 < (ways(1, 0) == first).sum() < 250
+
+
+def test_an_image_that_an_epoch_draws_several_times_is_mirrored_by_chance_each_time():
+    twice = 0
+    for labels, mirrored in (epoch_of(0, 0, balanced=True), epoch_of(0, 1, balanced=True)):
+        assert 150 < mirrored.sum() < 250
+        drawn = [mirrored[labels == label] for label in labels.unique()]
+        twice += sum(bool(ways.any() and not ways.all()) for ways in drawn)
+    assert 60 < twice < 170  # of about 210 images that are drawn twice or more often, a little more than half
+
+
+def test_each_process_and_a_training_taken_up_again_mirror_as_one_that_is_neither():
+    whole = [list(parts) for parts in zip(*(each.split(40) for each in epoch_of(0, 3)), strict=True)]
+    for rank in (0, 1):
+        labels, mirrored = epoch_of(0, 3, rank=rank, world=2)
+        assert torch.equal(labels, torch.cat([each for each, _ in whole[rank::2]]))
+        assert torch.equal(mirrored, torch.cat([each for _, each in whole[rank::2]]))
+    labels, mirrored = epoch_of(0, 3, begin=7)
+    assert torch.equal(labels, torch.cat([each for each, _ in whole[7:]]))
+    assert torch.equal(mirrored, torch.cat([each for _, each in whole[7:]]))
 
 
 @pytest.mark.parametrize(

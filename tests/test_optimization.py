@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from reprise.errors import UserError
-from reprise.optimization import create_optimizer, create_schedule
+from reprise.optimization import create_optimizer, create_schedule, orthogonal
 from reprise.params import load_params
 from reprise.training import train
 from tests.conftest import ROOT
@@ -196,16 +196,18 @@ def test_muon_orthogonalises_in_fp32_on_a_cpu(name):
     before = weight.weight.detach().double()
     weight.weight.grad = torch.randn(16, 32, generator=torch.Generator().manual_seed(2))
     seen = []
-    orthogonal = timm.optim.muon.zeropower_via_newtonschulz
+    installed = timm.optim.muon.zeropower_via_newtonschulz
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            timm.optim.muon, "zeropower_via_newtonschulz", lambda *a, **k: seen.append(orthogonal(*a, **k)) or seen[-1]
+            timm.optim.muon, "zeropower_via_newtonschulz", lambda *a, **k: seen.append(installed(*a, **k)) or seen[-1]
         )
         optimizer.step()
     assert [each.dtype for each in seen] == [torch.float32]
     values = torch.linalg.svdvals(seen[0].double())
     assert values.min() > 0.6 and values.max() < 1.3
     assert not torch.equal(weight.weight.double(), before)
+    elsewhere = orthogonal(torch.empty(4, 8, device="meta"), 3, [(3.4445, -4.775, 2.0315)] * 3)
+    assert elsewhere.dtype == torch.bfloat16  # as timm has it
 
 
 STILL = [f"train.augment.{name}=0" for name in ("rotate", "scale", "shift")]

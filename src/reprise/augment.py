@@ -1,7 +1,8 @@
 """Batched augmentation: which random changes each image of a batch gets, by the params.
 
 Each kind of change draws from a generator of its own, which the caller seeds from (seed, epoch, step) and the kind's
-name, always as many numbers as there are images. So switching one kind on leaves the others' draws alone.
+name, always as many numbers as there are images. So switching one kind on leaves the others' draws alone. Which images
+are mirrored is the caller's choice.
 """
 
 import math
@@ -53,7 +54,9 @@ def augment(images: Tensor, params: AugmentParams, generators: Generators, mirro
         return torch.rand(kinds, count, generator=generators(kind)).to(device)
 
     if mirror is not None or params.crop:
-        top, left = (uniform("crop", 2) * (2 * params.crop + 1)).long()
+        top = left = torch.zeros(count, dtype=torch.int64, device=device)
+        if params.crop:  # an MLP would notice what drawing for nothing takes
+            top, left = (uniform("crop", 2) * (2 * params.crop + 1)).long()
         mirror = torch.zeros(count, dtype=torch.bool, device=device) if mirror is None else mirror.to(device)
         images = transforms.crop_flip(images, top, left, mirror, params.crop)
     images = transforms.to_unit(images)

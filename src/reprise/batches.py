@@ -158,12 +158,13 @@ class TrainBatches:
             order = balanced_order(self.labels, shuffle)
         else:
             order = torch.randperm(len(self.labels), generator=shuffle)
-        mirrored = self.mirrored(epoch) if self.augmentation.flip else None
+        mirrored = self.mirrored(epoch, order) if self.augmentation.flip else None
         for step in range(self.first_step(epoch), self.steps):
             number = step * self.world + self.rank
-            rows = order[number * self.batch_size : (number + 1) * self.batch_size]
+            places = slice(number * self.batch_size, (number + 1) * self.batch_size)
+            rows = order[places]
             generators = partial(self.generator, epoch, number)
-            mirror = None if mirrored is None else mirrored[rows]
+            mirror = None if mirrored is None else mirrored[places]
             images = augment(self.images[rows], self.augmentation, generators, mirror)
             targets = to_device(self.labels[rows], self.images.device)
             if self.augmentation.mixup or self.augmentation.cutmix:
@@ -172,13 +173,17 @@ class TrainBatches:
                 images = resized(images, self.image_sizes[epoch])
             yield self.normalize(images), targets
 
-    def mirrored(self, epoch: int) -> Tensor:
-        """Return which images are turned left to right, bool (N,): a random half, and in the next epoch the others.
+    def mirrored(self, epoch: int, order: Tensor) -> Tensor:
+        """Return which images of an epoch's order (N,) are turned left to right, bool (N,).
 
-        So two epochs show every image both ways (Jordan, airbench, 2024: alternating flip), which chance does for half.
+        Each by chance in the first epoch, then every other time: two epochs show it both ways, which chance alone does
+        for half of the images (alternating flip: Jordan, airbench, 2024). With `balanced`, which draws an image
+        several times an epoch or never, by chance each time.
         """
-        half = torch.rand(len(self.labels), generator=stateless_generator(self.seed, "flip")) < 0.5
-        return half ^ bool(epoch % 2)
+        if self.balanced:
+            return torch.rand(len(order), generator=stateless_generator(self.seed, "mirror", epoch)) < 0.5
+        first = torch.rand(len(order), generator=stateless_generator(self.seed, "mirror")) < 0.5
+        return first[order] ^ bool(epoch % 2)
 
     def generator(self, epoch: int, step: int, kind: str) -> torch.Generator:
         """Return the source of one kind of random change in one batch."""
