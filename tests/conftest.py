@@ -15,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import reprise.torchvision_repair  # noqa: F401
 
 import pytest
+import torch
 
 from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
@@ -25,6 +26,7 @@ for signum in (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):  # a job in the ba
         signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parent.parent
+GPU = torch.cuda.is_available()
 
 # Two epochs on a tenth of the digits: the whole pipeline in seconds. The default model is tiny already.
 TINY = [
@@ -52,6 +54,7 @@ class Workspace:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "HF_HUB_OFFLINE": "1",
             "GIT_CONFIG_GLOBAL": os.devnull,
+            "CUDA_VISIBLE_DEVICES": "",
             "DVC_SITE_CACHE_DIR": str(self.path.parent / "dvc-site-cache"),
         }
         # what the test process set for itself is not what a user's shell has set
@@ -157,6 +160,20 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     download("digits", folder / "raw", folder / "own", folder / "downloads")
     preprocess(folder / "raw", folder / "processed", 32, 0.1, 0.8, seed=0)
     return folder / "processed"
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tests and what they start on the CPU, except those marked `gpu`, which need one.
+
+    Fixtures of a module or a session come before this; they use the default, `portable`, which is the CPU's.
+    """
+    if request.node.get_closest_marker("gpu"):
+        if not GPU:
+            pytest.skip("torch sees no GPU here")
+        return
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture

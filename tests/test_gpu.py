@@ -9,24 +9,26 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from reprise import classifier
 from reprise.assembly import lit_classifier
+from reprise.batches import TrainBatches
 from reprise.checkpoint import Position, Resumption
+from reprise.data.packed import PackedSplit, load_metadata
 from reprise.distributed import ddp_strategy, processes
 from reprise.errors import UserError
 from reprise.interruption import StopSignals
 from reprise.process import rank, settled_precision
 from reprise.training import StatelessDropout, train
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, augmentation
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0"}
 SLURM = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2", "SLURM_NODEID": "1"}
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 
 # with a step to crash at, the first process ends there with exit code 3
 TRAIN = """
@@ -40,6 +42,19 @@ before_torch(params.train.threads, params.train.reproducible)
 from reprise.training import StatelessDropout, train
 
 after_torch(params.train.threads, params.train.reproducible)
+from reprise import classifier, graphs, lean_epoch
+
+exec(os.environ.get("PATCH", ""))
+untouched_record = graphs.record
+
+
+def counted_record(*passes):
+    replays = untouched_record(*passes)
+    print("recorded", file=sys.stderr)
+    return replays
+
+
+graphs.record = counted_record
 processed, out, crash_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 untouched = StatelessDropout.on_train_batch_start
 
@@ -83,7 +98,7 @@ def two_gpus(monkeypatch):
     return taken
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_two_processes_on_a_gpu_give_the_same_bytes(digits, tmp_path):
     first, _ = trained(digits, tmp_path / "1", "train.reproducible=machine")
     second, _ = trained(digits, tmp_path / "2", "train.reproducible=machine")
@@ -91,18 +106,60 @@ def test_two_processes_on_a_gpu_give_the_same_bytes(digits, tmp_path):
     assert first == second
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("crash_at", [5, 15])
 def test_a_training_that_crashed_on_a_gpu_ends_in_the_same_bytes(crash_at, digits, tmp_path):
     settings = ["train.reproducible=machine", "train.checkpoint_every.minutes=0"]
     whole, _ = trained(digits, tmp_path / "whole", *settings)
     trained(digits, tmp_path / "crashed", *settings, crash_at=crash_at, exit_code=3)
     resumed, said = trained(digits, tmp_path / "crashed", *settings)
-    assert f"continuing after {crash_at // 11} epochs and {crash_at % 11} steps" in said
+    assert f"continuing in epoch {crash_at // 11 + 1}, step {crash_at % 11 + 1}\n" in said
     assert resumed == whole
 
 
-@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("overrides", "times"),
+    [
+        (["train.precision=bf16", "train.augment.mixup=0.2", "train.start_size=16"], 2),
+        (["train.precision=bf16", "train.ema=0.9"], 1),
+        (["train.accumulate=2", "train.clip_grad=0.1", "train.freeze_epochs=1"], 2),
+    ],
+)
+def test_replayed_graphs_end_in_the_bytes_of_single_kernels(overrides, times, digits, tmp_path):
+    settings = ["train.reproducible=machine", *overrides]
+    replayed, said = trained(digits, tmp_path / "replayed", *settings)
+    assert said.count("recorded\n") == times
+    plain, said = trained(digits, tmp_path / "plain", *settings, PATCH="lean_epoch.recordable = lambda module: False")
+    assert "recorded" not in said
+    assert len(replayed) == 4
+    assert replayed == plain
+
+
+READING = """
+untouched_loss = classifier.LitClassifier.forward_loss
+
+
+def reading(self, batch):
+    assert batch[0].abs().max().item() > 0
+    return untouched_loss(self, batch)
+
+
+classifier.LitClassifier.forward_loss = reading
+"""
+
+
+@pytest.mark.gpu
+def test_a_model_that_reads_from_the_gpu_is_trained_without_graphs(digits, tmp_path):
+    settings = ["train.reproducible=machine", "train.precision=bf16"]
+    trained_so, said = trained(digits, tmp_path / "reading", *settings, PATCH=READING)
+    assert said.count("steps run without CUDA graphs, slower: called a synchronizing CUDA operation\n") == 1
+    assert "recorded" not in said
+    plain, _ = trained(digits, tmp_path / "plain", *settings, PATCH="lean_epoch.recordable = lambda module: False")
+    assert trained_so == plain
+
+
+@pytest.mark.gpu
 def test_auto_means_machine_on_a_gpu_and_the_card_names_it(digits, tmp_path):
     auto, _ = trained(digits, tmp_path / "auto", "train.reproducible=auto")
     machine, _ = trained(digits, tmp_path / "machine", "train.reproducible=machine")
@@ -110,6 +167,74 @@ def test_auto_means_machine_on_a_gpu_and_the_card_names_it(digits, tmp_path):
     provenance = json.loads(auto["model.json"])["provenance"]
     assert provenance["reproducible"] == "machine"
     assert provenance["device"].startswith(f"{torch.cuda.get_device_name()}, CUDA ")
+
+
+class NeverWaits(Callback):
+    """From the third step of the last epoch to its tenth, an operation that waits for the GPU is an error."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch + 1 == trainer.max_epochs and batch_idx == 2:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 9:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.precision=bf16"],
+        ["train.clip_grad=1.0", "train.accumulate=2", "train.ema=0.9"],
+        ["train.augment.mixup=0.2", "train.augment.cutmix=1.0", "train.balance=weights", "train.optimizer=sgd"],
+    ],
+)
+def test_no_step_waits_for_the_gpu(overrides, digits, tiny_params, monkeypatch):
+    monkeypatch.setattr(classifier, "PENDING_BATCHES", 3)  # counting is a part of it
+    params = tiny_params("train.reproducible=off", *overrides)
+    try:
+        result = train(digits, params.model, params.train, callbacks=[NeverWaits()])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(result.history) == 2
+
+
+CHANGES = [
+    {"crop": 2},
+    {"flip": True},
+    {"rotate": 15, "scale": 0.1, "shift": 0.1},
+    {"resized_crop": 0.5},
+    {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+    {"cutout": 0.5},
+    {"mixup": 0.2, "cutmix": 1.0},
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("changes", [*CHANGES, {"policy": "randaugment"}, {"policy": "trivialaugment"}], ids="-".join)
+def test_no_batch_waits_for_the_gpu_and_all_are_those_of_the_cpu(changes, digits):
+    images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), dtype=np.uint8)
+    split = PackedSplit(images, np.arange(64) % 10, [])
+    metadata = load_metadata(digits).model_copy(update={"channels": 3, "mean": [0.4] * 3, "std": [0.2] * 3})
+    metadata = metadata.model_copy(update={"image_size": 16})
+    sizes = {} if changes.get("policy") else {"image_sizes": [12]}
+    made = {}
+    for device in ("cpu", "cuda"):
+        batches = TrainBatches(split, metadata, 16, augmentation(**changes), 0, device, **sizes)
+        for mode in ("default", "error") if device == "cuda" else ():  # the first time, libraries are loaded
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                list(batches)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        made[device] = [tuple(part.cpu() for part in batch) for batch in batches]
+    for (images, targets), (theirs, their_targets) in zip(made["cuda"], made["cpu"], strict=True):
+        torch.testing.assert_close(targets, their_targets)
+        if changes.get("policy"):  # there, a rounding may move a pixel by a whole level
+            assert (images - theirs).abs().mean() < 0.01
+        else:
+            torch.testing.assert_close(images, theirs, atol=1e-3, rtol=0)
 
 
 def test_auto_without_a_gpu_gives_the_bytes_of_portable(digits, tmp_path):

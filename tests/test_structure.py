@@ -51,6 +51,7 @@ LAYERS = [
         "ema",
         "finetuning",
         "finite_loss",
+        "graphs",
         "lean_epoch",
         "optimization",
         "progress",

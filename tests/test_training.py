@@ -303,7 +303,7 @@ def test_the_models_that_the_readme_names_train_and_evaluate(name, digits, tiny_
 
 def test_images_grow_in_training_and_are_seen_whole_in_evaluation(digits, tiny_params, monkeypatch):
     seen = []
-    untouched = LitClassifier._forward_loss
+    untouched = LitClassifier.forward_loss
 
     def watch(self, batch):
         size = batch[0].shape[-1]
@@ -311,7 +311,7 @@ def test_images_grow_in_training_and_are_seen_whole_in_evaluation(digits, tiny_p
             seen.append((self.training, size))
         return untouched(self, batch)
 
-    monkeypatch.setattr(LitClassifier, "_forward_loss", watch)
+    monkeypatch.setattr(LitClassifier, "forward_loss", watch)
     given = tiny_params("train.epochs=3", "train.start_size=16", "model.image_size=24")
     trained = train(digits, given.model, given.train)
     assert seen == [(True, 16), (False, 24), (True, 20), (False, 24), (True, 24), (False, 24)]

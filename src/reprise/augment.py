@@ -17,6 +17,7 @@ from reprise.data.packed import Metadata
 from reprise.errors import UserError
 from reprise.params import AugmentParams
 from reprise.policies import POLICIES, apply_policy
+from reprise.residency import to_device
 
 Generators = Callable[[str], torch.Generator]  # by the name of a kind of change; on the CPU
 
@@ -51,13 +52,13 @@ def augment(images: Tensor, params: AugmentParams, generators: Generators, mirro
     count, device = len(images), images.device
 
     def uniform(kind: str, kinds: int) -> Tensor:
-        return torch.rand(kinds, count, generator=generators(kind)).to(device)
+        return to_device(torch.rand(kinds, count, generator=generators(kind)), device)
 
     if mirror is not None or params.crop:
         top = left = torch.zeros(count, dtype=torch.int64, device=device)
         if params.crop:  # an MLP would notice what drawing for nothing takes
             top, left = (uniform("crop", 2) * (2 * params.crop + 1)).long()
-        mirror = torch.zeros(count, dtype=torch.bool, device=device) if mirror is None else mirror.to(device)
+        mirror = torch.zeros(count, dtype=torch.bool, device=device) if mirror is None else to_device(mirror, device)
         images = transforms.crop_flip(images, top, left, mirror, params.crop)
     images = transforms.to_unit(images)
     if params.resized_crop:
@@ -106,11 +107,11 @@ def mix(
     def beta(kind: str, alpha: float) -> tuple[Tensor, ...]:
         source = np.random.default_rng(generators(kind).initial_seed())
         drawn = source.beta(alpha, alpha, count), *source.random((2, count))
-        return tuple(torch.from_numpy(numbers).to(device, torch.float32) for numbers in drawn)
+        return tuple(to_device(torch.from_numpy(numbers).float(), device) for numbers in drawn)
 
     chosen = generators("mix")
-    partner = torch.randperm(count, generator=chosen).to(device)
-    patched = (torch.rand(count, generator=chosen) < 0.5).to(device)[:, None, None, None]
+    partner = to_device(torch.randperm(count, generator=chosen), device)
+    patched = to_device(torch.rand(count, generator=chosen) < 0.5, device)[:, None, None, None]
     itself = torch.arange(count, device=device)
     partner = torch.where((labels < 0) | (labels.index_select(0, partner) < 0), itself, partner)
     if params.mixup:

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MaxMetric
 
 from reprise.batches import IGNORE_INDEX, mask_outputs
+from reprise.residency import to_device
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -62,18 +63,18 @@ class EpochMetrics(nn.Module):
         if not self.pending:
             return
         losses, logits, labels = zip(*self.pending, strict=True)
-        sizes = torch.tensor([len(batch) for batch in labels], device=self.loss.device)
+        sizes = to_device(torch.tensor([len(batch) for batch in labels]), self.loss.device)
         per_sample = torch.stack(losses).double().repeat_interleave(sizes, output_size=sum(map(len, labels)))
         predicted, label = torch.cat(logits).argmax(dim=1), torch.cat(labels)
         counted = label != IGNORE_INDEX
         self.loss += torch.where(counted, per_sample / LOSS_UNIT, 0.0).round().sum()
-        for row, classes, chosen in (
-            (0, label, counted & (predicted == label)),
-            (1, label, counted),
-            (2, predicted, counted),
-        ):
-            dropped = torch.where(chosen, classes, self.num_classes)  # selecting would wait for the device
-            self.counts[row] += torch.bincount(dropped, minlength=self.num_classes + 1)[:-1]
+        dropped = self.num_classes  # a class of its own: selecting would wait for the device, and so would `bincount`
+        right = torch.where(counted & (predicted == label), label, dropped)
+        labelled, claimed = torch.where(counted, label, dropped), torch.where(counted, predicted, dropped)
+        places = torch.cat([classes + row * (dropped + 1) for row, classes in enumerate((right, labelled, claimed))])
+        # one-dimensional, for then CUDA adds deterministically
+        counts = torch.zeros(3 * (dropped + 1), dtype=torch.int64, device=self.counts.device)
+        self.counts += counts.scatter_add_(0, places, torch.ones_like(places)).view(3, -1)[:, :-1]
         self.pending.clear()
         self.pending_logits = 0
 
@@ -138,12 +139,12 @@ class LitClassifier(LightningModule):
 
     def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the batch loss and, padding dropped, predicted classes and labels; of mixed labels the weightiest."""
-        loss, logits, labels = self._forward_loss(batch)
+        loss, logits, labels = self.forward_loss(batch)
         return loss, *self.mask_outputs(logits.argmax(dim=1), labels)
 
     def learn(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return the loss of a training batch, counted: a `training_step` that never waits for the device."""
-        loss, logits, labels = self._forward_loss(batch)
+        loss, logits, labels = self.forward_loss(batch)
         self.train_metrics.add(loss, logits, labels)
         return loss
 
@@ -159,7 +160,7 @@ class LitClassifier(LightningModule):
         """Return loss, preds and targets of a test batch."""
         return self._counted_step(batch, self.test_metrics)
 
-    def _forward_loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward_loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss (), logits (N, num_classes) and labels (N,).
 
         Soft targets (N, num_classes), of mixed images, count as the class with most of it; all zero, they are padding.
@@ -181,7 +182,7 @@ class LitClassifier(LightningModule):
         return loss, logits, torch.where(counted, targets.argmax(dim=1), IGNORE_INDEX)
 
     def _counted_step(self, batch: tuple[Tensor, Tensor], metrics: EpochMetrics) -> dict[str, Tensor]:
-        loss, logits, labels = self._forward_loss(batch)
+        loss, logits, labels = self.forward_loss(batch)
         metrics.add(loss, logits, labels)
         preds, targets = self.mask_outputs(logits.detach().argmax(dim=1), labels)
         return {"loss": loss, "preds": preds, "targets": targets}

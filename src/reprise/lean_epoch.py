@@ -4,7 +4,8 @@ Around a step, Lightning 2.6 spends about 0.75 ms on progress records, closures,
 small network spends on computing. Here a step costs what its tensors cost. Callbacks hear the same hooks with the same
 `global_step`, in the same order; what the loop leaves out is what the Trainer of `training` does not use: precision
 plugins, loggers of single steps, and a hook's request to skip an epoch. Of several processes, each goes through the
-strategy's wrapper, which averages the gradients. Where CPUs are left over, they make the coming batches meanwhile.
+strategy's wrapper, which averages the gradients. Where CPUs are left over, they make the coming batches meanwhile; a
+GPU replays its steps (`graphs`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,9 @@ import reprise.torchvision_repair  # noqa: F401
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from torch import Tensor
 
+from reprise.graphs import GraphedSteps, recordable
 from reprise.process import cpus
 
 HOOKS = (
@@ -36,6 +39,8 @@ class LeanEpoch(_TrainingEpochLoop):
     Nothing in it waits for the device. Outputs that `on_train_batch_end` gets hold the loss alone.
     """
 
+    graphed: GraphedSteps | None = None  # holds memory of the GPU
+
     @property
     def global_step(self) -> int:
         """Optimiser steps so far; callbacks ask for it at every step."""
@@ -51,15 +56,22 @@ class LeanEpoch(_TrainingEpochLoop):
         module: Any = trainer.lightning_module
         device = module.device
         strategy: Any = trainer.strategy
+        accumulate = trainer.accumulate_grad_batches
         wrapped = strategy.model is not module  # in DistributedDataParallel
-        learn = partial(strategy._forward_redirection, strategy.model, module, "learn") if wrapped else module.learn
+        learn: Callable[[Any], Tensor] = module.learn
+        backward: Callable[[Tensor], None] = Tensor.backward
+        if wrapped:
+            learn = partial(strategy._forward_redirection, strategy.model, module, "learn")
+        elif recordable(module):
+            self.graphed = self.graphed or GraphedSteps(module, accumulate)
+            self.graphed.begin()
+            learn, backward = self.graphed.learn, self.graphed.backward
         optimizer = trainer.optimizers[0]
         schedules = [config.scheduler for config in trainer.lr_scheduler_configs if config.interval == "step"]
         starting, zeroing, differentiating, differentiated, stepping, ended = (_overridden(trainer, x) for x in HOOKS)
         clip: dict[str, Any] = {"gradient_clip_val": trainer.gradient_clip_val}
         clip["gradient_clip_algorithm"] = trainer.gradient_clip_algorithm
         batches, steps = self.batch_progress, self.automatic_optimization.optim_progress.optimizer.step
-        accumulate = trainer.accumulate_grad_batches
         spare = device.type == "cpu" and 2 * torch.get_num_threads() * trainer.num_devices <= cpus()
         loader: Any = trainer.train_dataloader
         done = 0
@@ -80,7 +92,7 @@ class LeanEpoch(_TrainingEpochLoop):
                 optimizer.zero_grad()
             for hook in differentiating:
                 hook(trainer, module, loss)
-            loss.backward()
+            backward(loss)
             for hook in differentiated:
                 hook(trainer, module)
             if stepping_now:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from reprise import transforms
+from reprise.residency import to_device
 
 CHANGES = (
     *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
@@ -69,13 +70,13 @@ def change(images: Tensor, drawn: Tensor, strength: Tensor, policy: Policy) -> T
         chosen = torch.isin(drawn, torch.tensor([CHANGES.index(name) for name in names])).nonzero().flatten()
         if not len(chosen):
             continue
-        rows = chosen.to(images.device)
+        rows = to_device(chosen, images.device)
         part = result.index_select(0, rows).permute(0, 3, 1, 2)
         if names == GEOMETRIC:
             theta = _theta(drawn[chosen], strength[chosen], policy, images.shape[3])
-            part = transforms.affine(part, theta.to(images.device))
+            part = transforms.affine(part, to_device(theta, images.device))
         else:
-            part = _colour(part, names[0], strength[chosen].to(images.device), policy)
+            part = _colour(part, names[0], to_device(strength[chosen], images.device), policy)
         result.index_copy_(0, rows, part.permute(0, 2, 3, 1))
     return result.permute(0, 3, 1, 2)
 

@@ -1,9 +1,9 @@
 """Where the time of a training step goes, and how near the training comes to a bare loop over resident tensors.
 
 The real training runs, in rounds of a few steps. Its own hooks mark where a part ends; rounds without marks and rounds
-of the bare loop (a copy of the network, the same batches, optimizer and precision; no data, schedule, metrics or
-callbacks) come in turn, so all of them meet the same machine. Where batches are made ahead on CPUs that are left over,
-`data` is what the training waits for them.
+of the bare loop (a copy of the network, the same batches, optimizer and precision; no data, schedule, metrics,
+callbacks or CUDA graphs) come in turn, so all of them meet the same machine. Where batches are made ahead on CPUs that
+are left over, `data` is what the training waits for them.
 """
 
 import copy
@@ -49,7 +49,7 @@ class Profile:
         lines += [f"  {name:<10}{part * 1e3:9.3f} ms {part / total:6.1%}" for name, part in self.parts.items()]
         lines.append(
             f"{self.batch_size / self.step:,.0f} images/s; a bare loop over resident tensors: "
-            f"{self.batch_size / self.bare_step:,.0f}; {self.share:.3f} of that limit"
+            f"{self.batch_size / self.bare_step:,.0f}; {self.share:.3f} of that"
         )
         return "\n".join(lines)
 

@@ -6,6 +6,7 @@ from typing import Any, TextIO
 
 import reprise.torchvision_repair  # noqa: F401
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
@@ -54,6 +55,8 @@ class Progress(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the epoch's clock: the rate counts training alone."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)  # it may be some steps behind
         self.seconds = time.monotonic() - self.started
 
     def epoch_ended(self, epoch: int, epochs: int, train_loss: float, val_accuracy: float, best: bool) -> None:

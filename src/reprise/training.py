@@ -228,7 +228,7 @@ def _fit(
             accumulate_grad_batches=params.accumulate,
             detect_anomaly=debug.detect_anomaly,
         )
-        trainer.fit_loop.epoch_loop = LeanEpoch(trainer)
+        trainer.fit_loop.epoch_loop = epoch_loop = LeanEpoch(trainer)
         # Lightning's would end in exit code 0, speak to the other processes from within a signal handler and, under
         # SLURM, save checkpoints of their own
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -236,7 +236,10 @@ def _fit(
         if world > 1:
             signals.rest()  # until the processes have found each other
         with _limits_in_one_line(params.batch_size), _fast(lit, params, reproducible), one_line_if_others_fail():
-            trainer.fit(lit, batches, made.val_batches)
+            try:
+                trainer.fit(lit, batches, made.val_batches)
+            finally:
+                epoch_loop.graphed = None
 
 
 @contextmanager

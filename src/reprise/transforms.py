@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reprise.residency import to_device
+
 CHANNELS_LAST = torch.channels_last
 
 
@@ -122,7 +124,7 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
         torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     sixth = sixth + 6 * turn[:, None, None]
-    k = (sixth[:, None] + torch.tensor([5.0, 3.0, 1.0], device=images.device)[:, None, None]) % 6
+    k = (sixth[:, None] + torch.arange(5.0, 0.0, -2.0, device=images.device)[:, None, None]) % 6
     turned = value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
     return turned.clamp_(0, 1).contiguous(memory_format=CHANNELS_LAST)
 
@@ -130,10 +132,12 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     """Stretch about the smoothed image; 0 is smooth, 1 changes nothing. The outermost pixels stay as they are."""
     channels = images.shape[1]
-    kernel = torch.ones(3, 3, device=images.device)
+    kernel = torch.ones(3, 3)
     kernel[1, 1] = 5
     smooth = images.clone()
-    smooth[:, :, 1:-1, 1:-1] = F.conv2d(images, (kernel / 13).expand(channels, 1, 3, 3), groups=channels)
+    smooth[:, :, 1:-1, 1:-1] = F.conv2d(
+        images, to_device(kernel / 13, images.device).expand(channels, 1, 3, 3), groups=channels
+    )
     return _blend(smooth, images, factor)
 
 
@@ -217,7 +221,7 @@ def _grey(images: Tensor) -> Tensor:
     """Return luminance (N, 1, H, W), ITU-R BT.601."""
     if images.shape[1] == 1:
         return images
-    weights = torch.tensor([0.2989, 0.587, 0.114], device=images.device)
+    weights = to_device(torch.tensor([0.2989, 0.587, 0.114]), images.device)
     return (images.permute(0, 2, 3, 1) @ weights)[:, None]
 
 

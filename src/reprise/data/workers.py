@@ -49,7 +49,10 @@ def spread(workers: int) -> Iterator[Map]:
             with _pool(workers) as pool:
                 yield pool.map
     except BrokenProcessPool:
-        raise UserError(f"a worker process was killed, most likely because memory ran out; {WAY_OUT}") from None
+        raise UserError(
+            f"a worker process was killed, most likely because memory ran out; {WAY_OUT}. In a script of your own: "
+            'all it does has to stand under `if __name__ == "__main__":`'
+        ) from None
     except MemoryError:
         raise UserError(f"memory ran out; {WAY_OUT}") from None
 
