@@ -11,6 +11,7 @@ from pathlib import Path
 
 os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.pop("HF_HUB_OFFLINE", None)  # read when the hub's library loads; tests bring a hub of their own
 
 import reprise.torchvision_repair  # noqa: F401
 

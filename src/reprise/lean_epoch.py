@@ -9,8 +9,9 @@ GPU replays its steps (`graphs`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import reprise.torchvision_repair  # noqa: F401
@@ -119,12 +120,31 @@ def prepared_ahead(batches: Iterable[Any]) -> Iterator[Any]:
 
     It computes with as many threads as this one. Raises here what making a batch raises, once those before are through.
     """
-    make = partial(next, iter(batches), None)
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as thread:
-        coming = thread.submit(make)
-        while (batch := coming.result()) is not None:
-            coming = thread.submit(make)
-            yield batch
+    wanted: SimpleQueue[bool] = SimpleQueue()
+    made: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+    threads = torch.get_num_threads()
+
+    def make() -> None:
+        torch.set_num_threads(threads)
+        try:
+            coming = iter(batches)
+            while wanted.get():
+                made.put((next(coming, None), None))
+        except BaseException as error:
+            made.put((None, error))
+
+    thread = Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        wanted.put(True)
+        while (one := made.get())[0] is not None:
+            wanted.put(True)
+            yield one[0]
+        if one[1]:
+            raise one[1]
+    finally:
+        wanted.put(False)
+        thread.join()
 
 
 def _with_last(batches: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
