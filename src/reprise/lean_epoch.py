@@ -137,11 +137,13 @@ def prepared_ahead(batches: Iterable[Any]) -> Iterator[Any]:
     thread.start()
     try:
         wanted.put(True)
-        while (one := made.get())[0] is not None:
+        batch, error = made.get()
+        while batch is not None:
             wanted.put(True)
-            yield one[0]
-        if one[1]:
-            raise one[1]
+            yield batch
+            batch, error = made.get()
+        if error is not None:
+            raise error
     finally:
         wanted.put(False)
         thread.join()
