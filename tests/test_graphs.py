@@ -6,6 +6,7 @@ replay's memory is written over by the next.
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -165,6 +166,7 @@ def modes(monkeypatch):
         (failing(ValueError("a bug")), ValueError, "a bug"),
         (lambda: torch.rand(1), UnrecordableError, "random numbers on the CPU"),
         (random.random, UnrecordableError, "random numbers on the CPU"),
+        (np.random.rand, UnrecordableError, "random numbers on the CPU"),
     ],
 )
 def test_what_a_graph_would_not_repeat_is_found_before_recording(work, error, said, modes):

@@ -9,6 +9,7 @@ import sys
 import pytest
 import yaml
 
+from reprise import process
 from tests.conftest import ROOT
 
 
@@ -70,6 +71,28 @@ def test_auto_without_a_gpu_means_portable():
     assert meaning == "portable cpu"
 
 
+@pytest.mark.parametrize(("missing", "asked"), [("libcuda.so.1", 0), ("nothing", 1)])
+@pytest.mark.parametrize("answer", [0, 1])
+def test_auto_asks_another_process_only_where_a_driver_is(missing, asked, answer, monkeypatch):
+    def load(name):
+        if name == missing:
+            raise OSError(name)
+
+    questions = []
+    monkeypatch.setattr(process, "version", lambda name: "2.13.0+cu130")
+    monkeypatch.setattr(process.ctypes, "CDLL", load)
+    monkeypatch.setattr(
+        process.subprocess, "run", lambda command: questions.append(command) or subprocess.CompletedProcess([], answer)
+    )
+    assert process.gpu() == (asked == 1 and answer == 0)
+    assert len(questions) == asked
+    for other in ("2.13.0+rocm6.4", "2.13.0a0+git1234567"):  # perhaps for AMD's GPUs, which have another driver
+        monkeypatch.setattr(process, "version", lambda name, other=other: other)
+        questions.clear()
+        assert process.gpu() == (answer == 0)
+        assert len(questions) == 1
+
+
 @pytest.mark.parametrize(("mode", "precision"), [("portable", "highest"), ("machine", "highest"), ("off", "high")])
 def test_fp32_means_fp32_unless_off(mode, precision):
     shown = SHOW.format(threads=1, mode=mode) + "print(torch.get_float32_matmul_precision())"
@@ -104,6 +127,34 @@ def test_too_late_is_refused():
     assert done.returncode == 1
 
 
+SIGNALS = """
+import sys
+from reprise.process import after_torch, before_torch
+before_torch(1, "off")
+import reprise.torchvision_repair, lightning, torchmetrics
+{between}
+after_torch(1, "off")
+print("scipy.stats" in sys.modules, "scipy.signal._signal_api" in sys.modules)
+from scipy.signal._ltisys import StateSpace
+import scipy.signal
+print(scipy.signal.StateSpace is StateSpace, scipy.signal is sys.modules["scipy.signal"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("between", "loaded"),
+    [
+        ("", "False False"),
+        ("from scipy.signal import find_peaks; assert find_peaks([0, 1, 0])[0] == 1", "True True"),
+        ("import scipy; assert scipy.signal.convolve([1], [2]) == 2", "True True"),
+        ("import scipy.signal; assert not hasattr(scipy.signal, 'nothing of that name')", "True True"),
+    ],
+)
+def test_scipys_signals_load_only_where_somebody_wants_them(between, loaded):
+    done = python(SIGNALS.format(between=between))
+    assert done.stdout == f"{loaded}\nTrue True\n", done.stderr
+
+
 @pytest.mark.parametrize("module", ["torchvision", "timm", "lightning", "torchmetrics"])
 def test_after_the_repair_each_library_imports(module):
     done = python(f"import reprise.torchvision_repair; import {module}; print('imported')", OMP_WAIT_POLICY="passive")
@@ -113,8 +164,8 @@ def test_after_the_repair_each_library_imports(module):
 
 # Everything that costs more than 50 ms to import and that some stage could do without.
 HEAVY = {
-    "dvc", "huggingface_hub", "lightning", "matplotlib", "scipy", "sklearn", "sympy", "tensorboard", "timm",
-    "torch", "torch._dynamo", "torchmetrics", "torchvision",
+    "dvc", "huggingface_hub", "lightning", "matplotlib", "scipy", "scipy.signal", "sklearn", "sympy", "tensorboard",
+    "timm", "torch", "torch._dynamo", "torchmetrics", "torchvision",
 }  # fmt: skip
 NETWORK = {"torch", "torchvision", "timm", "huggingface_hub", "torch._dynamo", "sympy"}  # timm brings the others
 STARTUP = {

@@ -7,12 +7,14 @@ Claim: `resnet8`, widths 64, 256, 256, batches of 512, on an H200: 202,000 image
 """
 
 import gc
+import pickle
 import random
 import sys
 from collections.abc import Callable
 
 import reprise.torchvision_repair  # noqa: F401
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -158,8 +160,8 @@ def record(*passes: Callable[[], None]) -> list[Callable[[], None]]:
 
 
 def check(*passes: Callable[[], None]) -> None:
-    """Run the passes once; raise UnrecordableError if they wait for the GPU or draw random numbers on the CPU."""
-    drawn = torch.get_rng_state(), random.getstate()
+    """Run the passes once; raise UnrecordableError if they wait for the GPU or draw from a global stream on the CPU."""
+    drawn = _streams()
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -171,8 +173,13 @@ def check(*passes: Callable[[], None]) -> None:
         raise UnrecordableError(str(error).partition("\n")[0]) from None
     finally:
         torch.cuda.set_sync_debug_mode(before)
-    if not torch.equal(torch.get_rng_state(), drawn[0]) or random.getstate() != drawn[1]:
+    if _streams() != drawn:
         raise UnrecordableError("the network draws random numbers on the CPU")
+
+
+def _streams() -> tuple[object, ...]:
+    """Return where the global streams of random numbers on the CPU stand: torch's, Python's, NumPy's."""
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), pickle.dumps(np.random.get_state())
 
 
 def _hooks(part: object) -> bool:

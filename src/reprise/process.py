@@ -3,16 +3,21 @@
 Measured on 2 shared cores: OpenMP's default busy wait makes two training threads up to 26 times slower than one as
 soon as something else runs; passive waiting costs nothing measurable. The policy is read when torch loads, hence the
 order: `before_torch`, then import torch, then `after_torch`. Between the two the garbage collector rests: it would walk
-the half million objects of the imports again and again, a third of their time, to find next to nothing.
+the half million objects of the imports again and again, a third of their time, to find next to nothing. And SciPy's
+signals, which Lightning's metrics load without using them, stay away: another fifth.
 """
 
 import ctypes
 import gc
+import importlib
 import os
 import platform
 import subprocess
 import sys
-from typing import Literal
+from importlib.machinery import ModuleSpec
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any, Literal
 
 from reprise.errors import UserError
 from reprise.params import Precision, Reproducibility, TrainParams
@@ -40,8 +45,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = (-1, 2**31 - 1), (-3, 32 * 2**20)
 def before_torch(threads: int | Literal["auto"], reproducible: Reproducibility) -> None:
     """Set the environment that torch, oneDNN, MKL and CUDA read once, when they load.
 
-    `auto` has to know whether there is a GPU before torch may load here: it asks a process of its own (2 s). Raises
-    RuntimeError if torch is loaded already: the settings would silently not count.
+    `auto` has to know whether there is a GPU before torch may load here, see `gpu`. Raises RuntimeError if torch is
+    loaded already: the settings would silently not count.
     """
     if "torch" in sys.modules:
         raise RuntimeError("before_torch must run before torch is imported")
@@ -51,13 +56,50 @@ def before_torch(threads: int | Literal["auto"], reproducible: Reproducibility) 
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(cpus() if threads == "auto" else threads)
     if reproducible == "auto":
-        script = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-        reproducible = "portable" if subprocess.run([sys.executable, "-c", script]).returncode else "machine"
+        reproducible = "machine" if gpu() else "portable"
     if reproducible == "portable":
         os.environ.update(PORTABLE)
     if reproducible != "off":
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    if "scipy.signal" not in sys.modules:  # until `after_torch`
+        sys.modules["scipy.signal"] = Deferred("scipy.signal", hamming=None)  # torchmetrics asks whether it has that
     gc.disable()
+
+
+def gpu() -> bool:
+    """Say whether torch will find a GPU, without loading it here.
+
+    A build for CUDA, or for CPUs alone, will not where there is no driver. Otherwise another process looks (2 s).
+    """
+    build = version("torch").partition("+")[2]
+    if build.startswith(("cu", "cpu")) or not build:
+        try:
+            ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        except OSError:
+            return False
+    script = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+class Deferred(ModuleType):
+    """Takes the place of a module until somebody asks it for more than the attributes given here (and dunder names)."""
+
+    def __init__(self, name: str, **attributes: Any) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)
+        vars(self).update(attributes)
+
+    def __getattr__(self, name: str) -> Any:
+        """Load the module, and return its attribute. Raises AttributeError if there is none."""
+        if name.startswith("__") and name not in ("__path__", "__all__"):
+            raise AttributeError(name)  # `inspect` asks each module for its __file__
+        self.make_way()
+        return getattr(importlib.import_module(self.__name__), name)
+
+    def make_way(self) -> None:
+        """Let the next import load the module."""
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
 
 
 def keep_freed_memory() -> None:
@@ -82,6 +124,8 @@ def after_torch(threads: int | Literal["auto"], reproducible: Reproducibility) -
     torch.backends.cudnn.allow_tf32 = reproducible == "off"  # fp32 means fp32
     if reproducible != "off":
         torch.set_float32_matmul_precision("highest")  # the default, unless the environment says otherwise
+    if isinstance(stand_in := sys.modules.get("scipy.signal"), Deferred):
+        stand_in.make_way()
     gc.freeze()  # what was imported stays: no collection looks at it again
     gc.enable()
 
