@@ -21,7 +21,6 @@ import torch
 from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
 from reprise.params import AugmentParams, load_params
-from reprise.process import cpus
 
 for signum in (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):  # a job in the background is started to ignore them
     if signal.getsignal(signum) is signal.SIG_IGN:
@@ -138,12 +137,6 @@ def tiny_clone(path: Path) -> Workspace:
         (path / result).unlink(missing_ok=True)
     clone.commit()
     return clone
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int | None:
-    """Return one worker more than there are CPUs: processes that a test starts wait for disks, and for each other."""
-    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else cpus() + 1
 
 
 @pytest.fixture(scope="session")
