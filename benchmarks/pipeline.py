@@ -2,7 +2,7 @@
 
     python benchmarks/pipeline.py --turns 3
 
-The claims: process start-up, DVC and publishing are at most a quarter of `dvc repro` on digits; a second `dvc repro`
+The bars: process start-up, DVC and publishing are at most a quarter of `dvc repro` on digits; a second `dvc repro`
 takes at most 1.2 times as long as with an empty pipeline of equal size (the same stages, dependencies and params, whose
 commands only touch their outs). The parts are the library's functions, called one after the other in one process that
 has imported everything. Beside them, what no code here can change: DVC's own time for four stages that only touch their
@@ -122,8 +122,8 @@ def main() -> None:
         print_row("whole", spread(measured["whole"], 1))
         print_row("sum of its parts", spread(measured["parts"], 1))
         print_row("start-up, DVC and publishing (bar: 25 %)", f"{share:.0%}")
-        print_row("of that, DVC alone", spread(measured["dvc"], 1))
-        print_row("of that, imports of torch, timm and Lightning alone", spread(measured["imports"], 1))
+        print_row("DVC alone", spread(measured["dvc"], 1))
+        print_row("imports of torch, timm and Lightning alone", spread(measured["imports"], 1))
         print()
         full, empty = clone(Path(temporary, "full")), emptied(Path(temporary, "empty"))
         for folder in (full, empty):
