@@ -5,7 +5,7 @@
 The bars: process start-up, DVC and publishing are at most a quarter of `dvc repro` on digits; a second `dvc repro`
 takes at most 1.2 times as long as with an empty pipeline of equal size (the same stages, dependencies and params, whose
 commands only touch their outs). The parts are the library's functions, called one after the other in one process that
-has imported everything. Beside them, what no code here can change: DVC's own time for four stages that only touch their
+has imported everything. Beside them, for comparison: DVC's own time for four stages that only touch their
 outs, and the bare imports of the libraries that train and evaluate stand on. The result is in benchmarks/README.md.
 """
 
