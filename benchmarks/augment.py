@@ -16,7 +16,8 @@ import torch
 
 from reprise.augment import augment, mix
 from reprise.batches import stateless_generator
-from reprise.params import AugmentParams, load_params
+from reprise.params import AugmentParams
+from reprise.params_file import load_params
 from reprise.process import after_torch
 
 BATCH, ROUNDS, REPEATS = 128, 7, 20

@@ -19,7 +19,7 @@ from measure import ROOT, machine
 from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
 from reprise.data.workers import available_cpus
-from reprise.params import load_params
+from reprise.params_file import load_params
 from reprise.process import after_torch, before_torch
 
 RECIPES = {

@@ -17,7 +17,7 @@ from measure import ROOT, in_turns, machine, print_header, print_row, ratio
 from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
 from reprise.data.workers import available_cpus
-from reprise.params import load_params
+from reprise.params_file import load_params
 from reprise.process import after_torch, before_torch
 
 PRESET = ROOT / "presets/cifar10-resnet.yaml"

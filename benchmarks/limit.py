@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from measure import ROOT, in_turns, machine, print_header, print_row, ratio
-from reprise.params import load_params
+from reprise.params_file import load_params
 from reprise.process import after_torch, before_torch
 from synthetic import write_packed
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAINING = """
 import contextlib, io, json, re, sys, time
 from pathlib import Path
-from reprise.params import load_params
+from reprise.params_file import load_params
 from reprise.process import after_torch, before_torch
 from reprise.publish import publishing
 processed, folder, kept, *overrides = sys.argv[1:]

@@ -29,7 +29,7 @@ from pathlib import Path
 from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
 from reprise.data.workers import available_cpus
-from reprise.params import load_params
+from reprise.params_file import load_params
 from reprise.process import after_torch, before_torch
 import sklearn.datasets
 params, folder = load_params("params.yaml"), Path(sys.argv[1])

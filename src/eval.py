@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reprise.card import load_card
 from reprise.errors import one_line_errors
-from reprise.params import load_params
+from reprise.params_file import load_params
 from reprise.process import after_torch, before_torch
 from runs import find_model, prepared_data
 

@@ -23,7 +23,7 @@ import yaml
 
 from reprise.differences import compare, compare_files
 from reprise.errors import UserError, one_line_errors
-from reprise.params import load_params
+from reprise.params_file import load_params
 from runs import write_params
 
 ROOT = Path(__file__).resolve().parent.parent

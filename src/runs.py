@@ -24,7 +24,8 @@ from reprise.data.sources import download
 from reprise.data.workers import available_cpus
 from reprise.errors import UserError
 from reprise.interruption import Stopped
-from reprise.params import DataParams, Params, load_params
+from reprise.params import DataParams, Params
+from reprise.params_file import load_params
 from reprise.publish import Lock, publishing, remove
 
 RESULT = ("model.safetensors", "model.json", "train.json", "history.csv")

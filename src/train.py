@@ -12,7 +12,8 @@ import argparse
 from pathlib import Path
 
 from reprise.errors import UserError, one_line_errors
-from reprise.params import Params, help_text, load_params
+from reprise.params import Params
+from reprise.params_file import help_text, load_params
 from reprise.presets import find_preset
 from reprise.process import after_torch, before_torch, rank
 from reprise.publish import publishing

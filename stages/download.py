@@ -4,7 +4,7 @@ from pathlib import Path
 
 from reprise.data.sources import download
 from reprise.errors import one_line_errors
-from reprise.params import load_params
+from reprise.params_file import load_params
 from reprise.publish import publishing
 
 

@@ -7,7 +7,7 @@ from reprise.data.preprocess import preprocess
 from reprise.data.report import write_report
 from reprise.data.workers import available_cpus
 from reprise.errors import one_line_errors
-from reprise.params import load_params
+from reprise.params_file import load_params
 from reprise.publish import publishing
 
 

@@ -20,7 +20,8 @@ import torch
 
 from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
-from reprise.params import AugmentParams, load_params
+from reprise.params import AugmentParams
+from reprise.params_file import load_params
 
 for signum in (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):  # a job in the background is started to ignore them
     if signal.getsignal(signum) is signal.SIG_IGN:

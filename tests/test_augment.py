@@ -51,7 +51,7 @@ before_torch(1, "portable")
 import numpy as np
 from reprise.batches import TrainBatches
 from reprise.data.packed import Metadata, PackedSplit
-from reprise.params import load_params
+from reprise.params_file import load_params
 after_torch(1, "portable")
 
 def digest(channels, size, *overrides):

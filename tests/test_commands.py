@@ -13,7 +13,7 @@ import pytest
 
 from reprise.errors import UserError
 from reprise.interruption import Stopped
-from reprise.params import help_text, load_params
+from reprise.params_file import help_text, load_params
 from tests.conftest import ROOT, tiny_clone
 from tests.test_pipeline import photos, refused
 

@@ -20,7 +20,7 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from reprise.errors import one_line_errors
-from reprise.params import load_params
+from reprise.params_file import load_params
 from reprise.process import after_torch, before_torch, rank
 from reprise.publish import publishing
 

@@ -22,7 +22,7 @@ LR = "train.lr=0.5"  # what the experiments try
 STAGE = """
 import os, signal
 from pathlib import Path
-from reprise.params import load_params
+from reprise.params_file import load_params
 from reprise.publish import publishing
 with publishing(Path("models/model.json"), Path("metrics/test.json")) as outs:
     for out in outs:

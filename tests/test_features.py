@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from reprise.params import Params, _all_keys
+from reprise.params import Params
+from reprise.params_file import all_keys
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "docs/features.md").read_text()
@@ -16,7 +17,7 @@ ROWS = [
     if line.startswith("| ") and not line.startswith(("| there", "| ---"))
 ]
 HERE = " ".join(row[1] for row in ROWS)
-KEYS = set(_all_keys(Params))
+KEYS = set(all_keys(Params))
 FLAGS = set(re.findall(r'"(--[a-z-]+)"', (ROOT / "src/train.py").read_text())) | {"--help"}
 
 

@@ -34,7 +34,7 @@ SLURM = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2",
 TRAIN = """
 import os, sys
 from pathlib import Path
-from reprise.params import load_params
+from reprise.params_file import load_params
 from reprise.process import after_torch, before_torch
 
 params = load_params("params.yaml", sys.argv[4:])

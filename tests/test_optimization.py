@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from reprise.errors import UserError
 from reprise.optimization import create_optimizer, create_schedule, orthogonal
-from reprise.params import load_params
+from reprise.params_file import load_params
 from reprise.training import train
 from tests.conftest import ROOT
 from tests.test_checkpoint import CrashError, at_step, bits, raise_crash

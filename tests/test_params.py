@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from reprise.data.torchvision_sets import TORCHVISION_SETS
 from reprise.errors import UserError
-from reprise.params import DataParams, Params, Schedule, help_text, json_schema, load_params
+from reprise.params import DataParams, Params, Schedule, json_schema
+from reprise.params_file import help_text, load_params
 from tests.conftest import ROOT
 
 PARAMS = ROOT / "params.yaml"

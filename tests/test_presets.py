@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from reprise.errors import UserError
-from reprise.params import load_params
+from reprise.params_file import load_params
 from reprise.presets import applied, describe, find_preset
 from tests.conftest import ROOT
 

@@ -21,7 +21,7 @@ LAYERS = [
         "workspace",
     },
     {"doctor"},
-    {"params", "process", "data"}
+    {"params", "params_file", "process", "data"}
     | {
         f"data.{name}"
         for name in (

@@ -23,7 +23,7 @@ from reprise.training import StatelessDropout, train
 
 @pytest.fixture(scope="module")
 def result(digits):
-    from reprise.params import load_params
+    from reprise.params_file import load_params
     from tests.conftest import ROOT, TINY
 
     params = load_params(ROOT / "params.yaml", [*TINY, "train.epochs=3", "model.kwargs.drop_rate=0.2"])

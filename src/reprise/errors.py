@@ -27,6 +27,12 @@ class UserError(Exception):
     """Something that the user can put right; the message says what, where, what is allowed and the way out."""
 
 
+def brief(text: str, most: int = 80) -> str:
+    """Return text for one line of a message: no control characters, the rest of a long one left out."""
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:most])
+    return shown if len(text) <= most else f"{shown}... ({len(text):,} characters)"
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what a user or a disk can cause into one line on stderr and exit code 1, a signal into exit code 128 + n.

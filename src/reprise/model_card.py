@@ -12,7 +12,7 @@ from reprise.comparison.markup import table, text
 from reprise.data.packed import Metadata
 from reprise.evaluation import Evaluation
 from reprise.intervals import wilson
-from reprise.params import flat
+from reprise.params_file import flat
 
 FEW = 100  # test images of a class; with fewer, its interval is wide
 

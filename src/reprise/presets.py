@@ -7,7 +7,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from reprise.errors import UserError
-from reprise.params import load_params, overlay
+from reprise.params_file import load_params, overlay
 
 
 def find_preset(folder: Path, name: str) -> Path:

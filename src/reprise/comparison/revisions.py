@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from reprise.errors import UserError
-from reprise.params import flat
+from reprise.params_file import flat
 
 WORKSPACE = "workspace"
 PREDICTIONS, MODEL, WEIGHTS = "data/predictions.csv", "models/model.json", "models/model.safetensors"
