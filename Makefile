@@ -70,7 +70,7 @@ lock: setup  ## resolve requirements.lock anew (torch brings its own CUDA packag
 	  | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
-bench: setup  ## measure what needs no further data, as Markdown tables (a quarter of an hour; with nothing else running)
+bench: setup  ## measure what needs no further data, as Markdown tables (about half an hour; with nothing else running)
 	@for name in limit conventional scale pipeline promises models; do \
 	  echo; echo "## $$name"; echo; python benchmarks/$$name.py || exit 1; done
 

@@ -19,6 +19,7 @@ from measure import ROOT, machine
 from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
 from reprise.data.workers import available_cpus
+from reprise.errors import one_line_errors
 from reprise.params_file import load_params
 from reprise.process import after_torch, before_torch
 
@@ -99,4 +100,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

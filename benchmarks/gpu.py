@@ -17,6 +17,7 @@ from measure import ROOT, in_turns, machine, print_header, print_row, ratio
 from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
 from reprise.data.workers import available_cpus
+from reprise.errors import one_line_errors
 from reprise.params_file import load_params
 from reprise.process import after_torch, before_torch
 
@@ -76,4 +77,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -40,7 +40,7 @@ def main() -> int:
     if options.profile:
         from reprise.profiling import profile
 
-        print(profile(processed, params.model, params.train).table())
+        print(profile(processed, params.model, params.train, ROOT / params.model.weights).table())
         return 0
     if options.sanity:
         from reprise.sanity import sanity, table

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -132,6 +133,21 @@ def test_predictions_do_not_depend_on_the_batch_size_and_padding_is_gone(batch_s
     logits, labels = predict(Echo(), EvalBatches(numbered(10), metadata(), batch_size), "cpu")
     assert logits.round().flatten().tolist() == list(range(10))
     assert labels.tolist() == list(range(10))
+
+
+def test_predictions_are_made_in_fp32_channels_last_inference_mode_with_one_shape():
+    seen = set()
+
+    class Watched(Echo):
+        def forward(self, x):
+            layout = x.is_contiguous(memory_format=torch.channels_last)
+            seen.add((tuple(x.shape), x.dtype, layout, torch.is_inference_mode_enabled(), self.training))
+            return super().forward(x)
+
+    split = numbered(10)
+    coloured = replace(split, images=split.images.repeat(3, axis=3))
+    predict(Watched().train(), EvalBatches(coloured, metadata(channels=3), 4), "cpu")
+    assert seen == {((4, 3, 4, 4), torch.float32, True, True, False)}
 
 
 def test_the_files_say_what_was_measured(measured, tmp_path):

@@ -93,10 +93,11 @@ def test_auto_asks_another_process_only_where_a_driver_is(missing, asked, answer
         assert len(questions) == 1
 
 
-@pytest.mark.parametrize(("mode", "precision"), [("portable", "highest"), ("machine", "highest"), ("off", "high")])
-def test_fp32_means_fp32_unless_off(mode, precision):
-    shown = SHOW.format(threads=1, mode=mode) + "print(torch.get_float32_matmul_precision())"
-    assert python(shown, TORCH_ALLOW_TF32_CUBLAS_OVERRIDE="1").stdout.splitlines()[1] == precision
+@pytest.mark.parametrize("mode", ["portable", "machine", "off"])
+def test_fp32_means_fp32(mode):
+    shown = SHOW.format(threads=1, mode=mode)
+    shown += "print(torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)"
+    assert python(shown, TORCH_ALLOW_TF32_CUBLAS_OVERRIDE="1").stdout.splitlines()[1] == "highest False"
 
 
 FREED = """

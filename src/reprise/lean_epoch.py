@@ -37,7 +37,8 @@ HOOKS = (
 class LeanEpoch(_TrainingEpochLoop):
     """Takes the place of `trainer.fit_loop.epoch_loop`; the module is a LitClassifier, the loader yields its batches.
 
-    Nothing in it waits for the device. Outputs that `on_train_batch_end` gets hold the loss alone.
+    Nothing in it waits for the device; of the callbacks, `FiniteLoss` does, every 32 batches. Outputs
+    that `on_train_batch_end` gets hold the loss alone.
     """
 
     graphed: GraphedSteps | None = None  # holds memory of the GPU

@@ -121,9 +121,8 @@ def after_torch(threads: int | Literal["auto"], reproducible: Reproducibility) -
     # By default this would also fill every new tensor before it is written to: a tenth of a small network's time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = reproducible == "off"
-    torch.backends.cudnn.allow_tf32 = reproducible == "off"  # fp32 means fp32
-    if reproducible != "off":
-        torch.set_float32_matmul_precision("highest")  # the default, unless the environment says otherwise
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, in evaluation always; bf16 is there for speed
+    torch.set_float32_matmul_precision("highest")  # the default, unless the environment says otherwise
     if isinstance(stand_in := sys.modules.get("scipy.signal"), Deferred):
         stand_in.make_way()
     gc.freeze()  # what was imported stays: no collection looks at it again

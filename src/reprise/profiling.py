@@ -1,16 +1,19 @@
 """Where the time of a training step goes, and how near the training comes to a bare loop over resident tensors.
 
-The real training runs, in rounds of a few steps. Its own hooks mark where a part ends; rounds without marks and rounds
-of the bare loop (a copy of the network, the same batches, optimizer and precision; no data, schedule, metrics,
-callbacks or CUDA graphs) come in turn, so all of them meet the same machine. Where batches are made ahead on CPUs that
-are left over, `data` is what the training waits for them.
+The real training runs, in one process, with images of full size and every layer in training, in rounds of a few
+batches. Its own hooks mark where a part ends; rounds without marks and rounds of the bare loop (a copy of the network,
+the same batches, optimizer and precision; no data, schedule, metrics, callbacks or CUDA graphs) come in turn, so all of
+them meet the same machine. Where batches are made ahead on CPUs that are left over, `data` is what the training waits
+for them. With `accumulate`, a step of the profile is one batch: its share of the optimizer's.
 """
 
 import copy
+import math
 import statistics
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,27 @@ from torch import Tensor
 from reprise.params import ModelParams, TrainParams
 from reprise.training import train
 
-ROUND = 10  # steps
+ROUND = 10  # batches
 PARTS = ("data", "forward", "backward", "optimiser", "framework")
+BETWEEN = {  # two marks, and the part of the training that lies between them
+    ("end", "batch"): "data",
+    ("batch", "zero_grad"): "forward",
+    ("batch", "backward"): "forward",  # the gradients of earlier batches are kept
+    ("zero_grad", "backward"): "framework",
+    ("backward", "gradients"): "backward",
+    ("gradients", "optimizer"): "framework",
+    ("gradients", "end"): "framework",
+    ("optimizer", "end"): "optimiser",
+}
+# of the training as it is, what would make a round unlike another or end it
+STEADY = {
+    "epochs": 10_000,
+    "start_size": None,
+    "freeze_epochs": 0,
+    "early_stopping": None,
+    "devices": 1,
+    "num_nodes": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -54,15 +76,16 @@ class Profile:
         return "\n".join(lines)
 
 
-def profile(processed: Path, model: ModelParams, params: TrainParams, steps: int = 300) -> Profile:
-    """Train for about so many steps with the given params, keep nothing, and return where the time went.
+def profile(
+    processed: Path, model: ModelParams, params: TrainParams, weights: Path | None = None, steps: int = 300
+) -> Profile:
+    """Train for about so many batches with the given params, keep nothing, and return where the time went.
 
-    Raises what `train` raises.
+    weights: the place of `model.weights`. Raises what `train` raises.
     """
-    clock = _Clock(max(2, steps // (3 * ROUND)))
-    params = params.model_copy(update={"epochs": 10_000, "start_size": None})
+    clock = _Clock(max(2, steps // (3 * ROUND)), params.accumulate)
     with suppress(_EnoughError):
-        train(processed, model, params, callbacks=[clock])
+        train(processed, model, params.model_copy(update=STEADY), weights=weights, callbacks=[clock])
     parts = {name: statistics.median(clock.parts[name]) for name in PARTS}
     return Profile(params.batch_size, parts, statistics.median(clock.steps), statistics.median(clock.bare_steps))
 
@@ -74,15 +97,16 @@ class _EnoughError(Exception):
 class _Clock(Checkpoint):
     """Times the steps of a round, or their parts; a `Checkpoint`, so that its hooks come after all others."""
 
-    def __init__(self, rounds: int) -> None:
+    def __init__(self, rounds: int, accumulate: int) -> None:
         self.rounds = rounds
+        self.accumulate = accumulate
         self.parts: dict[str, list[float]] = {name: [] for name in PARTS}
         self.steps: list[float] = []
         self.bare_steps: list[float] = []
         self.batches: list[tuple[Tensor, Tensor]] = []
-        self.marks: list[float] = []
+        self.marks: list[tuple[str, float]] = []
         self.marking = False
-        self.round = ROUND
+        self.round = accumulate * math.ceil(ROUND / accumulate)
         self.done = -1  # rounds; the first warms up
         self.module: Any = None
 
@@ -95,29 +119,29 @@ class _Clock(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The data are there."""
-        self._mark()
+        self._mark("batch")
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """The forward pass is through."""
-        self._mark()
+        self._mark("zero_grad")
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """The backward pass begins."""
-        self._mark()
+        self._mark("backward")
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The backward pass is through."""
-        self._mark()
+        self._mark("gradients")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """The optimizer begins."""
-        self._mark()
+        self._mark("optimizer")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The step is through, and perhaps the round."""
-        self._mark()
+        self._mark("end")
         self.batches.append(batch)
         if len(self.batches) < self.round:
             return
@@ -143,33 +167,37 @@ class _Clock(Checkpoint):
         self.batches = []
         _wait()
         self.started = time.perf_counter()
-        self.marks = [self.started]
+        self.marks = [("end", self.started)]
 
-    def _mark(self) -> None:
+    def _mark(self, reached: str) -> None:
         if self.marking:
             _wait()
-            self.marks.append(time.perf_counter())
+            self.marks.append((reached, time.perf_counter()))
 
     def _divide(self) -> None:
         """Share the time between marks out; what lies between parts, callbacks and counters, is the framework's."""
-        spans = torch.tensor(self.marks, dtype=torch.float64).diff().view(self.round, 6).mean(dim=0).tolist()
-        data, forward, zeroing, backward, between, optimiser = spans
-        framework = zeroing + between
-        for name, part in zip(PARTS, (data, forward, backward, optimiser, framework), strict=True):
-            self.parts[name].append(part)
+        spent = dict.fromkeys(PARTS, 0.0)
+        for (before, begun), (after, ended) in pairwise(self.marks):
+            spent[BETWEEN[before, after]] += ended - begun
+        for name, seconds in spent.items():
+            self.parts[name].append(seconds / self.round)
 
     def _bare_loop(self) -> float:
         mixed = torch.autocast(self.module.device.type, torch.bfloat16, enabled=self.module.precision == "bf16")
         network, criterion, optimizer = self.module.net.train(), self.module.criterion, self.optimizer
         _wait()
         started = time.perf_counter()
-        for images, targets in self.batches:
+        for number, (images, targets) in enumerate(self.batches, start=1):
             with mixed:
                 logits = network(images)
             loss = criterion(logits.float(), targets)
-            optimizer.zero_grad()
+            if self.accumulate > 1:
+                loss = loss / self.accumulate
+            if number % self.accumulate == 1 % self.accumulate:
+                optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
+            if number % self.accumulate == 0 or number == len(self.batches):
+                optimizer.step()
         _wait()
         return time.perf_counter() - started
 
