@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from measure import machine
 from reprise.augment import augment, mix
 from reprise.batches import stateless_generator
 from reprise.params import AugmentParams
@@ -73,6 +74,7 @@ def main() -> None:
     for _ in range(ROUNDS):
         for key, work in steps.items():
             least[key] = min(least[key], seconds(work))
+    print(f"{machine()}\n", flush=True)
     print("| kind |", " | ".join(f"{shape}, us" for shape in SHAPES), "|")
     print("| --- |", " | ".join("---:" for _ in SHAPES), "|")
     for kind in KINDS:

@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from measure import machine
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--trials", type=int, default=3)
     arguments = parser.parse_args()
+    print(f"{machine()}\n", flush=True)
     print("| spinning processes | idle, s | busy, s | ratio |\n| ---: | ---: | ---: | ---: |")
     for count in (1, os.cpu_count() or 2):
         idle, busy = [], []

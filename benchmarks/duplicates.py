@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess import PeakMemory
+from measure import PeakMemory, machine
 from reprise.data.duplicates import MOST_BITS, Twins, similar_images
 from reprise.data.preprocess import preprocess
 from reprise.data.report import write_report
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     parser.add_argument("--hashes", nargs="+", type=int, default=[])
     arguments = parser.parse_args()
+    print(f"{machine()}\n", flush=True)
     if arguments.archive:
         with tempfile.TemporaryDirectory() as temporary:
             look(arguments.archive, Path(temporary), arguments.report)

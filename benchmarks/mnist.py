@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="on top of the preset")
     parser.add_argument("--turns", type=int, default=3, help="of the two stages by themselves")
     arguments = parser.parse_args()
+    if not (arguments.folder / "train-images-idx3-ubyte.gz").is_file():
+        parser.error(f"{arguments.folder}: MNIST's four files, train-images-idx3-ubyte.gz and so on, are not there")
     handler = functools.partial(Quiet, directory=str(arguments.folder.resolve()))
     with (
         tempfile.TemporaryDirectory() as clone,

@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from measure import machine
+
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = [
     "model.name=test_resnet",
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", default=MODELS)
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     arguments = parser.parse_args()
+    print(f"{machine()}\n", flush=True)
     print("| settings | parameters | test accuracy | training, s |\n| --- | ---: | ---: | ---: |", flush=True)
     for settings in arguments.settings:
         accuracies, seconds, parameters = zip(

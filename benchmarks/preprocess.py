@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from measure import PeakMemory
+from measure import PeakMemory, machine
 from reprise.data.archive import RawImage, write_archive
 from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--synthetic", nargs="+", type=int, default=[], metavar="IMAGES")
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
     arguments = parser.parse_args()
+    print(f"{machine()}\n", flush=True)
     print(
         "| images | processes | seconds | images/s | peak, MB | SHA-256 |\n| ---: | ---: | ---: | ---: | ---: | --- |"
     )

@@ -42,7 +42,10 @@ runpy.run_path("src/train.py", run_name="__main__")
 
 def trained(revision: str, folder: Path, overrides: list[str]) -> list[tuple[str, str]]:
     """Train a revision in a worktree at `folder`; return (where, value) of every step, epoch row and the weights."""
-    subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(folder), revision], cwd=ROOT, check=True)
+    add = ["git", "worktree", "add", "--quiet", "--detach", str(folder), revision]
+    added = subprocess.run(add, cwd=ROOT, capture_output=True, text=True)
+    if added.returncode:
+        sys.exit(f"error: {revision}: {added.stderr.strip()}")
     losses = folder.with_suffix(".losses")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "PATH": path}

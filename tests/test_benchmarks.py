@@ -31,6 +31,8 @@ def test_equal_and_different_revisions_are_told_apart(tmp_path):
     done = clone.run(*command, "remark", "HEAD", *ONE_EPOCH, check=False)
     assert done.returncode == 1
     assert "step 2: loss: " in done.stderr  # the first is of the same initial weights
+    done = clone.run(*command, "remark", "no-such", *ONE_EPOCH, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: no-such: fatal: invalid reference: no-such\n")
     assert clone.run("git", "worktree", "list").stdout.count("\n") == 1
 
 
