@@ -7,7 +7,7 @@ tests after each epoch of the second half (the averaged weights, with `train.ema
 mirror image; the seconds are those of training and validation, the tests apart. The claim: `improved`, for 11 epochs
 (`train.epochs=11`), passes what `first` ends at, 0.873, in two thirds of its time (0.52 and 0.54 with other work
 allowed for, one run each). 90 % takes a wider network: on cores that multiply matrices in bf16, 26 minutes at most by
-the images alone, 19 with their mirror images; in fp32 with AVX2, 133 with mirror images (one run each).
+the images alone, 11 with their mirror images, which takes `first` 19; in fp32 with AVX2, 133 (one run each).
 """
 
 import argparse
