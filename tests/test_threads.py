@@ -103,5 +103,5 @@ def test_compile_lasts_as_long_as_the_training(digits, tiny_params, monkeypatch)
     assert calls == []
     # uncompiled, small convolutions are products of matrices: on some CPUs that rounds otherwise
     (compiled_row,), (row,) = result.history, train(digits, plain.model, plain.train).history
-    assert compiled_row.train_loss == pytest.approx(row.train_loss, rel=1e-4)
+    assert compiled_row.train_loss == pytest.approx(row.train_loss, rel=1e-3)
     assert compiled_row.val_loss == pytest.approx(row.val_loss, rel=1e-3)
