@@ -3,7 +3,7 @@
     python benchmarks/limit.py --turns 3
 
 The bar: at least 0.97 of the bare loop's images/s. The claim: a small CNN (`digits_cnn`, in colour), resnet18 and
-efficientnet_b0 reach it at 28 to 32 px, an MLP 0.92 to 0.97. Both train on the same images in the same order; the last
+efficientnet_b0 reach it at 28 to 32 px, an MLP 0.92 to 0.98. Both train on the same images in the same order; the last
 column says whether they end in equal weights, bit for bit. CPUs beyond the threads make the coming batches, which the
 bare loop has ready; `taskset` with as many CPUs as threads takes them away. The result is in benchmarks/README.md.
 """
