@@ -22,10 +22,11 @@ import reprise.data
 from reprise.data.preprocess import preprocess
 from reprise.data.sources import download
 from reprise.data.workers import available_cpus
+from reprise.dependencies import Dependencies, load_record, record_path
 from reprise.errors import UserError
 from reprise.interruption import Stopped
 from reprise.params import DataParams, Params
-from reprise.params_file import load_params
+from reprise.params_file import flat, load_params
 from reprise.publish import Lock, publishing, remove
 
 RESULT = ("model.safetensors", "model.json", "train.json", "history.csv")
@@ -46,13 +47,19 @@ def prepared_data(root: Path, data: DataParams) -> Path:
             failed = subprocess.run(command, cwd=root, env=environment, stdout=sys.stderr).returncode
         if failed:
             raise UserError("`dvc repro preprocess` failed, see above")
+        record = load_record(root / record_path("preprocess"))
+        if record and (other := record.other_params(flat({"data": data.model_dump(mode="json")}))):
+            raise UserError(f"edited while data/processed was made: {', '.join(other)}; run the same command again")
         return root / "data/processed"
     folder = root / "runs/data" / _key(data, root / data.path)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with Lock(folder.parent):  # a second process finds what the first has prepared
         if (folder / "processed").exists():
             return folder / "processed"
-        with publishing(folder) as (partial,):
+        own = [os.path.relpath(root / data.path, root)] if data.is_own else []
+        dependencies = Dependencies("src/runs.py", own, root=root)
+        dependencies.begin(load_params(root / "params.yaml"))
+        with publishing(folder, check=dependencies.check) as (partial,):
             partial.mkdir()
             download(
                 data.name,
@@ -87,7 +94,7 @@ def _key(data: DataParams, own: Path) -> str:
     """Return a name for these params, this code and, for the user's own images, the files as they are now."""
     facts = [data.model_dump_json()]
     facts += [path.read_text() for path in sorted(Path(reprise.data.__path__[0]).glob("*.py"))]
-    if data.name in ("folder", "archive") and data.url is None:
+    if data.is_own:
         files = [own] if own.is_file() else sorted(path for path in own.rglob("*") if path.is_file())
         facts += [f"{path.relative_to(own)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
     return f"{data.name}-{hashlib.sha256(chr(0).join(facts).encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"

@@ -11,6 +11,7 @@ where it was, by the same command or by --resume.
 import argparse
 from pathlib import Path
 
+from reprise.dependencies import KEPT, Dependencies
 from reprise.errors import UserError, one_line_errors
 from reprise.params import Params
 from reprise.params_file import help_text, load_params
@@ -32,6 +33,8 @@ def main() -> int:
     number = rank(params.train)
     before_torch(params.train.threads, params.train.reproducible)
     processed = prepared_data(ROOT, params.data)
+    inputs = [str(path.relative_to(ROOT)) for path in (processed, ROOT / params.model.weights)]
+    dependencies = Dependencies("src/train.py", inputs, ["model", "train"], ROOT, KEPT)
     from reprise.debug import Debug
     from reprise.loggers import create_loggers
     from reprise.training import train
@@ -61,11 +64,12 @@ def main() -> int:
         train(processed, params.model, params.train, weights=weights, debug=debug, rank=number)
         return 0
     scratch = None if debug.deciding() else ROOT / "runs/checkpoints"
+    dependencies.begin(params)
     with run_folder(ROOT / "runs", params, resumed, debug=scratch is None) as run:
         loggers = create_loggers(params.train.loggers, run, run.name)
         result = train(processed, params.model, params.train, scratch, weights, debug=debug, loggers=loggers)
-        with publishing(*(run / name for name in RESULT)) as files:
-            result.save(*files)
+        with publishing(*(run / name for name in RESULT), check=dependencies.check) as files:
+            result.save(*files, record=dependencies.record())
         result.discard_checkpoints()
         point_latest(run)
         print(f"train: {result.summary()} -> {run.relative_to(ROOT)}")

@@ -3,15 +3,17 @@
 from pathlib import Path
 
 from reprise.data.sources import download
+from reprise.dependencies import Dependencies
 from reprise.errors import one_line_errors
-from reprise.params_file import load_params
 from reprise.publish import publishing
 
 
 def main() -> None:
     """Read the params, fetch, publish."""
-    with publishing(Path("data/raw")) as (raw,):
-        params = load_params("params.yaml")
+    dependencies = Dependencies.of_stage("download")
+    outs = Path("data/raw"), Path("data/records/download.json")
+    with publishing(*outs, check=dependencies.check) as (raw, record):
+        params = dependencies.begin()
         source = download(
             params.data.name,
             raw,
@@ -22,6 +24,7 @@ def main() -> None:
             url=params.data.url,
             sha256=params.data.sha256,
         )
+        dependencies.record().save(record)
     print(f"download: {source.name}, {source.images:,} images in {len(source.classes)} classes -> data/raw")
     if source.origin and not params.data.sha256:
         print(f"  not pinned; to accept nothing else from now on: data.sha256: {source.origin['sha256']}")

@@ -3,24 +3,21 @@
 from pathlib import Path
 
 from reprise.card import load_card
+from reprise.dependencies import Dependencies
 from reprise.errors import one_line_errors
-from reprise.params_file import load_params
 from reprise.process import after_torch, before_torch
 from reprise.publish import publishing
 
 
 def main() -> None:
     """Read the params and the model, evaluate, publish."""
-    metrics = Path("metrics")
-    with publishing(
-        metrics / "test.json",
-        metrics / "per_class.csv",
-        metrics / "confusion.csv",
-        Path("data/predictions.csv"),
-        Path("models/README.md"),
-    ) as (*outs, page):
-        params = load_params("params.yaml")
+    dependencies = Dependencies.of_stage("evaluate")
+    names = ["metrics/test.json", "metrics/per_class.csv", "metrics/confusion.csv", "data/predictions.csv"]
+    names += ["models/README.md", "data/records/evaluate.json"]
+    with publishing(*map(Path, names), check=dependencies.check) as (*outs, page, record):
+        params = dependencies.begin()
         facts, weights = Path("models/model.json"), Path("models/model.safetensors")
+        dependencies.check_earlier("train")
         terms = load_card(facts).provenance
         before_torch(terms.threads, terms.reproducible)
         from reprise.data.packed import load_metadata
@@ -36,6 +33,7 @@ def main() -> None:
         result.save(*outs)
         settings = {"model": params.model.model_dump(), "train": params.train.model_dump()}
         page.write_text(model_card(card, load_metadata(data), settings, result, bins), encoding="utf-8")
+        dependencies.record().save(record)
     print(f"evaluate: {card.architecture.model_name} on {len(result.ids):,} test images -> metrics/test.json")
     print(result.table())
 

@@ -6,16 +6,18 @@ from pathlib import Path
 from reprise.data.preprocess import preprocess
 from reprise.data.report import write_report
 from reprise.data.workers import available_cpus
+from reprise.dependencies import Dependencies
 from reprise.errors import one_line_errors
-from reprise.params_file import load_params
 from reprise.publish import publishing
 
 
 def main() -> None:
     """Read the params, prepare, publish."""
-    outs = (Path("data/processed"), Path("data/report"), Path("metrics/data.json"))
-    with publishing(*outs) as (processed, report, metrics):
-        params = load_params("params.yaml")
+    dependencies = Dependencies.of_stage("preprocess")
+    names = "data/processed", "data/report", "metrics/data.json", "data/records/preprocess.json"
+    with publishing(*map(Path, names), check=dependencies.check) as (processed, report, metrics, record):
+        params = dependencies.begin()
+        dependencies.check_earlier("download")
         metadata, findings = preprocess(
             Path("data/raw"),
             processed,
@@ -34,6 +36,7 @@ def main() -> None:
         )
         write_report(findings, report)
         metrics.write_text(json.dumps(findings.metrics(), indent=2) + "\n", encoding="utf-8")
+        dependencies.record().save(record)
     print(f"preprocess: {metadata.summary()} -> data/processed, data/report")
 
 

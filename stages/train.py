@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 
+from reprise.dependencies import KEPT, Dependencies
 from reprise.errors import one_line_errors
 from reprise.params_file import load_params
 from reprise.process import after_torch, before_torch, rank
@@ -22,8 +23,10 @@ def main() -> None:
     models, metrics = Path("models"), Path("metrics")
     targets = models / "model.safetensors", models / "model.json", metrics / "train.json", metrics / "history.csv"
     number = rank(load_params("params.yaml").train)
-    with nullcontext() if number else publishing(*targets) as outs:
-        params = load_params("params.yaml")
+    dependencies = Dependencies.of_stage("train", kept=KEPT)
+    with nullcontext() if number else publishing(*targets, check=dependencies.check) as outs:
+        params = dependencies.begin()
+        dependencies.check_earlier("preprocess")
         before_torch(params.train.threads, params.train.reproducible)
         from reprise.loggers import create_loggers
         from reprise.training import train
@@ -43,7 +46,7 @@ def main() -> None:
         )
         if outs is None:
             return
-        result.save(*outs)
+        result.save(*outs, record=dependencies.record())
     result.discard_checkpoints()
     print(f"train: {result.summary()} -> models")
 

@@ -21,7 +21,7 @@ LAYERS = [
         "workspace",
     },
     {"doctor"},
-    {"params", "params_file", "process", "data"}
+    {"dependencies", "params", "params_file", "process", "data"}
     | {
         f"data.{name}"
         for name in (

@@ -4,3 +4,7 @@ The library takes arguments and returns results; it never reads params.yaml, the
 environment, so every function can be called from a notebook. Import direction: `params` and `data` <- `model` <-
 `training` <- `evaluation`.
 """
+
+import time
+
+IMPORTED_NS = time.time_ns()  # code that is edited later may not be the code that runs, see `dependencies`

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reprise.checksums import read_sealed
+from reprise.dependencies import Record
 from reprise.errors import UserError
 from reprise.provenance import Provenance
 
@@ -72,7 +73,7 @@ class Training(BaseModel):
 class ModelCard(BaseModel):
     """Everything needed to rebuild and use published weights; evaluation keeps the provenance's terms.
 
-    weights_sha256: of the weights' file, "" as long as they are not saved.
+    weights_sha256: of the weights' file, "" as long as they are not saved. record: of the script that trained it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,6 +84,7 @@ class ModelCard(BaseModel):
     training: Training
     provenance: Provenance
     weights_sha256: str = ""
+    record: Record | None = None
 
 
 def load_card(facts: Path) -> ModelCard:

@@ -165,6 +165,8 @@ class Resumption(Checkpoint):
         self.batches.start(position.epoch, position.step)
         epochs: Any = trainer.fit_loop.epoch_progress.current
         epochs.processed = epochs.completed = position.epoch
+        # by this, loggers number what they are given
+        trainer.fit_loop.epoch_loop._batches_that_stepped = position.epoch * self.batches.steps + position.step
         trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = (
             position.global_step
         )
@@ -207,12 +209,12 @@ class Resumption(Checkpoint):
             self._save(trainer, pl_module, trainer.current_epoch, step, signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what is trained: it is not published yet."""
-        self._between_epochs(trainer, pl_module, trainer.current_epoch)
+        """Save what is trained, for it is not published yet and may be refused."""
+        self._between_epochs(trainer, pl_module, trainer.current_epoch, over=True)
 
-    def _between_epochs(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
-        due = epoch - self.saved_epoch >= self.every.epochs
-        due = due and time.monotonic() - self.saved_at >= self.cost / SHARE
+    def _between_epochs(self, trainer: Trainer, pl_module: LightningModule, epoch: int, over: bool = False) -> None:
+        due = epoch - self.saved_epoch >= (1 if over else self.every.epochs)
+        due = due and (over or time.monotonic() - self.saved_at >= self.cost / SHARE)
         due, signum = self._agreed(trainer, due or self._minutes_are_over())
         if due:
             self._save(trainer, pl_module, epoch, 0, signum)

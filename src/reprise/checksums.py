@@ -6,7 +6,9 @@ the files beside it.
 
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,39 @@ def verify_file(path: Path, sha256: str) -> None:
     """Raise ValueError, with the file's name, if it is not the one with this checksum."""
     if file_sha256(path) != sha256:
         raise ValueError(f"{path}: altered since it was written")
+
+
+def md5_listing(path: Path) -> dict[str, str]:
+    """Return the MD5 of each file of a folder by its path there, hidden ones left out; of a file, by ""; {} of nothing.
+
+    Several are hashed at a time.
+    """
+    if path.is_file():
+        return {"": _md5(path)}
+    files = []
+    for parent, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    with ThreadPoolExecutor() as threads:
+        return {
+            file.relative_to(path).as_posix(): md5 for file, md5 in zip(files, threads.map(_md5, files), strict=True)
+        }
+
+
+def listing_md5(listing: Mapping[str, str]) -> str:
+    """Return the name that DVC gives to a file or, by the hash of the list of its files, to a folder."""
+    if "" in listing:
+        return listing[""]
+    entries = [{"md5": md5, "relpath": name} for name, md5 in sorted(listing.items())]
+    return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def _md5(path: Path) -> str:
+    try:
+        with naming(path), path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    except FileNotFoundError:  # removed meanwhile, or a link to nothing
+        return "missing"
 
 
 def write_sealed(path: Path, facts: dict[str, Any]) -> None:

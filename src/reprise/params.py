@@ -149,6 +149,11 @@ class DataParams(Section):
         ge=0, description="the part held out, from 0: for the test or, where that is given, for validation"
     )
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the images are the user's own, at `path`."""
+        return self.name in ("folder", "archive") and self.url is None
+
     @field_validator("group")
     @classmethod
     def _is_an_expression(cls, group: str | None) -> str | None:

@@ -29,18 +29,23 @@ def load_params(path: Path | str, overrides: Iterable[str] = (), preset: Path | 
     Raises UserError with one line per wrong value: full key, value, what is allowed, a suggestion for a near miss.
     """
     path = Path(path)
-    tree = _read_yaml(path)
+    tree = read_yaml(path)
     if preset:
-        overlay(tree, _read_yaml(preset))
+        overlay(tree, read_yaml(preset))
     for override in overrides:
         _override(tree, override)
+    return validated(tree, path.name)
+
+
+def validated(tree: dict[str, Any], name: str) -> Params:
+    """Return the params of a tree that `read_yaml` gave. Raises UserError, beginning with the file's name."""
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
         wrong = error.errors(include_url=False)
-        lines = [f"{path.name}: {_explain(detail)}" for detail in wrong[:MOST_LINES]]
+        lines = [f"{name}: {_explain(detail)}" for detail in wrong[:MOST_LINES]]
         if len(wrong) > MOST_LINES:
-            lines.append(f"{path.name}: and {len(wrong) - MOST_LINES:,} more")
+            lines.append(f"{name}: and {len(wrong) - MOST_LINES:,} more")
         raise UserError("\n       ".join(lines)) from None
 
 
@@ -115,7 +120,8 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"{where}: not readable as YAML: {brief(str(error).splitlines()[0], 200)}") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return a parameter file as a tree whose values are the text that was typed. Raises UserError if it is none."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

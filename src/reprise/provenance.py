@@ -4,19 +4,26 @@
 every x86-64 machine. No commit is named: equal params, data, code and packages give an equal record anywhere.
 """
 
-import ast
 import hashlib
+import io
 import json
 import platform
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.metadata import version
-from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
+from token import COMMENT, DEDENT, ENCODING, INDENT, NEWLINE, NL, STRING
+from tokenize import TokenError, tokenize
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 Reproducible = Literal["portable", "machine", "off"]
+# `from reprise.x import (a, b)`, `import reprise.x`; a line of text that looks like one is one file too many
+IMPORT = re.compile(rb"^\s*(?:from|import)\s+([\w.]+)(?:\s+import\s+(\([^)]*\)|[^\n]*))?", re.MULTILINE)
+SRC = Path(__file__).resolve().parent.parent
 PACKAGES = ("lightning", "numpy", "safetensors", "timm", "torch", "torchmetrics")
 
 
@@ -69,46 +76,60 @@ def trace(
         packages={name: version(name).partition("+")[0] if portable else version(name) for name in PACKAGES},
         params_sha256=hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest(),
         data_sha256=hashlib.sha256(data).hexdigest(),
-        code_sha256=_digest(library_files(module)),
+        code_sha256=code_sha256(read_code(SRC), f"src/{module.replace('.', '/')}.py"),
     )
 
 
-def library_files(module: str) -> dict[str, Path]:
-    """Return the files, by module name, that a module of this package imports, itself included, however indirectly."""
-    package = __name__.partition(".")[0]
-    files: dict[str, Path] = {}
-    todo = [module]
+def read_code(src: Path, script: str = "") -> dict[str, bytes]:
+    """Return {path: content} of the library in a folder, as `src/...`, and of a script relative to its parent."""
+    files = [*src.glob("*.py"), *(src / "reprise").rglob("*.py")]
+    content = {f"src/{path.relative_to(src).as_posix()}": path.read_bytes() for path in files}
+    return content | ({script: (src.parent / script).read_bytes()} if script else {})
+
+
+def closure(sources: Mapping[str, bytes], path: str) -> set[str]:
+    """Return a file of `read_code` and those that it imports, anywhere in it and however indirectly."""
+    found: set[str] = set()
+    todo = {path}
     while todo:
-        name = todo.pop()
-        if name in files or name.partition(".")[0] != package:
-            continue
-        origin = _origin(name)
-        if origin is None:
-            continue
-        files[name] = origin
-        todo.append(name.rpartition(".")[0])
-        for node in ast.walk(ast.parse(files[name].read_bytes())):
-            if isinstance(node, ast.Import):
-                todo += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                todo += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return dict(sorted(files.items()))
+        path = todo.pop()
+        found.add(path)
+        for module, names in IMPORT.findall(code_without_comments(sources[path])):
+            parts = module.decode().split(".")
+            modules = {"/".join(parts[: depth + 1]) for depth in range(len(parts))}
+            modules |= {"/".join([*parts, name.decode()]) for name in re.findall(rb"\w+", names)}
+            files = {f"src/{name}{end}" for name in modules for end in (".py", "/__init__.py")}
+            todo |= files & sources.keys() - found
+    return found
 
 
-def _origin(name: str) -> Path | None:
-    """Return a module's file; None for a name inside a module."""
-    try:
-        spec = find_spec(name)
-    except ModuleNotFoundError:  # find_spec's answer to a name inside something that is no package
-        return None
-    return Path(spec.origin) if spec and spec.origin else None
-
-
-def _digest(files: dict[str, Path]) -> str:
+def code_sha256(sources: Mapping[str, bytes], path: str) -> str:
+    """Return a digest of the closure of a file, without comments, docstrings and blank lines."""
     digest = hashlib.sha256()
-    for name, path in files.items():
-        digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for name in sorted(closure(sources, path)):
+        digest.update(f"{name} {hashlib.sha256(code_without_comments(sources[name])).hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+@cache
+def code_without_comments(source: bytes) -> bytes:
+    """Return a Python file without comments, docstrings and blank lines; one that is no Python as it is."""
+    lines = source.decode("utf-8", "surrogateescape").splitlines()
+    try:
+        tokens = list(tokenize(io.BytesIO(source).readline))
+    except (SyntaxError, TokenError):
+        return source
+    before = NEWLINE
+    for token, following in pairwise(tokens):
+        if token.type == COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+        elif token.type == STRING and before in (NEWLINE, INDENT, DEDENT) and following.type == NEWLINE:
+            lines[token.start[0] - 1 : token.end[0]] = [""] * (token.end[0] - token.start[0] + 1)
+        if token.type not in (COMMENT, NL, ENCODING):
+            before = token.type
+    kept = (line.rstrip() for line in lines)
+    return "\n".join(filter(None, kept)).encode("utf-8", "surrogateescape")
 
 
 def cpu_name() -> str:

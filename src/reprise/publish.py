@@ -9,7 +9,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
@@ -19,12 +19,13 @@ from reprise.interruption import StopSignals
 
 
 @contextmanager
-def publishing(*targets: Path) -> Iterator[list[Path]]:
+def publishing(*targets: Path, check: Callable[[], None] = lambda: None) -> Iterator[list[Path]]:
     """Yield one private path per target; when the block ends without an error, they become the targets.
 
     The block creates each private path as a file or as a folder. On an error all of them are removed and the targets
     stay as they were. A folder replaces a folder whole: what the old one held beside is gone. Everything that decides
-    the content belongs inside the block: it starts once no other process is writing the same targets.
+    the content belongs inside the block: it starts once no other process is writing the same targets. check: raises,
+    in the last moment, if they must not.
     """
     partials = [target.with_name(f".{target.name}.partial") for target in targets]
     replaced = [target.with_name(f".{target.name}.replaced.partial") for target in targets]
@@ -38,6 +39,7 @@ def publishing(*targets: Path) -> Iterator[list[Path]]:
             yield partials
             for partial in partials:
                 _sync(partial)
+            check()
             with StopSignals(deferred=True):  # all of them, or none
                 _swap(targets, partials, replaced)
         except BaseException as error:

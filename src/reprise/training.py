@@ -33,6 +33,7 @@ from reprise.classifier import LitClassifier
 from reprise.convolutions import repaired
 from reprise.data.packed import Metadata
 from reprise.debug import Debug
+from reprise.dependencies import Record
 from reprise.distributed import EndTogether, SharedBuffers, ddp_strategy, one_line_if_others_fail, processes
 from reprise.ema import WeightAverage
 from reprise.errors import UserError
@@ -81,9 +82,12 @@ class TrainResult:
         if self.checkpoints:
             self.checkpoints.discard()
 
-    def save(self, weights: Path, facts: Path, metrics: Path, history: Path) -> None:
-        """Write weights (safetensors), facts (JSON), the best epoch's metrics (JSON) and the history (CSV)."""
-        save_model(self.network, self.card, weights, facts)
+    def save(self, weights: Path, facts: Path, metrics: Path, history: Path, *, record: Record | None = None) -> None:
+        """Write weights (safetensors), facts (JSON), the best epoch's metrics (JSON) and the history (CSV).
+
+        record: what it was trained with, which becomes a part of the facts.
+        """
+        save_model(self.network, self.card.model_copy(update={"record": record}), weights, facts)
         reached = {name: value for name, value in self.best.rounded().items() if name != "lr"}
         metrics.write_text(json.dumps(reached, indent=2) + "\n", encoding="utf-8")
         with history.open("w", encoding="utf-8", newline="") as file:

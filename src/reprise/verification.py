@@ -20,7 +20,10 @@ from dvc.output import Output
 from dvc.repo import Repo
 from dvc.stage import Stage
 
+from reprise.checksums import listing_md5, md5_listing
+from reprise.dependencies import load_record, record_path
 from reprise.errors import UserError
+from reprise.params_file import load_params
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class _Verifier:
         for stage in stages:
             name = self._relative(Path(stage.path)) if stage.is_data_source else stage.name
             current = self._check_inputs(stage, name, made)
+            if current and not stage.is_data_source:
+                current = self._check_record(stage, name)
             refills = {self._check_out(stage, out, name) for out in stage.outs} - {None}
             if refills:  # `dvc commit` would record changed inputs or a bad out as good
                 by = "dvc commit --force" if current and refills == {"commit"} else "dvc repro --force --single-item"
@@ -111,8 +116,8 @@ class _Verifier:
             if not any(out.hash_info.value for out in stage.outs):
                 self._find("dvc.lock", name, "not recorded: the stage has not run yet")
                 continue
-            if not stage.is_data_source:
-                self._check_inputs(stage, name, made)
+            if not stage.is_data_source and self._check_inputs(stage, name, made):
+                self._check_record(stage, name)
             for out in stage.outs:
                 oid, path = out.hash_info.value, Path(out.fs_path)
                 if oid is None:
@@ -142,6 +147,31 @@ class _Verifier:
             self._find(path, name, f"{what} since dvc.lock was written")
             self.steps[3].append("dvc repro")
         return not changed
+
+    def _check_record(self, stage: Stage, name: str) -> bool:
+        """Compare what dvc.lock says that a stage was run with, which is what there is here, with what it recorded.
+
+        DVC hashes deps and params after a command: an edit that came meanwhile stands in dvc.lock, and is not in the
+        outs. Says whether nothing differs; a record that is neither here nor in the cache has no say.
+        """
+        out = next((out for out in stage.outs if self._relative(Path(out.fs_path)) == record_path(name)), None)
+        oid = out.hash_info.value if out else None
+        places = [Path(out.fs_path), Path(out.cache.oid_to_path(oid))] if out and oid else []
+        found = next((place for place in places if self._state(place, str(oid)) is None), None)
+        if found is None:
+            return True
+        inputs = {out.def_path: out.hash_info.value for other in self.repo.index.stages for out in other.outs
+                  if not other.is_data_source}  # fmt: skip
+        record = load_record(found)
+        for path in record.inputs.keys() - inputs if record else ():  # the user's, of which DVC ignores other files
+            if (self.root / path).exists():
+                inputs[path] = listing_md5(md5_listing(self.root / path))
+        params = load_params(self.root / "params.yaml")
+        other = record.differences(self.root, name, params, inputs) if record else [record_path(name)]
+        for what in other:
+            self._find(what, name, "not what its outs were made with: dvc.lock tells what came while the stage ran")
+            self.steps[3].append(f"dvc repro --force --single-item {shlex.quote(name)}; dvc repro")
+        return not other
 
     def _check_out(self, stage: Stage, out: Output, name: str) -> str | None:
         """Compare one out with its record, here and in the cache; say how to get it back where checking out cannot."""
@@ -188,7 +218,7 @@ class _Verifier:
         here = self._listing(path)
         if listing is None:
             whole = "altered (which file: unknown, the cache has no intact list of them)"
-            return [] if _folder_hash(here) == oid else [(name, whole)]
+            return [] if listing_md5(here) == oid else [(name, whole)]
         wrong = []
         for file in sorted(here.keys() | listing.keys()):
             state = "extra" if file not in listing else self._state(path / file, listing[file])
@@ -250,9 +280,3 @@ class _Verifier:
 
     def _relative(self, path: Path) -> str:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
-
-
-def _folder_hash(listing: dict[str, str]) -> str:
-    """Return the name that DVC gives to a folder with these files: the hash of their list."""
-    entries = [{"md5": md5, "relpath": name} for name, md5 in sorted(listing.items())]
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
