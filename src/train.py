@@ -69,6 +69,7 @@ def main() -> int:
         loggers = create_loggers(params.train.loggers, run, run.name)
         result = train(processed, params.model, params.train, scratch, weights, debug=debug, loggers=loggers)
         with publishing(*(run / name for name in RESULT), check=dependencies.check) as files:
+            dependencies.forget = result.discard_checkpoints
             result.save(*files, record=dependencies.record())
         result.discard_checkpoints()
         point_latest(run)

@@ -46,6 +46,7 @@ def main() -> None:
         )
         if outs is None:
             return
+        dependencies.forget = result.discard_checkpoints
         result.save(*outs, record=dependencies.record())
     result.discard_checkpoints()
     print(f"train: {result.summary()} -> models")

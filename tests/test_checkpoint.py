@@ -1,3 +1,4 @@
+import csv
 import errno
 import os
 import signal
@@ -7,6 +8,7 @@ import reprise.torchvision_repair  # noqa: F401
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from reprise.checkpoint import GENERATIONS, UNFINISHED, Checkpoints, Position
 from reprise.interruption import Stopped
@@ -265,3 +267,30 @@ def test_the_disk_filling_up_during_a_checkpoint_keeps_the_one_before(tmp_path, 
             checkpoints.save({"weights": torch.ones(3)}, Position(0, 2, 2))
     assert sorted(path.name for path in (tmp_path / "key").iterdir()) == ["000000-000000001.ckpt"]
     assert checkpoints.latest()[0] == Position(0, 1, 1)
+
+
+def test_loggers_count_on_after_a_resumption_as_in_an_undisturbed_run(digits, tiny_params, tmp_path, monkeypatch):
+    params = tiny_params("train.epochs=3", "train.checkpoint_every.minutes=0", "train.accumulate=2")
+    logged = {}
+    for name in ("undisturbed", "resumed"):
+        logger = CSVLogger(tmp_path / name, name=None, version="")
+        with monkeypatch.context() as patched:
+            if name == "resumed":
+                at_step(patched, 9, raise_crash)  # in the second epoch
+                with pytest.raises(CrashError):
+                    train(digits, params.model, params.train, tmp_path / "scratch")
+        train(digits, params.model, params.train, tmp_path / "scratch", loggers=[logger]).discard_checkpoints()
+        rows = list(csv.DictReader((tmp_path / name / "metrics.csv").read_text().splitlines()))
+        logged[name] = [(row["epoch"], row["step"], row["val/loss"], row["lr"]) for row in rows]
+    assert len(logged["undisturbed"]) >= 4 > 1, "losses and learning rates of three epochs"
+    assert logged["resumed"] == logged["undisturbed"][-len(logged["resumed"]) :]
+    assert len(logged["resumed"]) == len(logged["undisturbed"]) * 2 // 3
+
+
+def test_a_training_that_was_not_published_is_there_without_another_step(digits, tiny_params, tmp_path, monkeypatch):
+    params = tiny_params("train.epochs=2", "train.checkpoint_every.epochs=100", "train.checkpoint_every.minutes=1000")
+    first = train(digits, params.model, params.train, tmp_path / "scratch")
+    first.checkpoints.leave()  # as the end of a process does
+    monkeypatch.setattr(StatelessDropout, "on_train_batch_start", raise_crash)
+    again = train(digits, params.model, params.train, tmp_path / "scratch")
+    assert bits(again, tmp_path / "again") == bits(first, tmp_path / "first")

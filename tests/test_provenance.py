@@ -13,7 +13,8 @@ import pytest
 from reprise import provenance
 from reprise.data.packed import load_metadata
 from reprise.debug import Debug
-from reprise.provenance import PACKAGES, library_files, trace
+from reprise.errors import UserError
+from reprise.provenance import PACKAGES, closure, code_sha256, code_without_comments, read_code, trace
 from reprise.training import _provenance
 from tests.conftest import ROOT
 from tests.test_structure import import_closure
@@ -23,35 +24,22 @@ on_linux_x86 = pytest.mark.skipif(
 )
 TRAINING = ROOT / "src/reprise/training.py"
 
-# prints the record of a mode; told to, also those of copies of the package with one byte more in one file each
 RECORD = """
 import json, sys
-from pathlib import Path
 from reprise.process import after_torch, before_torch
 before_torch(1, sys.argv[1])
 import reprise.training
 after_torch(1, sys.argv[1])
 from reprise.provenance import trace
-
-def record():
-    return trace(sys.argv[1], 1, "cpu", {"b": 1, "a": [2, 3]}, b"data", "reprise.training").model_dump()
-
-package = Path(reprise.training.__file__).parent
-records = {"": record()}
-for path in sorted(package.rglob("*.py")) if "each" in sys.argv else []:
-    content = path.read_bytes()
-    path.write_bytes(content + b"\\n")
-    records[str(path.relative_to(package.parent.parent))] = record()
-    path.write_bytes(content)
-print(json.dumps(records))
+print(trace(sys.argv[1], 1, "cpu", {"b": 1, "a": [2, 3]}, b"data", "reprise.training").model_dump_json())
 """
 
 
-def records(folder: Path, *arguments: str, **environment: str) -> dict[str, dict]:
-    """Return the records of a process of its own, with a copy of the package in a folder."""
+def record(folder: Path, mode: str, **environment: str) -> dict:
+    """Return the record of a process of its own, with a copy of the package in a folder."""
     shutil.copytree(ROOT / "src/reprise", folder / "src/reprise", ignore=shutil.ignore_patterns("__pycache__"))
     done = subprocess.run(
-        [sys.executable, "-c", RECORD, *arguments],
+        [sys.executable, "-c", RECORD, mode],
         cwd=folder,
         env={"PYTHONPATH": str(folder / "src"), "HOME": str(folder), **environment},
         capture_output=True,
@@ -64,30 +52,72 @@ def records(folder: Path, *arguments: str, **environment: str) -> dict[str, dict
 
 @pytest.fixture(scope="module")
 def portable(tmp_path_factory):
-    return records(tmp_path_factory.mktemp("one"), "portable", "each", PYTHONHASHSEED="1", TZ="UTC")
+    return record(tmp_path_factory.mktemp("one"), "portable", PYTHONHASHSEED="1", TZ="UTC")
 
 
 def test_two_processes_in_two_folders_record_the_same(portable, tmp_path):
-    elsewhere = records(tmp_path / "elsewhere", "portable", PYTHONHASHSEED="2", TZ="Asia/Tokyo", LC_ALL="C")
-    assert elsewhere == {"": portable[""]}
+    assert record(tmp_path / "elsewhere", "portable", PYTHONHASHSEED="2", TZ="Asia/Tokyo", LC_ALL="C") == portable
 
 
 def test_the_code_digest_changes_with_each_file_that_training_imports_and_with_no_other(portable):
-    plain = portable[""]
-    changed = {path for path, record in portable.items() if record["code_sha256"] != plain["code_sha256"]}
-    assert changed == import_closure(TRAINING) | {"src/reprise/training.py"}
-    assert {"src/reprise/data/sources.py", "src/reprise/evaluation.py"} <= portable.keys() - changed
-    for record in portable.values():
-        assert record | {"code_sha256": ""} == plain | {"code_sha256": ""}
+    name, sources = "src/reprise/training.py", read_code(ROOT / "src")
+    plain = code_sha256(sources, name)
+    assert portable["code_sha256"] == plain
+    changed = {
+        path for path in sources if code_sha256({**sources, path: sources[path] + b"\nmore = 1\n"}, name) != plain
+    }
+    assert changed == import_closure(TRAINING) | {name}
+    assert {"src/reprise/data/sources.py", "src/reprise/evaluation.py"} <= sources.keys() - changed
 
 
-def test_the_recorded_files_are_those_that_the_stage_depends_on():
-    files = library_files("reprise.training")
-    recorded = {str(path.relative_to(ROOT)) for path in files.values()}
-    stage = import_closure(ROOT / "stages/train.py")
-    only_the_stage_needs = stage - import_closure(TRAINING) - {"src/reprise/training.py"}
-    assert recorded == stage - only_the_stage_needs
-    assert files["reprise.data.packed"] == ROOT / "src/reprise/data/packed.py"
+@pytest.mark.parametrize("script", [f"stages/{name}.py" for name in ("download", "preprocess", "train", "evaluate")])
+def test_the_closure_of_a_script_is_what_it_imports(script):
+    assert closure(read_code(ROOT / "src", script), script) == import_closure(ROOT / script) | {script}
+
+
+SAME = [
+    b"x = 1\n",
+    b"# a comment\nx = 1  # another\n",
+    b'"""A docstring."""\n\n\nx = 1\n',
+    b"'''of two\n# lines'''\nx = 1   \n\n",
+]
+OTHER = [
+    b"x = 2\n",
+    b"x = 1\ny = 1\n",
+    b'x = 1  # a comment\n"text" + f(x)\n',
+    b'x = """# text"""\n',
+    b'x = """# texts"""\n',
+    b"x = '# text'  # a comment\n",
+    b"def f():\n    x = 1\n",
+    b"if x:\n    x = 1\n",
+]
+
+
+def test_comments_docstrings_and_blank_lines_are_no_code_and_all_else_is():
+    assert len({code_without_comments(source) for source in SAME}) == 1
+    assert len({code_without_comments(source) for source in [*SAME, *OTHER]}) == 1 + len(OTHER)
+
+
+def test_docstrings_of_functions_and_classes_are_no_code():
+    documented = b'class A:\n    """Text."""\n\n    x = 1\n\n    def f(self):\n        """More."""  # noqa\n'
+    documented += b'        return "kept"\n'
+    bare = b'class A:\n    x = 1\n    def f(self):\n        return "kept"\n'
+    assert code_without_comments(documented) == code_without_comments(bare) == bare.rstrip()
+
+
+def test_a_file_that_is_no_python_is_taken_as_it_is():
+    assert code_without_comments(b"def f(:\n  (\n# a\n") != code_without_comments(b"def f(:\n  (\n# b\n")
+
+
+def test_a_library_that_was_edited_while_it_was_loaded_is_no_record(tmp_path, monkeypatch):
+    for name, loaded in (("comment", b"# other\n"), ("code", b"x = 1\n")):
+        path = "src/reprise/training.py"
+        monkeypatch.setattr(provenance, "LOADED", {**read_code(ROOT / "src"), path: TRAINING.read_bytes() + loaded})
+        if name == "comment":
+            trace("machine", 1, "cpu", {}, b"", "reprise.training")
+        else:
+            with pytest.raises(UserError, match="edited while this process loaded it"):
+                trace("machine", 1, "cpu", {}, b"", "reprise.training")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +155,7 @@ def processor() -> str:
 
 @on_linux_x86
 def test_portable_records_nothing_of_the_machine(portable):
-    record = portable[""]
+    record = portable
     assert (record["device"], record["threads"], record["cpu_capability"]) == ("cpu", 1, "AVX2")
     assert record["packages"] == {name: version(name).partition("+")[0] for name in PACKAGES}
     assert processor() not in json.dumps(record)

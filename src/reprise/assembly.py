@@ -15,7 +15,7 @@ from torch import nn
 from reprise.batches import EvalBatches, TrainBatches, class_weights, growing_sizes
 from reprise.card import Architecture
 from reprise.classifier import LitClassifier
-from reprise.data.packed import Metadata, load_metadata, load_split
+from reprise.data.packed import Metadata, Unaltered, load_metadata, load_split
 from reprise.debug import Debug
 from reprise.errors import UserError
 from reprise.model import TIMMBackbone, check_takes, create_network, find_start
@@ -34,6 +34,7 @@ class Assembly:
     architecture: Architecture
     batches: TrainBatches
     val_batches: EvalBatches
+    data: Unaltered
 
     def lit(self, params: TrainParams) -> LitClassifier:
         """Return the Lightning module around the network, with the class weights of the data if they are asked for."""
@@ -62,6 +63,7 @@ def assemble(
     start = find_start(model, weights)
     if start is not None:
         metadata = metadata.model_copy(update=start.normalization(metadata.channels))
+    unaltered = Unaltered(processed, ("train", "val"))
     splits = load_split(processed, "train"), load_split(processed, "val")
     train_split, val_split = debug.splits(*splits, params.batch_size * world, params.seed)
     network, architecture = create_network(model, metadata, params.seed, start)
@@ -85,7 +87,7 @@ def assemble(
     val_batches = EvalBatches(val_split, metadata, params.batch_size, where, rank, world, size)
     if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
-    return Assembly(metadata, start, network, architecture, batches, val_batches)
+    return Assembly(metadata, start, network, architecture, batches, val_batches, unaltered)
 
 
 def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps: int) -> LitClassifier:

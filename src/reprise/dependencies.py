@@ -6,7 +6,7 @@ them as an out, which tells even an edit in the moment after from what dvc.lock 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -29,7 +29,8 @@ KEPT = "Undo it and run the same command again: what is trained is kept, and is 
 class Record(BaseModel):
     """What a stage was run with: params by dotted name, the digest of its code, the MD5 of each input as DVC names it.
 
-    code_sha256: of the stage's script and the library files that it imports, without comments and docstrings.
+    code_sha256: of the script and the library files that it imports, without comments and docstrings; of what trains,
+    the library alone, so that `dvc repro` and `src/train.py` record the same.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,7 +53,7 @@ class Record(BaseModel):
         """Return what is not as recorded: params, code below the root, inputs, {path: MD5} of those that are known."""
         other = self.other_params(_values(params))
         script = f"stages/{stage}.py"
-        if code_sha256(read_code(root / "src", script), script) != self.code_sha256:
+        if code_sha256(read_code(root / "src", script), _deciding(script)) != self.code_sha256:
             other.append("its code")
         return other + [path for path, md5 in self.inputs.items() if inputs.get(path, md5) != md5]
 
@@ -75,7 +76,8 @@ class Dependencies:
     """Params, code and inputs of a script, as they are when `begin` is called; `check` compares with them.
 
     script: relative to the root. inputs: files and folders. names: the sections and params that it reads. kept: what a
-    refused run leaves for the next one, a part of the message.
+    refused run leaves for the next one, a part of the message, and `forget` removes it: called if an input has changed,
+    of which it may have seen both states.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Dependencies:
     ) -> None:
         self.script, self.root, self.kept = script, root, kept
         self.inputs, self.names = list(inputs), list(names)
+        self.forget: Callable[[], None] = lambda: None
 
     @classmethod
     def of_stage(cls, name: str, kept: str = "") -> Self:
@@ -133,17 +136,20 @@ class Dependencies:
     def record(self) -> Record:
         """Return what `begin` saw."""
         inputs = {path: listing_md5(listing) for path, listing in self.listings.items()}
-        return Record(params=self.params, code_sha256=code_sha256(self.sources, self.script), inputs=inputs)
+        return Record(params=self.params, code_sha256=code_sha256(self.sources, _deciding(self.script)), inputs=inputs)
 
     def check(self) -> None:
         """Raise UserError, naming what has changed, unless everything that matters is as it was."""
-        self._refuse([*self._changed_params(), *self._changed_code(), *self._changed_inputs()])
+        inputs = self._changed_inputs()
+        if inputs:
+            self.forget()
+        self._refuse([*self._changed_params(), *self._changed_code(), *inputs], "" if inputs else self.kept)
 
-    def _refuse(self, changed: list[str]) -> None:
+    def _refuse(self, changed: list[str], kept: str = "") -> None:
         if changed:
             raise UserError(
-                f"changed while this ran: {_first(changed)}; nothing is published, for it would be "
-                f"recorded as what it is not. {self.kept}To go on with the change, run the same command again"
+                f"changed while this ran: {_first(changed)}; nothing is published, for it would be recorded as what it "
+                f"is not. {kept}To go on with what there is now, run the same command again"
             )
 
     def _own(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,6 +180,11 @@ class Dependencies:
             files = sorted(file for file in before.keys() | now if before.get(file) != now.get(file))
             changed += [f"{path}/{file}" if file else path for file in files]
         return changed
+
+
+def _deciding(script: str) -> str:
+    """Return the file whose imports decide what a script makes."""
+    return "src/reprise/training.py" if Path(script).name == "train.py" else script
 
 
 def _values(params: Params) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from reprise.errors import UserError
+
 Reproducible = Literal["portable", "machine", "off"]
 # `from reprise.x import (a, b)`, `import reprise.x`; a line of text that looks like one is one file too many
 IMPORT = re.compile(rb"^\s*(?:from|import)\s+([\w.]+)(?:\s+import\s+(\([^)]*\)|[^\n]*))?", re.MULTILINE)
@@ -76,7 +78,7 @@ def trace(
         packages={name: version(name).partition("+")[0] if portable else version(name) for name in PACKAGES},
         params_sha256=hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest(),
         data_sha256=hashlib.sha256(data).hexdigest(),
-        code_sha256=code_sha256(read_code(SRC), f"src/{module.replace('.', '/')}.py"),
+        code_sha256=_loaded_code(f"src/{module.replace('.', '/')}.py"),
     )
 
 
@@ -85,6 +87,17 @@ def read_code(src: Path, script: str = "") -> dict[str, bytes]:
     files = [*src.glob("*.py"), *(src / "reprise").rglob("*.py")]
     content = {f"src/{path.relative_to(src).as_posix()}": path.read_bytes() for path in files}
     return content | ({script: (src.parent / script).read_bytes()} if script else {})
+
+
+LOADED = read_code(SRC)  # before torch and all else, which takes seconds
+
+
+def _loaded_code(path: str) -> str:
+    """Return the digest of the code that this process has loaded. Raises UserError if that may not be what is there."""
+    digest = code_sha256(LOADED, path)
+    if code_sha256(read_code(SRC), path) != digest:
+        raise UserError("the library was edited while this process loaded it; start it again")
+    return digest
 
 
 def closure(sources: Mapping[str, bytes], path: str) -> set[str]:
@@ -119,15 +132,16 @@ def code_without_comments(source: bytes) -> bytes:
         tokens = list(tokenize(io.BytesIO(source).readline))
     except (SyntaxError, TokenError):
         return source
-    before = NEWLINE
-    for token, following in pairwise(tokens):
+    for token in tokens:
         if token.type == COMMENT:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column]
-        elif token.type == STRING and before in (NEWLINE, INDENT, DEDENT) and following.type == NEWLINE:
-            lines[token.start[0] - 1 : token.end[0]] = [""] * (token.end[0] - token.start[0] + 1)
-        if token.type not in (COMMENT, NL, ENCODING):
-            before = token.type
+    before = NEWLINE
+    for token, following in pairwise(token for token in tokens if token.type not in (COMMENT, NL, ENCODING)):
+        if token.type == STRING and before in (NEWLINE, INDENT, DEDENT) and following.type == NEWLINE:
+            first, last = token.start[0], token.end[0]
+            lines[first - 1 : last] = [""] * (last - first + 1)
+        before = token.type
     kept = (line.rstrip() for line in lines)
     return "\n".join(filter(None, kept)).encode("utf-8", "surrogateescape")
 

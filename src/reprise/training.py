@@ -203,7 +203,12 @@ def _fit(
             return
     with StopSignals(deferred=True) as signals:
         losses = FiniteLoss(params.lr)
-        resumption = Resumption(checkpoints, params.checkpoint_every, batches, best, signals, resumed, losses.check)
+
+        def check(trainer: Trainer) -> None:
+            losses.check(trainer)
+            made.data.check()
+
+        resumption = Resumption(checkpoints, params.checkpoint_every, batches, best, signals, resumed, check)
         _silence_lightning()
         trainer = Trainer(
             max_epochs=params.epochs,
