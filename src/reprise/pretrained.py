@@ -32,7 +32,8 @@ WRAPPERS = re.compile(r"^((net|model|module|_orig_mod)\.)+")  # around timm's na
 class Start:
     """Weights by timm's names, their origin, and the mean, std (per channel) and image size they were trained with.
 
-    classes: their names, in the order of the classifier's rows. Both None where the file does not say it.
+    classes: their names, in the order of the classifier's rows. image_size and classes are None where the file does not
+    say it.
     """
 
     weights: dict[str, Tensor]

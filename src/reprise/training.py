@@ -318,21 +318,21 @@ class StatelessDropout(Callback):
             torch.cuda.manual_seed(seed)
 
 
-def _origin(given_start: Start, network: TIMMBackbone, metadata: Metadata, architecture: Architecture) -> Origin:
+def _origin(start: Start, network: TIMMBackbone, metadata: Metadata, architecture: Architecture) -> Origin:
     """Say on stderr, and return, where the weights come from and what they leave as it was."""
-    start, size = given_start.for_classes(metadata.classes, architecture.model_name), architecture.image_size
-    missing, new = not_loaded(start, network.model), start.origin.new_classes
+    size, fitted = architecture.image_size, start.for_classes(metadata.classes, architecture.model_name)
+    missing, new = not_loaded(fitted, network.model), fitted.origin.new_classes
     if len(missing) > len(network.model.state_dict()) / 2:
         raise UserError(f"{start.origin.source}: not weights of this model: {len(missing)} of its tensors are missing")
     rest = "the classifier's rows of new classes" if new else "nothing"
     print(f"starting from {start.origin.source}; not loaded: {', '.join(missing[:8]) or rest}", file=sys.stderr)
     if len(missing) > 8:
         print(f"  and {len(missing) - 8} more, see model.json", file=sys.stderr)
-    if start is not given_start:
+    if fitted is not start:
         known = [name for name in metadata.classes if name not in new]
         print(
             f"  classes: {len(known)} of {len(metadata.classes)} are known to {start.origin.source}"
-            + (f" ({listed(known)})" if known else f", which has {listed(given_start.classes or [])}")
+            + (f" ({listed(known)})" if known else f", which has {listed(start.classes or [])}")
             + (f", new: {listed(new)}" if new else ""),
             file=sys.stderr,
         )
@@ -345,7 +345,7 @@ def _origin(given_start: Start, network: TIMMBackbone, metadata: Metadata, archi
             f"more detail, model.image_size: {given} is faster)",
             file=sys.stderr,
         )
-    return start.origin.model_copy(update={"not_loaded": missing})
+    return fitted.origin.model_copy(update={"not_loaded": missing})
 
 
 def _provenance(
