@@ -80,3 +80,13 @@ def test_an_experiment_on_a_fold_is_found(reproduced):
     assert f"| accuracy | {measured['accuracy']:.4f} | - |" in text
     assert "| val_accuracy | " in text
     assert "| images | " not in text
+
+
+def test_a_metric_that_is_undefined_in_a_fold_is_averaged_over_the_others():
+    runs = [revision(0, 0.8), revision(1, 0.9), revision(2, 1.0)]
+    for run, auroc in zip(runs, (None, 0.5, 0.7), strict=True):
+        run["metrics"]["metrics/test.json"]["data"] |= {"auroc": auroc, "odd": None}
+    assert summary(*runs).splitlines()[4:] == [
+        "| accuracy | 0.9000 | 0.1000 |",
+        "| auroc (defined in 2 folds) | 0.6000 | 0.1414 |",
+    ]

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,9 @@ from sklearn.metrics import cohen_kappa_score, confusion_matrix, precision_recal
 from torch import nn
 
 from reprise.batches import EvalBatches
+from reprise.data.packed import load_metadata
 from reprise.errors import UserError
-from reprise.evaluation import calibration_error, count_flops, extra_metric, predict, summarize
+from reprise.evaluation import calibration_error, count_flops, evaluate, extra_metric, predict, summarize
 from reprise.model import create_network
 from tests.test_batches import metadata, numbered
 from tests.test_model import card, facts, params
@@ -175,3 +177,105 @@ def test_the_table_shows_every_metric_on_its_own_line(measured):
     lines = result.table().splitlines()
     assert [line.split()[0] for line in lines] == list(result.metrics)
     assert len({len(line) for line in lines}) == 1  # aligned
+
+
+def answered(labels, predicted, classes=("ant", "bee", "emu\n")):
+    """Return the evaluation of a model that is 90 % sure of each prediction."""
+    network, architecture = create_network(params(), facts(), 0)
+    count = len(classes)
+    sure = torch.full((len(labels), count), 0.1 / (count - 1))
+    sure[torch.arange(len(labels)), torch.tensor(predicted)] = 0.9
+    named = card(architecture).model_copy(update={"classes": list(classes)})
+    return summarize(network, named, numbered(len(labels)), sure.log(), torch.tensor(labels), 10)
+
+
+MACRO = ("precision", "recall", "f1")
+
+
+@pytest.mark.parametrize(
+    ("labels", "predicted", "rows", "macro"),
+    [
+        # emu is absent: nothing is known of it, and perfect predictions are perfect
+        ([0, 0, 1, 1], [0, 0, 1, 1], [(1, 1, 1), (1, 1, 1), (None, None, None)], (1, 1, 1)),
+        # an absent class that is predicted: its claims are wrong
+        ([0, 0, 1, 1], [0, 2, 1, 1], [(1, 0.5, 0.666667), (1, 1, 1), (0, None, 0)], (0.666667, 0.75, 0.555556)),
+        # bee has images and is never predicted: 0 in the average precision, which is no reason for a better one
+        ([0, 0, 1, 2], [0, 0, 0, 2], [(0.666667, 1, 0.8), (None, 0, 0), (1, 1, 1)], (0.555556, 0.666667, 0.6)),
+        # one class alone
+        ([1, 1], [1, 1], [(None, None, None), (1, 1, 1), (None, None, None)], (1, 1, 1)),
+    ],
+)
+def test_what_is_undefined_is_none_and_no_part_of_an_average(labels, predicted, rows, macro):
+    result = answered(labels, predicted)
+    assert [(row.precision, row.recall, row.f1) for row in result.per_class] == rows
+    assert tuple(result.metrics[name] for name in MACRO) == macro
+    for name, own in zip(("precision", "recall", "f1_score", "accuracy"), (*macro, macro[1]), strict=True):
+        assert extra_metric(name, result.probabilities, result.labels) == pytest.approx(own, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "name", ["auroc", "average_precision", "recall", "specificity", "f1_score", "jaccard_index", "accuracy", "logauc"]
+)
+def test_a_further_metric_of_perfect_predictions_is_1_without_a_class_and_torchmetrics_own_with_all(name, measured):
+    from torchmetrics.functional import classification
+
+    perfect = answered([0, 0, 1, 1], [0, 0, 1, 1])
+    *_, result = measured
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert extra_metric(name, perfect.probabilities, perfect.labels) == 1
+    own = getattr(classification, f"multiclass_{name}")(result.probabilities, result.labels, num_classes=3)
+    assert extra_metric(name, result.probabilities, result.labels) == float(f"{own.item():.6g}")
+
+
+def test_an_absent_class_is_left_out_of_auroc_as_scikit_learn_has_it(measured):
+    _, labels, result = measured
+    here = labels != 2
+    each = [roc_auc_score(labels[here] == label, result.probabilities[here, label]) for label in (0, 1)]
+    got = extra_metric("auroc", result.probabilities[here], labels[here])
+    assert got == pytest.approx(sum(each) / 2, rel=1e-5)
+    assert 0.5 < got < 1
+
+
+def test_with_one_class_alone_pairs_of_classes_are_undefined_and_no_library_warns(capfd):
+    result = answered([1, 1, 1, 1], [1, 1, 0, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = [extra_metric(name, result.probabilities, result.labels) for name in ("auroc", "recall", "specificity")]
+    assert got == [None, 0.5, 0.75]  # of 4 images that are no ants 2 are taken for them, none for emus
+    alone = answered([1, 1], [1, 1])
+    assert extra_metric("cohen_kappa", alone.probabilities, alone.labels) is None  # 0 / 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_undefined_values_are_null_in_json_empty_in_csv_and_none_for_people_with_a_note(tmp_path):
+    result = answered([0, 0, 1, 1], [0, 0, 1, 1])
+    result.metrics["auroc"] = None
+    files = [tmp_path / name for name in ("test.json", "per_class.csv", "confusion.csv", "predictions.csv")]
+    result.save(*files)
+    assert json.loads(files[0].read_text(), parse_constant=pytest.fail)["auroc"] is None
+    assert files[1].read_text().splitlines()[1] == "ant,2,1.0,1.0,1.0"
+    assert list(csv.reader(io.StringIO(files[1].read_text())))[3] == ["emu\n", "0", "", "", ""]
+    *lines, note = result.table().splitlines()
+    assert lines[-1].split() == ["auroc", "none"]
+    assert len({len(line) for line in lines}) == 1
+    assert note.startswith("  1 of 3 classes without a test image (emu\\n): averages over the classes leave them out")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda names: [*names[:8], "emu", "\x1b[2J"], "not in these data: emu, .x1b.2J, unknown to the model: 8, 9;"),
+        (lambda names: names[:9], r"\(9 classes, .*, unknown to the model: 9;"),
+        (lambda names: [*names, "x"], r"\(11 classes, .*, not in these data: x;"),
+        (lambda names: names[::-1], ", the same classes in another order;"),
+        (lambda names: [f"x{name}" for name in names], "x7 and 2 more, unknown .*, 7 and 2 more;"),
+    ],
+)
+def test_other_classes_than_the_models_are_named(change, said, digits):
+    network, architecture = create_network(params(), facts(), 0)
+    metadata = load_metadata(digits)
+    named = card(architecture).model_copy(update={"classes": change(metadata.classes)})
+    with pytest.raises(UserError, match=said) as refused:
+        evaluate(network, named, digits, 64, 10)
+    assert "\x1b" not in str(refused.value)

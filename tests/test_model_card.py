@@ -26,8 +26,8 @@ def page(classes=("cat", "dog", "owl"), data="pets", settings=None, confusion=((
     for row, (guess, confidence) in enumerate(zip(PREDICTED, CONFIDENCE, strict=True)):
         probabilities[row] = (1 - confidence) / 2
         probabilities[row, guess] = confidence
-    metrics = {"accuracy": 0.785714, "loss": 0.5, "images": 14}
-    rows = [ClassRow(name, 0, 0.0, 0.0, 0.0) for name in classes]
+    metrics = {"accuracy": 0.785714, "loss": 0.5, "auroc": None, "images": 14}
+    rows = [ClassRow(name, 0, None, None, None) for name in classes]
     evaluation = Evaluation(
         list(classes),
         [str(i) for i in range(14)],
@@ -61,6 +61,9 @@ def test_shares_come_with_wilsons_interval_and_a_class_without_images_claims_not
     assert f"0.7857 ({low:.4f} to {high:.4f}) of 14 test images" in said
     assert f"| cat | 10 | 0.9000 ({wilson(9, 10)[0]:.4f} to 0.9821) | 0.8182 " in said
     assert "| owl | 0 | none | none |" in said
+    assert "| auroc | none |  |" in said
+    assert "\n\n1 of 3 classes without a test image (owl)&#58; averages over the classes leave them out " in said
+    assert "without a test image (" not in page(confusion=((9, 1, 0), (2, 1, 0), (0, 0, 1)))
     assert "Weakest class: dog, 2 of 4 found" in said
     assert "Classes without a test image: 1;" in said
     assert "in a later split too: 2 images." in said

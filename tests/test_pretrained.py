@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import reprise.torchvision_repair  # noqa: F401
@@ -13,10 +14,10 @@ import torch
 
 from reprise.data.packed import load_metadata
 from reprise.errors import UserError
-from reprise.model import create_network, find_start
+from reprise.model import create_network, find_start, save_model
 from reprise.pretrained import not_loaded
 from reprise.training import train
-from tests.test_model import Bomb, facts, params
+from tests.test_model import Bomb, card, facts, params
 
 REVISION = "5" * 40
 PATH = "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
@@ -162,6 +163,116 @@ def test_a_file_of_any_kind_sets_everything_that_fits(suffix, tmp_path):
     assert not two.model.fc.weight.any()  # it shall not shake the rest
     assert not two.model.fc.bias.any()
     assert two.model.conv1[0].weight.shape[1] == 3
+
+
+# a classifier that is a linear layer, two of them, and a convolution
+HEADS = {
+    "test_resnet": ({}, ["fc"]),
+    "deit_tiny_distilled_patch16_224": ({"depth": 1, "embed_dim": 24, "num_heads": 3}, ["head", "head_dist"]),
+    "resnetv2_50": ({"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32), "stem_chs": 8}, ["head.fc"]),
+}
+
+
+def of_classes(names, channels=1):
+    return facts(channels=channels).model_copy(update={"classes": list(names)})
+
+
+def run_of(folder, names, model="test_resnet", **kwargs):
+    """Write a run whose classifier's rows are 1, 2, 3, ... in the order of these classes; return its network."""
+    network, architecture = create_network(params(model, **kwargs), of_classes(names), 0)
+    for name, weight in network.model.named_parameters():
+        if name.startswith(tuple(f"{head}." for head in HEADS[model][1])):
+            weight.data[:] = torch.arange(1.0, len(names) + 1).view(-1, *[1] * (weight.ndim - 1))
+    facts_of = card(architecture).model_copy(update={"classes": list(names)})
+    save_model(network, facts_of, folder / "model.safetensors", folder / "model.json")
+    return network.eval()
+
+
+@pytest.mark.parametrize("model", HEADS)
+@pytest.mark.parametrize(
+    ("names", "rows", "new"),
+    [
+        ("abc", [1, 2, 3], []),
+        ("cab", [3, 1, 2], []),
+        ("xcy", [0, 3, 0], ["x", "y"]),
+        ("ca", [3, 1], []),
+        ("bxayz", [2, 0, 1, 0, 0], ["x", "y", "z"]),
+        ("xyz", [0, 0, 0], ["x", "y", "z"]),
+        ("wxyz", [0, 0, 0, 0], ["w", "x", "y", "z"]),
+    ],
+)
+def test_a_class_keeps_its_row_of_the_classifier_by_name(model, names, rows, new, tmp_path):
+    kwargs, heads = HEADS[model]
+    first = run_of(tmp_path, "abc", model, **kwargs)
+    start = find_start(params(model, **kwargs), tmp_path)
+    network, _ = create_network(params(model, **kwargs), of_classes(names), 1, start)
+    wanted = torch.tensor(rows, dtype=torch.float32)
+    tensors = [f"{head}.{kind}" for head in heads for kind in ("weight", "bias")]
+    for name, tensor in network.model.state_dict().items():
+        if name in tensors:
+            assert torch.equal(tensor, wanted.view(-1, *[1] * (tensor.ndim - 1)).expand_as(tensor)), name
+        else:
+            assert torch.equal(tensor, first.model.state_dict()[name]), name
+    fitted = start.for_classes(list(names), model)
+    assert fitted.origin.new_classes == new
+    assert sorted(not_loaded(fitted, network.model)) == (sorted(tensors) if len(new) == len(names) else [])
+    assert start.classes == ["a", "b", "c"]
+    assert start.weights[tensors[0]].flatten()[0] == 1  # untouched
+    assert (fitted is start) == (names == "abc")
+
+
+def test_the_same_classes_in_another_order_give_the_same_answers(tmp_path):
+    first = run_of(tmp_path, "abc")
+    network, _ = create_network(params(), of_classes("cab"), 1, find_start(params(), tmp_path))
+    images = torch.randn(4, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(network.eval()(images), first(images)[:, [2, 0, 1]], atol=1e-5)
+
+
+def test_a_thousand_other_classes_begin_anew_although_timm_expects_a_thousand(tmp_path):
+    run_of(tmp_path, [f"old {number}" for number in range(1000)])
+    start = find_start(params(), tmp_path)
+    network, _ = create_network(params(), of_classes([f"new {number}" for number in range(1000)]), 1, start)
+    assert network.model.fc.weight.shape[0] == 1000
+    assert not network.model.fc.weight.any()
+
+
+def test_weights_that_do_not_name_their_classes_or_name_others_than_they_hold_stay_as_they_are(tmp_path):
+    run_of(tmp_path, "abc")
+    bare = find_start(params(), tmp_path / "model.safetensors")
+    assert bare.classes is None
+    assert bare.for_classes(["x", "y", "z"], "test_resnet") is bare
+    altered = replace(find_start(params(), tmp_path), classes=["a", "b"])
+    assert altered.for_classes(["b", "a", "x"], "test_resnet") is altered
+
+
+@pytest.mark.parametrize(
+    ("digits_of_run", "said", "new"),
+    [
+        (range(10), "not loaded: nothing\n  trained", []),
+        (range(9, -1, -1), "not loaded: nothing\n  classes: 10 of 10 are known to model.safetensors (0, 1, ", []),
+        (
+            ["0", "two\nlines", *range(2, 10)],
+            "not loaded: the classifier's rows of new classes\n  classes: 9 of 10 are known to model.safetensors "
+            "(0, 2, 3, 4, 5, 6, 7, 8 and 1 more), new: 1\n",
+            ["1"],
+        ),
+        (
+            ["two\nlines", *range(10, 22)],
+            "not loaded: fc.weight, fc.bias\n  classes: 0 of 10 are known to model.safetensors, which has two\\nlines, "
+            "10, 11, 12, 13, 14, 15, 16 and 5 more, new: 0, 1, 2, 3, 4, 5, 6, 7 and 2 more\n",
+            [str(number) for number in range(10)],
+        ),
+    ],
+)
+def test_training_says_which_classes_are_known_and_the_model_records_the_new_ones(
+    digits_of_run, said, new, digits, tiny_params, tmp_path, capsys
+):
+    run_of(tmp_path, list(map(str, digits_of_run)))
+    given = tiny_params("train.epochs=1", "model.image_size=16")
+    result = train(digits, given.model, given.train, weights=tmp_path)
+    assert f"starting from model.safetensors; {said}" in capsys.readouterr().err
+    assert result.card.training.start.new_classes == new
 
 
 def test_an_empty_folder_stands_for_random_weights(tmp_path):

@@ -45,7 +45,8 @@ class Preprocessing(BaseModel):
 class Origin(BaseModel):
     """Weights that a training began with: a repository of the hub and its commit, or an address or a file's name.
 
-    not_loaded: the tensors that they did not set.
+    not_loaded: the tensors that they did not set. new_classes: those whose rows of the classifier they did not set,
+    because they name their classes and these are not among them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,6 +55,7 @@ class Origin(BaseModel):
     revision: str | None
     sha256: str
     not_loaded: list[str] = []
+    new_classes: list[str] = []
 
 
 class Training(BaseModel):

@@ -71,10 +71,11 @@ def _table(count: int, runs: dict[int, Run], differences: list[str]) -> str:
     lines = [" ".join([f"{title}:", *differences]) if differences else title, ""]
     lines += ["| metric | mean | standard deviation |", "| --- | ---: | ---: |"]
     metrics = [run.metrics for _, run in sorted(runs.items())]
-    for name in metrics[0]:
+    for name in dict.fromkeys(name for found in metrics for name in found):
         values = [found[name] for found in metrics if name in found]
         spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
-        lines.append(f"| {name} | {statistics.mean(values):.4f} | {spread} |")
+        fewer = f" (defined in {len(values)} folds)" if len(values) < len(metrics) else ""
+        lines.append(f"| {name}{fewer} | {statistics.mean(values):.4f} | {spread} |")
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from reprise.interruption import Stopped, StopSignals, stop_with_parent
@@ -31,6 +31,12 @@ def brief(text: str, most: int = 80) -> str:
     """Return text for one line of a message: no control characters, the rest of a long one left out."""
     shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:most])
     return shown if len(text) <= most else f"{shown}... ({len(text):,} characters)"
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Return names for one line of a message, the first few and the number of the others."""
+    shown = ", ".join(brief(name, 40) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
 
 
 @contextmanager

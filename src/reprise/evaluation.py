@@ -6,6 +6,8 @@ Everything is computed in fp32 on unaugmented images; padding is dropped by `mas
 import csv
 import difflib
 import json
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,43 +23,59 @@ from reprise.batches import EvalBatches, mask_outputs
 from reprise.card import ModelCard
 from reprise.convolutions import repaired
 from reprise.data.packed import PackedSplit, load_metadata, load_split
-from reprise.errors import UserError
+from reprise.errors import UserError, listed
 from reprise.model import TIMMBackbone
 from reprise.process import device
+
+# torchmetrics' names of what a class has only if it has images, and only if other classes have some too
+OF_IMAGES = ("accuracy", "average_precision", "hamming_distance", "recall")
+OF_IMAGES_AND_OTHERS = ("auroc", "logauc")
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class: how many images carry its label, and the share of those found, of its claims right, and their F1."""
+    """One class: how many images carry its label, and the share of those found, of its claims right, and their F1.
+
+    None where there is nothing to have a share of.
+    """
 
     label: str
     images: int
-    precision: float
-    recall: float
-    f1: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """ids, labels (N,) and probabilities (N, classes) float32 of a split, and what was computed from them."""
+    """ids, labels (N,) and probabilities (N, classes) float32 of a split, and what was computed from them.
+
+    metrics: None where one is undefined.
+    """
 
     classes: list[str]
     ids: list[str]
     labels: Tensor
     probabilities: Tensor
-    metrics: dict[str, float | int]
+    metrics: dict[str, float | int | None]
     per_class: list[ClassRow]
     confusion: Tensor
 
+    def note(self) -> str:
+        """Return a sentence on the classes without test images; nothing if there are none."""
+        absent = [name for name, images in zip(self.classes, self.confusion.sum(dim=1), strict=True) if not images]
+        if not absent:
+            return ""
+        return (
+            f"{len(absent):,} of {len(self.classes):,} classes without a test image ({listed(absent)}): "
+            "averages over the classes leave them out where they are undefined"
+        )
+
     def table(self) -> str:
-        """Return the metrics as a small table, one line each."""
+        """Return the metrics as a small table, one line each, and the note."""
         width = max(map(len, self.metrics))
-        lines = []
-        for name, value in self.metrics.items():
-            lines.append(
-                f"  {name:<{width}}  {value:>14,}" if isinstance(value, int) else f"  {name:<{width}}  {value:>14.4f}"
-            )
-        return "\n".join(lines)
+        lines = [f"  {name:<{width}}  {shown(value):>14}" for name, value in self.metrics.items()]
+        return "\n".join(lines + [f"  {note}" for note in [self.note()] if note])
 
     def save(self, metrics: Path, per_class: Path, confusion: Path, predictions: Path) -> None:
         """Write metrics (JSON), the per-class table, the confusion counts and the predictions per image (CSV)."""
@@ -88,6 +106,11 @@ class Evaluation:
         )
 
 
+def shown(value: float | int | None) -> str:
+    """Return a metric for people."""
+    return "none" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
 def evaluate(
     network: TIMMBackbone,
     card: ModelCard,
@@ -104,9 +127,11 @@ def evaluate(
     wanted = (card.classes, card.preprocessing.image_size, card.preprocessing.channels)
     if wanted != (metadata.classes, metadata.image_size, metadata.channels):
         size, channels = card.preprocessing.image_size, card.preprocessing.channels
+        differences = _other_classes(card.classes, metadata.classes)
         raise UserError(
             f"the model was trained on {card.training.data} ({len(card.classes)} classes, {size}x{size}x{channels}), "
-            f"{processed} holds {metadata.data} ({metadata.summary()}); evaluate it on data of its own kind"
+            f"{processed} holds {metadata.data} ({metadata.summary()}){differences}; "
+            "evaluate it on data of its own kind"
         )
     if card.training.splits_sha256 != metadata.splits_sha256:
         raise UserError(
@@ -126,11 +151,22 @@ def evaluate(
     return result
 
 
-def extra_metric(name: str, probabilities: Tensor, labels: Tensor) -> float:
+def _other_classes(trained: list[str], given: list[str]) -> str:
+    """Return how the classes of the data differ from those of the model; nothing if they do not."""
+    missing = [name for name in trained if name not in given]
+    unknown = [name for name in given if name not in trained]
+    if not missing and not unknown:
+        return "" if trained == given else ", the same classes in another order"
+    said = [("not in these data", missing), ("unknown to the model", unknown)]
+    return "".join(f", {what}: {listed(names)}" for what, names in said if names)
+
+
+def extra_metric(name: str, probabilities: Tensor, labels: Tensor) -> float | None:
     """Return one of torchmetrics' multiclass metrics, with its defaults, of probabilities (N, classes), labels (N,).
 
-    name: without the prefix, e.g. auroc for `multiclass_auroc`. Raises UserError for a name that it does not have, or
-    whose value is not one number.
+    name: without the prefix, e.g. auroc for `multiclass_auroc`. An average over the classes leaves out those for which
+    it is undefined; None if the value itself is. Raises UserError for a name that torchmetrics does not have, or whose
+    value is not one number.
     """
     from torchmetrics.functional import classification
 
@@ -138,9 +174,20 @@ def extra_metric(name: str, probabilities: Tensor, labels: Tensor) -> float:
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
         raise UserError(f"evaluate.metrics: torchmetrics has no multiclass {name!r}; it has {', '.join(near or known)}")
+    metric, classes = getattr(classification, f"multiclass_{name}"), probabilities.shape[1]
+    images = labels.bincount(minlength=classes)
+    has_images, has_others = images > 0, images < len(labels)
+    defined = {
+        **dict.fromkeys(OF_IMAGES, has_images),
+        **dict.fromkeys(OF_IMAGES_AND_OTHERS, has_images & has_others),
+        "specificity": has_others,
+    }.get(name, torch.ones(classes, dtype=torch.bool))
     try:
-        value = getattr(classification, f"multiclass_{name}")(probabilities, labels, num_classes=probabilities.shape[1])
-        return _rounded(value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes without images or others: `Evaluation.note` says it
+            if not defined.all():
+                return _rounded(metric(probabilities, labels, num_classes=classes, average="none")[defined].mean())
+            return _rounded(metric(probabilities, labels, num_classes=classes))
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"evaluate.metrics: {name} is not one number, or needs more than its defaults") from None
 
@@ -163,8 +210,9 @@ def summarize(
 ) -> Evaluation:
     """Compute all metrics from logits (N, classes) and labels (N,).
 
-    loss: mean cross-entropy, nats. precision, recall, f1: unweighted means over the classes that occur or are predicted
-    (macro). ece: expected calibration error over equal-width confidence bins (Guo et al., ICML 2017), in 0..1.
+    loss: mean cross-entropy, nats. precision, recall, f1: unweighted means over the classes for which they are defined
+    (macro); the precision of a class that has images and is never predicted counts there as 0, as in scikit-learn.
+    ece: expected calibration error over equal-width confidence bins (Guo et al., ICML 2017), in 0..1.
     top5_accuracy is left out for five classes or fewer. flops: two per multiply-add, one forward pass of one image.
     """
     classes = len(card.classes)
@@ -173,8 +221,9 @@ def summarize(
     confusion = torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
     images, claims, found = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diag()
     scores = [_share(found, claims), _share(found, images), _share(2 * found, images + claims)]
-    macro = [score[images + claims > 0].mean() for score in scores]
-    metrics: dict[str, float | int] = {
+    occurring = [images + claims > 0, images > 0, images + claims > 0]
+    macro = [score.nan_to_num()[counted].mean() for score, counted in zip(scores, occurring, strict=True)]
+    metrics: dict[str, float | int | None] = {
         "accuracy": _rounded((predicted == labels).double().mean()),
         "loss": _rounded(F.cross_entropy(logits.double(), labels)),
     }
@@ -193,8 +242,8 @@ def summarize(
 
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:
-    """Return part / whole, float64 (N,); 0 where there is nothing to have a share of."""
-    return part.double() / whole.clamp(min=1)
+    """Return part / whole, float64 (N,); NaN where there is nothing to have a share of."""
+    return part.double() / whole
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
@@ -217,8 +266,9 @@ def count_flops(network: TIMMBackbone, card: ModelCard) -> int:
     return int(counter.get_total_flops())
 
 
-def _rounded(value: Tensor) -> float:
-    return float(f"{float(value):.6g}")
+def _rounded(value: Tensor) -> float | None:
+    number = float(f"{float(value):.6g}")
+    return number if math.isfinite(number) else None
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list[object]]) -> None:

@@ -149,10 +149,13 @@ def create_network(
 ) -> tuple[TIMMBackbone, Architecture]:
     """Build the network for the data, initial weights by seed, or `start`'s with first and last layer adapted.
 
+    Where `start` names its classes, each class of the data gets the classifier's row of the same name.
     Raises UserError if it does not take the arguments, the image size or the weights.
     """
     if params.pretrained and start is None:
         start = published_start(params.name)
+    if start is not None:
+        start = start.for_classes(metadata.classes, params.name)
     architecture = adapt(params, metadata, start)
     size = architecture.image_size
     torch.manual_seed(seed)

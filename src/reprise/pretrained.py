@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ WRAPPERS = re.compile(r"^((net|model|module|_orig_mod)\.)+")  # around timm's na
 class Start:
     """Weights by timm's names, their origin, and the mean, std (per channel) and image size they were trained with.
 
-    image_size: None where the file does not say it.
+    classes: their names, in the order of the classifier's rows. image_size and classes are None where the file does not
+    say it.
     """
 
     weights: dict[str, Tensor]
@@ -40,6 +41,28 @@ class Start:
     mean: list[float]
     std: list[float]
     image_size: int | None
+    classes: list[str] | None = None
+
+    def for_classes(self, classes: list[str], model_name: str) -> "Start":
+        """Return the weights with a classifier row for each of these classes: the one of that name, or zeros if new.
+
+        If all are new, the classifier keeps no row and begins anew as a whole. Weights that do not name their classes,
+        or whose classifier is unknown, are returned as they are.
+        """
+        config: Any = timm.get_pretrained_cfg(model_name) or PretrainedCfg()
+        heads = (config.classifier,) if isinstance(config.classifier, str) else config.classifier or ()
+        names = [f"{head}.{kind}" for head in heads for kind in ("weight", "bias")]
+        found = {name: self.weights[name] for name in names if name in self.weights}
+        known = {name: row for row, name in enumerate(self.classes or ())}
+        if not found or classes == self.classes or any(len(tensor) != len(known) for tensor in found.values()):
+            return self
+        kept = [name for name in classes if name in known]
+        target, source = [classes.index(name) for name in kept], [known[name] for name in kept]
+        for name, tensor in found.items():
+            found[name] = tensor.new_zeros((len(classes) if kept else 0, *tensor.shape[1:]))
+            found[name][target] = tensor[source]
+        origin = self.origin.model_copy(update={"new_classes": [name for name in classes if name not in known]})
+        return replace(self, weights=self.weights | found, origin=origin, classes=classes)
 
     def overlay(self, first: str | tuple[str, ...] | None, last: str | tuple[str, ...] | None) -> dict[str, Any]:
         """Return what timm has to know to adapt the first layer's channels and the last layer's classes."""
@@ -107,9 +130,9 @@ def _from_hub(repository: str) -> Path:
 def file_start(path: Path, model_name: str) -> Start | None:
     """Read weights from a file, or from a folder with one; None for an empty folder.
 
-    In a folder, a `model.json` of this project beside `model.safetensors` says how images are normalised and resized;
-    weights by themselves get timm's normalisation of that model and the data's image size. Raises UserError for what
-    is not there or holds no weights.
+    In a folder, a `model.json` of this project beside `model.safetensors` says how images are normalised and resized,
+    and names the classes; weights by themselves get timm's normalisation of that model and the data's image size.
+    Raises UserError for what is not there or holds no weights.
     """
     file = path
     if path.is_dir():
@@ -138,7 +161,7 @@ def file_start(path: Path, model_name: str) -> Start | None:
     if file.suffix == ".safetensors" and path.is_dir() and facts.exists():
         card = load_card(facts)
         seen = card.preprocessing
-        return Start(weights, origin, seen.mean, seen.std, card.architecture.image_size)
+        return Start(weights, origin, seen.mean, seen.std, card.architecture.image_size, card.classes)
     config = timm.get_pretrained_cfg(model_name) or PretrainedCfg()
     return Start(weights, origin, list(config.mean), list(config.std), None)
 
@@ -172,7 +195,7 @@ def classifier_prefixes(network: nn.Module) -> tuple[str, ...]:
 def not_loaded(start: Start, network: nn.Module) -> list[str]:
     """Return the names of a timm model's tensors that the weights do not set, in their order.
 
-    The classifier is not set where the number of classes differs.
+    The classifier is not set where the number of classes differs; `for_classes` sets rows by name.
     """
     heads = classifier_prefixes(network)
     return [

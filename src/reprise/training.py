@@ -36,7 +36,7 @@ from reprise.debug import Debug
 from reprise.dependencies import Record
 from reprise.distributed import EndTogether, SharedBuffers, ddp_strategy, one_line_if_others_fail, processes
 from reprise.ema import WeightAverage
-from reprise.errors import UserError
+from reprise.errors import UserError, listed
 from reprise.finetuning import FrozenBackbone
 from reprise.finite_loss import FiniteLoss
 from reprise.interruption import Stopped, StopSignals
@@ -152,7 +152,7 @@ def _train(
         )
     made = assemble(processed, model, params, where, weights, debug, rank, world)
     network, metadata, batches = made.network, made.metadata, made.batches
-    origin = _origin(made.start, network, metadata, made.architecture.image_size) if made.start else None
+    origin = _origin(made.start, network, metadata, made.architecture) if made.start else None
     if params.threads == "auto":
         record = scratch / "threads.json" if scratch else None
         params = params.model_copy(update={"threads": _threads(made, model, params, record, where)})
@@ -327,14 +327,24 @@ class StatelessDropout(Callback):
             torch.cuda.manual_seed(seed)
 
 
-def _origin(start: Start, network: TIMMBackbone, metadata: Metadata, size: int) -> Origin:
+def _origin(start: Start, network: TIMMBackbone, metadata: Metadata, architecture: Architecture) -> Origin:
     """Say on stderr, and return, where the weights come from and what they leave as it was."""
-    missing = not_loaded(start, network.model)
+    size, fitted = architecture.image_size, start.for_classes(metadata.classes, architecture.model_name)
+    missing, new = not_loaded(fitted, network.model), fitted.origin.new_classes
     if len(missing) > len(network.model.state_dict()) / 2:
         raise UserError(f"{start.origin.source}: not weights of this model: {len(missing)} of its tensors are missing")
-    print(f"starting from {start.origin.source}; not loaded: {', '.join(missing[:8]) or 'nothing'}", file=sys.stderr)
+    rest = "the classifier's rows of new classes" if new else "nothing"
+    print(f"starting from {start.origin.source}; not loaded: {', '.join(missing[:8]) or rest}", file=sys.stderr)
     if len(missing) > 8:
         print(f"  and {len(missing) - 8} more, see model.json", file=sys.stderr)
+    if fitted is not start:
+        known = [name for name in metadata.classes if name not in new]
+        print(
+            f"  classes: {len(known)} of {len(metadata.classes)} are known to {start.origin.source}"
+            + (f" ({listed(known)})" if known else f", which has {listed(start.classes or [])}")
+            + (f", new: {listed(new)}" if new else ""),
+            file=sys.stderr,
+        )
     given, wanted = metadata.image_size, start.image_size or size
     if size != wanted:
         print(f"  trained on {wanted}x{wanted} images, it will see {size}x{size}", file=sys.stderr)
@@ -344,7 +354,7 @@ def _origin(start: Start, network: TIMMBackbone, metadata: Metadata, size: int) 
             f"more detail, model.image_size: {given} is faster)",
             file=sys.stderr,
         )
-    return start.origin.model_copy(update={"not_loaded": missing})
+    return fitted.origin.model_copy(update={"not_loaded": missing})
 
 
 def _provenance(

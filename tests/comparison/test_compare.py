@@ -119,6 +119,17 @@ def test_results_that_are_no_numbers_are_loud_and_close_the_gate(project):
     assert "| recall | - | nan | - | higher | new |" in page
 
 
+def test_a_further_metric_that_is_undefined_is_no_failure(project):
+    project.state(answers(5, 5), metrics={"auroc": 0.5, "specificity": None}).commit()
+    project.state(answers(5, 5), metrics={"auroc": None, "specificity": None}).commit("head")
+    found = compare(project.path, "main", "head")
+    assert not found.regressed
+    assert not any("Not a number" in note for note in found.notes)
+    page = markdown(found, set())
+    assert "| auroc | 0.5000 | - | - | higher | undefined |" in page
+    assert "| specificity | - | - | - | higher | undefined |" in page
+
+
 def test_params_code_and_terms_that_differ_are_listed(project):
     project.state(answers(5, 5)).commit()
     changed = {"train": {"seed": 1, "lr": "<b>"}, "new": None}

@@ -41,7 +41,7 @@ def test_each_change_of_the_metrics_is_a_line_and_a_dot_in_the_order_of_the_comm
     write(branch, "{", "broken")
     (branch.path / "README.md").write_text("x")
     branch.commit()
-    write(branch, '{"accuracy": 0.75, "loss": NaN, "images": 100}', "second" + "x" * 80)
+    write(branch, '{"accuracy": 0.75, "loss": NaN, "ece": null, "images": 100}', "second" + "x" * 80)
     write(branch, {"accuracy": 0.9, "loss": 0.5, "images": 100})
     lines, svg, text = show(branch)
     assert lines[0].split() == ["commit", "accuracy", "loss"]

@@ -31,13 +31,15 @@ DIRECTIONS: dict[str, tuple[int, float]] = {
     "hinge_loss": (-1, 0.01),
     "images": (0, 1),
 }
+# those that every evaluation defines
+ALWAYS = {"accuracy", "loss", "top5_accuracy", "precision", "recall", "f1", "ece"}
 # of a cost: as a share of the former value
 COSTS = {"parameters": 0.01, "MACs": 0.01, "model size, bytes": 0.01}
 
 
 @dataclass(frozen=True)
 class MetricChange:
-    """One metric; None where a revision has it not. change: what to say of it, in a word or two."""
+    """One metric; None where a revision has it not, or it is undefined. change: what to say of it, in a word or two."""
 
     name: str
     base: float | None
@@ -69,7 +71,9 @@ def metric_changes(base: Revision, head: Revision) -> list[MetricChange]:
     rows = []
     for name in [*known, *others]:
         sign, threshold = DIRECTIONS.get(name, (0, 0.0))
-        rows.append(_change(name, base.metrics.get(name), head.metrics.get(name), sign, threshold))
+        row = _change(name, base.metrics.get(name), head.metrics.get(name), sign, threshold)
+        undefined = None in (base.metrics.get(name, 0), head.metrics.get(name, 0))
+        rows.append(replace(row, change="undefined") if undefined else row)
     for name, share in COSTS.items():
         before, after = _costs(base)[name], _costs(head)[name]
         if before is not None or after is not None:
@@ -101,9 +105,9 @@ def _change(name: str, base: float | None, head: float | None, sign: int, thresh
 
 
 def not_numbers(revision: Revision) -> list[str]:
-    """Return the metrics that are not finite numbers."""
+    """Return the metrics that are not finite numbers; a further one of torchmetrics may be undefined, which is none."""
     metrics = {**{f"train.json {name}": value for name, value in revision.training.items()}, **revision.metrics}
-    return [name for name, value in metrics.items() if not math.isfinite(value)]
+    return [name for name, value in metrics.items() if (name in ALWAYS if value is None else not math.isfinite(value))]
 
 
 def class_changes(answers: Answers, classes: list[str]) -> list[ClassChange]:

@@ -202,18 +202,18 @@ class Revision:
         return self._mapping("dvc.lock", _yaml_fast).get("stages") or {}
 
     @cached_property
-    def metrics(self) -> dict[str, float]:
-        """What evaluate measured; what is no number in the file is NaN."""
+    def metrics(self) -> dict[str, float | None]:
+        """What evaluate measured; what is undefined (null) is None, what else is no number in the file is NaN."""
         return self._numbers(TEST)
 
     @cached_property
-    def training(self) -> dict[str, float]:
+    def training(self) -> dict[str, float | None]:
         """What train measured, at the best epoch; what is no number in the file is NaN."""
         return self._numbers(TRAIN)
 
-    def _numbers(self, path: str) -> dict[str, float]:
+    def _numbers(self, path: str) -> dict[str, float | None]:
         found = self._mapping(path, json.loads)
-        return {name: value if isinstance(value, int | float) else math.nan for name, value in found.items()}
+        return {name: value if isinstance(value, int | float | None) else math.nan for name, value in found.items()}
 
     @cached_property
     def history(self) -> dict[str, list[float]]:
