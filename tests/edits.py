@@ -126,6 +126,8 @@ def from_scratch(workspace: Workspace, command: str, folder: Path) -> dict[str, 
     copy.run("git", "checkout", "--quiet", "--force", "main")
     for name in ("params.yaml", "src", "data/own"):
         subprocess.run(["cp", "-rT", workspace.path / name, copy.path / name], check=True)
+    if command == "src/train.py":  # it keeps the params that it began with
+        subprocess.run(["cp", workspace.path / "runs/latest/params.yaml", copy.path / "params.yaml"], check=True)
     copy.run(*(COMMANDS[command] if command == "src/train.py" else ("dvc", "repro", "--force")))
     return result(copy, command)
 

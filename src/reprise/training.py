@@ -44,7 +44,7 @@ from reprise.lean_epoch import LeanEpoch
 from reprise.loggers import LearningRate
 from reprise.model import TIMMBackbone, save_model
 from reprise.params import ModelParams, TrainParams
-from reprise.pretrained import Start, not_loaded
+from reprise.pretrained import Start, classifier_prefixes, not_loaded
 from reprise.process import cpus, settled, settled_device, settled_precision
 from reprise.progress import Progress
 from reprise.provenance import Provenance, Reproducible, cpu_name, trace
@@ -344,6 +344,10 @@ def _origin(start: Start, network: TIMMBackbone, metadata: Metadata, architectur
             + (f" ({listed(known)})" if known else f", which has {listed(start.classes or [])}")
             + (f", new: {listed(new)}" if new else ""),
             file=sys.stderr,
+        )
+    elif start.classes is None and not any(name.startswith(classifier_prefixes(network.model)) for name in missing):
+        print(
+            "  it does not name its classes: its classifier's rows are taken for those here, in order", file=sys.stderr
         )
     given, wanted = metadata.image_size, start.image_size or size
     if size != wanted:
