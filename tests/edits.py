@@ -10,6 +10,7 @@ and the command repeated, without training again; and an edit that cannot matter
 
 import argparse
 import collections
+import io
 import os
 import random
 import subprocess
@@ -73,14 +74,19 @@ def edit(root: Path, kind: str, stage: str) -> Callable[[], None]:
         case _:
             path = root / INPUTS[stage]
             content = path.read_bytes()
-            content = content[:-40] + bytes([content[-40] ^ 1]) + content[-39:]
+            if path.suffix == ".png":  # another picture
+                with Image.open(path) as image, io.BytesIO() as encoded:
+                    image.point(lambda pixel: 255 - pixel).save(encoded, "png")
+                    content = encoded.getvalue()
+            else:
+                content = content[:-40] + bytes([content[-40] ^ 1]) + content[-39:]
     before, status = path.read_bytes(), path.stat()
 
     def write(new: bytes) -> None:
         if "kept" in kind:  # in place, as a failing disk does
             path.chmod(0o644)
             with path.open("r+b") as file:
-                file.write(new)
+                file.truncate(file.write(new))
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
         else:
             partial = path.with_name(".edited.partial")
