@@ -62,7 +62,7 @@ format: setup  ## put style and format right
 	@ruff format .
 
 schema: setup  ## write the JSON schema of params.yaml anew
-	@python -m reprise.params
+	@python -m reprise.params.schema
 
 lock: setup  ## resolve requirements.lock anew (torch brings its own CUDA packages, so they stay out)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --quiet \

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from measure import machine
-from reprise.augment import augment, mix
-from reprise.batches import stateless_generator
-from reprise.params import AugmentParams
-from reprise.params_file import load_params
-from reprise.process import after_torch
+from reprise.augment.pipeline import augment, mix
+from reprise.loader.batches import stateless_generator
+from reprise.params.load import load_params
+from reprise.params.schema import AugmentParams
+from reprise.runtime.environment import after_torch
 
 BATCH, ROUNDS, REPEATS = 128, 7, 20
 SHAPES = {"28x28x1": (28, 1), "32x32x3": (32, 3)}

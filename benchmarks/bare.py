@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reprise.batches import stateless_generator
-from reprise.convolutions import repaired
-from reprise.data.packed import load_metadata, load_split
-from reprise.model import create_network
-from reprise.optimization import create_optimizer
-from reprise.params import Params
-from reprise.training import TrainResult, train
+from reprise.data.formats.packed import load_metadata, load_split
+from reprise.loader.batches import stateless_generator
+from reprise.model.backbone import create_network
+from reprise.model.convolutions import repaired
+from reprise.params.schema import Params
+from reprise.training.optim import create_optimizer
+from reprise.training.train import TrainResult, train
 
 
 def bare_training(processed: Path, params: Params, where: str = "cpu") -> tuple[float, nn.Module]:

@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 
 from measure import ROOT, machine
-from reprise.data.preprocess import preprocess
-from reprise.data.sources import download
-from reprise.data.workers import available_cpus
-from reprise.errors import one_line_errors
-from reprise.params_file import load_params
-from reprise.process import after_torch, before_torch
+from reprise.data.download.sources import download
+from reprise.data.prepare.prepare import preprocess
+from reprise.data.prepare.workers import available_cpus
+from reprise.params.load import load_params
+from reprise.runtime.environment import after_torch, before_torch
+from reprise.runtime.errors import one_line_errors
 
 RECIPES = {
     "first": [
@@ -49,18 +49,17 @@ def main() -> None:
     overrides = [*RECIPES[arguments.recipe], *arguments.overrides]
     params = load_params(ROOT / "params.yaml", overrides, ROOT / "presets/cifar10-resnet.yaml")
     before_torch(params.train.threads, params.train.reproducible)
-    import reprise.torchvision_repair  # noqa: F401
 
     import torch
     from lightning import Callback, LightningModule, Trainer
     from torchvision.transforms.v2 import RandomHorizontalFlip
 
-    from reprise.batches import EvalBatches
-    from reprise.data.packed import load_metadata, load_split
-    from reprise.ema import WeightAverage
-    from reprise.evaluation import predict
-    from reprise.model import create_network
-    from reprise.training import train
+    from reprise.data.formats.packed import load_metadata, load_split
+    from reprise.evaluation.evaluate import predict
+    from reprise.loader.batches import EvalBatches
+    from reprise.model.backbone import create_network
+    from reprise.training.callbacks.ema import WeightAverage
+    from reprise.training.train import train
 
     after_torch(params.train.threads, params.train.reproducible)
     print(f"{machine()}\n{' '.join(overrides)}", flush=True)

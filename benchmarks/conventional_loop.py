@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import reprise.torchvision_repair
-
 import lightning
 import timm
 import torch
@@ -21,8 +19,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision import transforms
 
-import reprise.networks  # noqa: F401
-from reprise.data.packed import load_metadata, load_split
+import reprise.model.networks  # noqa: F401
+from reprise.data.formats.packed import load_metadata, load_split
 
 
 class Images(Dataset):

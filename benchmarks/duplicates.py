@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from measure import PeakMemory, machine
-from reprise.data.duplicates import MOST_BITS, Twins, similar_images
-from reprise.data.preprocess import preprocess
-from reprise.data.report import write_report
-from reprise.data.sources import download
-from reprise.data.workers import available_cpus
+from reprise.data.download.sources import download
+from reprise.data.prepare.duplicates import MOST_BITS, Twins, similar_images
+from reprise.data.prepare.prepare import preprocess
+from reprise.data.prepare.report import write_report
+from reprise.data.prepare.workers import available_cpus
 
 COUNTED = 0.033
 

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 from measure import ROOT, in_turns, machine, print_header, print_row, ratio
-from reprise.data.preprocess import preprocess
-from reprise.data.sources import download
-from reprise.data.workers import available_cpus
-from reprise.errors import one_line_errors
-from reprise.params_file import load_params
-from reprise.process import after_torch, before_torch
+from reprise.data.download.sources import download
+from reprise.data.prepare.prepare import preprocess
+from reprise.data.prepare.workers import available_cpus
+from reprise.params.load import load_params
+from reprise.runtime.environment import after_torch, before_torch
+from reprise.runtime.errors import one_line_errors
 
 PRESET = ROOT / "presets/cifar10-resnet.yaml"
 RECIPE = ["train.batch_size=512", "train.lr=0.8", "train.reproducible=off"]
@@ -48,8 +48,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("no GPU here: nothing measured")
     from bare import bare_training, real_training
-    from reprise.evaluation import evaluate
-    from reprise.training import train
+    from reprise.evaluation.evaluate import evaluate
+    from reprise.training.train import train
 
     after_torch(alike.train.threads, alike.train.reproducible)
     print(f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {machine()}\n", flush=True)

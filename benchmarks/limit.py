@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 
 from measure import ROOT, in_turns, machine, print_header, print_row, ratio
-from reprise.errors import one_line_errors
-from reprise.params_file import load_params
-from reprise.process import after_torch, before_torch
+from reprise.params.load import load_params
+from reprise.runtime.environment import after_torch, before_torch
+from reprise.runtime.errors import one_line_errors
 from synthetic import write_packed
 
 PLAIN = [

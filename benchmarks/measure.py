@@ -22,13 +22,13 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAINING = """
 import contextlib, io, json, re, sys, time
 from pathlib import Path
-from reprise.params_file import load_params
-from reprise.process import after_torch, before_torch
-from reprise.publish import publishing
+from reprise.params.load import load_params
+from reprise.runtime.environment import after_torch, before_torch
+from reprise.runtime.atomic import publishing
 processed, folder, kept, *overrides = sys.argv[1:]
 params = load_params("params.yaml", overrides)
 before_torch(params.train.threads, params.train.reproducible)
-from reprise.training import train
+from reprise.training.train import train
 after_torch(params.train.threads, params.train.reproducible)
 names = ("model.safetensors", "model.json", "train.json", "history.csv")
 started, log = time.perf_counter(), io.StringIO()

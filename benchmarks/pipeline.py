@@ -26,17 +26,17 @@ from measure import ROOT, in_turns, machine, print_header, print_row, python, ra
 PARTS = """
 import sys, time
 from pathlib import Path
-from reprise.data.preprocess import preprocess
-from reprise.data.sources import download
-from reprise.data.workers import available_cpus
-from reprise.params_file import load_params
-from reprise.process import after_torch, before_torch
+from reprise.data.prepare.prepare import preprocess
+from reprise.data.download.sources import download
+from reprise.data.prepare.workers import available_cpus
+from reprise.params.load import load_params
+from reprise.runtime.environment import after_torch, before_torch
 import sklearn.datasets
 params, folder = load_params("params.yaml"), Path(sys.argv[1])
 data = params.data
 before_torch(params.train.threads, params.train.reproducible)
-from reprise.evaluation import evaluate
-from reprise.training import train
+from reprise.evaluation.evaluate import evaluate
+from reprise.training.train import train
 after_torch(params.train.threads, params.train.reproducible)
 started = time.perf_counter()
 download("digits", folder / "raw", Path(data.path), folder / "downloads")
@@ -50,8 +50,8 @@ print(time.perf_counter() - started)
 
 
 IMPORTS = (
-    "import reprise.torchvision_repair, timm, lightning",
-    "import reprise.torchvision_repair, timm",
+    "import reprise, timm, lightning",
+    "import reprise, timm",
 )
 
 

@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 
 from measure import PeakMemory, machine
-from reprise.data.archive import RawImage, write_archive
-from reprise.data.preprocess import preprocess
-from reprise.data.sources import download
+from reprise.data.download.sources import download
+from reprise.data.formats.raw import RawImage, write_archive
+from reprise.data.prepare.prepare import preprocess
 
 
 def measure(raw: Path, folder: Path, workers: int) -> tuple[float, int, int, str]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from reprise.checksums import file_sha256, write_sealed
-from reprise.data.packed import SPLITS, Metadata, Split
+from reprise.data.formats.packed import SPLITS, Metadata, Split
+from reprise.runtime.checksums import file_sha256, write_sealed
 
 
 def write_packed(folder: Path, train: int, image_size: int, channels: int, others: int = 256) -> Path:

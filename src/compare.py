@@ -14,8 +14,8 @@ from pathlib import Path
 
 from reprise.comparison.compare import compare
 from reprise.comparison.report import summary, write
-from reprise.comparison.revisions import WORKSPACE
-from reprise.errors import one_line_errors
+from reprise.repo.revisions import WORKSPACE
+from reprise.runtime.errors import one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -5,7 +5,7 @@ python src/data.py
 
 import argparse
 
-from reprise.data.torchvision_sets import LEFT_OUT, TORCHVISION_SETS
+from reprise.data.download.torchvision_sets import LEFT_OUT, TORCHVISION_SETS
 
 
 def main() -> None:

@@ -7,9 +7,9 @@ python src/doctor.py --dry-run   only say it
 import argparse
 from pathlib import Path
 
-from reprise.doctor import examine
-from reprise.errors import one_line_errors
-from reprise.workspace import Workspace, at_rest
+from reprise.repo.doctor import examine
+from reprise.repo.workspace import Workspace, at_rest
+from reprise.runtime.errors import one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = [ROOT / folder for folder in ("data", "models", "metrics", "runs", "runs/data")]

@@ -7,10 +7,10 @@ python src/eval.py runs/latest     a run of src/train.py, or any .safetensors fi
 import argparse
 from pathlib import Path
 
-from reprise.card import load_card
-from reprise.errors import one_line_errors
-from reprise.params_file import load_params
-from reprise.process import after_torch, before_torch
+from reprise.model.artifact import load_card
+from reprise.params.load import load_params
+from reprise.runtime.environment import after_torch, before_torch
+from reprise.runtime.errors import one_line_errors
 from runs import find_model, prepared_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,8 +28,8 @@ def main() -> None:
     terms = load_card(facts).provenance
     before_torch(terms.threads, terms.reproducible)
     processed = prepared_data(ROOT, params.data)
-    from reprise.evaluation import evaluate
-    from reprise.model import load_model
+    from reprise.evaluation.evaluate import evaluate
+    from reprise.model.backbone import load_model
 
     after_torch(terms.threads, terms.reproducible)
     network, card = load_model(weights, facts)

@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from reprise.crossvalidation import finished_runs, summarise
-from reprise.errors import UserError, one_line_errors
+from reprise.repo.crossvalidation import finished_runs, summarise
+from reprise.runtime.errors import UserError, one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from reprise.comparison.history import chosen, history, picture, table
-from reprise.errors import one_line_errors
-from reprise.publish import publishing
-from reprise.workspace import Workspace
+from reprise.repo.workspace import Workspace
+from reprise.runtime.atomic import publishing
+from reprise.runtime.errors import one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 

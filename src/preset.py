@@ -10,9 +10,9 @@ import argparse
 import difflib
 from pathlib import Path
 
-from reprise.errors import one_line_errors
-from reprise.presets import applied, describe, find_preset
-from reprise.publish import publishing
+from reprise.params.presets import applied, describe, find_preset
+from reprise.runtime.atomic import publishing
+from reprise.runtime.errors import one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 

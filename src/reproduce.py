@@ -21,9 +21,9 @@ from typing import Any
 
 import yaml
 
-from reprise.differences import compare, compare_files
-from reprise.errors import UserError, one_line_errors
-from reprise.params_file import load_params
+from reprise.params.load import load_params
+from reprise.repo.differences import compare, compare_files
+from reprise.runtime.errors import UserError, one_line_errors
 from runs import write_params
 
 ROOT = Path(__file__).resolve().parent.parent

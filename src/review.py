@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from reprise.errors import UserError, one_line_errors
+from reprise.runtime.errors import UserError, one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 PREDICTIONS = "data/predictions.csv"
@@ -45,8 +45,8 @@ def main() -> None:
 def review(options: argparse.Namespace) -> bool:
     """Write the page, print it, say whether everything passed."""
     from reprise.comparison import review as pages
-    from reprise.verification import stale
-    from reprise.workspace import Workspace
+    from reprise.repo.verify import stale
+    from reprise.repo.workspace import Workspace
 
     workspace = Workspace.at(ROOT)
     base = pages.merge_base(workspace, options.remote, options.base)

@@ -19,15 +19,15 @@ from typing import Any, BinaryIO, TextIO
 import yaml
 
 import reprise.data
-from reprise.data.preprocess import preprocess
-from reprise.data.sources import download
-from reprise.data.workers import available_cpus
-from reprise.dependencies import Dependencies, load_record, record_path
-from reprise.errors import UserError
-from reprise.interruption import Stopped
-from reprise.params import DataParams, Params
-from reprise.params_file import flat, load_params
-from reprise.publish import Lock, publishing, remove
+from reprise.data.download.sources import download
+from reprise.data.prepare.prepare import preprocess
+from reprise.data.prepare.workers import available_cpus
+from reprise.params.dependencies import Dependencies, load_record, record_path
+from reprise.params.load import flat, load_params
+from reprise.params.schema import DataParams, Params
+from reprise.runtime.atomic import Lock, publishing, remove
+from reprise.runtime.errors import UserError
+from reprise.runtime.signals import Stopped
 
 RESULT = ("model.safetensors", "model.json", "train.json", "history.csv")
 
@@ -93,7 +93,7 @@ def prepared_data(root: Path, data: DataParams) -> Path:
 def _key(data: DataParams, own: Path) -> str:
     """Return a name for these params, this code and, for the user's own images, the files as they are now."""
     facts = [data.model_dump_json()]
-    facts += [path.read_text() for path in sorted(Path(reprise.data.__path__[0]).glob("*.py"))]
+    facts += [path.read_text() for path in sorted(Path(reprise.data.__path__[0]).rglob("*.py"))]
     if data.is_own:
         files = [own] if own.is_file() else sorted(path for path in own.rglob("*") if path.is_file())
         facts += [f"{path.relative_to(own)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]

@@ -11,13 +11,14 @@ where it was, by the same command or by --resume.
 import argparse
 from pathlib import Path
 
-from reprise.dependencies import KEPT, Dependencies
-from reprise.errors import UserError, one_line_errors
-from reprise.params import Params
-from reprise.params_file import help_text, load_params
-from reprise.presets import find_preset
-from reprise.process import after_torch, before_torch, rank
-from reprise.publish import publishing
+from reprise.params.dependencies import KEPT, Dependencies
+from reprise.params.load import help_text, load_params
+from reprise.params.presets import find_preset
+from reprise.params.resolve import rank
+from reprise.params.schema import Params
+from reprise.runtime.atomic import publishing
+from reprise.runtime.environment import after_torch, before_torch
+from reprise.runtime.errors import UserError, one_line_errors
 from runs import RESULT, as_yaml, find_unfinished, point_latest, prepared_data, run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,18 +36,18 @@ def main() -> int:
     processed = prepared_data(ROOT, params.data)
     inputs = [str(path.relative_to(ROOT)) for path in (processed, ROOT / params.model.weights)]
     dependencies = Dependencies("src/train.py", inputs, ["model", "train"], ROOT, KEPT)
-    from reprise.debug import Debug
-    from reprise.loggers import create_loggers
-    from reprise.training import train
+    from reprise.training.debug import Debug
+    from reprise.training.loggers import create_loggers
+    from reprise.training.train import train
 
     after_torch(params.train.threads, params.train.reproducible)
     if options.profile:
-        from reprise.profiling import profile
+        from reprise.diagnostics.profile import profile
 
         print(profile(processed, params.model, params.train, ROOT / params.model.weights).table())
         return 0
     if options.sanity:
-        from reprise.sanity import sanity, table
+        from reprise.diagnostics.sanity import sanity, table
 
         checks = sanity(processed, params.model, params.train, ROOT / params.model.weights)
         print(table(checks))

@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from reprise.errors import one_line_errors
-from reprise.verification import verify
+from reprise.repo.verify import verify
+from reprise.runtime.errors import one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from reprise.data.sources import download
-from reprise.dependencies import Dependencies
-from reprise.errors import one_line_errors
-from reprise.publish import publishing
+from reprise.data.download.sources import download
+from reprise.params.dependencies import Dependencies
+from reprise.runtime.atomic import publishing
+from reprise.runtime.errors import one_line_errors
 
 
 def main() -> None:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from reprise.card import load_card
-from reprise.dependencies import Dependencies
-from reprise.errors import one_line_errors
-from reprise.process import after_torch, before_torch
-from reprise.publish import publishing
+from reprise.model.artifact import load_card
+from reprise.params.dependencies import Dependencies
+from reprise.runtime.atomic import publishing
+from reprise.runtime.environment import after_torch, before_torch
+from reprise.runtime.errors import one_line_errors
 
 
 def main() -> None:
@@ -20,10 +20,10 @@ def main() -> None:
         dependencies.check_earlier("train")
         terms = load_card(facts).provenance
         before_torch(terms.threads, terms.reproducible)
-        from reprise.data.packed import load_metadata
-        from reprise.evaluation import evaluate
-        from reprise.model import load_model
-        from reprise.model_card import model_card
+        from reprise.data.formats.packed import load_metadata
+        from reprise.evaluation.evaluate import evaluate
+        from reprise.evaluation.model_page import model_card
+        from reprise.model.backbone import load_model
 
         after_torch(terms.threads, terms.reproducible)
         network, card = load_model(weights, facts)

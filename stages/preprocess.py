@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-from reprise.data.preprocess import preprocess
-from reprise.data.report import write_report
-from reprise.data.workers import available_cpus
-from reprise.dependencies import Dependencies
-from reprise.errors import one_line_errors
-from reprise.publish import publishing
+from reprise.data.prepare.prepare import preprocess
+from reprise.data.prepare.report import write_report
+from reprise.data.prepare.workers import available_cpus
+from reprise.params.dependencies import Dependencies
+from reprise.runtime.atomic import publishing
+from reprise.runtime.errors import one_line_errors
 
 
 def main() -> None:

@@ -8,11 +8,12 @@ from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 
-from reprise.dependencies import KEPT, Dependencies
-from reprise.errors import one_line_errors
-from reprise.params_file import load_params
-from reprise.process import after_torch, before_torch, rank
-from reprise.publish import publishing
+from reprise.params.dependencies import KEPT, Dependencies
+from reprise.params.load import load_params
+from reprise.params.resolve import rank
+from reprise.runtime.atomic import publishing
+from reprise.runtime.environment import after_torch, before_torch
+from reprise.runtime.errors import one_line_errors
 
 # in the folder of a queued or --temp experiment DVC names the repository, where the scratch outlives that folder
 RUNS = Path(os.environ.get("DVC_ROOT", ".")) / "runs"
@@ -28,8 +29,8 @@ def main() -> None:
         params = dependencies.begin()
         dependencies.check_earlier("preprocess")
         before_torch(params.train.threads, params.train.reproducible)
-        from reprise.loggers import create_loggers
-        from reprise.training import train
+        from reprise.training.loggers import create_loggers
+        from reprise.training.train import train
 
         after_torch(params.train.threads, params.train.reproducible)
         name = f"repro-{datetime.now():%Y-%m-%d_%H-%M-%S}"

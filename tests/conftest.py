@@ -13,15 +13,13 @@ os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("HF_HUB_OFFLINE", None)  # read when the hub's library loads; tests bring a hub of their own
 
-import reprise.torchvision_repair  # noqa: F401
-
 import pytest
 import torch
 
-from reprise.data.preprocess import preprocess
-from reprise.data.sources import download
-from reprise.params import AugmentParams
-from reprise.params_file import load_params
+from reprise.data.download.sources import download
+from reprise.data.prepare.prepare import preprocess
+from reprise.params.load import load_params
+from reprise.params.schema import AugmentParams
 
 for signum in (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):  # a job in the background is started to ignore them
     if signal.getsignal(signum) is signal.SIG_IGN:

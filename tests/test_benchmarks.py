@@ -18,7 +18,7 @@ def test_equal_and_different_revisions_are_told_apart(tmp_path):
     clone.set("data.image_size=16")
     clone.commit()
     clone.run("git", "tag", "before")
-    loop = clone.path / "src/reprise/training.py"
+    loop = clone.path / "src/reprise/training/train.py"
     loop.write_text(loop.read_text() + "\n# a remark\n")
     clone.commit()
     clone.run("git", "tag", "remark")

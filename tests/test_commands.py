@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from reprise.errors import UserError
-from reprise.interruption import Stopped
-from reprise.params_file import help_text, load_params
+from reprise.params.load import help_text, load_params
+from reprise.runtime.errors import UserError
+from reprise.runtime.signals import Stopped
 from tests.conftest import ROOT, tiny_clone
 from tests.test_pipeline import photos, refused
 
@@ -150,7 +150,7 @@ def test_debug_modes_of_the_command_line(reproduced):
 def test_sanity_prints_a_table_and_its_exit_code_says_whether_all_is_well(reproduced):
     done = reproduced.run("python", "src/train.py", "--sanity")
     assert done.stdout.count("pass  ") == len(done.stdout.splitlines()) == 8
-    labels = reproduced.path / "src/reprise/batches.py"
+    labels = reproduced.path / "src/reprise/loader/batches.py"
     labels.write_text(labels.read_text().replace("to_device(self.labels[rows]", "to_device(self.labels[rows.flip(0)]"))
     done = reproduced.run("python", "src/train.py", "--sanity", check=False)
     assert done.returncode == 1

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from reprise.params import Params
-from reprise.params_file import all_keys
+from reprise.params.load import all_keys
+from reprise.params.schema import Params
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "docs/features.md").read_text()

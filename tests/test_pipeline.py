@@ -85,7 +85,7 @@ def test_a_changed_parameter_reruns_what_depends_on_it_and_nothing_else(reproduc
 
 def test_a_changed_library_file_reruns_its_stages_in_the_clone_that_has_it(reproduced):
     # the installed package is another checkout: had the stages imported that, every digit would still be there
-    source = reproduced.path / "src/reprise/data/sources.py"
+    source = reproduced.path / "src/reprise/data/download/sources.py"
     text = source.read_text()
     whole = "    for index, (pixels, label) in enumerate(zip(images, table[:, 64].astype(int), strict=True)):"
     assert whole in text

@@ -1,10 +1,33 @@
 """Reprise: image classification that you can run again, compare and trust.
 
-The library takes arguments and returns results; it never reads params.yaml, the working directory, the clock or the
-environment, so every function can be called from a notebook. Import direction: `params` and `data` <- `model` <-
-`training` <- `evaluation`.
+    from reprise import TIMMBackbone, LitClassifier, MNISTLitModule, mask_outputs
+
+The library takes arguments and returns results: it reads no params.yaml, working directory, clock or environment, so
+every function can be called from a notebook. Packages import in one direction: runtime, params, data, augment, loader,
+model, training, evaluation, repo, comparison, diagnostics.
 """
 
+import sys
 import time
+from importlib import import_module
 
-IMPORTED_NS = time.time_ns()  # code that is edited later may not be the code that runs, see `dependencies`
+from reprise.runtime.torchvision_repair import TorchvisionRepair
+
+IMPORTED_NS = time.time_ns()  # code that is edited later may not be the code that runs, see `params.dependencies`
+sys.meta_path.insert(0, TorchvisionRepair())
+
+# loaded when they are asked for: `import reprise` loads no torch
+NAMES = {
+    "LitClassifier": "reprise.training.module",
+    "MNISTLitModule": "reprise.training.module",
+    "TIMMBackbone": "reprise.model.backbone",
+    "mask_outputs": "reprise.loader.batches",
+}
+__all__ = ["LitClassifier", "MNISTLitModule", "TIMMBackbone", "mask_outputs"]
+
+
+def __getattr__(name: str) -> object:
+    """Return one of NAMES."""
+    if name not in NAMES:
+        raise AttributeError(f"module 'reprise' has no attribute {name!r}")
+    return getattr(import_module(NAMES[name]), name)

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from reprise.comparison.comments import MARKER, GitHub, GitLab, harmless, post, shortened
-from reprise.errors import UserError
+from reprise.runtime.errors import UserError
 
 
 class Site:

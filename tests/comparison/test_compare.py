@@ -12,8 +12,8 @@ import pytest
 
 from reprise.comparison.compare import compare
 from reprise.comparison.report import markdown, summary, write
-from reprise.comparison.revisions import Repository
-from reprise.errors import UserError
+from reprise.repo.revisions import Repository
+from reprise.runtime.errors import UserError
 from tests.comparison.conftest import Project, answers
 from tests.conftest import ROOT
 

@@ -17,7 +17,7 @@ from reprise.comparison.statistics import (
     welch,
 )
 from reprise.comparison.verdict import LEVEL, over_seeds
-from reprise.intervals import wilson
+from reprise.runtime.intervals import wilson
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reprise.comparison.revisions import WEIGHTS, Revision
 from reprise.comparison.statistics import holm, mcnemar
 from reprise.comparison.verdict import Answers
+from reprise.repo.revisions import WEIGHTS, Revision
 
 # which way is better (0: neither), and from which change on it is worth a word; the rows come in this order
 DIRECTIONS: dict[str, tuple[int, float]] = {

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from reprise.errors import UserError
+from reprise.runtime.errors import UserError
 
 MARKER = "<!-- reprise review -->"  # invisible first line: how the comment is found again
 TAGS = re.compile(r"<(?!/?(?:details|summary|sub|sup|b|br)>)")

@@ -8,9 +8,9 @@ import numpy as np
 from reprise.comparison import changes
 from reprise.comparison.flips import Flip, flips
 from reprise.comparison.pairing import DataChanges, Pairing
-from reprise.comparison.revisions import PREDICTIONS, PROCESSED, Repository, Revision
 from reprise.comparison.verdict import LEVEL, Answers, Seeds, Verdict, judge, over_seeds
-from reprise.errors import UserError
+from reprise.repo.revisions import PREDICTIONS, PROCESSED, Repository, Revision
+from reprise.runtime.errors import UserError
 
 SEED_PARAM = "train.seed"
 BINS = 15  # of a revision whose params do not say

@@ -7,8 +7,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from reprise.comparison.revisions import PROCESSED, Revision
 from reprise.comparison.verdict import Answers
+from reprise.repo.revisions import PROCESSED, Revision
 
 SHOWN = 24
 TILE, CAPTION, COLUMNS = 96, 30, 8  # pixels, pixels, tiles

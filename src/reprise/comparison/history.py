@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from reprise.comparison.markup import HIDDEN
-from reprise.errors import UserError
-from reprise.intervals import wilson
-from reprise.workspace import Workspace
+from reprise.repo.workspace import Workspace
+from reprise.runtime.errors import UserError
+from reprise.runtime.intervals import wilson
+from reprise.runtime.markup import HIDDEN
 
 FILE = "metrics/test.json"
 USUAL = ("accuracy", "loss", "f1", "ece")

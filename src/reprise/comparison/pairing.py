@@ -12,10 +12,10 @@ from functools import cached_property
 
 import numpy as np
 
-from reprise.comparison.revisions import PROCESSED, RAW, Predictions, Revision
-from reprise.data.archive import UNSPLIT
-from reprise.data.packed import SPLITS
-from reprise.errors import UserError
+from reprise.data.formats.packed import SPLITS
+from reprise.data.formats.raw import UNSPLIT
+from reprise.repo.revisions import PROCESSED, RAW, Predictions, Revision
+from reprise.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
 from reprise.comparison.changes import Calibration, ClassChange
-from reprise.comparison.markup import HIDDEN
 from reprise.comparison.verdict import LEVEL
+from reprise.runtime.markup import HIDDEN
 
 BASE, HEAD, GONE, NEW = "#8a8a8a", "#0b67b2", "#2a8a4a", "#c0392b"
 FONT = "font-family='sans-serif' font-size='12'"

@@ -8,8 +8,8 @@ from reprise.comparison import pictures
 from reprise.comparison.changes import code_changes, different, provenance_changes
 from reprise.comparison.compare import Comparison
 from reprise.comparison.flips import SHOWN, Flip, sheet
-from reprise.comparison.markup import HIDDEN, table, text
 from reprise.comparison.verdict import LEVEL, POWER, Interval
+from reprise.runtime.markup import HIDDEN, table, text
 
 ROWS = 20  # of a table: classes, confusions, names; the rest is counted
 PARAM_ROWS = 60

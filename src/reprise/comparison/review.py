@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from reprise.comparison.markup import table, text
-from reprise.errors import UserError
-from reprise.verification import Finding
-from reprise.workspace import Workspace
+from reprise.repo.verify import Finding
+from reprise.repo.workspace import Workspace
+from reprise.runtime.errors import UserError
+from reprise.runtime.markup import table, text
 
 MOST = 20  # findings that are named
 

@@ -19,7 +19,7 @@ from reprise.comparison.statistics import (
     shown_by_means,
     welch,
 )
-from reprise.intervals import wilson
+from reprise.runtime.intervals import wilson
 
 LEVEL = 0.05  # how often runs that are equally good may be told apart all the same
 POWER = 0.8  # how often the smallest difference named is shown where it is real

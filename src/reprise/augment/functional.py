@@ -1,0 +1,230 @@
+"""Changes of images in whole batches, each image by its own amount.
+
+Unless said otherwise images are float (N, C, H, W) in 0..1, C 1 or 3, and amounts (N,); what comes back is in 0..1, in
+channels-last memory, on the same device, and nothing is changed in place. Formulas of colours: PIL's and torchvision's.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reprise.loader.images import to_device
+
+CHANNELS_LAST = torch.channels_last
+
+
+def crop_flip(images: Tensor, top: Tensor, left: Tensor, mirror: Tensor, padding: int) -> Tensor:
+    """Cut a window of the image's own size out of the image with `padding` black pixels around it; mirror it or not.
+
+    images: uint8 (N, H, W, C), and so is the result; top, left: int64 in 0..2 * padding; mirror: bool, left to right.
+    Pixels are gathered by index, bytes as they are, before they become four times as large.
+    """
+    count, height, width, channels = images.shape
+    device = images.device
+    padded = F.pad(images, (0, 0, padding, padding, padding, padding)) if padding else images
+    line, column = torch.arange(height, device=device), torch.arange(width, device=device)
+    first = torch.arange(count, device=device) * (height + 2 * padding) + top
+    rows = (first[:, None] + line) * (width + 2 * padding)
+    columns = left[:, None] + torch.where(mirror[:, None], column.flip(0), column)
+    pixels = (rows[:, :, None] + columns[:, None, :]).view(-1)
+    return padded.reshape(-1, channels).index_select(0, pixels).view(images.shape)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Return uint8 (N, H, W, C) as float (N, C, H, W) in 0..1, in channels-last memory."""
+    return images.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Return images (N, C, size, size), bilinear and antialiased; what has that size comes back as it is."""
+    if images.shape[2] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+
+
+def affine(images: Tensor, theta: Tensor) -> Tensor:
+    """Resample bilinearly; theta (N, 2, 3) leads from places in the result to places in the image, both in -1..1.
+
+    What moves in from outside is 0, black.
+    """
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return moved.contiguous(memory_format=CHANNELS_LAST)
+
+
+def turn_zoom_shift(angle: Tensor, zoom: Tensor, shift_x: Tensor, shift_y: Tensor) -> Tensor:
+    """Return theta (N, 2, 3) for `affine`: angle in radians, zoom as a factor, shifts as shares of the image."""
+    factor = 1 / zoom
+    cosine, sine = angle.cos() * factor, angle.sin() * factor
+    # places span -1..1, so a shift by a share of the image is twice that share
+    return torch.stack([cosine, -sine, 2 * shift_x, sine, cosine, 2 * shift_y], dim=1).view(-1, 2, 3)
+
+
+def window(share: Tensor, ratio: Tensor, across: Tensor, down: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Return top, left, height and width (N,), int64, of windows in square images of so many pixels.
+
+    share: of the area; ratio: width by height, the longer side at most the image's; across, down: 0 is the leftmost and
+    topmost place, just below 1 the last.
+    """
+    height = (size * (share / ratio).sqrt()).round().clamp(1, size).long()
+    width = (size * (share * ratio).sqrt()).round().clamp(1, size).long()
+    return (down * (size - height + 1)).long(), (across * (size - width + 1)).long(), height, width
+
+
+def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """Bring each image's own window (int64, pixels) to the size of the image, bilinearly."""
+    count, _, rows, columns = images.shape
+
+    def places(first: Tensor, length: Tensor, size: int) -> Tensor:
+        """Return (N, size) places in -1..1, none nearer to the window's edge than its outermost pixels' centres."""
+        middles = (torch.arange(size, device=images.device) + 0.5) / size
+        pixels = (middles * length[:, None] - 0.5).clamp(min=0)
+        pixels = torch.minimum(pixels, length[:, None] - 1.0) + first[:, None]
+        return (2 * pixels + 1) / size - 1
+
+    x = places(left, width, columns)[:, None, :].expand(count, rows, columns)
+    y = places(top, height, rows)[:, :, None].expand(count, rows, columns)
+    grid = torch.stack([x, y], dim=3)
+    cut = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return cut.contiguous(memory_format=CHANNELS_LAST)
+
+
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Multiply; 0 is black, 1 changes nothing."""
+    return (images * _each(factor)).clamp_(0, 1)
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Stretch about the image's mean grey; 0 is plain grey, 1 changes nothing."""
+    return _blend(_grey(images).mean(dim=(1, 2, 3), keepdim=True), images, factor)
+
+
+def saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Stretch about the pixel's own grey; 0 is a grey image, 1 changes nothing. Grey images stay as they are."""
+    return images if images.shape[1] == 1 else _blend(_grey(images), images, factor)
+
+
+def hue(images: Tensor, turn: Tensor) -> Tensor:
+    """Turn the colours by a share of the colour circle, value and saturation kept. Grey images stay as they are.
+
+    With k = (n + 6 hue) mod 6, channel n = 5, 3, 1 of a colour is value - chroma * max(0, min(k, 4 - k, 1)): the usual
+    closed form of HSV to RGB.
+    """
+    if images.shape[1] == 1:
+        return images
+    red, green, blue = images.contiguous().unbind(1)  # plane by plane, twice as fast
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    safe = chroma.clamp(min=1e-12)
+    sixth = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    sixth = sixth + 6 * turn[:, None, None]
+    k = (sixth[:, None] + torch.arange(5.0, 0.0, -2.0, device=images.device)[:, None, None]) % 6
+    turned = value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+    return turned.clamp_(0, 1).contiguous(memory_format=CHANNELS_LAST)
+
+
+def sharpness(images: Tensor, factor: Tensor) -> Tensor:
+    """Stretch about the smoothed image; 0 is smooth, 1 changes nothing. The outermost pixels stay as they are."""
+    channels = images.shape[1]
+    kernel = torch.ones(3, 3)
+    kernel[1, 1] = 5
+    smooth = images.clone()
+    smooth[:, :, 1:-1, 1:-1] = F.conv2d(
+        images, to_device(kernel / 13, images.device).expand(channels, 1, 3, 3), groups=channels
+    )
+    return _blend(smooth, images, factor)
+
+
+def posterize(images: Tensor, bits: Tensor) -> Tensor:
+    """Keep so many leading bits, int64 in 0..8, of the eight of each channel."""
+    step = _each(2.0 ** (8 - bits))
+    return ((images * 255).round_().div_(step).floor_() * step).div_(255)
+
+
+def solarize(images: Tensor, threshold: Tensor) -> Tensor:
+    """Invert what is at least as bright as the threshold, 0..1; above 1 changes nothing."""
+    return torch.where(images >= _each(threshold), 1 - images, images)
+
+
+def autocontrast(images: Tensor) -> Tensor:
+    """Stretch each channel so that its darkest pixel is black and its brightest white; a flat one stays as it is."""
+    planes = images.contiguous()  # in channels-last memory the search takes ten times as long
+    low, high = planes.amin(dim=(2, 3), keepdim=True), planes.amax(dim=(2, 3), keepdim=True)
+    flat = high == low
+    return torch.where(flat, images, (images - low) / torch.where(flat, 1, high - low)).clamp_(0, 1)
+
+
+def equalize(images: Tensor) -> Tensor:
+    """Spread each channel's 256 levels so that all become about equally frequent, by PIL's integer formula."""
+    count, channels, height, width = images.shape
+    levels = (images * 255).round_().long()
+    planes = torch.arange(count * channels, device=images.device).view(count, channels, 1, 1)
+    places = (planes * 256 + levels).flatten()
+    # one-dimensional, for then CUDA adds deterministically
+    histogram = torch.zeros(count * channels * 256, dtype=torch.long, device=images.device)
+    histogram = histogram.scatter_add_(0, places, torch.ones_like(places)).view(-1, 256)
+    used = torch.arange(256, device=images.device) * (histogram > 0)
+    brightest = histogram.gather(1, used.amax(dim=1, keepdim=True))
+    step = (height * width - brightest) // 255
+    below = histogram.cumsum(dim=1) - histogram
+    table = ((below + step // 2) // step.clamp(min=1)).clamp(max=255)
+    table = torch.where(step == 0, torch.arange(256, device=images.device), table)
+    spread = table.view(-1).index_select(0, places).view(count, channels, height, width)
+    return spread.to(images.dtype).div_(255).contiguous(memory_format=CHANNELS_LAST)
+
+
+def box(middle_y: Tensor, middle_x: Tensor, side: Tensor, height: int, width: int) -> Tensor:
+    """Return a mask (N, 1, H, W), bool: squares around their middles, cut off at the image's edges.
+
+    middle: as shares of the image; side: likewise, so that a square may be a rectangle in an image that is none.
+    """
+
+    def inside(middle: Tensor, size: int) -> Tensor:
+        first = ((middle - side / 2) * size).round()
+        pixels = torch.arange(size, device=middle.device)
+        return (pixels >= first[:, None]) & (pixels < (first + (side * size).round())[:, None])
+
+    return (inside(middle_y, height)[:, :, None] & inside(middle_x, width)[:, None, :])[:, None]
+
+
+def mix(images: Tensor, targets: Tensor, partner: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mix each image, and its target (N, classes), with its partner's (int64 row numbers) by the weight.
+
+    weight: of the partner in each pixel, (N, 1, H, W) or (N, 1, 1, 1), in 0..1; its mean is the share of the target.
+    """
+    other = images.permute(0, 2, 3, 1).index_select(0, partner).permute(0, 3, 1, 2)
+    share = weight.mean(dim=(1, 2, 3), dtype=torch.float64).float()[:, None]  # exact, also of many equal weights
+    return torch.lerp(images, other, weight), torch.lerp(targets, targets.index_select(0, partner), share)
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Return targets (N, classes) float32; of a label below 0, which counts nowhere, all zero."""
+    return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
+
+
+def radians(degrees: Tensor) -> Tensor:
+    """Return degrees as radians."""
+    return degrees * (math.pi / 180)
+
+
+def _each(amount: Tensor) -> Tensor:
+    return amount[:, None, None, None]
+
+
+def _grey(images: Tensor) -> Tensor:
+    """Return luminance (N, 1, H, W), ITU-R BT.601."""
+    if images.shape[1] == 1:
+        return images
+    weights = to_device(torch.tensor([0.2989, 0.587, 0.114]), images.device)
+    return (images.permute(0, 2, 3, 1) @ weights)[:, None]
+
+
+def _blend(other: Tensor, images: Tensor, factor: Tensor) -> Tensor:
+    """Return the point on the line from `other` (factor 0) through the images (1), also beyond them."""
+    return torch.lerp(other.expand_as(images), images, _each(factor)).clamp_(0, 1)

@@ -1,0 +1,123 @@
+"""Batched augmentation: which random changes each image of a batch gets, by the params.
+
+Each kind of change draws from a generator of its own, which the caller seeds from (seed, epoch, step) and the kind's
+name, always as many numbers as there are images. So switching one kind on leaves the others' draws alone. Which images
+are mirrored is the caller's choice.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reprise.augment import functional as transforms
+from reprise.augment.policies import POLICIES, apply_policy
+from reprise.data.formats.packed import Metadata
+from reprise.loader.images import to_device
+from reprise.params.schema import AugmentParams
+from reprise.runtime.errors import UserError
+
+Generators = Callable[[str], torch.Generator]  # by the name of a kind of change; on the CPU
+
+# three channels or not, mirrored they are something else, or nothing
+NEVER_MIRRORED = {
+    "digits", "mnist", "qmnist", "usps", "svhn", "semeion", "emnist", "kmnist", "omniglot",
+    "gtsrb", "rendered_sst2",
+}  # fmt: skip
+
+
+def fitted(params: AugmentParams, metadata: Metadata) -> AugmentParams:
+    """Return the params with `flip: auto` settled for these data. Raises UserError for what does not fit them."""
+    if params.crop >= metadata.image_size:
+        raise UserError(
+            f"train.augment.crop = {params.crop}: padding must be below the image size, {metadata.image_size} pixels"
+        )
+    for name in ("saturation", "hue"):
+        if metadata.channels == 1 and getattr(params, name):
+            value = f"train.augment.{name} = {getattr(params, name):g}"
+            raise UserError(f"{value}: the images are grey; set it to 0, or data.channels: 3")
+    if params.flip != "auto":
+        return params
+    return params.model_copy(update={"flip": metadata.channels == 3 and metadata.data not in NEVER_MIRRORED})
+
+
+def augment(images: Tensor, params: AugmentParams, generators: Generators, mirror: Tensor | None = None) -> Tensor:
+    """Return randomly changed images: uint8 (N, H, W, C) in, float (N, C, H, W) in 0..1, channels-last, out.
+
+    mirror: bool (N,), the images to turn left to right, none if it is not given; `params.flip` is not looked at. Turn,
+    zoom and shift are one bilinear resampling. What moves in from outside is 0, black.
+    """
+    count, device = len(images), images.device
+
+    def uniform(kind: str, kinds: int) -> Tensor:
+        return to_device(torch.rand(kinds, count, generator=generators(kind)), device)
+
+    if mirror is not None or params.crop:
+        top = left = torch.zeros(count, dtype=torch.int64, device=device)
+        if params.crop:  # an MLP would notice what drawing for nothing takes
+            top, left = (uniform("crop", 2) * (2 * params.crop + 1)).long()
+        mirror = torch.zeros(count, dtype=torch.bool, device=device) if mirror is None else to_device(mirror, device)
+        images = transforms.crop_flip(images, top, left, mirror, params.crop)
+    images = transforms.to_unit(images)
+    if params.resized_crop:
+        share, ratio, across, down = uniform("resized_crop", 4)
+        share = params.resized_crop + share * (1 - params.resized_crop)
+        ratio = ((2 * ratio - 1) * math.log(4 / 3)).exp()
+        images = transforms.resized_crop(images, *transforms.window(share, ratio, across, down, images.shape[3]))
+    if params.policy != "none":
+        images = apply_policy(images, POLICIES[params.policy], generators("policy"))
+    if params.rotate or params.scale or params.shift:
+        turn, zoom, shift_x, shift_y = uniform("augment", 4)
+        images = transforms.affine(
+            images,
+            transforms.turn_zoom_shift(
+                (2 * turn - 1) * math.radians(params.rotate),
+                1 + (2 * zoom - 1) * params.scale,
+                (2 * shift_x - 1) * params.shift,
+                (2 * shift_y - 1) * params.shift,
+            ),
+        )
+    if params.brightness or params.contrast or params.saturation or params.hue:
+        amounts = 2 * uniform("colour", 4) - 1
+        for name, amount in zip(("brightness", "contrast", "saturation"), amounts, strict=False):
+            if strength := getattr(params, name):
+                images = getattr(transforms, name)(images, 1 + amount * strength)
+        if params.hue:
+            images = transforms.hue(images, amounts[3] * params.hue)
+    if params.cutout:
+        middle_y, middle_x = uniform("cutout", 2)
+        side = torch.full_like(middle_x, params.cutout)
+        images.masked_fill_(transforms.box(middle_y, middle_x, side, *images.shape[2:]), 0)
+    return images
+
+
+def mix(
+    images: Tensor, labels: Tensor, classes: int, params: AugmentParams, generators: Generators
+) -> tuple[Tensor, Tensor]:
+    """Blend (mixup) or patch (cutmix) each image with another of the batch; with both on, half of the images each.
+
+    images float (N, C, H, W), labels (N,) int64 in; targets (N, classes) float32 out: each class's share of the pixels.
+    The shares are from Beta(alpha, alpha) (Zhang et al. 2018, Yun et al. 2019), one for each image. Entries with a
+    label below 0 are padding: they stay as they are, give nothing to others, and their target is zero.
+    """
+    count, (height, width), device = len(images), images.shape[2:], images.device
+
+    def beta(kind: str, alpha: float) -> tuple[Tensor, ...]:
+        source = np.random.default_rng(generators(kind).initial_seed())
+        drawn = source.beta(alpha, alpha, count), *source.random((2, count))
+        return tuple(to_device(torch.from_numpy(numbers).float(), device) for numbers in drawn)
+
+    chosen = generators("mix")
+    partner = to_device(torch.randperm(count, generator=chosen), device)
+    patched = to_device(torch.rand(count, generator=chosen) < 0.5, device)[:, None, None, None]
+    itself = torch.arange(count, device=device)
+    partner = torch.where((labels < 0) | (labels.index_select(0, partner) < 0), itself, partner)
+    if params.mixup:
+        weight = beta("mixup", params.mixup)[0][:, None, None, None]
+    if params.cutmix:
+        share, middle_y, middle_x = beta("cutmix", params.cutmix)
+        patch = transforms.box(middle_y, middle_x, share.sqrt(), height, width).float()
+        weight = torch.where(patched, patch, weight) if params.mixup else patch
+    return transforms.mix(images, transforms.one_hot(labels, classes), partner, weight)

@@ -1,0 +1,1 @@
+"""From whatever source to one raw archive. Needs no torch."""

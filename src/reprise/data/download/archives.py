@@ -1,0 +1,177 @@
+"""Zip and tar files read as they lie, never unpacked as loose files.
+
+What an archive says of itself is not trusted: names that lead outside, links, devices and giants are refused, and its
+end has to be there.
+"""
+
+import gzip
+import lzma
+import re
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, BinaryIO, NamedTuple, Self
+
+from reprise.data.download.layouts import IMAGE_SUFFIXES, is_hidden, is_suffix
+from reprise.data.formats.raw import shown
+from reprise.runtime.errors import UserError
+
+MOST_BYTES = 256 << 20  # of one member
+MOST_HEADER_BYTES = 1 << 20  # of a tar member's long name or attributes
+OF_DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    struct.error,
+    NotImplementedError,  # a way of compressing that Python does not know
+    ValueError,
+    OverflowError,
+)
+
+
+class DamagedArchiveError(UserError):
+    """An archive that is cut short, altered, or none at all."""
+
+
+class Files(NamedTuple):
+    """A tree: its name in errors, the relative names of its files, a function that reads one of them."""
+
+    where: str
+    names: list[str]
+    read: Callable[[str], bytes]
+
+
+def zip_files(file: BinaryIO, where: str) -> Files:
+    """List a zip file's members; they are read one by one. Raises UserError for an unsafe one, DamagedArchiveError."""
+    with _undamaged(where):
+        archive = zipfile.ZipFile(file)
+    infos: dict[str, zipfile.ZipInfo] = {}
+    names = []
+    for info in archive.infolist():
+        name = _safe_name(_zip_name(info), where)
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise UserError(f"{where}: {shown(name)} is a link; pack the file itself")
+        if info.is_dir():
+            continue
+        names.append(name)
+        if _is_wanted(name, infos, info.file_size, where):
+            if info.flag_bits & 1:
+                raise UserError(f"{where}: {shown(name)} is encrypted; pack it again without a password")
+            infos[name] = info
+
+    def read(name: str) -> bytes:
+        with _undamaged(where, name):
+            content = archive.read(infos[name])  # at most as long as declared, and of the declared CRC
+            if len(content) != infos[name].file_size:
+                raise EOFError("shorter than declared")
+        return content
+
+    return Files(where, names, read)
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Return a member's name; one without the UTF-8 flag is cp437 by the standard, yet UTF-8 by many a program."""
+    name = info.filename
+    if not info.flag_bits & 0x800 and not name.isascii():
+        try:
+            name = name.encode("cp437").decode()
+        except UnicodeError:
+            name = info.filename
+    return name.replace("\\", "/") if info.create_system in (0, 10, 11) else name  # some of DOS and Windows
+
+
+class _Header(tarfile.TarInfo):
+    """A tar header; one that is damaged or missing is an error, where tarfile takes it for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from None
+        if header.size < 0 or (header.type in b"xgXLK" and header.size > MOST_HEADER_BYTES):
+            raise tarfile.ReadError("absurd size in a header")
+        return header
+
+
+def tar_files(stream: BinaryIO | gzip.GzipFile, where: str, spool: IO[bytes] | None) -> Files:
+    """Go through a tar once; with a `spool`, copy its images there, otherwise note where they lie.
+
+    Raises UserError for an unsafe member, DamagedArchiveError for a tar without its end.
+    """
+    extents: dict[str, tuple[int, int]] = {}
+    names = []
+    with _undamaged(where):
+        tar = tarfile.TarFile(fileobj=stream, tarinfo=_Header, encoding="utf-8")
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
+            name = _safe_name(member.name, where)
+            if member.issym() or member.islnk():
+                raise UserError(f"{where}: {shown(name)} is a link; pack the file itself (`tar -h --hard-dereference`)")
+            if not member.isreg() and not member.isdir():
+                raise UserError(f"{where}: {shown(name)} is neither a file nor a folder; pack only those")
+            if not member.isreg():
+                continue
+            names.append(name)
+            if not _is_wanted(name, extents, member.size, where):
+                continue
+            if member.issparse():
+                raise UserError(f"{where}: {shown(name)} is packed as a sparse file; pack without `--sparse`")
+            extents[name] = (member.offset_data, member.size)
+            if spool is not None:
+                extents[name] = (spool.tell(), member.size)
+                content = stream.read(member.size)
+                if len(content) != member.size:
+                    raise EOFError("unexpected end of data")
+                spool.write(content)
+        while stream.read(1 << 20):  # to the checksum at its end
+            pass
+    source = spool or stream
+
+    def read(name: str) -> bytes:
+        offset, size = extents[name]
+        source.seek(offset)
+        return source.read(size)
+
+    return Files(where, names, read)
+
+
+def _safe_name(name: str, where: str) -> str:
+    """Return a member's name without `./`. Raises UserError if it leads out of the archive."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:[\\/]", name):
+        raise UserError(
+            f"{where}: the member {shown(name)} leads outside the archive; if you trust it, pack it again with "
+            "relative names"
+        )
+    return "/".join(parts)
+
+
+def _is_wanted(name: str, seen: Mapping[str, object], size: int, where: str) -> bool:
+    """Say whether a member is an image or a CSV; refuse a second one of a name, and a giant."""
+    if is_hidden(name) or not is_suffix(name, IMAGE_SUFFIXES | {".csv"}):
+        return False
+    if name in seen:
+        raise UserError(f"{where}: two members are called {shown(name)}; pack it again with one")
+    if not 0 <= size <= MOST_BYTES:
+        raise UserError(f"{where}: {shown(name)} unpacks to {size:,} bytes, more than {MOST_BYTES:,}; remove it")
+    return True
+
+
+@contextmanager
+def _undamaged(where: str, name: str = "") -> Iterator[None]:
+    try:
+        yield
+    except OF_DAMAGE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        member = f", {shown(name)}" if name else ""
+        raise DamagedArchiveError(f"{where}{member}: cut short or damaged ({reason}); fetch or pack it again") from None

@@ -1,0 +1,197 @@
+"""Downloads that arrive whole or not at all: retried, resumed where they broke off, verified, kept.
+
+A part lies under `NAME.partial` beside `NAME.partial.tag`, which says of what version of the file it is (its ETag or
+date): the server is asked for the rest of that version only (RFC 9110, If-Range), and anything else starts it anew.
+"""
+
+import hashlib
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse, InvalidURL
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+from reprise.data.download.containers import looks_like_html
+from reprise.runtime.atomic import Lock
+from reprise.runtime.checksums import file_sha256, naming
+from reprise.runtime.errors import UserError
+
+TRIES = 5  # without a byte more, one after the other
+TIMEOUT = 30  # seconds without a byte
+CHUNK = 1 << 18
+PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP errors that may be over soon
+
+
+class BrokenOffError(Exception):
+    """A try that ended early; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file that has arrived, and its SHA-256."""
+
+    path: Path
+    sha256: str
+
+
+def fetch(url: str, sha256: str | None, folder: Path, sleep: Callable[[float], None] = time.sleep) -> Fetched:
+    """Download a file into `folder`, where it is kept for the next time; with a `sha256`, only that very file.
+
+    A try that fails is repeated after 1, 2, 4, 8 seconds, and goes on where the last one broke off. Raises UserError
+    for an address that has no such file, an HTML page, another checksum, or when no try gets further.
+    """
+    sha256 = sha256 and sha256.lower()
+    try:
+        file_name = unquote(urlsplit(url).path).rpartition("/")[2]
+    except ValueError as error:
+        raise UserError(f"data.url = {url}: not an address ({error}); correct it") from None
+    name = re.sub(r"[^\w.-]", "_", file_name)[-80:] or "archive"
+    key = hashlib.sha256(f"{url}\n{sha256}".encode()).hexdigest()[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{key}-{name}"
+    with Lock(path):  # a second process finds what the first has brought
+        if path.exists():
+            seen = file_sha256(path)
+            if sha256 in (None, seen):
+                return Fetched(path, seen)
+            path.unlink()  # damaged since
+        return _fetch(url, sha256, path, sleep)
+
+
+def _fetch(url: str, sha256: str | None, path: Path, sleep: Callable[[float], None]) -> Fetched:
+    partial = Partial(path)
+    failures, most = 0, -1
+    while True:
+        try:
+            resumed = _try(url, partial)
+            seen = file_sha256(partial.path)
+            if sha256 in (None, seen):
+                partial.path.replace(path)
+                partial.discard()
+                return Fetched(path, seen)
+            partial.discard()
+            if not resumed:
+                raise UserError(
+                    f"data.url = {url}: came with the SHA-256 {seen}, not {sha256}; correct data.sha256, or data.url"
+                )
+            reason = "the parts do not fit together"
+        except HTTPError as error:
+            reason = " ".join(f"HTTP {error.code} {error.reason}".split())
+            if error.code not in PASSING:
+                raise UserError(f"data.url = {url}: {reason}; check the address") from None
+        except InvalidURL as error:
+            raise UserError(f"data.url = {url}: not an address ({error}); correct it") from None
+        except (OSError, HTTPException, BrokenOffError) as error:
+            if isinstance(error, OSError) and error.filename:  # of the disk, not of the network
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+        failures = 1 if partial.size > most else failures + 1
+        most = max(most, partial.size)
+        if failures >= TRIES:
+            raise UserError(
+                f"data.url = {url}: could not be downloaded ({reason}; {partial.size:,} bytes so far); check the "
+                "network and run it again, which goes on from there, or bring the file here and set data.path to it"
+            )
+        seconds = 2 ** (failures - 1)
+        print(f"download: {reason}, after {partial.size:,} bytes; again in {seconds} s", file=sys.stderr)
+        sleep(seconds)
+
+
+class Partial:
+    """What has arrived so far of the file at `path`, and of which version of it that is a part."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.with_name(f"{path.name}.partial")
+        self.tag = path.with_name(f"{path.name}.partial.tag")
+
+    @property
+    def size(self) -> int:
+        """Bytes that have arrived."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    @property
+    def version(self) -> str:
+        """The ETag or date of the version; empty if there is nothing that could be gone on with."""
+        return self.tag.read_text(encoding="latin-1") if self.size and self.tag.exists() else ""
+
+    def start(self, version: str) -> None:
+        """Begin anew with a version."""
+        self.discard()
+        with naming(self.tag):
+            self.tag.write_text(version, encoding="latin-1")
+
+    def discard(self) -> None:
+        """Forget it."""
+        self.path.unlink(missing_ok=True)
+        self.tag.unlink(missing_ok=True)
+
+
+def _try(url: str, partial: Partial) -> bool:
+    """Bring the rest of the file, or all of it; return whether it was the rest. Raises BrokenOffError if some lacks."""
+    version = partial.version
+    have = partial.size if version else 0
+    headers = {"User-Agent": "reprise"} | ({"Range": f"bytes={have}-", "If-Range": version} if have else {})
+    response: HTTPResponse
+    try:
+        with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
+            start, total = _extent(response)
+            if start and (start != have or _version(response) not in ("", version)):
+                partial.discard()
+                raise BrokenOffError("the server sent a part of something else")
+            if not start:
+                partial.start(_version(response))
+            _receive(response, url, partial, start, total)
+    except HTTPError as error:
+        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
+            raise
+        partial.discard()
+        raise BrokenOffError("the server has no such part") from None
+    if total is not None and partial.size != total:
+        raise BrokenOffError(f"{partial.size:,} of {total:,} bytes came")
+    return start > 0
+
+
+def _receive(response: HTTPResponse, url: str, partial: Partial, start: int, total: int | None) -> None:
+    """Append what comes, under a bar on a terminal."""
+    terminal = sys.stderr.isatty()
+    bar = tqdm(
+        desc="download", initial=start, total=total, unit="B", unit_scale=True, leave=False, disable=not terminal
+    )
+    with bar, partial.path.open("ab") as file:
+        while chunk := response.read1(CHUNK):
+            if not file.tell() and looks_like_html(chunk):
+                partial.discard()
+                raise UserError(
+                    f"data.url = {url}: an HTML page came, not an archive (an error, or a page to log in on?); open it "
+                    "in a browser and take the address of the file itself"
+                )
+            with naming(partial.path):
+                file.write(chunk)
+            bar.update(len(chunk))
+        with naming(partial.path):
+            file.flush()
+
+
+def _extent(response: HTTPResponse) -> tuple[int, int | None]:
+    """Return where the body starts in the file, and the file's length if the server says it."""
+    if response.status == HTTPStatus.PARTIAL_CONTENT:
+        said = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+        if said is None:
+            raise BrokenOffError("the server did not say which part it sent")
+        return int(said[1]), None if said[2] == "*" else int(said[2])
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdigit() else None
+
+
+def _version(response: HTTPResponse) -> str:
+    """Return what names this version of the file to the byte: a strong ETag, or the date; empty without them."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")

@@ -1,0 +1,120 @@
+"""The prepared data: one packed uint8 array per split, its labels and ids, and the facts that describe them.
+
+`preprocess` writes a folder of `{train,val,test}_images.npy` (N, H, W, C; uint8), `*_labels.npy` (N; int64),
+`*_ids.json`, `dropped.json` and `metadata.json`; `load_split` reads one split with its images memory-mapped.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from reprise.runtime.checksums import read_sealed, reading, verify_file
+
+Split = Literal["train", "val", "test"]
+Resize = Literal["stretch", "fit", "crop"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class Metadata(BaseModel):
+    """What every later stage knows of the data; mean and std are per channel, of the training split, in 0..1.
+
+    dropped: images left out, each with its reason in `dropped.json`, a list of {"id", "split", "reason"}.
+    source_sha256: of the raw archive; splits_sha256: of that and of which image is in which split; sha256: of each file
+    beside the metadata.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str
+    classes: list[str]
+    image_size: int
+    channels: int
+    resize: Resize = "stretch"
+    mean: list[float]
+    std: list[float]
+    counts: dict[Split, int]
+    dropped: int = 0
+    source_sha256: str
+    splits_sha256: str
+    sha256: dict[str, str]
+
+    def summary(self) -> str:
+        """Return the facts in one line."""
+        counts = ", ".join(f"{count:,} {split}" for split, count in self.counts.items())
+        left_out = f", {self.dropped:,} left out (see dropped.json)" if self.dropped else ""
+        shape = f"{self.image_size}x{self.image_size}x{self.channels}"
+        return f"{counts} images of {shape}, {len(self.classes)} classes{left_out}"
+
+
+@dataclass(frozen=True)
+class PackedSplit:
+    """One split: images (N, H, W, C) uint8, labels (N,) int64, ids (N names)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    ids: list[str]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+
+class Unaltered:
+    """The files of some splits, which were verified; `check` raises UserError if one of them is another by now.
+
+    Looks at size and times first, and hashes where they differ: it costs nothing as long as nobody touches the files.
+    """
+
+    def __init__(self, folder: Path, splits: Sequence[Split]) -> None:
+        self.sha256 = {
+            folder / name: sha256
+            for name, sha256 in load_metadata(folder).sha256.items()
+            if name.startswith(tuple(f"{split}_" for split in splits))
+        }
+        self.states = {path: self._state(path) for path in self.sha256}
+
+    def check(self) -> None:
+        """Compare."""
+        for path, state in self.states.items():
+            if (now := self._state(path)) != state:
+                with reading("prepared data", "preprocess"):
+                    verify_file(path, self.sha256[path])
+                self.states[path] = now
+
+    @staticmethod
+    def _state(path: Path) -> tuple[int, ...]:
+        try:
+            status = path.stat()
+        except OSError:
+            return ()
+        return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def load_metadata(folder: Path) -> Metadata:
+    """Read `metadata.json` of prepared data. Raises UserError if it is missing or altered."""
+    path = folder / "metadata.json"
+    with reading("prepared data", "preprocess"):
+        facts = read_sealed(path)
+        try:
+            return Metadata.model_validate(facts)
+        except ValidationError:
+            raise ValueError(f"{path}: written by another version") from None
+
+
+def load_split(folder: Path, split: Split) -> PackedSplit:
+    """Verify the files of one split and read them, images memory-mapped. Raises UserError as `load_metadata` does."""
+    images, labels, ids = (folder / f"{split}_{part}" for part in ("images.npy", "labels.npy", "ids.json"))
+    sha256 = load_metadata(folder).sha256
+    with reading("prepared data", "preprocess"):
+        for path in (images, labels, ids):
+            verify_file(path, sha256[path.name])
+        return PackedSplit(
+            np.load(images, mmap_mode="r", allow_pickle=False),
+            np.load(labels, allow_pickle=False),
+            json.loads(ids.read_bytes()),
+        )

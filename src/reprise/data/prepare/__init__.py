@@ -1,0 +1,1 @@
+"""From a raw archive to packed, split and checked arrays. Needs no torch."""

@@ -1,0 +1,150 @@
+"""What there is to know of the images before anything is trained on them: sizes, gaps, duplicates, leaks, odd labels.
+
+A leak is an image of train or val that is in a later split (train, val, test) as well: with the same pixels once
+prepared, or similar by its perceptual hash. What the later split measures is then partly what was learnt by heart.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from reprise.data.formats.packed import SPLITS
+from reprise.data.formats.raw import RawArchive, shown
+from reprise.data.prepare.duplicates import Twins, bits_of_similar, equal_images, similar_images
+from reprise.runtime.errors import UserError
+
+NAMED = 3  # leaks in an error
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found in a raw archive's N images; every array is in the archive's order.
+
+    splits: 0, 1, 2 as in SPLITS, or -1 for an image that cannot be read. twins: by kind, before any leak was dropped.
+    similar_bits: in how many of 128 similar images may differ, see `bits_of_similar`. dropped: {row: reason}.
+    """
+
+    archive: RawArchive
+    ids: list[str]
+    splits: np.ndarray
+    labels: np.ndarray
+    sizes: np.ndarray
+    similar_bits: int
+    twins: dict[str, Twins]
+    dropped: dict[int, str] = field(default_factory=dict)
+
+    def leaks(self) -> dict[int, int]:
+        """Return {row: row of its twin in a later split}; equal goes before similar, test before val."""
+        found = np.full(len(self.splits), -1)
+        for twins in self.twins.values():
+            for split, later in ((0, 2), (0, 1), (1, 2)):
+                found = np.where((found < 0) & (self.splits == split), twins.rows[:, later], found)
+        return {int(row): int(found[row]) for row in np.flatnonzero(found >= 0)}
+
+    def relation(self, row: int, twin: int) -> str:
+        """Say in words what one image is to its twin."""
+        equal = bool((self.twins["equal"].rows[row] == twin).any())
+        return f"{'same pixels as' if equal else 'similar to'} {shown(self.ids[twin])} ({SPLITS[self.splits[twin]]})"
+
+    def two_labels(self, kind: str) -> dict[int, int]:
+        """Return {row: row of a twin} of images that have a twin of another class."""
+        rows = self.twins[kind].rows
+        other = (rows >= 0) & (self.labels[rows] != self.labels[:, None])
+        return {int(row): int(rows[row, other[row].argmax()]) for row in np.flatnonzero(other.any(axis=1))}
+
+    def counts(self) -> np.ndarray:
+        """Return the images that are left per class and split, int64 (classes, 3)."""
+        splits = self.splits.copy()
+        splits[list(self.dropped)] = -1
+        classes = len(self.archive.source.classes)
+        return np.stack([np.bincount(self.labels[splits == split], minlength=classes) for split in range(3)], axis=1)
+
+    def missing(self) -> list[tuple[str, str]]:
+        """Return class and split wherever a split has no image of a class."""
+        return [(self.archive.source.classes[label], SPLITS[split]) for label, split in np.argwhere(self.counts() == 0)]
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the facts as small numbers, in a fixed order.
+
+        images, imbalance (most over fewest images of a class in train), missing: of what is left. width, height, twins:
+        of all images that can be read. test_in_train: images of test with a twin in train; test: those with a twin in
+        test itself.
+        """
+        counts = self.counts()
+        leaks = sum(self.splits[row] >= 0 for row in self.dropped)
+        train = counts[:, 0]
+        facts: dict[str, Any] = {
+            "images": dict(zip(SPLITS, counts.sum(axis=0).tolist(), strict=True)),
+            "classes": len(counts),
+            "imbalance": round(float(train.max() / max(train.min(), 1)), 3),
+            "missing": len(self.missing()),
+            "width": _extremes(self.sizes[self.splits >= 0, 0]),
+            "height": _extremes(self.sizes[self.splits >= 0, 1]),
+            "dropped": {"corrupt": len(self.dropped) - int(leaks), "leaks": int(leaks)},
+            "two_labels": {kind: len(self.two_labels(kind)) for kind in self.twins},
+        }
+        return facts | {kind: self.shared(kind) for kind in self.twins}
+
+    def shared(self, kind: str) -> dict[str, int]:
+        """Return how many images of a split have a twin in it, then how many of a later one in an earlier one."""
+        table = self.twins[kind].counts(self.splits)
+        within = {name: int(table[split, split]) for split, name in enumerate(SPLITS)}
+        across = {f"{SPLITS[b]}_in_{SPLITS[a]}": int(table[b, a]) for a, b in ((0, 1), (0, 2), (1, 2))}
+        return within | across
+
+    def warnings(self) -> list[str]:
+        """Return what a person should know before training, one line each."""
+        lines = []
+        leaks = {row: twin for row, twin in self.leaks().items() if row not in self.dropped}
+        if leaks:
+            row, twin = next(iter(leaks.items()))
+            lines.append(
+                f"{_images(len(leaks))} of train or val in a later split too, which flatters the result; the first: "
+                f"{shown(self.ids[row])} ({SPLITS[self.splits[row]]}), {self.relation(row, twin)}; "
+                "data.on_leak: drop leaves them out"
+            )
+        if two := self.two_labels("equal"):
+            row, twin = next(iter(two.items()))
+            lines.append(
+                f"{_images(len(two))} under two labels, the first: {shown(self.ids[row])}, "
+                f"{self.relation(row, twin)}; correct the labels"
+            )
+        if missing := self.missing():
+            listed = ", ".join(f"{shown(name)} in {split}" for name, split in missing[:NAMED])
+            more = f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
+            lines.append(f"no images of class {listed}{more}")
+        return lines
+
+    def refuse_leaks(self) -> None:
+        """Raise UserError if there is a leak, naming the first."""
+        if leaks := self.leaks():
+            listed = [
+                f"{shown(self.ids[row])} ({SPLITS[self.splits[row]]}), {self.relation(row, twin)}"
+                for row, twin in leaks.items()
+            ][:NAMED]
+            more = f"; and {len(leaks) - NAMED:,} more" if len(leaks) > NAMED else ""
+            raise UserError(
+                f"{_images(len(leaks))} of train or val in a later split too: {'; '.join(listed)}{more}; remove one of "
+                "each pair, or set data.on_leak: drop (leaves out the one that is not in the later split) or warn"
+            )
+
+
+def check(archive: RawArchive, ids: list[str], splits: np.ndarray, labels: np.ndarray, seen: np.ndarray) -> Findings:
+    """Look for duplicates; seen: SIGNATURE (N,), see `Findings` for the others."""
+    similar_bits = bits_of_similar(seen["hash"][splits >= 0], labels[splits >= 0])
+    equal = equal_images(seen["digest"], splits)
+    twins = {"equal": equal, "similar": similar_images(seen["hash"], splits, equal, similar_bits)}
+    return Findings(
+        archive, ids, splits, labels, np.stack([seen["width"], seen["height"]], axis=1), similar_bits, twins
+    )
+
+
+def _extremes(values: np.ndarray) -> dict[str, int]:
+    """Return smallest, median (the lower of two) and largest."""
+    values = np.sort(values)
+    return {"min": int(values[0]), "median": int(values[(len(values) - 1) // 2]), "max": int(values[-1])}
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"

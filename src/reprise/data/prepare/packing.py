@@ -1,0 +1,196 @@
+"""The decoding itself: images of a raw archive into rows of packed arrays on disk, by processes, in little memory.
+
+The processes write disjoint rows, so the bytes do not depend on their number. Statistics are sums of integers, so
+neither order nor batches change a bit of them.
+"""
+
+import math
+import os
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from reprise.data.formats.packed import Resize, Split
+from reprise.data.formats.raw import Extent, RawArchive, read_images
+from reprise.data.prepare.decode import BadImageError, decode_with_size, is_grey
+from reprise.data.prepare.signatures import SIGNATURE, signatures
+from reprise.data.prepare.workers import Map
+from reprise.runtime.checksums import naming
+
+BATCH_IMAGES, BATCH_BYTES = 128, 8 << 20  # of a worker's task, at most
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A worker's task: images of one archive, and where their rows begin in the file of their split.
+
+    rows: each image's position in the archive. shape: (H, W, C) of each decoded image.
+    """
+
+    archive: Path
+    rows: list[int]
+    extents: list[Extent]
+    shape: tuple[int, int, int]
+    resize: Resize
+    file: Path
+    offset: int
+
+
+def all_grey(archive: RawArchive, map_tasks: Map) -> bool:
+    """Look at every readable header; the others are found, and listed, when their image is decoded."""
+    extents = list(archive.members.values())
+    tasks = [(archive.path, extents[start : start + BATCH_IMAGES]) for start in range(0, len(extents), BATCH_IMAGES)]
+    return all(map_tasks(_grey_batch, tasks))
+
+
+def _grey_batch(task: tuple[Path, list[Extent]]) -> bool:
+    for encoded in read_images(*task):
+        with suppress(BadImageError):
+            if not is_grey(encoded):
+                return False
+    return True
+
+
+def pack(
+    archive: RawArchive,
+    rows_of: dict[Split, list[int]],
+    shape: tuple[int, int, int],
+    resize: Resize,
+    destination: Path,
+    map_tasks: Map,
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Write `{split}_images.npy` of every split; return training images' sums, signatures, {row: reason} of the bad.
+
+    A bad image's row is all zeros, which adds nothing to the sums. signatures: SIGNATURE (N,), in the archive's order.
+    """
+    batches: list[Batch] = []
+    for split, rows in rows_of.items():
+        batches += _batches(archive, rows, shape, resize, images_file(destination, split))
+    bad: dict[int, str] = {}
+    seen = np.zeros(len(archive.members), SIGNATURE)
+    sums = np.zeros((2, shape[2]), np.int64)
+    images = sum(len(batch.rows) for batch in batches)
+    with tqdm(total=images, desc="preprocess", unit=" images", disable=None, leave=False) as bar:
+        for batch, (batch_sums, batch_seen, batch_bad) in zip(batches, map_tasks(_decode_batch, batches), strict=True):
+            bad |= batch_bad
+            seen[batch.rows] = batch_seen
+            if batch.file == images_file(destination, "train"):
+                sums += batch_sums
+            bar.update(len(batch.rows))
+    return sums, seen, dict(sorted(bad.items()))
+
+
+def images_file(folder: Path, split: Split) -> Path:
+    """Return where a split's images lie."""
+    return folder / f"{split}_images.npy"
+
+
+def _batches(
+    archive: RawArchive, rows: list[int], shape: tuple[int, int, int], resize: Resize, file: Path
+) -> Iterator[Batch]:
+    """Create one split's array and cut its rows into tasks."""
+    extents = list(archive.members.values())
+    offset = _create_array(file, (len(rows), *shape))
+    largest = max(math.prod(shape), max(extents[row].size for row in rows))
+    length = max(1, min(BATCH_IMAGES, BATCH_BYTES // largest))
+    for start in range(0, len(rows), length):
+        part = rows[start : start + length]
+        place = offset + start * math.prod(shape)
+        yield Batch(archive.path, part, [extents[row] for row in part], shape, resize, file, place)
+
+
+def _create_array(path: Path, shape: tuple[int, ...]) -> int:
+    """Create a uint8 array on disk, to be filled; return where its data begin. Raises OSError if there is no room."""
+    header = _header(shape)
+    with naming(path), path.open("wb") as file:
+        file.write(header)
+        file.flush()
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), len(header), math.prod(shape))  # no room: known now, not after an hour
+    return len(header)
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    """Return the beginning of a .npy file; numpy pads it, so that the first dimension does not change its length."""
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def _decode_batch(batch: Batch) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Write one batch into its place; return its `channel_sums`, its `signatures`, {row: reason} of each bad image."""
+    images = np.zeros((len(batch.rows), *batch.shape), np.uint8)
+    sizes = np.zeros((len(batch.rows), 2), np.int64)
+    bad = {}
+    for position, encoded in enumerate(read_images(batch.archive, batch.extents)):
+        try:
+            pixels, sizes[position] = decode_with_size(encoded, batch.shape[0], batch.shape[2], batch.resize)
+            images[position] = pixels
+        except BadImageError as error:
+            bad[batch.rows[position]] = str(error)
+    with naming(batch.file), batch.file.open("r+b") as file:
+        file.seek(batch.offset)
+        file.write(images.data)
+    return channel_sums(images), signatures(images, sizes), bad
+
+
+def leave_out(
+    destination: Path,
+    rows_of: dict[Split, list[int]],
+    shape: tuple[int, int, int],
+    dropped: Collection[int],
+    sums: np.ndarray,
+) -> tuple[dict[Split, list[int]], np.ndarray]:
+    """Take rows of the archive out of the packed arrays; return the rows and the training images' sums that remain."""
+    kept: dict[Split, list[int]] = {}
+    for split, rows in rows_of.items():
+        kept[split] = [row for row in rows if row not in dropped]
+        if len(kept[split]) < len(rows):
+            keep = np.array([row not in dropped for row in rows])
+            removed = _compact(images_file(destination, split), shape, keep)
+            sums = sums - removed if split == "train" else sums
+    return kept, sums
+
+
+def _compact(path: Path, shape: tuple[int, int, int], keep: np.ndarray) -> np.ndarray:
+    """Keep these rows, bool (N,), of a packed array, in place, batch by batch; return the others' `channel_sums`."""
+    removed = np.zeros((2, shape[2]), np.int64)
+    row_bytes, header = math.prod(shape), _header((int(keep.sum()), *shape))
+    length = max(1, BATCH_BYTES // row_bytes)
+    with naming(path), path.open("r+b") as file:
+        file.write(header)
+        end = len(header)
+        for start in range(0, len(keep), length):
+            kept = keep[start : start + length]
+            file.seek(len(header) + start * row_bytes)
+            images = np.frombuffer(file.read(len(kept) * row_bytes), np.uint8).reshape(-1, *shape)
+            removed += channel_sums(images[~kept])
+            file.seek(end)
+            end += file.write(images[kept].tobytes())
+        file.truncate(end)
+    return removed
+
+
+def channel_sums(images: np.ndarray) -> np.ndarray:
+    """Return the sums of values and of their squares, int64 (2, C), of uint8 images (N, H, W, C)."""
+    values = np.arange(256)
+    counts = np.stack([np.bincount(channel, minlength=256) for channel in images.reshape(-1, images.shape[-1]).T])
+    return np.stack([counts @ values, counts @ values**2])
+
+
+def channel_statistics(sums: np.ndarray, pixels: int) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation per channel, in 0..1, from `channel_sums` over so many pixels.
+
+    A constant channel has standard deviation 1.
+    """
+    mean, std = [], []
+    for total, squares in sums.T.tolist():
+        variance = (pixels * squares - total**2) / pixels**2
+        mean.append(total / pixels / 255)
+        std.append(math.sqrt(variance) / 255 or 1.0)
+    return mean, std

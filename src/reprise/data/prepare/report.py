@@ -1,0 +1,147 @@
+"""The findings as a page to read: Markdown and pictures; the same bytes every time.
+
+The pictures are PNG without compression, whose bytes would depend on the version of zlib.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from reprise.data.formats.packed import SPLITS
+from reprise.data.formats.raw import shown
+from reprise.data.prepare.checks import Findings
+from reprise.data.prepare.decode import decode
+from reprise.data.prepare.duplicates import MOST_BITS
+from reprise.runtime.checksums import naming
+
+SIDE, EXAMPLES = 48, 8  # pixels of a picture, pictures of a class
+CLASSES, PAIRS, ACROSS = 200, 48, 12  # classes with pictures; pairs drawn, in a row of them
+LISTED = 1000  # lines of one list
+
+
+def write_report(findings: Findings, folder: Path) -> None:
+    """Write `report.md` and its pictures into a new folder."""
+    folder.mkdir()
+    leaks = list(findings.leaks().items())
+    lines = [*_overview(findings), *_classes(findings, folder), *_duplicates(findings)]
+    if leaks:
+        columns = leaks[:: -(-len(leaks) // PAIRS)]  # from all over the list
+        _save(
+            folder / "leaks.png",
+            [_column(findings, columns[start : start + ACROSS]) for start in range(0, len(columns), ACROSS)],
+        )
+        lines += ["", "## Images in two splits", "", "![each image above its twin](leaks.png)", ""]
+        lines += _pairs(findings, leaks)
+    for kind in ("equal", "similar"):
+        if two := list(findings.two_labels(kind).items()):
+            lines += ["", f"## {kind.capitalize()} images under two labels", "", *_pairs(findings, two)]
+    if findings.dropped:
+        lines += ["", "## Left out", "", "All of them are listed in `data/processed/dropped.json`.", ""]
+        listed = [f"{_text(findings.ids[row])}: {_text(reason)}" for row, reason in sorted(findings.dropped.items())]
+        lines += _bullets(listed)
+    path = folder / "report.md"
+    with naming(path):
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _overview(findings: Findings) -> list[str]:
+    facts = findings.metrics()
+    counts = findings.counts()
+    sizes = [
+        f"{side} {facts[side]['min']:,} to {facts[side]['max']:,}, median {facts[side]['median']:,}"
+        for side in ("width", "height")
+    ]
+    dropped = facts["dropped"]
+    lines = [
+        f"# Data: {_text(findings.archive.source.name)}",
+        "",
+        f"- {counts.sum():,} images in {len(counts):,} classes: "
+        + ", ".join(f"{count:,} {split}" for split, count in zip(SPLITS, counts.sum(axis=0), strict=True)),
+        f"- sizes in pixels: {'; '.join(sizes)}",
+        f"- left out: {dropped['corrupt']:,} that cannot be read, {dropped['leaks']:,} that a later split has too",
+        f"- imbalance: the largest class of train has {facts['imbalance']:g} times the images of the smallest",
+    ]
+    return lines + [f"- no images of class {_text(name)} in {split}" for name, split in findings.missing()[:LISTED]]
+
+
+def _classes(findings: Findings, folder: Path) -> list[str]:
+    """Write a strip of examples per class; return the table that shows them."""
+    lines = ["", "## Classes", "", "| class | train | val | test | examples |", "| --- | ---: | ---: | ---: | --- |"]
+    kept = findings.splits >= 0
+    kept[list(findings.dropped)] = False
+    for label, (name, counts) in enumerate(zip(findings.archive.source.classes, findings.counts(), strict=True)):
+        picture = ""
+        if label < CLASSES:
+            (rows,) = np.nonzero(kept & (findings.labels == label))
+            chosen = rows[
+                np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).astype(np.int64))
+            ]  # from all over the class
+            file = f"class_{label}.png"
+            _save(folder / file, [_strip(findings, chosen, EXAMPLES)])
+            picture = f"![examples]({file})"
+        lines.append(f"| {_text(name)} | {counts[0]:,} | {counts[1]:,} | {counts[2]:,} | {picture} |")
+    return lines
+
+
+def _duplicates(findings: Findings) -> list[str]:
+    lines = ["", "## Duplicates", "", "| images | equal | similar |", "| --- | ---: | ---: |"]
+    shared = {kind: findings.shared(kind) for kind in findings.twins}
+    for key in shared["equal"]:
+        later, _, earlier = key.partition("_in_")
+        what = f"of {later}, also in {earlier}" if earlier else f"of {later}, more than once"
+        lines.append(f"| {what} | {shared['equal'][key]:,} | {shared['similar'][key]:,} |")
+    lines += ["", "Equal: the same pixels once prepared. Counted before any was left out."]
+    bits = findings.similar_bits
+    lines.append(
+        f"Similar: at most {bits} of 128 bits of the perceptual hash differ." if bits >= 0 else "Similar: not told."
+    )
+    if bits < MOST_BITS:
+        lines.append(
+            f"That is fewer than the usual {MOST_BITS}, because these images resemble one another, by nature (as "
+            "digits do) or because most have a twin (as frames of a video do: `data.group` keeps those in one split)."
+        )
+    return lines
+
+
+def _pairs(findings: Findings, pairs: Sequence[tuple[int, int]]) -> list[str]:
+    listed = [
+        f"{_text(findings.ids[row])} ({SPLITS[findings.splits[row]]}): {_text(findings.relation(row, twin))}"
+        for row, twin in pairs
+    ]
+    return _bullets(listed)
+
+
+def _bullets(lines: Sequence[str]) -> list[str]:
+    more = [f"- and {len(lines) - LISTED:,} more"] if len(lines) > LISTED else []
+    return [*(f"- {line}" for line in lines[:LISTED]), *more]
+
+
+def _text(name: str) -> str:
+    """Return a name as one line in which nothing is Markdown."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", shown(name))
+
+
+def _column(findings: Findings, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return pairs side by side, each image above its twin."""
+    rows, twins = zip(*pairs, strict=True)
+    return np.concatenate([_strip(findings, rows, ACROSS), _strip(findings, twins, ACROSS)])
+
+
+def _strip(findings: Findings, rows: Iterable[int], places: int) -> np.ndarray:
+    """Return images side by side, uint8 (SIDE, places * (SIDE + 2), 3)."""
+    members = list(findings.archive.members)
+    strip = np.full((SIDE, places * (SIDE + 2), 3), 255, np.uint8)
+    for place, row in enumerate(rows):
+        left = place * (SIDE + 2)
+        strip[:, left : left + SIDE] = decode(findings.archive.read(members[row]), SIDE, 3, "fit")
+    return strip
+
+
+def _save(path: Path, parts: Sequence[np.ndarray]) -> None:
+    gap = np.full((6, parts[0].shape[1], 3), 255, np.uint8)
+    pixels = np.concatenate([part for strip in parts for part in (strip, gap)][:-1])
+    with naming(path):
+        Image.fromarray(pixels).save(path, "PNG", compress_level=0)

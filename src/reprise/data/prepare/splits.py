@@ -1,0 +1,162 @@
+"""Which image trains, which validates, which tests: decided by a hash of the seed and what the image is.
+
+An image is its content, or its group, where groups are asked for. Each one's place follows from its own hash alone, so
+images that are added move no others, and neither names, nor the order of the files, nor the platform play a part; equal
+images, and all images of a group, land together. Only a class so small that its hashes leave a split without it borrows
+images from another split; such a class, and what shares its groups, can see moves when images are added.
+"""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+
+from reprise.data.formats.packed import Split
+from reprise.data.formats.raw import UNSPLIT, RawArchive, shown
+from reprise.runtime.errors import UserError
+
+
+def identify(archive: RawArchive, group: str | None = None) -> list[str]:
+    """Return what decides each image's place: its content or, with `group`, its group.
+
+    group: a column of the source's table, or a regular expression whose first group (or whole match) in the image's
+    path is meant. Raises UserError, with its name, for an image that has no group, and for a group in two of the
+    source's own splits.
+    """
+    if group is None:
+        return [f"{extent.size} bytes, CRC {extent.crc:08x}" for extent in archive.members.values()]
+    columns = archive.source.columns
+    found: list[str] = []
+    for member in archive.members:
+        path = member.removeprefix(f"{UNSPLIT}/")
+        if group in columns:
+            value = archive.columns.get(member, {}).get(group)
+            reason = f"the column is empty for {shown(path)}; fill it in"
+        else:
+            match = re.search(group, path)
+            value = None if match is None else match[1 if match.re.groups else 0]
+            known = f"no column of the table ({', '.join(columns)}) and " if columns else ""
+            reason = f"{known}as a regular expression it finds nothing in {shown(path)}; name a group for every image"
+        if not value:
+            raise UserError(f"data.group = {group}: {reason}")
+        found.append(value)
+    split_of: dict[str, str] = {}
+    for value, (split, _) in zip(found, archive.placed(), strict=True):
+        if split_of.setdefault(value, split) != split:
+            raise UserError(
+                f"data.group = {group}: group {shown(value)} lies in two of the data's own splits, "
+                f"{split_of[value]} and {split}; move its images into one"
+            )
+    return found
+
+
+def assign_splits(
+    identities: list[str],
+    class_names: list[str],
+    given: list[str],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    folds: int | None = None,
+    fold: int = 0,
+) -> list[Split]:
+    """Return the split of each image.
+
+    identities: see `identify`; images of one identity stay together. given: the source's own split per image, or
+    `unsplit`. Splits that the source has are kept as they are; the missing ones are taken from `unsplit` or, where
+    there is none, from `train`: an image whose hash u, uniform in [0, 1), is below test_fraction tests, the next
+    val_fraction validate. With folds, floor(u * folds) is the image's fold; the chosen one tests or, where the source
+    has a test split, validates. Every class gets an image in each of these splits; UserError names those with too few.
+    """
+    has = set(given)
+    pool = UNSPLIT if UNSPLIT in has else "train"
+    missing: list[Split] = [split for split in ("test", "val") if split not in has]
+    if folds is not None and not missing:
+        raise UserError("data.folds: the data have test and val splits of their own: nothing to fold; set it to null")
+
+    classes_of: dict[str, set[str]] = defaultdict(set)
+    for identity, class_name, split in zip(identities, class_names, given, strict=True):
+        if split == pool:
+            classes_of[identity].add(class_name)
+    ranks = {identity: _uniform(seed, identity) for identity in classes_of}
+    shares = {split: test_fraction if split == "test" else val_fraction for split in missing}
+    if folds is None:
+        splits = {identity: _by_share(rank, shares) for identity, rank in ranks.items()}
+    else:
+        splits = {identity: _by_fold(rank, shares, folds, fold) for identity, rank in ranks.items()}
+    _give_each_class_one(splits, classes_of, sorted(set(class_names)), [*missing, "train"], ranks)
+    return [
+        splits[identity] if split == pool else _own(split) for identity, split in zip(identities, given, strict=True)
+    ]
+
+
+def _own(split: str) -> Split:
+    """Return the split of an image that is not divided."""
+    return "val" if split == "val" else "test" if split == "test" else "train"
+
+
+def _uniform(seed: int, identity: str) -> float:
+    """Return a number in [0, 1), a multiple of 2**-53: the same one everywhere."""
+    digest = hashlib.sha256(f"{seed}/{identity}".encode("utf-8", "surrogateescape")).digest()
+    return (int.from_bytes(digest[:8]) >> 11) / 2**53
+
+
+def _by_share(rank: float, shares: dict[Split, float]) -> Split:
+    below = 0.0
+    for split, share in shares.items():
+        below += share
+        if rank < below:
+            return split
+    return "train"
+
+
+def _by_fold(rank: float, shares: dict[Split, float], folds: int, fold: int) -> Split:
+    """Place by fold; what is uniform in [0, 1) within each fold decides who validates among the others."""
+    held_out, *others = shares
+    own = int(rank * folds)
+    if own == fold:
+        return held_out
+    share_of_rest = shares["val"] * folds / (folds - 1) if others else 0.0
+    return "val" if rank * folds - own < share_of_rest else "train"
+
+
+def _give_each_class_one(
+    splits: dict[str, Split],
+    classes_of: dict[str, set[str]],
+    classes: list[str],
+    needed: list[Split],
+    ranks: dict[str, float],
+) -> None:
+    """Move the lowest-ranked identities into splits where a class has none, out of splits that can spare them.
+
+    Training spares first, so that a fold keeps the images that it holds out while training has others.
+    """
+    members: dict[str, list[str]] = defaultdict(list)
+    for identity in sorted(classes_of, key=lambda identity: (ranks[identity], identity)):
+        for class_name in classes_of[identity]:
+            members[class_name].append(identity)
+    short = [f"{name} ({len(members[name])})" for name in classes if len(members[name]) < len(needed)]
+    if short:
+        raise UserError(
+            f"too few images to give each of {len(needed)} splits one: class {', '.join(short)}; equal images, and all "
+            "of a group, count as one; add images of these classes or remove them"
+        )
+    counts = Counter((name, splits[identity]) for identity, names in classes_of.items() for name in names)
+    for name in classes:
+        for split in needed:
+            if counts[name, split]:
+                continue
+            spare = (
+                identity
+                for identity in sorted(members[name], key=lambda identity: splits[identity] != "train")
+                if all(counts[other, splits[identity]] > 1 for other in classes_of[identity])
+            )
+            moved = next(spare, None)
+            if moved is None:
+                raise UserError(
+                    f"no group can go to {split} to give class {name} an image there without leaving another split "
+                    "without a class; try another data.seed, or smaller groups"
+                )
+            for other in classes_of[moved]:
+                counts[other, splits[moved]] -= 1
+                counts[other, split] += 1
+            splits[moved] = split

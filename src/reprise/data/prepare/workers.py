@@ -1,0 +1,82 @@
+"""Several processes for one job, with the same result as one; none of them outlives its parent.
+
+Each worker holds the reading end of a pipe whose writing end only the parent has. When the parent closes it, on an
+error, or dies, even by kill -9, the worker sees the end of the pipe and exits.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Protocol, TypeVar
+
+from reprise.runtime.errors import UserError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+WAY_OUT = "close other programs, or use fewer processes: `taskset -c 0 dvc repro` uses one"
+
+
+class Map(Protocol):
+    """The builtin `map` with one iterable; with several processes the function must be one of a module."""
+
+    def __call__(self, function: Callable[[Task], Result], tasks: Iterable[Task], /) -> Iterator[Result]:
+        """Return the results in the order of the tasks."""
+
+
+def available_cpus(most: int = 8) -> int:
+    """Return the number of CPUs that this process may use, at most `most`."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, most)
+
+
+@contextmanager
+def spread(workers: int) -> Iterator[Map]:
+    """Yield a `map` over this many processes; 1 is this process itself. On an error the workers end at once.
+
+    Workers import the main script: it needs its `if __name__ == "__main__"`. Raises UserError if a worker is killed or
+    memory runs out, and whatever the function raises.
+    """
+    try:
+        if workers == 1:
+            yield map
+        else:
+            with _pool(workers) as pool:
+                yield pool.map
+    except BrokenProcessPool:
+        raise UserError(
+            f"a worker process was killed, most likely because memory ran out; {WAY_OUT}. In a script of your own: "
+            'all it does has to stand under `if __name__ == "__main__":`'
+        ) from None
+    except MemoryError:
+        raise UserError(f"memory ran out; {WAY_OUT}") from None
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    context = multiprocessing.get_context("spawn")  # everywhere alike; a forked process with threads may hang
+    reader, writer = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, _tie_to_parent, (reader,))
+    with reader, writer:
+        try:
+            yield pool
+        except BaseException:
+            writer.close()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _tie_to_parent(pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_exit_with_parent, args=(pipe,), daemon=True).start()
+
+
+def _exit_with_parent(pipe: Connection) -> None:
+    pipe.poll(None)  # nothing is ever sent: this returns when the writing end is gone
+    os._exit(1)

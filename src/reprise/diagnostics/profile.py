@@ -1,0 +1,205 @@
+"""Where the time of a training step goes, and how near the training comes to a bare loop over resident tensors.
+
+The real training runs, in one process, with images of full size and every layer in training, in rounds of a few
+batches. Its own hooks mark where a part ends; rounds without marks and rounds of the bare loop (a copy of the network,
+the same batches, optimizer and precision; no data, schedule, metrics, callbacks or CUDA graphs) come in turn, so all of
+them meet the same machine. Where batches are made ahead on CPUs that are left over, `data` is what the training waits
+for them. With `accumulate`, a step of the profile is one batch: its share of the optimizer's.
+"""
+
+import copy
+import math
+import statistics
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+
+from reprise.params.schema import ModelParams, TrainParams
+from reprise.training.train import train
+
+ROUND = 10  # batches
+PARTS = ("data", "forward", "backward", "optimiser", "framework")
+BETWEEN = {  # two marks, and the part of the training that lies between them
+    ("end", "batch"): "data",
+    ("batch", "zero_grad"): "forward",
+    ("batch", "backward"): "forward",  # the gradients of earlier batches are kept
+    ("zero_grad", "backward"): "framework",
+    ("backward", "gradients"): "backward",
+    ("gradients", "optimizer"): "framework",
+    ("gradients", "end"): "framework",
+    ("optimizer", "end"): "optimiser",
+}
+# of the training as it is, what would make a round unlike another or end it
+STEADY = {
+    "epochs": 10_000,
+    "start_size": None,
+    "freeze_epochs": 0,
+    "early_stopping": None,
+    "devices": 1,
+    "num_nodes": 1,
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Seconds of a step by part; seconds of a step of the training and of the bare loop, medians over rounds."""
+
+    batch_size: int
+    parts: dict[str, float]
+    step: float
+    bare_step: float
+
+    @property
+    def share(self) -> float:
+        """What the training reaches of the bare loop's images/s."""
+        return self.bare_step / self.step
+
+    def table(self) -> str:
+        """Return the parts, one line each, and the comparison."""
+        total = sum(self.parts.values())
+        lines = [f"a step of {self.batch_size} images: {total * 1e3:.2f} ms"]
+        lines += [f"  {name:<10}{part * 1e3:9.3f} ms {part / total:6.1%}" for name, part in self.parts.items()]
+        lines.append(
+            f"{self.batch_size / self.step:,.0f} images/s; a bare loop over resident tensors: "
+            f"{self.batch_size / self.bare_step:,.0f}; {self.share:.3f} of that"
+        )
+        return "\n".join(lines)
+
+
+def profile(
+    processed: Path, model: ModelParams, params: TrainParams, weights: Path | None = None, steps: int = 300
+) -> Profile:
+    """Train for about so many batches with the given params, keep nothing, and return where the time went.
+
+    weights: the place of `model.weights`. Raises what `train` raises.
+    """
+    clock = _Clock(max(2, steps // (3 * ROUND)), params.accumulate)
+    with suppress(_EnoughError):
+        train(processed, model, params.model_copy(update=STEADY), weights=weights, callbacks=[clock])
+    parts = {name: statistics.median(clock.parts[name]) for name in PARTS}
+    return Profile(params.batch_size, parts, statistics.median(clock.steps), statistics.median(clock.bare_steps))
+
+
+class _EnoughError(Exception):
+    """All rounds are through."""
+
+
+class _Clock(Checkpoint):
+    """Times the steps of a round, or their parts; a `Checkpoint`, so that its hooks come after all others."""
+
+    def __init__(self, rounds: int, accumulate: int) -> None:
+        self.rounds = rounds
+        self.accumulate = accumulate
+        self.parts: dict[str, list[float]] = {name: [] for name in PARTS}
+        self.steps: list[float] = []
+        self.bare_steps: list[float] = []
+        self.batches: list[tuple[Tensor, Tensor]] = []
+        self.marks: list[tuple[str, float]] = []
+        self.marking = False
+        self.round = accumulate * math.ceil(ROUND / accumulate)
+        self.done = -1  # rounds; the first warms up
+        self.module: Any = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the bare loop's own copy; begin a round, for no round reaches over a validation."""
+        if self.module is None:
+            self.module = copy.deepcopy(pl_module)
+            self.optimizer = self.module.optimizer(self.module.parameters())
+        self._begin()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The data are there."""
+        self._mark("batch")
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """The forward pass is through."""
+        self._mark("zero_grad")
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """The backward pass begins."""
+        self._mark("backward")
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The backward pass is through."""
+        self._mark("gradients")
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """The optimizer begins."""
+        self._mark("optimizer")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The step is through, and perhaps the round."""
+        self._mark("end")
+        self.batches.append(batch)
+        if len(self.batches) < self.round:
+            return
+        _wait()
+        seconds = time.perf_counter() - self.started
+        if self.done >= 0 and self.marking:
+            self._divide()
+        elif self.done >= 0:
+            self.steps.append(seconds / self.round)
+            self.bare_steps.append(self._bare_loop() / self.round)
+        self.marking = not self.marking
+        self.done += 1
+        if self.done == 2 * self.rounds:
+            raise _EnoughError
+        self._begin()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take shorter rounds if the epoch was too short for one."""
+        if self.done < 0:
+            self.round = len(self.batches)
+
+    def _begin(self) -> None:
+        self.batches = []
+        _wait()
+        self.started = time.perf_counter()
+        self.marks = [("end", self.started)]
+
+    def _mark(self, reached: str) -> None:
+        if self.marking:
+            _wait()
+            self.marks.append((reached, time.perf_counter()))
+
+    def _divide(self) -> None:
+        """Share the time between marks out; what lies between parts, callbacks and counters, is the framework's."""
+        spent = dict.fromkeys(PARTS, 0.0)
+        for (before, begun), (after, ended) in pairwise(self.marks):
+            spent[BETWEEN[before, after]] += ended - begun
+        for name, seconds in spent.items():
+            self.parts[name].append(seconds / self.round)
+
+    def _bare_loop(self) -> float:
+        mixed = torch.autocast(self.module.device.type, torch.bfloat16, enabled=self.module.precision == "bf16")
+        network, criterion, optimizer = self.module.net.train(), self.module.criterion, self.optimizer
+        _wait()
+        started = time.perf_counter()
+        for number, (images, targets) in enumerate(self.batches, start=1):
+            with mixed:
+                logits = network(images)
+            loss = criterion(logits.float(), targets)
+            if self.accumulate > 1:
+                loss = loss / self.accumulate
+            if number % self.accumulate == 1 % self.accumulate:
+                optimizer.zero_grad()
+            loss.backward()
+            if number % self.accumulate == 0 or number == len(self.batches):
+                optimizer.step()
+        _wait()
+        return time.perf_counter() - started
+
+
+def _wait() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()

@@ -1,0 +1,1 @@
+"""Predictions, metrics, and the page that goes with a model."""

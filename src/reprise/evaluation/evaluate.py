@@ -1,0 +1,278 @@
+"""Measure a model on a split: probabilities per image, metrics with a stated meaning, a per-class table.
+
+Everything is computed in fp32 on unaugmented images; padding is dropped by `mask_outputs`, so each image counts once.
+"""
+
+import csv
+import difflib
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from reprise.data.formats.packed import PackedSplit, load_metadata, load_split
+from reprise.loader.batches import EvalBatches, mask_outputs
+from reprise.model.artifact import ModelCard
+from reprise.model.backbone import TIMMBackbone
+from reprise.model.convolutions import repaired
+from reprise.runtime.environment import device
+from reprise.runtime.errors import UserError, listed
+
+# torchmetrics' names of what a class has only if it has images, and only if other classes have some too
+OF_IMAGES = ("accuracy", "average_precision", "hamming_distance", "recall")
+OF_IMAGES_AND_OTHERS = ("auroc", "logauc")
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class: how many images carry its label, and the share of those found, of its claims right, and their F1.
+
+    None where there is nothing to have a share of.
+    """
+
+    label: str
+    images: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """ids, labels (N,) and probabilities (N, classes) float32 of a split, and what was computed from them.
+
+    metrics: None where one is undefined.
+    """
+
+    classes: list[str]
+    ids: list[str]
+    labels: Tensor
+    probabilities: Tensor
+    metrics: dict[str, float | int | None]
+    per_class: list[ClassRow]
+    confusion: Tensor
+
+    def note(self) -> str:
+        """Return a sentence on the classes without test images; nothing if there are none."""
+        absent = [name for name, images in zip(self.classes, self.confusion.sum(dim=1), strict=True) if not images]
+        if not absent:
+            return ""
+        return (
+            f"{len(absent):,} of {len(self.classes):,} classes without a test image ({listed(absent)}): "
+            "averages over the classes leave them out where they are undefined"
+        )
+
+    def table(self) -> str:
+        """Return the metrics as a small table, one line each, and the note."""
+        width = max(map(len, self.metrics))
+        lines = [f"  {name:<{width}}  {shown(value):>14}" for name, value in self.metrics.items()]
+        return "\n".join(lines + [f"  {note}" for note in [self.note()] if note])
+
+    def save(self, metrics: Path, per_class: Path, confusion: Path, predictions: Path) -> None:
+        """Write metrics (JSON), the per-class table, the confusion counts and the predictions per image (CSV)."""
+        metrics.write_text(json.dumps(self.metrics, indent=2) + "\n", encoding="utf-8")
+        _write_csv(
+            per_class,
+            ["class", "images", "precision", "recall", "f1"],
+            [[row.label, row.images, row.precision, row.recall, row.f1] for row in self.per_class],
+        )
+        # the diagonal first, so that a plot meets the classes in their order; then the confusions that occurred
+        cells = [(label, label) for label in range(len(self.classes))]
+        cells += [(label, guess) for label, guess in self.confusion.nonzero().tolist() if label != guess]
+        _write_csv(
+            confusion,
+            ["label", "predicted", "images"],
+            [[self.classes[label], self.classes[guess], int(self.confusion[label, guess])] for label, guess in cells],
+        )
+        predicted = self.probabilities.argmax(dim=1).tolist()
+        _write_csv(
+            predictions,
+            ["id", "label", "predicted", *(f"p({name})" for name in self.classes)],
+            [
+                [image_id, self.classes[label], self.classes[guess], *(f"{p:.6g}" for p in row)]
+                for image_id, label, guess, row in zip(
+                    self.ids, self.labels.tolist(), predicted, self.probabilities.tolist(), strict=True
+                )
+            ],
+        )
+
+
+def shown(value: float | int | None) -> str:
+    """Return a metric for people."""
+    return "none" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def evaluate(
+    network: TIMMBackbone,
+    card: ModelCard,
+    processed: Path,
+    batch_size: int,
+    calibration_bins: int,
+    extra: Sequence[str] = (),
+) -> Evaluation:
+    """Measure a model on the test split of prepared data; extra: names of torchmetrics, see `extra_metric`.
+
+    Raises UserError if the data have other classes, another image size or other channels than the model was trained on.
+    """
+    metadata = load_metadata(processed)
+    wanted = (card.classes, card.preprocessing.image_size, card.preprocessing.channels)
+    if wanted != (metadata.classes, metadata.image_size, metadata.channels):
+        size, channels = card.preprocessing.image_size, card.preprocessing.channels
+        differences = _other_classes(card.classes, metadata.classes)
+        raise UserError(
+            f"the model was trained on {card.training.data} ({len(card.classes)} classes, {size}x{size}x{channels}), "
+            f"{processed} holds {metadata.data} ({metadata.summary()}){differences}; "
+            "evaluate it on data of its own kind"
+        )
+    if card.training.splits_sha256 != metadata.splits_sha256:
+        raise UserError(
+            f"{processed} is split otherwise than the data that the model was trained on, so its test images may be "
+            "ones it has seen; train it on these splits (`dvc repro`), or restore the data's params"
+        )
+    split = load_split(processed, "test")
+    # the model's own mean and std: it is measured as it will be used, even if the training images have changed since
+    own = metadata.model_copy(update={"mean": card.preprocessing.mean, "std": card.preprocessing.std})
+    batches = EvalBatches(split, own, batch_size, image_size=card.architecture.image_size)
+    logits, labels = predict(network, batches, device(card.provenance.reproducible))
+    result = summarize(network, card, split, logits, labels, calibration_bins)
+    for name in extra:
+        if name in result.metrics:
+            raise UserError(f"evaluate.metrics: {name} is always there; remove it")
+        result.metrics[name] = extra_metric(name, result.probabilities, labels)
+    return result
+
+
+def _other_classes(trained: list[str], given: list[str]) -> str:
+    """Return how the classes of the data differ from those of the model; nothing if they do not."""
+    missing = [name for name in trained if name not in given]
+    unknown = [name for name in given if name not in trained]
+    if not missing and not unknown:
+        return "" if trained == given else ", the same classes in another order"
+    said = [("not in these data", missing), ("unknown to the model", unknown)]
+    return "".join(f", {what}: {listed(names)}" for what, names in said if names)
+
+
+def extra_metric(name: str, probabilities: Tensor, labels: Tensor) -> float | None:
+    """Return one of torchmetrics' multiclass metrics, with its defaults, of probabilities (N, classes), labels (N,).
+
+    name: without the prefix, e.g. auroc for `multiclass_auroc`. An average over the classes leaves out those for which
+    it is undefined; None if the value itself is. Raises UserError for a name that torchmetrics does not have, or whose
+    value is not one number.
+    """
+    from torchmetrics.functional import classification
+
+    known = [key.removeprefix("multiclass_") for key in dir(classification) if key.startswith("multiclass_")]
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
+        raise UserError(f"evaluate.metrics: torchmetrics has no multiclass {name!r}; it has {', '.join(near or known)}")
+    metric, classes = getattr(classification, f"multiclass_{name}"), probabilities.shape[1]
+    images = labels.bincount(minlength=classes)
+    has_images, has_others = images > 0, images < len(labels)
+    defined = {
+        **dict.fromkeys(OF_IMAGES, has_images),
+        **dict.fromkeys(OF_IMAGES_AND_OTHERS, has_images & has_others),
+        "specificity": has_others,
+    }.get(name, torch.ones(classes, dtype=torch.bool))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes without images or others: `Evaluation.note` says it
+            if not defined.all():
+                return _rounded(metric(probabilities, labels, num_classes=classes, average="none")[defined].mean())
+            return _rounded(metric(probabilities, labels, num_classes=classes))
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"evaluate.metrics: {name} is not one number, or needs more than its defaults") from None
+
+
+def predict(network: torch.nn.Module, batches: EvalBatches, where: Literal["cuda", "cpu"]) -> tuple[Tensor, Tensor]:
+    """Return logits (N, classes) float32 and labels (N,) int64 of every image, padding dropped, on the CPU.
+
+    Leaves the network in evaluation mode, on the CPU.
+    """
+    network = network.to(where).eval()
+    with torch.inference_mode(), repaired(network, pointwise=False):
+        kept = [mask_outputs(network(images.to(where)).float().cpu(), labels) for images, labels in batches]
+    network.cpu()
+    logits, labels = zip(*kept, strict=True)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def summarize(
+    network: TIMMBackbone, card: ModelCard, split: PackedSplit, logits: Tensor, labels: Tensor, calibration_bins: int
+) -> Evaluation:
+    """Compute all metrics from logits (N, classes) and labels (N,).
+
+    loss: mean cross-entropy, nats. precision, recall, f1: unweighted means over the classes for which they are defined
+    (macro); the precision of a class that has images and is never predicted counts there as 0, as in scikit-learn.
+    ece: expected calibration error over equal-width confidence bins (Guo et al., ICML 2017), in 0..1.
+    top5_accuracy is left out for five classes or fewer. flops: two per multiply-add, one forward pass of one image.
+    """
+    classes = len(card.classes)
+    probabilities = logits.softmax(dim=1)
+    predicted = probabilities.argmax(dim=1)
+    confusion = torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
+    images, claims, found = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diag()
+    scores = [_share(found, claims), _share(found, images), _share(2 * found, images + claims)]
+    occurring = [images + claims > 0, images > 0, images + claims > 0]
+    macro = [score.nan_to_num()[counted].mean() for score, counted in zip(scores, occurring, strict=True)]
+    metrics: dict[str, float | int | None] = {
+        "accuracy": _rounded((predicted == labels).double().mean()),
+        "loss": _rounded(F.cross_entropy(logits.double(), labels)),
+    }
+    if classes > 5:
+        top5 = logits.topk(5, dim=1).indices
+        metrics["top5_accuracy"] = _rounded((top5 == labels[:, None]).any(dim=1).double().mean())
+    metrics |= dict(zip(("precision", "recall", "f1"), map(_rounded, macro), strict=True)) | {
+        "ece": _rounded(calibration_error(probabilities, labels, calibration_bins)),
+        "images": len(labels),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "flops": count_flops(network, card),
+    }
+    per_class = zip(card.classes, images.tolist(), *scores, strict=True)
+    rows = [ClassRow(name, count, *map(_rounded, its_scores)) for name, count, *its_scores in per_class]
+    return Evaluation(card.classes, split.ids, labels, probabilities, metrics, rows, confusion)
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """Return part / whole, float64 (N,); NaN where there is nothing to have a share of."""
+    return part.double() / whole
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+    """Return the expected calibration error, in 0..1 (Guo et al., On Calibration of Modern Neural Networks, ICML 2017).
+
+    probabilities (N, classes), labels (N,). Bins of equal width, each closed above, so that 1.0 belongs to the last.
+    """
+    confidence, predicted = probabilities.double().max(dim=1)
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.bincount(bin_of, (predicted == labels).double() - confidence, minlength=bins)
+    return gaps.abs().sum() / len(labels)
+
+
+def count_flops(network: TIMMBackbone, card: ModelCard) -> int:
+    """Return the floating-point operations of one forward pass of one image, two per multiply-add."""
+    size, channels = card.architecture.image_size, card.architecture.in_chans
+    # attention fused for CPUs has no count of its own: count the plain products that it stands for
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        network.eval()(torch.zeros(1, channels, size, size))
+    return int(counter.get_total_flops())
+
+
+def _rounded(value: Tensor) -> float | None:
+    number = float(f"{float(value):.6g}")
+    return number if math.isfinite(number) else None
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[object]]) -> None:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)

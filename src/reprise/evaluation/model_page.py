@@ -1,0 +1,148 @@
+"""The page that goes with a published model: what it was trained on, how good it is, how sure that is, and its limits.
+
+Made from facts that other files hold; the same facts give the same bytes.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from reprise.data.formats.packed import Metadata
+from reprise.evaluation.evaluate import Evaluation, shown
+from reprise.model.artifact import ModelCard
+from reprise.params.load import flat
+from reprise.runtime.intervals import wilson
+from reprise.runtime.markup import table, text
+
+FEW = 100  # test images of a class; with fewer, its interval is wide
+
+
+def model_card(
+    card: ModelCard, metadata: Metadata, settings: dict[str, Any], evaluation: Evaluation, calibration_bins: int
+) -> str:
+    """Return the page, Markdown. settings: the parameters of model and training, {section: {name: value}}."""
+    name, images = card.architecture.model_name, len(evaluation.labels)
+    right = int(evaluation.confusion.diag().sum())
+    return "\n\n".join(
+        [
+            f"# {text(name)}, trained on {text(card.training.data)}",
+            f"{_share(right, images)} of {images:,} test images are classified correctly (95 % interval: Wilson's). "
+            "Written by the stage `evaluate`; `model.json` holds what is needed to use the weights.",
+            "## Data",
+            _data(card, metadata),
+            "## Training",
+            _training(card, settings),
+            "## Metrics",
+            _metrics(evaluation, right, images),
+            "## Classes",
+            _classes(evaluation),
+            "## Calibration",
+            _calibration(evaluation, calibration_bins),
+            "## Limits",
+            _limits(card, metadata, evaluation),
+            "## Provenance",
+            _facts(flat({**card.provenance.model_dump(), "weights_sha256": card.weights_sha256})),
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def _data(card: ModelCard, metadata: Metadata) -> str:
+    facts = {
+        "data set": metadata.data,
+        "classes": f"{len(metadata.classes):,}",
+        **{f"{split} images": f"{count:,}" for split, count in metadata.counts.items()},
+        "left out": f"{metadata.dropped:,}",
+        "input": f"{_sizes(card)}, "
+        f"{'grey' if card.preprocessing.channels == 1 else 'RGB'}, {card.preprocessing.resize}",
+        "archive, SHA-256": metadata.source_sha256,
+        "splits, SHA-256": metadata.splits_sha256,
+    }
+    return _facts(facts)
+
+
+def _sizes(card: ModelCard) -> str:
+    kept, seen = card.preprocessing.image_size, card.architecture.image_size
+    return f"{kept} x {kept}" + (f", resized to {seen} x {seen}" if seen != kept else "")
+
+
+def _training(card: ModelCard, settings: dict[str, Any]) -> str:
+    origin = card.training.start
+    start = f"the weights {text(origin.source)} (SHA-256 {origin.sha256})" if origin else "random weights"
+    averaged = "averaged " if card.training.averaged else ""
+    return (
+        f"From {start}, seed {card.training.seed}; these are the {averaged}weights of epoch {card.training.epoch}, "
+        f"which validates best.\n\n{_facts(flat(settings))}"
+    )
+
+
+def _metrics(evaluation: Evaluation, right: int, images: int) -> str:
+    rows = [["accuracy", f"{right / images:.4f}", _interval(right, images)]]
+    rows += [[text(name), shown(value), ""] for name, value in evaluation.metrics.items() if name != "accuracy"]
+    note = evaluation.note()
+    return table(["metric", "test", "95 % interval"], rows) + (f"\n\n{text(note)}." if note else "")
+
+
+def _classes(evaluation: Evaluation) -> str:
+    confusion = evaluation.confusion
+    counts = zip(confusion.diag().tolist(), confusion.sum(dim=1).tolist(), confusion.sum(dim=0).tolist(), strict=True)
+    rows = [
+        [text(name), f"{images:,}", _share(found, images), _share(found, claimed)]
+        for name, (found, images, claimed) in zip(evaluation.classes, counts, strict=True)
+    ]
+    return table(["class", "test images", "recall (95 % interval)", "precision (95 % interval)"], rows)
+
+
+def _calibration(evaluation: Evaluation, bins: int) -> str:
+    confidence, predicted = evaluation.probabilities.double().max(dim=1)
+    right = (predicted == evaluation.labels).double()
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    rows = []
+    for number in bin_of.unique().tolist():
+        inside = bin_of == number
+        span = f"{number / bins:.3f} to {(number + 1) / bins:.3f}"
+        rows.append([span, f"{int(inside.sum()):,}", _mean(confidence[inside]), _mean(right[inside])])
+    return (
+        f"The model is {_mean(confidence)} confident on average and right in {_mean(right)} of cases.\n\n"
+        + table(["confidence", "test images", "mean confidence", "accuracy"], rows)
+    )  # fmt: skip
+
+
+def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
+    confusion = evaluation.confusion
+    counts = list(zip(confusion.diag().tolist(), confusion.sum(dim=1).tolist(), evaluation.classes, strict=True))
+    _, name, found, images = min((found / images, name, found, images) for found, images, name in counts if images)
+    absent = sum(images == 0 for _, images, _ in counts)
+    few = sum(0 < images < FEW for _, images, _ in counts)
+    size = min(card.preprocessing.image_size, card.architecture.image_size)
+    limits = [
+        f"It knows {len(card.classes):,} classes and nothing else: any image is given one of them.",
+        f"It sees {size} x {size} pixels; what is lost at that size is lost to it.",
+        f"The test images come from the same source as the training images ({text(metadata.data)}); on others, "
+        "expect less.",
+    ]
+    if found < images:
+        limits.append(f"Weakest class: {text(name)}, {found:,} of {images:,} found, recall {_share(found, images)}.")
+    if few:
+        limits.append(f"Classes with fewer than {FEW} test images: {few:,}; see the width of their intervals.")
+    if absent:
+        limits.append(f"Classes without a test image: {absent:,}; nothing is known of them.")
+    if metadata.dropped:
+        limits.append(f"Left out, unreadable or in a later split too: {metadata.dropped:,} images.")
+    return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    return table(["", ""], [[text(name), text(value)] for name, value in facts.items()])
+
+
+def _share(successes: int, trials: int) -> str:
+    return f"{successes / trials:.4f} ({_interval(successes, trials)})" if trials else "none"
+
+
+def _interval(successes: int, trials: int) -> str:
+    low, high = wilson(successes, trials)
+    return f"{low:.4f} to {high:.4f}"
+
+
+def _mean(values: Tensor) -> str:
+    return f"{float(values.mean()):.4f}"

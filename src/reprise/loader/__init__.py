@@ -1,0 +1,1 @@
+"""Packed arrays to batches."""

@@ -1,0 +1,231 @@
+"""Whole batches straight out of packed arrays in memory: no workers, no per-image Python.
+
+Order and augmentation of a batch are a function of (seed, epoch, step) alone, so a run can be repeated or taken up
+again at any step without carrying random state along.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from reprise.augment.functional import resized, to_unit
+from reprise.augment.pipeline import augment, fitted, mix
+from reprise.data.formats.packed import Metadata, PackedSplit
+from reprise.loader.images import Images, to_device
+from reprise.params.schema import AugmentParams
+from reprise.runtime.errors import UserError
+
+IGNORE_INDEX = -100  # torch's own: cross_entropy leaves such targets out
+
+
+def mask_outputs(preds: Tensor, targets: Tensor, ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, Tensor]:
+    """Drop the entries whose target is the ignore index, so that no metric counts a padded or duplicated sample.
+
+    preds (N, ...) and targets (N,) come back with the same M <= N rows, in their order.
+    """
+    counted = targets != ignore_index
+    return preds[counted], targets[counted]
+
+
+def stateless_seed(*key: int | str) -> int:
+    """Return a hash of the key, e.g. (seed, "order", epoch), in the 32 bits that torch's generator uses."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, key)).encode()).digest()[:4], "big")
+
+
+def stateless_generator(*key: int | str) -> torch.Generator:
+    """Return a CPU generator seeded by a hash of the key."""
+    return torch.Generator().manual_seed(stateless_seed(*key))
+
+
+def class_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """Return weights (num_classes,) float32 inverse to each class's count in labels (N,), 1 on average over the images.
+
+    N / (num_classes * count), as scikit-learn's `balanced` (King and Zeng, Political Analysis 2001).
+    """
+    counts = torch.bincount(labels, minlength=num_classes).clamp(min=1)
+    return len(labels) / (len(counts) * counts.float())
+
+
+def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Return N rows of labels (N,), drawn with replacement so that every class that occurs is equally likely."""
+    by_class = labels.argsort(stable=True)
+    counts = torch.bincount(labels)
+    starts = counts.cumsum(0) - counts
+    occurring = counts.nonzero().flatten()
+    chosen = occurring[torch.randint(len(occurring), labels.shape, generator=generator)]
+    within = torch.randint(2**62, labels.shape, generator=generator) % counts[chosen]
+    return by_class[starts[chosen] + within]
+
+
+def growing_sizes(epochs: int, start: int, full: int) -> list[int]:
+    """Return the height and width of the images in each epoch: from `start` in even steps to `full`, after two thirds.
+
+    The last epoch has them in full in any case. Between the two, multiples of 4, so that a network may halve them
+    twice. Small images first cost less and lose little (Howard, in Stanford's DAWNBench, 2018; Touvron et al., Fixing
+    the train-test resolution discrepancy, 2019).
+    """
+    last = min(math.ceil(epochs * 2 / 3), epochs - 1)
+    grown = [start + (full - start) * epoch / last for epoch in range(last)]
+    return [min(full, max(start, round(size / 4) * 4)) for size in grown] + [full] * (epochs - last)
+
+
+class Normalize:
+    """Images in 0..1, float (N, C, H, W), to mean 0 and deviation 1, per channel."""
+
+    def __init__(self, metadata: Metadata, device: torch.device | str = "cpu") -> None:
+        self.mean = torch.tensor(metadata.mean, dtype=torch.float32).view(1, -1, 1, 1).to(device)
+        self.std = torch.tensor(metadata.std, dtype=torch.float32).view(1, -1, 1, 1).to(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Subtract the mean and divide by the standard deviation, in place."""
+        channels, width = images.shape[1], images.shape[3]
+        if channels == 1 or not images.is_contiguous(memory_format=torch.channels_last):
+            return images.sub_(self.mean).div_(self.std)
+        # a line of pixels at a time: over three channels the kernels would loop in threes, four times as long
+        lines = images.permute(0, 2, 3, 1).flatten(2)
+        lines.sub_(self.mean.flatten().repeat(width)).div_(self.std.flatten().repeat(width))
+        return images
+
+
+class TrainBatches:
+    """Shuffled, augmented batches of one fixed size; what is left over at the end of an epoch is left out.
+
+    Yields images (batch_size, C, H, W) float32 and labels (batch_size,) int64 or, with mixup or cutmix, soft targets
+    (batch_size, classes) float32, all on the device. Lightning calls `sampler.set_epoch` before each epoch, as it does
+    for any loader. `steps` is the number of batches in a whole epoch; there is no `len()`, for an epoch that is taken
+    up again has fewer. With `balanced`, an epoch draws each class equally often on average, with replacement. The
+    processes of a training take the batches in turn: rank r of n has those that a single process has at r, r + n, ...
+    image_sizes: of each epoch, to which its images are resized; without them they stay as they are.
+    Raises UserError if one batch of every process is larger than the split, or the augmentation does not fit.
+    """
+
+    def __init__(
+        self,
+        split: PackedSplit,
+        metadata: Metadata,
+        batch_size: int,
+        augmentation: AugmentParams,
+        seed: int,
+        device: torch.device | str = "cpu",
+        balanced: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        image_sizes: Sequence[int] = (),
+    ) -> None:
+        if batch_size * world > len(split):
+            processes = f" times {world} processes" if world > 1 else ""
+            raise UserError(
+                f"train.batch_size = {batch_size}{processes} is larger than the training split of {len(split)} images; "
+                f"choose at most {len(split) // world}"
+            )
+        self.images = Images(split.images, device)
+        self.labels = torch.from_numpy(split.labels)
+        self.classes = len(metadata.classes)
+        self.normalize = Normalize(metadata, device)
+        self.batch_size = batch_size
+        self.augmentation = fitted(augmentation, metadata)
+        self.seed = seed
+        self.balanced = balanced
+        self.rank, self.world = rank, world
+        self.image_sizes = image_sizes
+        self.steps = len(split) // batch_size // world
+        self.epoch = 0
+        self.begin = (0, 0)
+        self.sampler = self
+
+    def start(self, epoch: int, step: int) -> None:
+        """Begin in this epoch, at this step of it; later epochs are whole."""
+        self.epoch = epoch
+        self.begin = (epoch, step)
+
+    def first_step(self, epoch: int) -> int:
+        """Return the step that an epoch begins with."""
+        return self.begin[1] if epoch == self.begin[0] else 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order and augmentation the next iteration yields."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of the current epoch."""
+        epoch = self.epoch
+        shuffle = stateless_generator(self.seed, "order", epoch)
+        if self.balanced:
+            order = balanced_order(self.labels, shuffle)
+        else:
+            order = torch.randperm(len(self.labels), generator=shuffle)
+        mirrored = self.mirrored(epoch, order) if self.augmentation.flip else None
+        for step in range(self.first_step(epoch), self.steps):
+            number = step * self.world + self.rank
+            places = slice(number * self.batch_size, (number + 1) * self.batch_size)
+            rows = order[places]
+            generators = partial(self.generator, epoch, number)
+            mirror = None if mirrored is None else mirrored[places]
+            images = augment(self.images[rows], self.augmentation, generators, mirror)
+            targets = to_device(self.labels[rows], self.images.device)
+            if self.augmentation.mixup or self.augmentation.cutmix:
+                images, targets = mix(images, targets, self.classes, self.augmentation, generators)
+            if self.image_sizes:
+                images = resized(images, self.image_sizes[epoch])
+            yield self.normalize(images), targets
+
+    def mirrored(self, epoch: int, order: Tensor) -> Tensor:
+        """Return which images of an epoch's order (N,) are turned left to right, bool (N,).
+
+        Each by chance in the first epoch, then every other time: two epochs show it both ways, which chance alone does
+        for half of the images (alternating flip: Jordan, airbench, 2024). With `balanced`, which draws an image
+        several times an epoch or never, by chance each time.
+        """
+        if self.balanced:
+            return torch.rand(len(order), generator=stateless_generator(self.seed, "mirror", epoch)) < 0.5
+        first = torch.rand(len(order), generator=stateless_generator(self.seed, "mirror")) < 0.5
+        return first[order] ^ bool(epoch % 2)
+
+    def generator(self, epoch: int, step: int, kind: str) -> torch.Generator:
+        """Return the source of one kind of random change in one batch."""
+        return stateless_generator(self.seed, kind, epoch, step)
+
+
+class EvalBatches:
+    """A split in its own order, in batches of one fixed size; the last is padded with images of label IGNORE_INDEX.
+
+    Yields images (size, C, H, W) float32 and labels (size,) int64, both on the device; size is batch_size or, if
+    that is less, the split's; H and W are image_size, if it is given. Rank r of n processes has the batches r, r + n,
+    ...; all have equally many, where need be of padding alone.
+    """
+
+    def __init__(
+        self,
+        split: PackedSplit,
+        metadata: Metadata,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+        image_size: int | None = None,
+    ) -> None:
+        self.image_size = image_size or split.images.shape[1]
+        self.rank, self.world = rank, world
+        self.images = Images(split.images, device)
+        self.labels = torch.from_numpy(split.labels)
+        self.normalize = Normalize(metadata, device)
+        self.batch_size = min(batch_size, len(split))  # a small split is not padded to a large batch
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-len(self.labels) // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches."""
+        for step in range(len(self)):
+            start = (step * self.world + self.rank) * self.batch_size
+            rows = torch.arange(start, start + self.batch_size)
+            padding = rows >= len(self.labels)
+            rows[padding] = start if start < len(self.labels) else 0
+            labels = torch.where(padding, IGNORE_INDEX, self.labels[rows])
+            images = resized(to_unit(self.images[rows]), self.image_size)
+            yield self.normalize(images), to_device(labels, self.images.device)

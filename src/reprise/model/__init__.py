@@ -1,0 +1,1 @@
+"""Any timm model, its weights, and how it is published."""

@@ -1,0 +1,101 @@
+"""The JSON beside published weights: everything needed to rebuild the network and use it. Needs no torch to read."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from reprise.params.dependencies import Record
+from reprise.runtime.checksums import read_sealed
+from reprise.runtime.errors import UserError
+from reprise.runtime.provenance import Provenance
+
+
+class Architecture(BaseModel):
+    """The arguments of TIMMBackbone that rebuild the network, and the height and width of the images that it sees."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model_name: str
+    num_classes: int
+    in_chans: int
+    image_size: int
+    kwargs: dict[str, Any]
+
+
+class Preprocessing(BaseModel):
+    """How an image becomes the network's input.
+
+    Decode, turn upright by EXIF, lay transparency over white, convert to `channels` (1 grey, 3 RGB), resize to a square
+    of image_size (stretch, fit onto black, or crop in the middle), scale to value_range, resize to the architecture's
+    image_size if that is another, subtract mean, divide by std.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_size: int
+    channels: int
+    mean: list[float]
+    std: list[float]
+    resize: Literal["stretch", "fit", "crop"] = "stretch"
+    interpolation: Literal["bilinear, antialiased"] = "bilinear, antialiased"
+    value_range: tuple[float, float] = (0.0, 1.0)
+
+
+class Origin(BaseModel):
+    """Weights that a training began with: a repository of the hub and its commit, or an address or a file's name.
+
+    not_loaded: the tensors that they did not set. new_classes: those whose rows of the classifier they did not set,
+    because they name their classes and these are not among them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    revision: str | None
+    sha256: str
+    not_loaded: list[str] = []
+    new_classes: list[str] = []
+
+
+class Training(BaseModel):
+    """Where the weights come from; averaged: they are the moving average of `train.ema`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str
+    splits_sha256: str
+    pretrained: bool
+    start: Origin | None = None
+    epoch: int
+    averaged: bool = False
+    seed: int
+
+
+class ModelCard(BaseModel):
+    """Everything needed to rebuild and use published weights; evaluation keeps the provenance's terms.
+
+    weights_sha256: of the weights' file, "" as long as they are not saved. record: of the script that trained it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: Architecture
+    classes: list[str]
+    preprocessing: Preprocessing
+    training: Training
+    provenance: Provenance
+    weights_sha256: str = ""
+    record: Record | None = None
+
+
+def load_card(facts: Path) -> ModelCard:
+    """Read a model's JSON. Raises UserError if it is missing, altered or not such a file."""
+    try:
+        return ModelCard.model_validate(read_sealed(facts))
+    except FileNotFoundError:
+        raise UserError(f"{facts}: no model there; run `dvc repro train` or `python src/train.py`") from None
+    except ValidationError as error:
+        raise UserError(f"{facts}: not a model's description ({error.error_count()} wrong entries)") from None
+    except ValueError as error:
+        raise UserError(f"{error}; run `dvc checkout` or train it again") from None

@@ -1,0 +1,233 @@
+"""Any timm classification model, adapted to the data; published as safetensors plus JSON, never as a pickle.
+
+The tensors carry timm's own names, so `timm.create_model(...).load_state_dict(safetensors.torch.load_file(...))` works
+without Reprise.
+"""
+
+import difflib
+import logging
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import reprise.model.networks  # noqa: F401 (registers them with timm)
+from reprise.data.formats.packed import Metadata
+from reprise.model.artifact import Architecture, ModelCard, load_card
+from reprise.model.pretrained import Start, classifier_prefixes, file_start, not_loaded, published_start
+from reprise.params.schema import ModelParams
+from reprise.runtime.checksums import file_sha256, write_sealed
+from reprise.runtime.errors import UserError
+
+UNTRACKED = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}  # arguments of timm's
+
+
+class TIMMBackbone(nn.Module):
+    """A timm model as a plain module: images (N, in_chans, H, W) in, logits (N, num_classes) out.
+
+    `kwargs` go to `timm.create_model` (drop_rate, img_size, ...). Raises UserError for a name that timm does not know
+    and for pretrained weights that cannot be fetched; TypeError for an argument that the model does not take.
+    """
+
+    def __init__(
+        self, model_name: str = "efficientnet_b0", pretrained: bool = True, num_classes: int = 3, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        check_name(model_name)
+        if not pretrained:
+            self.model = timm.create_model(model_name, pretrained=False, num_classes=num_classes, **kwargs)
+            return
+        try:
+            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # ten lines of retries say no more than ours
+            self.model = timm.create_model(model_name, pretrained=True, num_classes=num_classes, **kwargs)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "pretrained" not in str(error):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"model.pretrained = true: cannot get the weights of {model_name} ({reason}); set "
+                "model.pretrained: false, or fetch them where there is a network and copy that hub cache (HF_HOME) here"
+            ) from None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, num_classes)."""
+        logits: Tensor = self.model(x)
+        return logits
+
+
+def check_name(name: str) -> None:
+    """Raise UserError, with the nearest names, for a model that timm does not have."""
+    architecture, _, tag = name.partition(".")
+    if timm.is_model(architecture):
+        tags = timm.list_pretrained(f"{architecture}.*")
+        if tag and name not in tags:
+            raise UserError(
+                f"model.name = {name!r}: timm has no weights of that tag; it has {', '.join(tags) or 'none'}"
+            )
+        return
+    near = difflib.get_close_matches(name.lower(), timm.list_models(), n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`timm.list_models()` names them all"
+    raise UserError(f"model.name = {name!r} is not a model of timm {timm.__version__}; {hint}")
+
+
+def adapt(params: ModelParams, metadata: Metadata, start: Start | None = None) -> Architecture:
+    """Return the architecture, with classes and channels from the data.
+
+    The image size is the one named, else that of the weights to start from, else the data's.
+
+    Raises UserError for an unknown name and for `model.kwargs` that the data decide.
+    """
+    check_name(params.name)
+    kwargs = dict(params.kwargs)
+    decided = {"num_classes", "in_chans", "pretrained", "model_name"} & set(kwargs)
+    if decided:
+        raise UserError(f"model.kwargs.{min(decided)}: set by the data or another parameter; remove it")
+    if untracked := UNTRACKED & set(kwargs):
+        raise UserError(
+            f"model.name = {params.name}: model.kwargs.{min(untracked)} would bring weights that nothing records; "
+            "remove it"
+        )
+    size = params.image_size
+    if size == "auto":
+        size = (start.image_size if start else None) or metadata.image_size
+    config = timm.get_pretrained_cfg(params.name)
+    if config is not None and config.fixed_input_size:
+        kwargs.setdefault("img_size", size)
+    return Architecture(
+        model_name=params.name,
+        num_classes=len(metadata.classes),
+        in_chans=metadata.channels,
+        image_size=size,
+        kwargs=kwargs,
+    )
+
+
+def build(architecture: Architecture, start: Start | None = None) -> TIMMBackbone:
+    """Return the network in channels-last memory, with weights from torch's current seed or those to start from."""
+    loading = {}
+    if start is not None:
+        config = timm.get_pretrained_cfg(architecture.model_name) or timm.models.PretrainedCfg()
+        loading = {"pretrained_cfg_overlay": start.overlay(config.first_conv, config.classifier)}
+    network = TIMMBackbone(
+        architecture.model_name,
+        start is not None,
+        num_classes=architecture.num_classes,
+        in_chans=architecture.in_chans,
+        **architecture.kwargs,
+        **loading,
+    )
+    if start is not None:
+        vars(network.model)["pretrained_cfg"].pop("state_dict")  # a second copy of the weights
+        # A classifier that is not loaded begins at zero (Kolesnikov et al., Big Transfer, 2020): timm's random one,
+        # large for few classes in an EfficientNet, would shake what the network knows.
+        new, classifier = not_loaded(start, network.model), classifier_prefixes(network.model)
+        for name, weight in network.model.named_parameters():
+            if name in new and name.startswith(classifier):
+                nn.init.zeros_(weight)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def find_start(params: ModelParams, weights: Path | None) -> Start | None:
+    """Return the weights that a training starts from, None for random ones; weights: the place of `model.weights`."""
+    check_name(params.name)
+    given = file_start(weights, params.name) if weights else None
+    if given and params.pretrained:
+        raise UserError(f"model.weights holds {given.origin.source}, and model.pretrained is true: choose one of them")
+    return published_start(params.name) if params.pretrained else given
+
+
+def create_network(
+    params: ModelParams, metadata: Metadata, seed: int, start: Start | None = None
+) -> tuple[TIMMBackbone, Architecture]:
+    """Build the network for the data, initial weights by seed, or `start`'s with first and last layer adapted.
+
+    Where `start` names its classes, each class of the data gets the classifier's row of the same name.
+    Raises UserError if it does not take the arguments, the image size or the weights.
+    """
+    if params.pretrained and start is None:
+        start = published_start(params.name)
+    if start is not None:
+        start = start.for_classes(metadata.classes, params.name)
+    architecture = adapt(params, metadata, start)
+    size = architecture.image_size
+    torch.manual_seed(seed)
+    try:
+        network = build(architecture, start)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # timm raises whatever a wrong argument provokes deep inside a model
+        if start is not None and "state_dict" in str(error):
+            raise UserError(f"{start.origin.source}: not weights of {params.name} ({_one_line(error)})") from None
+        given = ", ".join(f"{key}={value!r}" for key, value in architecture.kwargs.items())
+        raise UserError(
+            f"model.name = {params.name}: timm cannot build it for {size}x{size} images"
+            + (f" with {given}" if given else "")
+            + f" ({_one_line(error)}); change model.kwargs, model.image_size or model.name"
+        ) from None
+    check_takes(network, architecture, size, "model.image_size")
+    return network.train(), architecture
+
+
+def check_takes(network: TIMMBackbone, architecture: Architecture, size: int, parameter: str) -> None:
+    """Raise UserError, naming the parameter that set the size, unless such images give one logit for each class."""
+    name, training = architecture.model_name, network.training
+    try:
+        with torch.no_grad():
+            logits = network.eval()(torch.zeros(2, architecture.in_chans, size, size))
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the network runs into
+        raise UserError(
+            f"model.name = {name} cannot take {size}x{size} images ({_one_line(error)}); "
+            f"raise {parameter}, look at model.kwargs or choose another model"
+        ) from None
+    network.train(training)
+    if getattr(logits, "shape", None) != (2, architecture.num_classes):
+        raise UserError(f"model.name = {name} does not give one logit per class; look at model.kwargs")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def save_model(network: TIMMBackbone, card: ModelCard, weights: Path, facts: Path) -> None:
+    """Write the weights as safetensors and the card as JSON; equal weights give equal bytes.
+
+    No metadata goes into the safetensors header: with two or more keys its order would be random.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.model.state_dict().items()}
+    weights.write_bytes(safetensors.torch.save(tensors))  # save_file raises an error of its own on a full disk
+    card = card.model_copy(update={"weights_sha256": file_sha256(weights)})
+    write_sealed(facts, card.model_dump(mode="json"))
+
+
+def load_model(weights: Path, facts: Path) -> tuple[TIMMBackbone, ModelCard]:
+    """Rebuild a published model for evaluation. Raises UserError if a file is missing, altered or of another model."""
+    card = load_card(facts)
+    architecture = card.architecture
+    try:
+        if UNTRACKED & set(architecture.kwargs):
+            raise ValueError("it names weights of its own")
+        network = build(architecture)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # timm raises whatever a wrong argument provokes deep inside a model
+        raise UserError(f"{facts}: no model of timm's ({_one_line(error)}); run `dvc checkout`") from None
+    try:
+        if file_sha256(weights) != card.weights_sha256:
+            raise UserError(f"{weights}: altered since it was published; run `dvc checkout` or train it again")
+        network.model.load_state_dict(load_file(weights))
+    except FileNotFoundError:
+        raise UserError(f"{weights}: no weights there; run `dvc repro train` or `dvc checkout`") from None
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise UserError(
+            f"{weights}: not the weights of {card.architecture.model_name} ({_one_line(error)}); "
+            "run `dvc checkout` or train it again"
+        ) from None
+    return network.eval(), card

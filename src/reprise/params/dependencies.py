@@ -1,0 +1,205 @@
+"""What a stage depends on: the same from its start to the moment its outs appear, and recorded with them.
+
+DVC hashes deps and params after a command has ended, so what is edited meanwhile would be recorded as what was used.
+Here a stage compares params, code and inputs with those it began with, just before it publishes, and keeps a record of
+them as an out, which tells even an edit in the moment after from what dvc.lock says.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import reprise
+from reprise.params.load import flat, load_params, read_yaml, validated
+from reprise.params.schema import Params
+from reprise.runtime.checksums import listing_md5, md5_listing, read_sealed, write_sealed
+from reprise.runtime.errors import UserError
+from reprise.runtime.provenance import closure, code_sha256, code_without_comments, read_code
+
+MOST = 5  # changes that are named
+PARAMS = Path("params.yaml")
+KEPT = "Undo it and run the same command again: what is trained is kept, and is published without training again. "
+
+
+class Record(BaseModel):
+    """What a stage was run with: params by dotted name, the digest of its code, the MD5 of each input as DVC names it.
+
+    code_sha256: of the script and the library files that it imports, without comments and docstrings; of what trains,
+    the library alone, so that `dvc repro` and `src/train.py` record the same.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    params: dict[str, Any]
+    code_sha256: str
+    inputs: dict[str, str]
+
+    def save(self, path: Path) -> None:
+        """Write it as a sealed document."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sealed(path, self.model_dump(mode="json"))
+
+    def other_params(self, now: Mapping[str, Any]) -> list[str]:
+        """Return the recorded params that have another value in these, by dotted name, each with both."""
+        names = sorted(name for name, value in self.params.items() if now.get(name) != value)
+        return [f"{PARAMS} {name} (was {self.params[name]}, is {now.get(name, 'gone')})" for name in names]
+
+    def differences(self, root: Path, stage: str, params: Params, inputs: Mapping[str, str]) -> list[str]:
+        """Return what is not as recorded: params, code below the root, inputs, {path: MD5} of those that are known."""
+        other = self.other_params(_values(params))
+        script = f"stages/{stage}.py"
+        if code_sha256(read_code(root / "src", script), _deciding(script)) != self.code_sha256:
+            other.append("its code")
+        return other + [path for path, md5 in self.inputs.items() if inputs.get(path, md5) != md5]
+
+
+def record_path(stage: str) -> str:
+    """Return the out in which a stage keeps its record, relative to the root."""
+    return "models/model.json" if stage == "train" else f"data/records/{stage}.json"
+
+
+def load_record(path: Path) -> Record | None:
+    """Read what a stage has recorded; None where another version has kept none. Raises ValueError if it is altered."""
+    facts = read_sealed(path)
+    try:
+        return Record.model_validate(facts.get("record", facts))
+    except ValidationError:
+        return None
+
+
+class Dependencies:
+    """Params, code and inputs of a script, as they are when `begin` is called; `check` compares with them.
+
+    script: relative to the root. inputs: files and folders. names: the sections and params that it reads. kept: what a
+    refused run leaves for the next one, a part of the message, and `forget` removes it: called if an input has changed,
+    of which it may have seen both states.
+    """
+
+    def __init__(
+        self, script: str, inputs: Iterable[str] = (), names: Iterable[str] = (), root: Path = Path(), kept: str = ""
+    ) -> None:
+        self.script, self.root, self.kept = script, root, kept
+        self.inputs, self.names = list(inputs), list(names)
+        self.forget: Callable[[], None] = lambda: None
+
+    @classmethod
+    def of_stage(cls, name: str, kept: str = "") -> Self:
+        """Return those of a stage, as dvc.yaml in the working directory lists them."""
+        stage = _stages()[name]
+        data = [dep for dep in stage["deps"] if not dep.startswith(("src/", "stages/"))]
+        return cls(f"stages/{name}.py", data, stage["params"], kept=kept)
+
+    def begin(self, given: Params | None = None) -> Params:
+        """Look at everything, and return the params: those given, else params.yaml's, which are to stay as they are.
+
+        Raises UserError for params that are not allowed, and for code that has changed since the script was started.
+        """
+        self.sources = read_code(self.root / "src", self.script)
+        tree = read_yaml(self.root / PARAMS) if given is None else {}
+        self.typed, params = self._own(flat(tree)), given or validated(tree, PARAMS.name)
+        self.all_params, values = params, _values(params)
+        self.params = self._own(values)
+        own = params.data.is_own  # other data sets do not look at data.path
+        inputs = [path for path in self.inputs if own or path != "${data.path}"]
+        self.inputs = [re.sub(r"\$\{(.+?)\}", lambda name: str(values[name[1]]), path) for path in inputs]
+        self.listings = {path: md5_listing(self.root / path) for path in self.inputs}
+        started = reprise.IMPORTED_NS - 20_000_000  # file systems date changes by a coarse clock
+        if late := [path for path in self.sources if (self.root / path).stat().st_ctime_ns > started]:
+            needed = closure(self.sources, self.script)
+            self._refuse([path for path in late if path in needed])
+        return params
+
+    def check_earlier(self, stage: str) -> None:
+        """Raise UserError if the stage before has recorded something else than there is now.
+
+        One that is frozen is not asked: its outs are to stay as they are. Nor is one whose record is missing or
+        altered: its outs speak for themselves.
+        """
+        path = self.root / record_path(stage)
+        with suppress(FileNotFoundError, ValueError):
+            record = load_record(path)
+            if record is None or _stages()[stage].get("frozen"):
+                return
+            known = {path: listing_md5(listing) for path, listing in self.listings.items()}
+            other = record.differences(self.root, stage, self.all_params, known)
+            if other:
+                raise UserError(
+                    f"{path}: made with something else than dvc.lock says, for it was edited while the stage {stage} "
+                    f"ended: {_first(other)}; `dvc repro --force --single-item {stage}` makes it anew"
+                )
+
+    def record(self) -> Record:
+        """Return what `begin` saw."""
+        inputs = {path: listing_md5(listing) for path, listing in self.listings.items()}
+        return Record(params=self.params, code_sha256=code_sha256(self.sources, _deciding(self.script)), inputs=inputs)
+
+    def check(self) -> None:
+        """Raise UserError, naming what has changed, unless everything that matters is as it was."""
+        inputs = self._changed_inputs()
+        if inputs:
+            self.forget()
+        self._refuse([*self._changed_params(), *self._changed_code(), *inputs], "" if inputs else self.kept)
+
+    def _refuse(self, changed: list[str], kept: str = "") -> None:
+        if changed:
+            raise UserError(
+                f"changed while this ran: {_first(changed)}; nothing is published, for it would be recorded as what it "
+                f"is not. {kept}To go on with what there is now, run the same command again"
+            )
+
+    def _own(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        names = tuple(self.names)
+        return {name: value for name, value in values.items() if name in names or name.startswith(_below(names))}
+
+    def _changed_params(self) -> list[str]:
+        if not self.typed or self._own(flat(read_yaml(self.root / PARAMS))) == self.typed:
+            return []  # also where a value of another stage is no longer allowed
+        return Record(params=self.params, code_sha256="", inputs={}).other_params(
+            _values(load_params(self.root / PARAMS))
+        )
+
+    def _changed_code(self) -> list[str]:
+        now = read_code(self.root / "src", self.script)
+        changed = [path for path in sorted(self.sources.keys() | now) if self.sources.get(path) != now.get(path)]
+        if not changed:
+            return []
+        needed = closure(self.sources, self.script) | (closure(now, self.script) if self.script in now else set())
+        before, after = ({path: code_without_comments(held.get(path, b"")) for path in changed}
+                         for held in (self.sources, now))  # fmt: skip
+        return [path for path in changed if path in needed and before[path] != after[path]]
+
+    def _changed_inputs(self) -> list[str]:
+        changed = []
+        for path, before in self.listings.items():
+            now = md5_listing(self.root / path)
+            files = sorted(file for file in before.keys() | now if before.get(file) != now.get(file))
+            changed += [f"{path}/{file}" if file else path for file in files]
+        return changed
+
+
+def _deciding(script: str) -> str:
+    """Return the file whose imports decide what a script makes."""
+    return "src/reprise/training/train.py" if Path(script).name == "train.py" else script
+
+
+def _values(params: Params) -> dict[str, Any]:
+    return flat(params.model_dump(mode="json"))
+
+
+def _stages() -> dict[str, Any]:
+    """Return the stages of the dvc.yaml in the working directory."""
+    stages: dict[str, Any] = yaml.load(Path("dvc.yaml").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return stages["stages"]
+
+
+def _first(changes: list[str]) -> str:
+    return ", ".join(changes[:MOST]) + (f" and {len(changes) - MOST} more" if len(changes) > MOST else "")
+
+
+def _below(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{name}." for name in names)

@@ -1,0 +1,43 @@
+"""Presets: small overlays on params.yaml for a known purpose; each file's first comment states its cost and result."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from reprise.params.load import load_params, overlay
+from reprise.runtime.errors import UserError
+
+
+def find_preset(folder: Path, name: str) -> Path:
+    """Return the file of a preset in the folder. Raises UserError with the names there are."""
+    presets = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if name not in presets:
+        raise UserError(f"there is no preset {name!r}; there are {', '.join(presets) or f'none in {folder}'}")
+    return presets[name]
+
+
+def describe(preset: Path) -> str:
+    """Return the comment at the top of a preset."""
+    lines = preset.read_text(encoding="utf-8").splitlines()
+    body = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines[:body])
+
+
+def applied(preset: Path, params: Path) -> str:
+    """Return the text of params.yaml with the preset's values, its comments and order kept.
+
+    Raises UserError, as `load_params` does, if the outcome is not allowed.
+    """
+    load_params(params, preset=preset)
+    yaml = YAML()
+    yaml.width = 4096  # no value is folded
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    tree: Any = yaml.load(params.read_text(encoding="utf-8"))  # with one kind of line end
+    overlay(tree, YAML(typ="safe").load(preset))
+    text = io.StringIO()
+    yaml.dump(tree, text)
+    return text.getvalue()

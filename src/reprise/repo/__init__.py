@@ -1,0 +1,1 @@
+"""Git and DVC: revisions, whether results are fresh and whole, and the way back after a crash."""

@@ -1,0 +1,157 @@
+"""Outs appear whole or not at all, and one process at a time writes them.
+
+They are written under a private name beside the target, synced, then renamed into place. A process that dies half-way
+leaves the old out (or none) under the final name, never a part of the new one. An exclusive `flock`, which the kernel
+gives back however its holder dies, keeps a second process waiting until the first is through.
+"""
+
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Self
+
+from reprise.runtime.errors import UserError
+from reprise.runtime.signals import StopSignals
+
+
+@contextmanager
+def publishing(*targets: Path, check: Callable[[], None] = lambda: None) -> Iterator[list[Path]]:
+    """Yield one private path per target; when the block ends without an error, they become the targets.
+
+    The block creates each private path as a file or as a folder. On an error all of them are removed and the targets
+    stay as they were. A folder replaces a folder whole: what the old one held beside is gone. Everything that decides
+    the content belongs inside the block: it starts once no other process is writing the same targets. check: raises,
+    in the last moment, if they must not.
+    """
+    partials = [target.with_name(f".{target.name}.partial") for target in targets]
+    replaced = [target.with_name(f".{target.name}.replaced.partial") for target in targets]
+    with ExitStack() as locks:
+        for target in sorted(targets):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(Lock(target))
+        for leftover in partials + replaced:  # of a killed process: whoever held the lock is gone
+            remove(leftover)
+        try:
+            yield partials
+            for partial in partials:
+                _sync(partial)
+            check()
+            with StopSignals(deferred=True):  # all of them, or none
+                _swap(targets, partials, replaced)
+        except BaseException as error:
+            for partial in partials:
+                remove(partial)
+            if isinstance(error, OSError) and error.filename is None:  # those of writing do not say where
+                error.filename = str(targets[0].parent)
+            raise
+
+
+def _swap(targets: Sequence[Path], partials: Sequence[Path], replaced: Sequence[Path]) -> None:
+    """Rename the partials to the targets; on an error the folders that made way come back."""
+    try:
+        for partial, target, old in zip(partials, targets, replaced, strict=True):
+            if _is_folder(target) or (_is_folder(partial) and os.path.lexists(target)):
+                target.rename(old)
+            partial.replace(target)
+    except BaseException:
+        for target, old in zip(targets, replaced, strict=True):
+            if os.path.lexists(old) and not os.path.lexists(target):
+                old.rename(target)
+        raise
+    for old in replaced:
+        remove(old)
+    for folder in {target.parent for target in targets}:
+        _sync_one(folder)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+class Lock:
+    """An exclusive `flock` on `.NAME.lock` beside a target: held from `acquire` to `release`, or to the process's end.
+
+    Says on stderr for whom it waits. Raises UserError on a file system without such locks.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.path = target.with_name(f".{target.name}.lock")
+
+    def acquire(self, wait: bool = True) -> bool:
+        """Take the lock; return False, without it, if another process has it and `wait` is false."""
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if not wait:
+                        os.close(descriptor)
+                        return False
+                    holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "another"
+                    if holder == str(os.getpid()):
+                        raise RuntimeError(f"{self.target} is locked by this very process") from None
+                    print(f"waiting for process {holder}, which is at work on {self.target}", file=sys.stderr)
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if self._is_still(descriptor):
+                    break
+            except OSError as error:
+                os.close(descriptor)
+                raise UserError(
+                    f"{self.path}: cannot be locked ({error.strerror}); keep the repository on a file system with locks"
+                ) from None
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self.descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        """Give the lock back. Its file goes first, while it is held: who waits for it notices and makes a new one."""
+        self.path.unlink(missing_ok=True)
+        os.close(self.descriptor)
+
+    def _is_still(self, descriptor: int) -> bool:
+        """Say whether the locked file is the one of that name, not one that its holder has removed meanwhile."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all it holds, if it is there."""
+    if _is_folder(path):
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir():
+        for entry in path.rglob("*"):
+            _sync_one(entry)
+    _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

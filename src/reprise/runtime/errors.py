@@ -1,0 +1,65 @@
+"""Errors that a user can cause end in one clear line and a non-zero exit; bugs keep their traceback."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from reprise.runtime.signals import Stopped, StopSignals, stop_with_parent
+
+# what a disk, and what lies on it, can do to anyone, with the way out
+OF_THE_DISK = {
+    errno.ENOSPC: "free some space and run it again",
+    errno.EDQUOT: "free some space and run it again",
+    errno.EFBIG: "the file system or a limit (`ulimit -f`) allows no larger file: use another disk, or raise it",
+    errno.EIO: "the disk or its connection fails: see the system's log, then restore the file and run it again",
+    errno.EROFS: "make the file system writable and run it again",
+    errno.EACCES: "look at its owner and rights",
+    errno.EPERM: "look at its owner and rights",
+    errno.EEXIST: "something else is in the way there: move it",
+    errno.ENOTDIR: "something else is in the way there: move it",
+    errno.EISDIR: "something else is in the way there: move it",
+}
+
+
+class UserError(Exception):
+    """Something that the user can put right; the message says what, where, what is allowed and the way out."""
+
+
+def brief(text: str, most: int = 80) -> str:
+    """Return text for one line of a message: no control characters, the rest of a long one left out."""
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:most])
+    return shown if len(text) <= most else f"{shown}... ({len(text):,} characters)"
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Return names for one line of a message, the first few and the number of the others."""
+    shown = ", ".join(brief(name, 40) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what a user or a disk can cause into one line on stderr and exit code 1, a signal into exit code 128 + n.
+
+    As a stage of DVC (which sets DVC_STAGE for its commands), the process also ends when DVC has died; as a further
+    process of a training, when the one that has started it has.
+    """
+    if "DVC_STAGE" in os.environ or int(os.environ.get("LOCAL_RANK", 0)):
+        stop_with_parent()
+    try:
+        with StopSignals():
+            yield
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except MemoryError:
+        sys.exit("error: out of memory; run it with less beside it, or lower data.image_size or the batch size")
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        sys.exit(f"error: {error.filename or 'the disk'}: {error.strerror}; {OF_THE_DISK[error.errno]}")
+    except Stopped as stopped:
+        with suppress(OSError):  # nobody may be reading any more
+            print(f"stopped by {stopped.name}; run the same command again", file=sys.stderr)
+        raise

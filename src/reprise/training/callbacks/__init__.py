@@ -1,0 +1,1 @@
+"""What watches a training: the best epoch, averaged weights, finite losses, progress."""

@@ -1,0 +1,36 @@
+"""What fine-tuning treats apart: a network's classifier, and everything else, its backbone."""
+
+from lightning import Callback, LightningModule, Trainer
+from torch import nn
+
+from reprise.model.pretrained import classifier_prefixes
+from reprise.runtime.errors import UserError
+
+
+def classifier_parameters(network: nn.Module) -> set[nn.Parameter]:
+    """Return the parameters of a timm model's classifier; none for another module."""
+    prefixes = classifier_prefixes(network)
+    return {weight for name, weight in network.named_parameters() if name.startswith(prefixes)}
+
+
+class FrozenBackbone(Callback):
+    """Trains the classifier alone for the first epochs; norms of the backbone keep their statistics meanwhile.
+
+    What is frozen follows from the epoch, so a checkpoint carries nothing of it.
+    """
+
+    def __init__(self, network: nn.Module, epochs: int) -> None:
+        self.network = network
+        self.epochs = epochs
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Freeze or thaw."""
+        if not self.epochs:
+            return
+        frozen = trainer.current_epoch < self.epochs
+        head = classifier_parameters(self.network)
+        if not head:
+            raise UserError("train.freeze_epochs: timm does not say what this model's classifier is; set it to 0")
+        for weight in self.network.parameters():
+            weight.requires_grad_(not frozen or weight in head)
+        self.network.train(not frozen)

@@ -1,0 +1,75 @@
+"""What a person sees of a training: a live bar in a terminal, one plain line an epoch anywhere else."""
+
+import sys
+import time
+from typing import Any, TextIO
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from tqdm import tqdm
+
+
+class Progress(Callback):
+    """Epoch, loss, validation accuracy and images/s, on the screen only: the rate is written nowhere.
+
+    The loss is read from the device when the bar is redrawn, five times a second, not at every step.
+    """
+
+    def __init__(self, batch_size: int, steps: int, stream: TextIO | None = None) -> None:
+        self.batch_size = batch_size
+        self.steps = steps  # in an epoch
+        self.stream = stream or sys.stderr
+        self.val_acc = ""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar, over all images of all epochs, at what is done already."""
+        self.bar = tqdm(
+            total=self.steps * self.batch_size * int(trainer.max_epochs or 1),
+            initial=trainer.global_step * trainer.accumulate_grad_batches * self.batch_size,
+            unit=" images",
+            unit_scale=True,
+            file=self.stream,
+            mininterval=0.2,
+            dynamic_ncols=True,
+            leave=False,
+            bar_format="{desc}|{bar}| {percentage:3.0f}%, {rate_fmt}, {remaining} left",
+            disable=not self.stream.isatty(),
+        )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the epoch's clock."""
+        self.started = time.monotonic()
+        self.images = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance the bar by one batch."""
+        self.images += self.batch_size
+        if self.bar.update(self.batch_size):
+            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            self.bar.set_description_str(f"{epoch}  loss {loss:.4f}{self.val_acc} ")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the epoch's clock: the rate counts training alone."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)  # it may be some steps behind
+        self.seconds = time.monotonic() - self.started
+
+    def epoch_ended(self, epoch: int, epochs: int, train_loss: float, val_accuracy: float, best: bool) -> None:
+        """Print the epoch's line where there is no bar; show its validation accuracy in the bar where there is one."""
+        self.val_acc = f"  val acc {val_accuracy:.4f}"
+        line = f"epoch {epoch}/{epochs}  loss {train_loss:.4f}{self.val_acc}"
+        if self.bar.disable:
+            rate = self.images / max(self.seconds, 1e-9)
+            print(f"{line}  {rate:,.0f} images/s{'  best so far' if best else ''}", file=self.stream, flush=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bar away."""
+        self.bar.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take the bar away before an error is printed."""
+        if hasattr(self, "bar"):
+            self.bar.close()

@@ -1,0 +1,248 @@
+"""A training that is killed goes on from its last checkpoint and ends in the bits of an uninterrupted run.
+
+Checkpoints live in a scratch folder under a key of everything that decides the bits (`Provenance.key`), so a run with
+other params, data, code or terms never finds them. Each is a file of its own with a checksum inside, published whole;
+the newest two are kept, and a damaged one gives way to the one before it. The position in the training is ours: batches
+of a resumed epoch begin at the step that comes next, Lightning's counters are set, and its own resuming, which carries
+no random state and skips a pending validation, is not used.
+"""
+
+import hashlib
+import io
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from reprise.loader.batches import TrainBatches
+from reprise.params.schema import CheckpointParams
+from reprise.runtime.atomic import Lock, publishing, remove
+from reprise.runtime.signals import Stopped, StopSignals
+
+MAGIC = b"reprise checkpoint 1\n"
+GENERATIONS = 2
+SHARE = 0.01  # of the time, at most, for checkpoints between short epochs
+UNFINISHED = 10  # trainings whose scratch is kept for a later resumption
+
+
+@dataclass(frozen=True)
+class Position:
+    """What comes next: a step (counted from 0) of an epoch (from 0); global_step: optimiser steps done so far."""
+
+    epoch: int
+    step: int
+    global_step: int
+
+
+class Checkpoints:
+    """The checkpoints of one key in a scratch folder, locked until `discard` or the end of the process.
+
+    A second process with the same key waits for the first. The scratch of the least recently touched other trainings
+    is removed, all but UNFINISHED of them.
+    """
+
+    def __init__(self, scratch: Path, key: str) -> None:
+        scratch.mkdir(parents=True, exist_ok=True)
+        self.folder = scratch / key
+        self.lock = Lock(self.folder)
+        self.lock.acquire()
+        self.folder.mkdir(exist_ok=True)
+        for leftover in self.folder.glob(".*"):  # of a killed process
+            remove(leftover)
+        others = []
+        for folder in scratch.iterdir():
+            with suppress(FileNotFoundError):  # another training was just through
+                if folder.is_dir() and folder != self.folder:
+                    others.append((folder.stat().st_mtime_ns, folder))
+        for _, folder in sorted(others, reverse=True)[UNFINISHED:]:
+            lock = Lock(folder)
+            if lock.acquire(wait=False):
+                remove(folder)
+                lock.release()
+
+    def save(self, state: dict[str, Any], position: Position) -> None:
+        """Write the state of a position durably; then let go of all but the newest two."""
+        buffer = io.BytesIO()
+        torch.save({"position": vars(position), **state}, buffer)
+        payload = buffer.getbuffer()
+        with (
+            publishing(self.folder / f"{position.epoch:06d}-{position.step:09d}.ckpt") as (path,),
+            path.open("wb") as file,
+        ):
+            file.write(MAGIC + hashlib.sha256(payload).digest())
+            file.write(payload)
+        for old in self._newest_first()[GENERATIONS:]:
+            remove(old)
+
+    def latest(self) -> tuple[Position, dict[str, Any]] | None:
+        """Return the newest intact state, on the CPU; a damaged one is named on stderr and removed."""
+        for path in self._newest_first():
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                print(f"{path}: {error.strerror}, trying the checkpoint before it", file=sys.stderr)
+                continue
+            header, payload = content[: len(MAGIC) + 32], content[len(MAGIC) + 32 :]
+            if header == MAGIC + hashlib.sha256(payload).digest():
+                state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+                return Position(**state.pop("position")), state
+            print(f"{path}: damaged, trying the checkpoint before it", file=sys.stderr)
+            remove(path)
+        return None
+
+    def leave(self) -> None:
+        """Unlock the scratch and keep it for a later resumption."""
+        self.lock.release()
+
+    def discard(self) -> None:
+        """Remove the scratch: the training's result is published."""
+        remove(self.folder)
+        self.lock.release()
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("*.ckpt"), reverse=True)
+
+
+class Resumption(Checkpoint):
+    """Takes a training up where the state says, saves it as often as `every` says, stops it when a signal came.
+
+    Lightning calls a `Checkpoint` last, after every other callback has seen the step. `extra` is an object with
+    `state_dict` whose state travels along; `check` raises if this is no moment to save. Raises Stopped, with the state
+    saved, at the first step boundary after a signal; one that comes during validation waits for its end.
+
+    Of several processes the first alone reads and saves; a signal to any of them stops all. They agree on it between
+    epochs and, within one, where what all have counted belongs to the state, every so many STEPS.
+    """
+
+    STEPS = 16
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints | None,
+        every: CheckpointParams,
+        batches: TrainBatches,
+        extra: Any,
+        signals: StopSignals,
+        resumed: tuple[Position, dict[str, Any]] | None,
+        check: Callable[[Trainer], None] = lambda trainer: None,
+    ) -> None:
+        self.checkpoints = checkpoints
+        self.every = every
+        self.batches = batches
+        self.extra = extra
+        self.signals = signals
+        self.resumed = resumed
+        self.check = check
+        self.saved_epoch = resumed[0].epoch if resumed else 0
+        self.saved_at = time.monotonic()
+        self.cost = 0.0  # of the last save, in seconds
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell all processes the state of the first, as soon as they are connected."""
+        if trainer.world_size > 1:
+            self.signals.listen()
+            self.resumed = trainer.strategy.broadcast(self.resumed)
+            if self.resumed:
+                self.extra.load_state_dict(self.resumed[1]["extra"])
+                self.saved_epoch = self.resumed[0].epoch
+                self.prepare(trainer)
+                trainer.should_stop = self.extra.is_over()
+
+    def prepare(self, trainer: Trainer) -> None:
+        """Set the counters of a trainer that has not started."""
+        if self.resumed is None:
+            return
+        position = self.resumed[0]
+        self.batches.start(position.epoch, position.step)
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        epochs.processed = epochs.completed = position.epoch
+        # by this, loggers number what they are given
+        trainer.fit_loop.epoch_loop._batches_that_stepped = position.epoch * self.batches.steps + position.step
+        trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = (
+            position.global_step
+        )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load the state before the first step; save it between two epochs, where the schedule has moved too."""
+        if self.resumed is not None:
+            _, state = self.resumed
+            self.resumed = None
+            # metrics keep a tensor as it is given to them, on whatever device that is
+            pl_module.load_state_dict({name: value.to(pl_module.device) for name, value in state["module"].items()})
+            if not trainer.is_global_zero:  # the first has what all of them had counted
+                restored: Any = pl_module
+                restored.train_metrics.counts.zero_()
+                restored.train_metrics.loss.zero_()
+            trainer.optimizers[0].load_state_dict(state["optimizer"])
+            for config, scheduler in zip(trainer.lr_scheduler_configs, state["schedulers"], strict=True):
+                config.scheduler.load_state_dict(scheduler)
+        elif trainer.current_epoch > 0:
+            self._between_epochs(trainer, pl_module, trainer.current_epoch)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save in the middle of an epoch if it is time or a signal came."""
+        several = trainer.world_size > 1
+        if not several and self.signals.received is None and not self._minutes_are_over():
+            return
+        step = self.batches.first_step(trainer.current_epoch) + batch_idx + 1
+        if step % trainer.accumulate_grad_batches:  # gradients are no part of the state
+            return
+        if step >= self.batches.steps:
+            return
+        if several and step // trainer.accumulate_grad_batches % self.STEPS:
+            return
+        due, signum = self._agreed(trainer, self._minutes_are_over())
+        if due:
+            counted: Any = pl_module
+            counted.train_metrics.merge(onto_first=True)
+            self._save(trainer, pl_module, trainer.current_epoch, step, signum)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is trained, for it is not published yet and may be refused."""
+        self._between_epochs(trainer, pl_module, trainer.current_epoch, over=True)
+
+    def _between_epochs(self, trainer: Trainer, pl_module: LightningModule, epoch: int, over: bool = False) -> None:
+        due = epoch - self.saved_epoch >= (1 if over else self.every.epochs)
+        due = due and (over or time.monotonic() - self.saved_at >= self.cost / SHARE)
+        due, signum = self._agreed(trainer, due or self._minutes_are_over())
+        if due:
+            self._save(trainer, pl_module, epoch, 0, signum)
+
+    def _agreed(self, trainer: Trainer, due: bool) -> tuple[bool, int]:
+        """Return whether to save, for which the first process's time counts, and any one's signal to stop, or 0."""
+        signum = self.signals.received or 0
+        if trainer.world_size > 1:
+            wanted = torch.tensor([due and trainer.is_global_zero, signum], device=trainer.strategy.root_device)
+            due, signum = trainer.strategy.reduce(wanted, reduce_op="max").tolist()
+        return bool(due or signum), signum
+
+    def _minutes_are_over(self) -> bool:
+        return time.monotonic() - self.saved_at >= 60 * self.every.minutes
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule, epoch: int, step: int, signum: int) -> None:
+        started = time.monotonic()
+        if trainer.is_global_zero:
+            self.check(trainer)
+        # weights that are not finite are about to end the training: they shall not replace the last good checkpoint
+        if self.checkpoints and all(bool(weight.isfinite().all()) for weight in pl_module.parameters()):
+            state = {
+                "module": pl_module.state_dict(),
+                "optimizer": trainer.optimizers[0].state_dict(),
+                "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+                "extra": self.extra.state_dict(),
+            }
+            self.checkpoints.save(state, Position(epoch, step, trainer.global_step))
+        self.saved_epoch, self.saved_at = epoch, time.monotonic()
+        self.cost = self.saved_at - started
+        if signum:
+            trainer.strategy.barrier()  # who starts the processes ends them all as soon as one has ended
+            raise Stopped(signum)

@@ -1,0 +1,63 @@
+"""What is about to be trained, in four lines: model, memory, data, schedule. Costs one forward pass of one image."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from reprise.data.formats.packed import Metadata
+from reprise.model.artifact import Architecture
+from reprise.params.schema import TrainParams
+
+
+def summary(
+    network: nn.Module, architecture: Architecture, metadata: Metadata, params: TrainParams, steps: int, device: str
+) -> str:
+    """Return the lines; steps: of an epoch. The network is left as it was, and no random number is drawn.
+
+    Multiply-adds are those of convolutions and matrix products. Memory: weights, gradients and two moments of each
+    weight in float32, and what a batch keeps for its backward pass, of one image times the batch size.
+    """
+    size = architecture.image_size
+    resized = "" if size == metadata.image_size else f", resized to {size}x{size}"
+    resized += f", at first to {params.start_size}x{params.start_size}" if params.start_size else ""
+    idle = device == "cpu" and params.accelerator != "cpu" and torch.cuda.is_available()
+    unused = " (there is a GPU: train.reproducible: machine would use it)" if idle else ""
+    operations, kept = _one_image(network, torch.zeros(1, architecture.in_chans, size, size))
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    frozen = f", {params.freeze_epochs} with a frozen backbone" if params.freeze_epochs else ""
+    return "\n".join(
+        [
+            f"model     {architecture.model_name}: {weights:,} parameters, {operations // 2:,} multiply-adds an image",
+            f"memory    about {_megabytes(16 * weights)} for weights, gradients and optimizer, "
+            f"{_megabytes(kept * params.batch_size)} for a batch of {params.batch_size}",
+            f"data      {metadata.data}: {metadata.summary()}{resized}",
+            f"schedule  {params.epochs} epochs of {steps} steps{frozen}, {params.optimizer}, {params.schedule}, "
+            f"learning rate {params.lr:g}, on {device}, {params.reproducible}{unused}",
+        ]
+    )
+
+
+def _one_image(network: nn.Module, image: Tensor) -> tuple[int, int]:
+    """Return the operations of a forward pass and the bytes that it keeps for the backward pass."""
+    own = {parameter.data_ptr() for parameter in network.parameters()}
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    training = network.training
+    # attention fused for CPUs has no count of its own: count the plain products that it stands for
+    hooks = saved_tensors_hooks(keep, lambda tensor: tensor)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, hooks:
+        network.eval()(image)
+    network.train(training)
+    return int(counter.get_total_flops()), sum(sizes.values())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,197 @@
+"""A download arrives whole or not at all, whatever the server does; a real one on loopback does it."""
+
+import hashlib
+import http.server
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from reprise.data.download.fetch import TRIES, fetch
+from reprise.data.download.sources import download
+from reprise.data.formats.raw import RawArchive
+from reprise.runtime.errors import UserError
+from tests.data.test_layouts import IMAGE, pack_zip
+
+CONTENT = bytes(range(256)) * 4000  # 1 MB
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers each request with the next of `answers`, the last one for ever; notes what was asked for.
+
+    An answer is a status, or a dict: `content`; `stop`, after how many bytes of the body to hang up; `ranges`, whether
+    Range is heeded; `length`, `etag`, what it says of the file; `kind`, its Content-Type.
+    """
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers, self.asked = [{}], []
+        self.url = f"http://127.0.0.1:{self.server_port}/set%20one.zip"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        answers = self.server.answers
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        asked = self.headers.get("Range")
+        self.server.asked.append(asked)
+        if isinstance(answer, int):
+            self.send_response(answer)
+            if answer == 302:
+                self.send_header("Location", "/moved.zip")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        content, etag = answer.get("content", CONTENT), answer.get("etag", '"one"')
+        current = answer.get("heedless") or self.headers.get("If-Range") == etag
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and answer.get("ranges", True) and current else 0
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if etag:
+            self.send_header("ETag", etag)
+        if answer.get("length", True):
+            self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start : start + answer.get("stop", len(content))])
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def fetched(server, tmp_path):
+    """Fetch with these answers; return the bytes that arrived, what was asked for, and the pauses."""
+
+    def fetched(*answers, sha256=SHA256):
+        server.answers[:] = answers
+        pauses = []
+        content = fetch(server.url, sha256, tmp_path / "downloads", pauses.append).path.read_bytes()
+        assert len(os.listdir(tmp_path / "downloads")) == 1  # nothing but the file itself
+        return content, server.asked, pauses
+
+    return fetched
+
+
+BREAK = {"stop": 300_000}
+
+
+def test_what_broke_off_goes_on_where_it_was(fetched):
+    assert fetched(BREAK, BREAK, {}) == (CONTENT, [None, "bytes=300000-", "bytes=600000-"], [1, 1])
+
+
+def test_a_file_that_has_arrived_is_not_fetched_again_unless_it_was_damaged(fetched, tmp_path):
+    assert fetched({}) == fetched({})
+    (path,) = (tmp_path / "downloads").iterdir()
+    assert path.name.endswith("-set_one.zip")
+    path.write_bytes(CONTENT[:-1])
+    content, asked, _ = fetched({})
+    assert (content, len(asked)) == (CONTENT, 2)
+
+
+def test_a_server_without_ranges_or_without_a_version_sends_all_of_it_again(fetched):
+    assert fetched(BREAK, {"ranges": False}) == (CONTENT, [None, "bytes=300000-"], [1])
+
+
+@pytest.mark.parametrize("etag", ["", 'W/"weak"'])
+def test_without_a_version_to_ask_for_it_starts_anew(fetched, etag):
+    assert fetched(BREAK | {"etag": etag}, {"etag": etag}) == (CONTENT, [None, None], [1])
+
+
+def test_a_file_that_changes_between_tries_is_never_mixed(fetched):
+    other = b"z" * len(CONTENT)
+    changed = {"content": other, "etag": '"two"'}
+    assert fetched(BREAK, changed, sha256=None)[0] == other
+
+
+@pytest.mark.parametrize("etag", ['"two"', '"one"'])
+def test_a_server_that_heeds_range_but_not_if_range_is_found_out(fetched, etag):
+    """It sends the rest of another version: seen by its ETag, or, if that is the same, by the checksum."""
+    content, asked, _ = fetched(BREAK | {"content": b"z" * 900_000}, {"etag": etag, "heedless": True}, {"etag": etag})
+    assert content == CONTENT
+    assert asked == [None, "bytes=300000-", None]
+
+
+def test_a_part_that_is_longer_than_the_file_is_dropped(fetched):
+    assert fetched(BREAK, 416, {}) == (CONTENT, [None, "bytes=300000-", None], [1, 2])
+
+
+@pytest.mark.parametrize("passing", [429, 500, 503])
+def test_what_may_pass_is_waited_for_ever_longer(fetched, passing):
+    assert fetched(passing, passing, passing, {})[::2] == (CONTENT, [1, 2, 4])
+
+
+def test_redirections_are_followed(fetched):
+    assert fetched(302, {})[0] == CONTENT
+
+
+def refusal(fetched, tmp_path, *answers, **options):
+    with pytest.raises(UserError) as caught:
+        fetched(*answers, **options)
+    assert "\n" not in str(caught.value)
+    assert not [path for path in (tmp_path / "downloads").iterdir() if path.suffix == ".zip"]
+    return str(caught.value)
+
+
+def test_what_will_not_pass_is_refused_at_once(fetched, server, tmp_path):
+    said = refusal(fetched, tmp_path, 404)
+    assert said == f"data.url = {server.url}: HTTP 404 Not Found; check the address"
+    assert len(server.asked) == 1
+    assert "infinite loop" in refusal(fetched, tmp_path, 302)
+
+
+def test_it_gives_up_when_no_try_gets_further_and_a_later_run_goes_on(fetched, server, tmp_path):
+    said = refusal(fetched, tmp_path, BREAK, {"stop": 0})
+    assert "could not be downloaded (300,000 of 1,024,000 bytes came; 300,000 bytes so far); check the network" in said
+    assert len(server.asked) == TRIES
+    assert fetched({})[1][TRIES:] == ["bytes=300000-"]
+
+
+def test_a_body_of_unknown_length_is_checked_by_its_checksum(fetched, tmp_path):
+    assert fetched({"length": False})[0] == CONTENT
+    (tmp_path / "downloads").joinpath(os.listdir(tmp_path / "downloads")[0]).unlink()
+    assert f"came with the SHA-256 {hashlib.sha256(CONTENT[:9]).hexdigest()}, not {SHA256}" in refusal(
+        fetched, tmp_path, {"length": False, "stop": 9}
+    )
+
+
+def test_an_altered_file_and_a_page_are_refused_and_nothing_is_kept(fetched, server, tmp_path):
+    assert f"not {SHA256}; correct data.sha256" in refusal(fetched, tmp_path, {"content": CONTENT[:-1] + b"x"})
+    said = refusal(fetched, tmp_path, {"content": b"\r\n<html>Please log in</html>"}, sha256=None)
+    assert f"data.url = {server.url}: an HTML page came, not an archive" in said
+    assert os.listdir(tmp_path / "downloads") == []
+
+
+def test_no_server_and_no_address_end_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"could not be downloaded \(<urlopen error .*refused>; 0 bytes so far\)"):
+        fetch("http://127.0.0.1:9/x.zip", None, tmp_path, lambda seconds: None)
+    for url in ("http://127.0.0.1:x/y.zip", "http://[::1/y.zip"):
+        with pytest.raises(UserError, match="not an address"):
+            fetch(url, None, tmp_path, lambda seconds: None)
+
+
+def test_the_raw_archive_says_where_it_came_from_and_a_damaged_one_is_not_kept(server, tmp_path):
+    packed = pack_zip(IMAGE, tmp_path / "own.zip").read_bytes()
+
+    def brought(content):
+        server.answers[:] = [{"content": content}]
+        return download("archive", tmp_path / "raw", Path("nowhere"), tmp_path / "downloads", url=server.url)
+
+    with pytest.raises(UserError, match=f"{server.url}: cut short or damaged"):
+        brought(packed[:-30])
+    assert os.listdir(tmp_path / "downloads") == []
+    source = brought(packed)
+    assert source.origin == {"url": server.url, "sha256": hashlib.sha256(packed).hexdigest()}
+    assert RawArchive(tmp_path / "raw").source == source

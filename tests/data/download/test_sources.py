@@ -1,0 +1,244 @@
+"""Each source yields the images it promises, checks their integrity, and says what to do without a network."""
+
+import gzip
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import struct
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision.datasets
+from PIL import Image
+
+from reprise.data.download.sources import download
+from reprise.data.formats.raw import RawArchive
+from reprise.data.prepare.decode import decode
+from reprise.runtime.errors import UserError
+
+
+def fetched(tmp_path, name, **options):
+    download(name, tmp_path / "raw", tmp_path / "own", tmp_path / "downloads", **options)
+    return RawArchive(tmp_path / "raw")
+
+
+def test_digits_are_scikit_learns(tmp_path):
+    from sklearn.datasets import load_digits
+
+    archive = fetched(tmp_path, "digits")
+    assert archive.source.classes == [str(digit) for digit in range(10)]
+    assert len(archive.members) == archive.source.images == 1797
+    digits = load_digits()
+    for index in range(1797):
+        member = f"unsplit/{digits.target[index]}/{index:04d}.pgm"
+        pixels = decode(archive.read(member), 8, 1)[:, :, 0]
+        assert np.array_equal(pixels, np.rint(digits.images[index] * 255 / 16))
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder and the loopback address that serves it."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(tmp_path / "served"))
+
+        def log_message(self, *arguments):
+            pass
+
+    (tmp_path / "served").mkdir()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield tmp_path / "served", f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def idx(array):
+    """Encode an array in the format of the MNIST files."""
+    return gzip.compress(
+        struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes(), mtime=0
+    )
+
+
+def serve_mnist(folder, monkeypatch, data_set):
+    """Serve a tiny data set in MNIST's format; teach torchvision its checksums."""
+    random = np.random.default_rng(0)
+    arrays = {}
+    resources = []
+    for split, count in (("train", 20), ("t10k", 10)):
+        images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        arrays[split] = images, labels
+        for name, array in ((f"{split}-images-idx3-ubyte.gz", images), (f"{split}-labels-idx1-ubyte.gz", labels)):
+            content = idx(array)
+            (folder / name).write_bytes(content)
+            resources.append((name, hashlib.md5(content).hexdigest()))
+    monkeypatch.setattr(data_set, "resources", resources)
+    return arrays
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_mnist_through_torchvision_from_a_mirror(tmp_path, monkeypatch, served, name):
+    folder, address = served
+    data_set = {"mnist": torchvision.datasets.MNIST, "fashion_mnist": torchvision.datasets.FashionMNIST}[name]
+    arrays = serve_mnist(folder, monkeypatch, data_set)
+    archive = fetched(tmp_path, name, mirror=address)
+    assert len(archive.source.classes) == 10
+    assert not any("/" in label for label in archive.source.classes)  # "T-shirt/top" is one class, not two folders
+    test_seven = f"test/{archive.source.classes[7]}/00007.pgm"
+    assert np.array_equal(decode(archive.read(test_seven), 28, 1)[:, :, 0], arrays["t10k"][0][7])
+    assert [split for split, _ in archive.placed()] == ["train"] * 20 + ["test"] * 10
+
+
+def test_cifar10_through_torchvision_from_a_mirror(tmp_path, monkeypatch, served):
+    folder, address = served
+    random = np.random.default_rng(0)
+    packed = io.BytesIO()
+    lists = {"train_list": [], "test_list": []}
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+
+        def add(name, content):
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+            return hashlib.md5(content).hexdigest()
+
+        pixels = random.integers(0, 256, (10, 3072), dtype=np.uint8)
+        batch = pickle.dumps({"data": pixels, "labels": list(range(10))})
+        lists["train_list"].append(["data_batch_1", add("data_batch_1", batch)])
+        lists["test_list"].append(["test_batch", add("test_batch", batch)])
+        meta = {"filename": "batches.meta", "key": "label_names"}
+        meta["md5"] = add("batches.meta", pickle.dumps({"label_names": [f"class {c}" for c in "abcdefghij"]}))
+    (folder / "cifar-10-python.tar.gz").write_bytes(packed.getvalue())
+    for key, value in lists.items():
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, key, value)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "meta", meta)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "tgz_md5", hashlib.md5(packed.getvalue()).hexdigest())
+
+    archive = fetched(tmp_path, "cifar10", mirror=address)
+    assert archive.source.classes[3] == "class d"
+    image = decode(archive.read("test/class d/00003.ppm"), 32, 3)
+    assert np.array_equal(image, pixels[3].reshape(3, 32, 32).transpose(1, 2, 0))
+
+
+def test_an_altered_download_is_refused(tmp_path, monkeypatch, served):
+    folder, address = served
+    serve_mnist(folder, monkeypatch, torchvision.datasets.MNIST)
+    path = folder / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"data\.name = mnist: could not download from http://127"):
+        fetched(tmp_path, "mnist", mirror=address)
+
+
+def test_no_network_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match=r"check the network, set data\.mirror .* data/own/CLASS/"):
+        fetched(tmp_path, "mnist", mirror="http://127.0.0.1:9")  # the discard port: nothing listens
+
+
+def photo(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), "red").save(path)
+
+
+def test_a_folder_of_class_folders(tmp_path):
+    own = tmp_path / "own"
+    for name in ("dog/2.png", "dog/deeper/1.JPG", "cat/a b.jpeg", "cat/.hidden.png", ".trash/x/1.png"):
+        photo(own / name)
+    (own / "cat/notes.txt").write_text("not an image")
+    archive = fetched(tmp_path, "folder")
+    assert archive.source.classes == ["cat", "dog"]
+    assert list(archive.members) == ["unsplit/cat/a b.jpeg", "unsplit/dog/2.png", "unsplit/dog/deeper/1.JPG"]
+    assert archive.read("unsplit/dog/2.png") == (own / "dog/2.png").read_bytes()
+
+
+def test_a_folder_with_its_own_splits(tmp_path):
+    for name in ("train/cat/1.png", "valid/cat/1.png", "test/dog/1.png", "train/dog/1.png"):
+        photo(tmp_path / "own" / name)
+    archive = fetched(tmp_path, "folder")
+    assert archive.source.classes == ["cat", "dog"]
+    assert sorted(archive.members) == ["test/dog/1.png", "train/cat/1.png", "train/dog/1.png", "val/cat/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([], "holds no images"),
+        (["1.png", "cat/1.png"], "an image outside a class folder"),
+        (["test/cat/1.png"], "no train folder"),
+    ],
+)
+def test_an_unusable_folder_says_what_is_expected(tmp_path, names, said):
+    (tmp_path / "own").mkdir()
+    for name in names:
+        photo(tmp_path / "own" / name)
+    with pytest.raises(UserError, match=said) as caught:
+        fetched(tmp_path, "folder")
+    assert "own/CLASS/IMAGE" in str(caught.value)
+
+
+def test_splits_are_known_by_any_case_and_nothing_may_lie_beside_them(tmp_path):
+    for name in ("Train/cat/1.png", "TEST/cat/1.png"):
+        photo(tmp_path / "own" / name)
+    assert sorted(fetched(tmp_path, "folder").members) == ["test/cat/1.png", "train/cat/1.png"]
+    photo(tmp_path / "own/unlabeled/x/1.png")
+    with pytest.raises(UserError, match=r"own/unlabeled lies beside .*, a split"):
+        download("folder", tmp_path / "again", tmp_path / "own", tmp_path / "downloads")
+
+
+def test_classes_that_are_called_like_splits_are_classes(tmp_path):
+    for name in ("train/1.png", "test/1.png"):  # two kinds of picture, without a level above
+        photo(tmp_path / "own" / name)
+    assert fetched(tmp_path, "folder").source.classes == ["test", "train"]
+
+
+def test_what_would_be_lost_without_a_word_is_refused(tmp_path):
+    own = tmp_path / "own"
+    photo(own / "cat/1.png")
+    photo(tmp_path / "far/1.png")
+    (own / "far").symlink_to(tmp_path / "far")
+    with pytest.raises(UserError, match="own/far is a symbolic link, behind which DVC does not look"):
+        fetched(tmp_path, "folder")
+    (own / "far").unlink()
+    (own / "cat/2.HEIC").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"2\.HEIC: \.HEIC is not read here; convert it"):
+        fetched(tmp_path, "folder")
+
+
+def test_unreadable_files_are_all_listed(tmp_path):
+    photo(tmp_path / "own/cat/1.png")
+    for name in ("a", "b"):
+        (tmp_path / f"own/cat/{name}.png").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"2 images cannot be read.*\n.*a\.png: No such file.*\n.*b\.png: No such file"):
+        fetched(tmp_path, "folder")
+
+
+def test_a_name_that_is_not_text_is_refused(tmp_path):
+    photo(tmp_path / "own/cat/1.png")
+    Path(os.fsdecode(bytes(tmp_path / "own/cat") + b"/\xff.png")).write_bytes(b"x")
+    with pytest.raises(UserError, match=r"\\udcff\.png': the name is not UTF-8; rename it"):
+        fetched(tmp_path, "folder")
+
+
+@pytest.mark.parametrize("mirror", ["mirror.example/mnist", "http://127.0.0.1:x/"])
+def test_a_mirror_that_is_no_address_is_refused(tmp_path, mirror):
+    with pytest.raises(UserError, match=r"set data\.mirror to the http"):
+        fetched(tmp_path, "mnist", mirror=mirror)
+
+
+@pytest.mark.parametrize(("option", "key"), [("mirror", "mirror"), ("variant", "split")])
+@pytest.mark.parametrize("name", ["digits", "folder", "archive"])
+def test_what_would_be_ignored_is_refused(tmp_path, name, option, key):
+    with pytest.raises(UserError, match=rf"data\.{key} = http://x: {name} .*; set data\.{key}: null"):
+        fetched(tmp_path, name, **{option: "http://x"})
+
+
+def test_a_missing_folder_says_so(tmp_path):
+    with pytest.raises(UserError, match="there is no folder"):
+        fetched(tmp_path, "folder")

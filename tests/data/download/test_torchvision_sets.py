@@ -1,0 +1,559 @@
+"""Each data set of torchvision arrives with its splits, class names, labels and pixels; nothing half unpacked does."""
+
+import bz2
+import csv
+import hashlib
+import http.server
+import inspect
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import tarfile
+import threading
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision.datasets
+from PIL import Image
+from scipy.io import savemat
+
+from reprise.data.download.torchvision_sets import LEFT_OUT, TORCHVISION_SETS, class_names, download_torchvision, moved
+from reprise.data.formats.raw import RawArchive, encode_array
+from reprise.runtime.errors import UserError
+from tests.conftest import ROOT
+
+RANDOM = np.random.default_rng(0)
+DIGITS = ["0 - zero", "1 - one", "2 - two", "3 - three", "4 - four", *("5 - five", "6 - six", "7 - seven")]
+DIGITS += ["8 - eight", "9 - nine"]
+
+
+def pixels(*shape):
+    return RANDOM.integers(0, 256, shape, dtype=np.uint8)
+
+
+def image(path):
+    """Write a small image file; return its bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels(4, 4, 3)).save(path)
+    return path.read_bytes()
+
+
+def text(path, *lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def idx(path, array, kind=8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack(f">BBBB{array.ndim}I", 0, 0, kind, array.ndim, *array.shape) + array.tobytes())
+
+
+# Each of these lays a data set out below a folder, and returns its classes and what each member of the archive holds.
+
+
+def mnist(root, folder="MNIST", prefix="", names=tuple(DIGITS), labels=(7, 0), test="t10k"):
+    found = {}
+    for ours, theirs in (("train", "train"), ("test", test)):
+        images = pixels(2, 28, 28)
+        idx(root / folder / f"raw/{prefix}{theirs}-images-idx3-ubyte", images)
+        idx(root / folder / f"raw/{prefix}{theirs}-labels-idx1-ubyte", np.array(labels, np.uint8))
+        for index, label in enumerate(labels):
+            found[f"{ours}/{names[label]}/0000{index}.pgm"] = images[index]
+    return list(names), found
+
+
+def fashion_mnist(root):
+    names = ["T-shirt-top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+    return mnist(root, "FashionMNIST", names=names)
+
+
+def kmnist(root):
+    return mnist(root, "KMNIST", names=["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"])
+
+
+def emnist_letters(root):
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    _, found = mnist(root, "EMNIST", "emnist-letters-", ["none", *letters], labels=(1, 26), test="test")
+    return letters, found
+
+
+def qmnist(root):
+    images = pixels(2, 28, 28)
+    for part in ("train", "test"):
+        idx(root / f"QMNIST/raw/qmnist-{part}-images-idx3-ubyte", images)
+        labels = np.zeros((2, 8), ">i4")
+        labels[:, 0] = 3, 9
+        idx(root / f"QMNIST/raw/qmnist-{part}-labels-idx2-int", labels, kind=12)
+    members = {f"{part}/{DIGITS[label]}/0000{index}.pgm": images[index] for part, index, label in rows(3, 9)}
+    return DIGITS, members
+
+
+def rows(*labels):
+    return [(part, index, label) for part in ("train", "test") for index, label in enumerate(labels)]
+
+
+def cifar(root, folder, files, key, names_key):
+    names = [f"class {label}" for label in range(10)]
+    (root / folder).mkdir(parents=True)
+    array = pixels(2, 3072)
+    for part, count in files:
+        (root / folder / part).write_bytes(pickle.dumps({"data": array[:count], key: [9, 2][:count]}))
+    meta = "meta" if "100" in folder else "batches.meta"
+    (root / folder / meta).write_bytes(pickle.dumps({names_key: names}))
+    return names, array.reshape(2, 3, 32, 32).transpose(0, 2, 3, 1)
+
+
+def cifar10(root):
+    parts = [*((f"data_batch_{number}", 1) for number in range(1, 6)), ("test_batch", 2)]
+    names, images = cifar(root, "cifar-10-batches-py", parts, "labels", "label_names")
+    found = {f"train/class 9/0000{index}.ppm": images[0] for index in range(5)}
+    return names, found | {"test/class 9/00000.ppm": images[0], "test/class 2/00001.ppm": images[1]}
+
+
+def cifar100(root):
+    names, images = cifar(root, "cifar-100-python", [("train", 2), ("test", 2)], "fine_labels", "fine_label_names")
+    return names, {f"{part}/class {label}/0000{index}.ppm": images[index] for part, index, label in rows(9, 2)}
+
+
+def svhn(root):
+    images = pixels(2, 32, 32, 3)
+    for part in ("train", "test"):
+        savemat(root / f"{part}_32x32.mat", {"X": images.transpose(1, 2, 3, 0), "y": np.array([[10], [4]])})
+    members = {f"{part}/{label}/0000{index}.ppm": images[index] for part, index, label in rows(0, 4)}
+    return list("0123456789"), members
+
+
+def usps(root):
+    lines = ["10 " + " ".join(f"{n}:1" for n in range(1, 257)), "1 " + " ".join(f"{n}:-1" for n in range(1, 257))]
+    for name in ("usps.bz2", "usps.t.bz2"):
+        (root / name).write_bytes(bz2.compress("\n".join(lines).encode()))
+    levels = [np.full((16, 16), 255, np.uint8), np.zeros((16, 16), np.uint8)]
+    members = {f"{part}/{label}/0000{index}.pgm": levels[index] for part, index, label in rows(9, 0)}
+    return list("0123456789"), members
+
+
+def stl10(root):
+    images = pixels(2, 96, 96, 3)
+    folder = root / "stl10_binary"
+    names = ["airplane", "bird", "car"]
+    text(folder / "class_names.txt", *names)
+    for part in ("train", "test"):
+        (folder / f"{part}_X.bin").write_bytes(images.transpose(0, 3, 2, 1).tobytes())
+        (folder / f"{part}_y.bin").write_bytes(bytes([3, 1]))
+    (folder / "unlabeled_X.bin").touch()
+    return names, {f"{part}/{names[n]}/0000{index}.ppm": images[index] for part, index, n in rows(2, 0)}
+
+
+def semeion(root):
+    bits = RANDOM.integers(0, 2, (2, 256))
+    lines = [" ".join(map(str, [*row, *np.eye(10, dtype=int)[label]])) for row, label in zip(bits, (6, 0), strict=True)]
+    text(root / "semeion.data", *lines)
+    levels = (bits * 255).reshape(2, 16, 16).astype(np.uint8)
+    return list("0123456789"), {"unsplit/6/00000.pgm": levels[0], "unsplit/0/00001.pgm": levels[1]}
+
+
+def files_in(root, names, member, path):
+    """Write two images a class, in the wrong order; return the classes and the members."""
+    found = {member(name, n): image(root / path(name, n)) for n in (2, 1) for name in reversed(names)}
+    return names, found
+
+
+def omniglot(root):
+    (root / "omniglot-py").mkdir()
+    (root / "omniglot-py/images_background.zip").touch()
+    return files_in(
+        root,
+        ["Greek-character01", "Greek-character02", "Latin-character01"],
+        lambda name, n: f"unsplit/{name}/0709_0{n}.png",
+        lambda name, n: f"omniglot-py/images_background/{name.replace('-', '/')}/0709_0{n}.png",
+    )
+
+
+def caltech101(root):
+    image(root / "caltech101/101_ObjectCategories/BACKGROUND_Google/image_0001.jpg")
+    return files_in(
+        root,
+        ["ant", "emu"],
+        lambda name, n: f"unsplit/{name}/image_000{n}.jpg",
+        lambda name, n: f"caltech101/101_ObjectCategories/{name}/image_000{n}.jpg",
+    )
+
+
+def caltech256(root):
+    return files_in(
+        root,
+        ["001.ak47", "002.flag"],
+        lambda name, n: f"unsplit/{name}/{name[:3]}_000{n}.jpg",
+        lambda name, n: f"caltech256/256_ObjectCategories/{name}/{name[:3]}_000{n}.jpg",
+    )
+
+
+def eurosat(root):
+    return files_in(
+        root,
+        ["Forest", "River"],
+        lambda name, n: f"unsplit/{name}/{n}.jpg",
+        lambda name, n: f"eurosat/2750/{name}/{n}.jpg",
+    )
+
+
+def inaturalist(root):
+    names = ["00000_Animalia_a_b_c_d_e_f", "00001_Plantae_a_b_c_d_e_f"]
+    return files_in(
+        root, names, lambda name, n: f"unsplit/{name}/{n}.jpg", lambda name, n: f"2021_train_mini/{name}/{n}.jpg"
+    )
+
+
+def sun397(root):
+    text(root / "SUN397/ClassName.txt", "/a/abbey", "/a/arch/indoor")
+    return files_in(
+        root,
+        ["abbey", "arch-indoor"],
+        lambda name, n: f"unsplit/{name}/sun_{n}.jpg",
+        lambda name, n: f"SUN397/a/{name.replace('-', '/')}/sun_{n}.jpg",
+    )
+
+
+def gtsrb(root):
+    found = {}
+    with (root / "gt.csv").open("w") as file:
+        table = csv.writer(file, delimiter=";")
+        table.writerow(["Filename", "ClassId"])
+        for label in (1, 0):
+            found[f"train/{label}/0_{label}.ppm"] = image(root / f"gtsrb/GTSRB/Training/0000{label}/0_{label}.ppm")
+            found[f"test/{label}/{label}.ppm"] = image(root / f"gtsrb/GTSRB/Final_Test/Images/{label}.ppm")
+            table.writerow([f"{label}.ppm", label])
+    (root / "gt.csv").rename(root / "gtsrb/GT-final_test.csv")
+    return [str(label) for label in range(43)], found
+
+
+def flowers102(root):
+    folder = root / "flowers-102"
+    names = torchvision.datasets.Flowers102.classes
+    numbers = {"train": [1, 2], "val": [3, 4], "test": [5, 6]}
+    content = {number: image(folder / f"jpg/image_0000{number}.jpg") for number in range(1, 7)}
+    savemat(folder / "imagelabels.mat", {"labels": np.array([102, 1] * 3)})
+    savemat(folder / "setid.mat", {"trnid": numbers["train"], "valid": numbers["val"], "tstid": numbers["test"]})
+    return names, {
+        f"{split}/{names[[0, 101][number % 2]]}/image_0000{number}.jpg": content[number]
+        for split, two in numbers.items()
+        for number in two
+    }
+
+
+def oxford_iiit_pet(root):
+    folder = root / "oxford-iiit-pet"
+    found = {}
+    for ours, theirs in (("train", "trainval"), ("test", "test")):
+        text(folder / f"annotations/{theirs}.txt", f"shiba_inu_{ours} 2 2 1", f"Abyssinian_{ours} 1 1 1")
+        for name, file in (("Shiba Inu", "shiba_inu"), ("Abyssinian", "Abyssinian")):
+            found[f"{ours}/{name}/{file}_{ours}.jpg"] = image(folder / f"images/{file}_{ours}.jpg")
+    return ["Abyssinian", "Shiba Inu"], found
+
+
+def food101(root):
+    found = {}
+    for split in ("train", "test"):
+        text(
+            root / f"food-101/meta/{split}.json",
+            json.dumps({name: [f"{name}/{split}"] for name in ("waffles", "apple_pie")}),
+        )
+        for name in ("waffles", "apple_pie"):
+            found[f"{split}/{name}/{split}.jpg"] = image(root / f"food-101/images/{name}/{split}.jpg")
+    return ["apple_pie", "waffles"], found
+
+
+def dtd_third_partition(root):
+    found = {}
+    for split in ("train", "val", "test"):
+        text(root / f"dtd/dtd/labels/{split}3.txt", f"zigzagged/{split}.jpg", f"banded/{split}.jpg")
+        for name in ("zigzagged", "banded"):
+            found[f"{split}/{name}/{split}.jpg"] = image(root / f"dtd/dtd/images/{name}/{split}.jpg")
+    return ["banded", "zigzagged"], found
+
+
+def split_folders(root, path, names, labels, suffix):
+    splits = path if isinstance(path, dict) else {split: f"{path}/{split}" for split in ("train", "val", "test")}
+    found = {}
+    for split, folder in splits.items():
+        for name, label in zip(names, labels, strict=True):
+            found[f"{split}/{label}/x.{suffix}"] = image(root / folder / name / f"x.{suffix}")
+    return labels, found
+
+
+def country211(root):
+    splits = {"train": "country211/train", "val": "country211/valid", "test": "country211/test"}
+    return split_folders(root, splits, ["AD", "ZW"], ["AD", "ZW"], "jpg")
+
+
+def rendered_sst2(root):
+    splits = {"train": "rendered-sst2/train", "val": "rendered-sst2/valid", "test": "rendered-sst2/test"}
+    return split_folders(root, splits, ["negative", "positive"], ["negative", "positive"], "png")
+
+
+def imagenette_160px(root):
+    splits = {split: f"imagenette2-160/{split}" for split in ("train", "val")}
+    return split_folders(root, splits, ["n01440764", "n03888257"], ["tench", "parachute"], "jpeg")
+
+
+def fgvc_aircraft_family(root):
+    folder = root / "fgvc-aircraft-2013b/data"
+    text(folder / "families.txt", "A300", "DHC-8")
+    found = {}
+    for number, split in enumerate(("train", "val", "test")):
+        text(folder / f"images_family_{split}.txt", f"{number} DHC-8")
+        found[f"{split}/DHC-8/{number}.jpg"] = image(folder / f"images/{number}.jpg")
+    return ["A300", "DHC-8"], found
+
+
+def stanford_cars(root):
+    folder = root / "stanford_cars"
+    (folder / "devkit").mkdir(parents=True)
+    savemat(folder / "devkit/cars_meta.mat", {"class_names": np.array(["Ram C/V Van 2012", "smart fortwo"], object)})
+    found = {}
+    for split, path in (("train", "devkit/cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
+        cars = np.array([("1.jpg", 2), ("2.jpg", 1)], dtype=[("fname", object), ("class", int)])
+        savemat(folder / path, {"annotations": cars})
+        for name, file in (("smart fortwo", "1.jpg"), ("Ram C-V Van 2012", "2.jpg")):
+            found[f"{split}/{name}/{file}"] = image(folder / f"cars_{split}/{file}")
+    return ["Ram C-V Van 2012", "smart fortwo"], found
+
+
+def fer2013(root):
+    images = pixels(2, 48, 48)
+    lines = [
+        f"{label},{' '.join(map(str, array.flatten()))},{usage}"
+        for label, array, usage in ((3, images[0], "Training"), (6, images[1], "PrivateTest"))
+    ]
+    text(root / "fer2013/fer2013.csv", "emotion,pixels,Usage", *lines)
+    names = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]
+    return names, {"train/happy/00000.pgm": images[0], "test/neutral/00000.pgm": images[1]}
+
+
+def clevr_classification(root):
+    folder = root / "clevr/CLEVR_v1.0"
+    found = {}
+    for split in ("train", "val"):
+        scenes = [{"image_filename": f"{n}.png", "objects": [{}] * n} for n in (10, 3)]
+        text(folder / f"scenes/CLEVR_{split}_scenes.json", json.dumps({"scenes": scenes}))
+        for n in (10, 3):
+            found[f"{split}/{n}/{n}.png"] = image(folder / f"images/{split}/{n}.png")
+    return [str(n) for n in range(3, 11)], found
+
+
+def places365(root):
+    text(root / "categories_places365.txt", "/a/airfield 0", "/a/alcove/indoor 1")
+    text(root / "places365_train_standard.txt", "/a/alcove/indoor/1.jpg 1", "/a/airfield/1.jpg 0")
+    text(root / "places365_val.txt", "v.jpg 1")
+    found = {
+        "train/a-airfield/1.jpg": image(root / "data_256_standard/a/airfield/1.jpg"),
+        "train/a-alcove-indoor/1.jpg": image(root / "data_256_standard/a/alcove/indoor/1.jpg"),
+        "val/a-alcove-indoor/v.jpg": image(root / "val_256/v.jpg"),
+    }
+    return ["a-airfield", "a-alcove-indoor"], found
+
+
+SETS = [
+    *(caltech101, caltech256, cifar10, cifar100, clevr_classification, country211, dtd_third_partition),
+    *(emnist_letters, eurosat, fashion_mnist, fer2013, fgvc_aircraft_family, flowers102, food101, gtsrb),
+    *(imagenette_160px, inaturalist, kmnist, mnist, omniglot, oxford_iiit_pet, places365, qmnist, rendered_sst2),
+    *(semeion, stanford_cars, stl10, sun397, svhn, usps),
+]
+VARIANTS = {"dtd_third_partition": "3", "emnist_letters": "letters", "imagenette_160px": "160px"}
+VARIANTS |= {"fgvc_aircraft_family": "family"}
+
+
+def pcam(root):
+    (root / "pcam").mkdir()
+    found = {}
+    for ours, theirs in (("train", "train"), ("val", "valid"), ("test", "test")):
+        images = pixels(2, 96, 96, 3)
+        for name, array in (("x", images), ("y", np.array([1, 0]).reshape(2, 1, 1, 1))):
+            with (root / f"pcam/camelyonpatch_level_2_split_{theirs}_{name}.h5").open("wb") as file:
+                np.savez(file, **{name: array})
+        found |= {f"{ours}/tumor/00000.ppm": images[0], f"{ours}/normal/00001.ppm": images[1]}
+    return ["normal", "tumor"], found
+
+
+SETS = [
+    *(caltech101, caltech256, cifar10, cifar100, clevr_classification, country211, dtd_third_partition),
+    *(emnist_letters, eurosat, fashion_mnist, fer2013, fgvc_aircraft_family, flowers102, food101, gtsrb),
+    *(imagenette_160px, inaturalist, kmnist, mnist, omniglot, oxford_iiit_pet, pcam, places365, qmnist),
+    *(rendered_sst2, semeion, stanford_cars, stl10, sun397, svhn, usps),
+]
+VARIANTS = {
+    "dtd_third_partition": "3",
+    "emnist_letters": "letters",
+    "fgvc_aircraft_family": "family",
+    "imagenette_160px": "160px",
+}
+
+
+def name_of(fake):
+    return max((name for name in TORCHVISION_SETS if fake.__name__.startswith(name)), key=len)
+
+
+@pytest.fixture
+def fakes_are_taken(monkeypatch):
+    """The checksums are those of the fakes; folders list their names backwards; h5py, not installed, reads .npz."""
+    listdir, rglob = os.listdir, Path.rglob
+    monkeypatch.setattr("torchvision.datasets.utils.check_md5", lambda path, md5, **_: True)
+    monkeypatch.setattr(os, "listdir", lambda path=".": sorted(listdir(path), reverse=True))
+    monkeypatch.setattr(Path, "rglob", lambda path, pattern: iter(sorted(rglob(path, pattern), reverse=True)))
+    monkeypatch.setitem(sys.modules, "h5py", types.SimpleNamespace(File=np.load))
+
+
+@pytest.mark.parametrize("fake", SETS, ids=lambda fake: fake.__name__)
+def test_splits_classes_labels_and_pixels_arrive(tmp_path, fakes_are_taken, fake):
+    name = name_of(fake)
+    root = tmp_path / "downloads" / name
+    root.mkdir(parents=True)
+    classes, expected = fake(root)
+    source = download_torchvision(name, tmp_path / "raw", tmp_path / "downloads", variant=VARIANTS.get(fake.__name__))
+    archive = RawArchive(tmp_path / "raw")
+    assert (source.name, source.classes) == (name, list(classes))
+    content = {name: encode_array(item) if isinstance(item, np.ndarray) else item for name, item in expected.items()}
+    assert {member: archive.read(member) for member in archive.members} == content
+    splits = [split for split, _ in archive.placed()]
+    assert splits == sorted(splits, key=list(TORCHVISION_SETS[name].splits).index)
+    if Path(next(iter(expected))).stem != "00000":  # files
+        assert list(archive.members) == sorted(
+            archive.members, key=lambda name: (splits.index(name.split("/")[0]), name)
+        )
+
+
+def test_each_set_of_the_table_has_a_fake():
+    assert sorted(map(name_of, SETS)) == list(TORCHVISION_SETS)
+
+
+def test_every_class_of_the_installed_torchvision_is_in_the_table_or_left_out_with_a_reason():
+    known = [row.kind for row in TORCHVISION_SETS.values()] + [kind for kinds in LEFT_OUT.values() for kind in kinds]
+    theirs = [name for name in torchvision.datasets.__all__ if inspect.isclass(getattr(torchvision.datasets, name))]
+    assert sorted(known) == sorted(theirs)
+
+
+def test_the_list_names_every_data_set_without_importing_torch():
+    code = "import runpy, sys; sys.argv = ['']; runpy.run_path('src/data.py', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], cwd=ROOT, capture_output=True, text=True
+    )
+    listed = [line.split()[0] for line in done.stdout.split("\n\n")[0].splitlines()[1:]]
+    assert (listed, done.stdout.splitlines()[-1]) == (["digits", "folder", "archive", *TORCHVISION_SETS], "False")
+
+
+@pytest.mark.parametrize("name", TORCHVISION_SETS)
+def test_each_variant_and_split_are_arguments_that_torchvision_has(name):
+    row = TORCHVISION_SETS[name]
+    kind = getattr(torchvision.datasets, row.kind)
+    accepted = {key for part in kind.__mro__ for key in inspect.signature(part.__init__).parameters}
+    for arguments in (*row.splits.values(), *(row.variants or {}).values(), {} if row.manual else {"download": True}):
+        assert set(arguments) <= accepted
+    code = inspect.getsource(sys.modules[kind.__module__])
+    for value in [value for variant in (row.variants or {}).values() for value in variant.values()]:
+        assert not isinstance(value, str) or f'"{value}"' in code
+
+
+@pytest.mark.parametrize("name", TORCHVISION_SETS)
+def test_the_mirror_stands_in_for_every_address_or_is_refused(tmp_path, name):
+    row = TORCHVISION_SETS[name]
+    addresses = moved(getattr(torchvision.datasets, row.kind), "http://mirror.example/x")
+    if row.mirror:
+        assert addresses
+        assert "http://mirror.example/x" in str(addresses)
+        assert "https://" not in str(addresses)
+    else:
+        assert not addresses
+        with pytest.raises(UserError, match=f"data.mirror = http://m: torchvision cannot take {name} from elsewhere"):
+            download_torchvision(name, tmp_path / "raw", tmp_path, mirror="http://m")
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "said"),
+    [
+        ("cifar10", "letters", "data.split = letters: cifar10 has no variants; set data.split: null"),
+        ("emnist", "leters", "data.split = leters is not allowed: emnist has balanced, byclass, .*, mnist; null is"),
+        ("dtd", "11", "data.split = 11 is not allowed: dtd has 1, 2, .*, 10;"),
+    ],
+)
+def test_a_wrong_variant_is_refused_with_those_that_there_are(tmp_path, name, variant, said):
+    with pytest.raises(UserError, match=said):
+        download_torchvision(name, tmp_path / "raw", tmp_path, variant=variant)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (["T-shirt/top", "Shirt"], ["T-shirt-top", "Shirt"]),
+        ([("tench", "Tinca tinca"), ("horn",)], ["tench", "horn"]),
+        (["a/b", "a-b", "/a/b"], ["a-b", "a-b (1)", "a-b (2)"]),
+        (["N/A", "a"], ["N/A", "a"]),
+    ],
+)
+def test_class_names_are_unique_and_free_of_slashes(theirs, ours):
+    assert class_names(theirs) == ours
+
+
+def test_files_that_the_user_must_bring_are_asked_for(tmp_path):
+    with pytest.raises(
+        UserError, match=r"fer2013: train.csv not found .* bring fer2013.csv .* below .*/fer2013, or put"
+    ):
+        download_torchvision("fer2013", tmp_path / "raw", tmp_path)
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder, the loopback address that serves it, and the paths asked for."""
+    asked = []
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(tmp_path / "served"))
+
+        def do_GET(self):
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *arguments):
+            pass
+
+    (tmp_path / "served").mkdir()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield tmp_path / "served", f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+        thread.join()
+
+
+def test_what_a_killed_process_has_half_unpacked_is_unpacked_again_from_the_kept_archive(tmp_path, monkeypatch, served):
+    """food101 would be taken for whole because its folders are there."""
+    folder, address, asked = served
+    with tarfile.open(folder / "food-101.tar.gz", "w:gz") as tar:
+        _, expected = food101(tmp_path)
+        tar.add(tmp_path / "food-101", "food-101")
+    monkeypatch.setattr(
+        torchvision.datasets.Food101, "_MD5", hashlib.md5((folder / "food-101.tar.gz").read_bytes()).hexdigest()
+    )
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    real = tarfile.TarFile.chown
+    monkeypatch.setattr(tarfile.TarFile, "chown", killed)  # after the first member
+    with pytest.raises(KeyboardInterrupt):
+        download_torchvision("food101", tmp_path / "raw", tmp_path / "downloads", mirror=address)
+    for part in ("images/waffles/train.jpg", "meta/train.json", "meta/test.json"):  # it came as far as this
+        text(tmp_path / "downloads/food101/food-101" / part, '{"waffles": ["waffles/train"]}')
+    monkeypatch.setattr(tarfile.TarFile, "chown", real)
+    fetched = len(asked)
+    assert fetched
+    download_torchvision("food101", tmp_path / "raw", tmp_path / "downloads", mirror=address)
+    archive = RawArchive(tmp_path / "raw")
+    assert {member: archive.read(member) for member in archive.members} == expected
+    assert len(asked) == fetched

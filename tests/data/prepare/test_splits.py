@@ -1,0 +1,223 @@
+"""Each image's place follows from its own hash; what belongs together stays together; what the source gives is kept."""
+
+import hashlib
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from reprise.data.formats.raw import RawArchive, RawImage, write_archive
+from reprise.data.prepare.splits import assign_splits, identify
+from reprise.runtime.errors import UserError
+
+IDS = [f"{name}/{number:03d}" for name in "abc" for number in range(100)]
+CLASSES = [image_id[0] for image_id in IDS]
+UNSPLIT = ["unsplit"] * len(IDS)
+QUICK = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+SHARES = st.floats(0.01, 0.45)
+
+
+def assigned(images, *options, given="unsplit"):
+    """Return {identity: split} of (identity, class) pairs."""
+    identities, class_names = [identity for identity, _ in images], [name for _, name in images]
+    given = [given] * len(images)
+    return dict(zip(identities, assign_splits(identities, class_names, given, *options), strict=True))
+
+
+def pairs(sizes):
+    return [(f"{name}/{number}", name) for name, size in sizes.items() for number in range(size)]
+
+
+@pytest.mark.parametrize(
+    ("source", "shares"),
+    [("unsplit", {"test": 0.2, "val": 0.1, "train": 0.7}), ("given test", {"val": 0.1, "train": 0.9})],
+)
+def test_the_stated_shares_hold_within_binomial_bounds(source, shares):
+    images = pairs({"a": 10_000, "b": 3_000})
+    for seed in range(3):
+        given = ["unsplit"] * len(images) + (["test"] if source == "given test" else [])
+        identities, class_names = zip(*images, *([("z", "a")] if source == "given test" else []), strict=True)
+        splits = assign_splits(identities, class_names, given, 0.1, 0.2, seed)[: len(images)]
+        counts = Counter((name, split) for (_, name), split in zip(images, splits, strict=True))
+        for name, size in (("a", 10_000), ("b", 3_000)):
+            for split, share in shares.items():
+                assert abs(counts[name, split] - size * share) < 4 * math.sqrt(size * share * (1 - share))
+
+
+@QUICK
+@given(
+    sizes=st.dictionaries(st.text(min_size=1, max_size=5), st.integers(60, 90), min_size=1, max_size=3),
+    added=st.dictionaries(st.text(min_size=1, max_size=5), st.integers(3, 60), max_size=3),
+    seed=st.integers(0, 2**32),
+    folds=st.none() | st.integers(2, 6),
+    random=st.randoms(use_true_random=False),
+)
+def test_added_images_move_no_others_and_the_order_plays_no_part(sizes, added, seed, folds, random):
+    more = [(f"new {identity}", name) for identity, name in pairs(added)]
+    options = (0.2, 0.25, seed, folds, 1 if folds else 0)
+    before = assigned(pairs(sizes), *options)
+    images = [*pairs(sizes), *more]
+    random.shuffle(images)
+    assert before.items() <= assigned(images, *options).items()
+
+
+@QUICK
+@given(st.data())
+def test_every_class_is_in_every_split_however_small(data):
+    sizes = data.draw(st.dictionaries(st.text(min_size=1, max_size=5), st.integers(3, 12), min_size=1, max_size=4))
+    options = (data.draw(SHARES), data.draw(SHARES), data.draw(st.integers(0, 2**32)))
+    images = pairs(sizes)
+    splits = assigned(images, *options)
+    assert assigned(data.draw(st.permutations(images)), *options) == splits
+    for name in sizes:
+        assert {splits[identity] for identity, of in images if of == name} == {"train", "val", "test"}
+        own = [image for image in images if image[1] == name]
+        assert assigned(own, *options).items() <= splits.items()  # other classes play no part
+
+
+@QUICK
+@given(st.data())
+def test_what_belongs_together_stays_together(data):
+    groups = data.draw(st.lists(st.sampled_from([f"p{number}" for number in range(25)]), min_size=20, max_size=60))
+    class_names = data.draw(st.lists(st.sampled_from("ab"), min_size=len(groups), max_size=len(groups)))
+    try:
+        splits = assign_splits(groups, class_names, ["unsplit"] * len(groups), 0.2, 0.3, data.draw(st.integers(0, 99)))
+    except UserError as error:
+        assert "too few images" in str(error) or "no group can go to" in str(error)
+        assume(False)
+    assert len(set(zip(groups, splits, strict=True))) == len(set(groups))
+    for name in set(class_names):
+        placed = {split for split, of in zip(splits, class_names, strict=True) if of == name}
+        assert placed == {"train", "val", "test"}
+
+
+def test_groups_that_cannot_be_divided_are_refused():
+    groups, class_names = ["p", "q", "r", "s", "t", "s", "t"], ["a", "a", "a", "b", "b", "a", "a"]
+    with pytest.raises(UserError, match=r"3 splits one: class b \(2\); equal images, and all of a group, count as one"):
+        assign_splits(groups, class_names, ["unsplit"] * 7, 0.2, 0.2, seed=0)
+    # each two of four groups meet in some class, so that no two may share one of three splits
+    groups, class_names = ["p", "q", "r", "p", "q", "s", "p", "r", "s"], [*"aaa", *"bbb", *"ccc"]
+    with pytest.raises(UserError, match=r"no group can go to \w+ to give class \w an image there .* data\.seed"):
+        assign_splits(groups, class_names, ["unsplit"] * 9, 0.3, 0.3, seed=0)
+
+
+def test_the_seed_decides():
+    one, two = (assign_splits(IDS, CLASSES, UNSPLIT, 0.1, 0.2, seed=seed) for seed in (0, 1))
+    assert one != two
+
+
+@QUICK
+@given(
+    given_splits=st.lists(st.sampled_from(["train", "val", "test"]), max_size=30),
+    held_out=st.lists(st.sampled_from(["val", "test"]), max_size=1),
+    seed=st.integers(0, 9),
+)
+def test_a_split_that_the_source_has_is_kept(given_splits, held_out, seed):
+    given_splits = ["train"] * 3 + [split for split in given_splits if split not in held_out]
+    ids = [f"a/{number}" for number in range(len(given_splits))]
+    splits = assign_splits(ids, ["a"] * len(ids), given_splits, 0.2, 0.2, seed)
+    for was, now in zip(given_splits, splits, strict=True):
+        assert now == was or (was == "train" and now not in given_splits)
+    assert set(splits) == {"train", "val", "test"}
+
+
+def test_three_images_are_enough_and_two_are_not():
+    assert set(assigned(pairs({"a": 3}), 0.01, 0.98, 0).values()) == {"train", "val", "test"}
+    with pytest.raises(UserError, match=r"3 splits one: class few \(2\)"):
+        assigned(pairs({"a": 100, "few": 2}), 0.1, 0.2, 0)
+
+
+def test_a_class_that_only_the_test_split_has_is_named():
+    with pytest.raises(UserError, match=r"class new \(0\)"):
+        assign_splits([*IDS, "new/1"], [*CLASSES, "new"], ["train"] * len(IDS) + ["test"], 0.1, 0.2, seed=0)
+
+
+def test_no_release_moves_an_image_to_another_split():
+    whole = [assign_splits(IDS, CLASSES, UNSPLIT, 0.1, 0.2, 0, *folds) for folds in ((), (5, 3))]
+    assert hashlib.sha256(" ".join([*whole[0], *whole[1]]).encode()).hexdigest()[:16] == "ac0fc3e684e4370a"
+
+
+def test_folds_share_out_every_image_once_and_leave_the_stated_share_to_validate():
+    images = pairs({"a": 4000, "b": 2000})
+    runs = [assigned(images, 0.1, 0.2, 0, 5, fold) for fold in range(5)]
+    tested = Counter(identity for run in runs for identity, split in run.items() if split == "test")
+    assert set(tested.values()) == {1}
+    assert len(tested) == 6000
+    for run in runs:
+        counts = Counter(run.values())
+        for split, share in (("test", 0.2), ("val", 0.1)):
+            assert abs(counts[split] - 6000 * share) < 4 * math.sqrt(6000 * share * (1 - share))
+
+
+def test_small_classes_too_are_tested_whole_over_the_folds():
+    images = [(f"{name}/{number // 3}", name) for name in "ab" for number in range(30)]
+    for seed in range(20):
+        runs = [assigned(images, 0.1, 0.2, seed, 3, fold) for fold in range(3)]
+        assert all({"a", "b"} == {name for identity, name in images if run[identity] == "val"} for run in runs)
+        assert {identity for run in runs for identity, split in run.items() if split == "test"} == runs[0].keys()
+
+
+def test_folds_validate_where_a_test_split_is_given_and_are_refused_where_nothing_is_left_to_fold():
+    ids, given = [*IDS, "t"], [*["train"] * 300, "test"]
+    runs = [assign_splits(ids, [*CLASSES, "a"], given, 0.1, 0.2, 0, 3, fold) for fold in range(3)]
+    assert (np.array(runs)[:, :300] == "val").sum(axis=0).tolist() == [1] * 300
+    assert {run[300] for run in runs} == {"test"}
+    assert {"train", "val", "test"} == set(runs[0])
+    with pytest.raises(UserError, match=r"data\.folds: the data have test and val splits of their own"):
+        assign_splits([*ids, "v"], [*CLASSES, "a", "a"], [*given, "val"], 0.1, 0.2, 0, 3, 0)
+
+
+def archive(folder, *images, columns=None):
+    columns = columns or [{}] * len(images)
+    raw = [RawImage(*image, columns=values) for image, values in zip(images, columns, strict=True)]
+    write_archive(folder, "folder", ["a", "b"], raw)
+    return RawArchive(folder)
+
+
+def test_equal_contents_are_one_identity_whatever_they_are_called(tmp_path):
+    raw = archive(
+        tmp_path / "raw",
+        ("unsplit", "a", "1.png", b"one"),
+        ("unsplit", "b", "copy.png", b"one"),
+        ("unsplit", "a", "2.png", b"two"),
+    )
+    first, copy, second = identify(raw)
+    assert first == copy != second
+
+
+IMAGES = [
+    ("unsplit", "a", "p1_0.png", b"0"),
+    ("unsplit", "b", "p1_1.png", b"1"),
+    ("unsplit", "a", "deep/p22_2.png", b"2"),
+]
+
+
+def test_a_group_is_the_first_group_or_the_whole_match_of_an_expression_in_the_path(tmp_path):
+    raw = archive(tmp_path / "raw", *IMAGES)
+    assert identify(raw, r"p(\d+)_") == ["1", "1", "22"]
+    assert identify(raw, r"p\d+") == ["p1", "p1", "p22"]
+    assert identify(raw, r"^[ab]/") == ["a/", "b/", "a/"]
+    for group, image in ((r"deep", "a/p1_0.png"), (r"_1|(p22)", "a/p1_0.png"), (r"b/()", "a/p1_0.png")):
+        with pytest.raises(UserError, match=f"finds nothing in {image}; name a group for every image"):
+            identify(raw, group)
+
+
+def test_a_group_is_a_column_of_the_table(tmp_path):
+    columns = [{"eye": "left", "who": file[:2]} for _, _, file, _ in IMAGES]
+    raw = archive(tmp_path / "raw", *IMAGES, columns=columns)
+    assert identify(raw, "who") == ["p1", "p1", "de"]
+    with pytest.raises(UserError, match=r"data\.group = whom: no column of the table \(eye, who\) and as a regular"):
+        identify(raw, "whom")
+    columns[1]["who"] = ""
+    raw = archive(tmp_path / "holes", *IMAGES, columns=columns)
+    with pytest.raises(UserError, match=r"data\.group = who: the column is empty for b/p1_1\.png; fill it in"):
+        identify(raw, "who")
+
+
+def test_a_group_in_two_of_the_sources_own_splits_is_refused(tmp_path):
+    raw = archive(tmp_path / "raw", ("train", "a", "p1_0.png", b"0"), ("test", "a", "p1_1.png", b"1"))
+    with pytest.raises(UserError, match="group p1 lies in two of the data's own splits, train and test; move"):
+        identify(raw, r"p\d+")

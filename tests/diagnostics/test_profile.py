@@ -1,0 +1,94 @@
+"""The profile shares a step's time out and compares with the bare loop; the training it watches is the real one."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from reprise.diagnostics.profile import PARTS, Profile, profile
+from reprise.training.module import LitClassifier
+
+
+@pytest.mark.parametrize(
+    ("part", "owner", "name", "share"),
+    [("forward", LitClassifier, "learn", 0.0), ("optimiser", torch.optim.AdamW, "step", 1.0)],
+)
+def test_the_time_goes_where_it_was_spent(part, owner, name, share, digits, tiny_params, monkeypatch):
+    clock = [0.0]
+    untouched = getattr(owner, name)
+
+    def slow(*args, **kwargs):
+        clock[0] += 0.25
+        return untouched(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, slow)
+    monkeypatch.setattr("reprise.diagnostics.profile.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    params = tiny_params()
+    measured = profile(digits, params.model, params.train, steps=60)
+    assert measured.parts == {**dict.fromkeys(PARTS, 0.0), part: 0.25}
+    assert measured.share == share  # the bare loop has the same optimizer, but no `learn`
+
+
+def test_the_table_says_it_in_words():
+    parts = dict(zip(PARTS, (0.001, 0.002, 0.004, 0.002, 0.001), strict=True))
+    table = Profile(64, parts, step=0.010, bare_step=0.008).table().splitlines()
+    assert table[0] == "a step of 64 images: 10.00 ms"
+    assert table[1].split() == ["data", "1.000", "ms", "10.0%"]
+    assert table[-1] == "6,400 images/s; a bare loop over resident tensors: 8,000; 0.800 of that"
+
+
+def test_what_cannot_train_cannot_be_profiled(digits, tiny_params):
+    from reprise.runtime.errors import UserError
+
+    params = tiny_params("train.batch_size=5000")
+    with pytest.raises(UserError, match=r"train\.batch_size = 5000"):
+        profile(digits, params.model, params.train)
+
+
+def test_an_epoch_of_few_steps_is_enough(digits, tiny_params):
+    params = tiny_params("train.batch_size=90")  # two steps
+    measured = profile(digits, params.model, params.train, steps=1)
+    assert measured.batch_size == 90
+    assert 0 < measured.share < 5
+
+
+@pytest.mark.parametrize("overrides", [["train.accumulate=2"], ["train.accumulate=3", "train.batch_size=90"]])
+def test_accumulated_batches_share_a_step_in_training_and_bare_loop(overrides, digits, tiny_params, monkeypatch):
+    clock, stepped = [0.0], torch.optim.AdamW.step
+
+    def slow(*args, **kwargs):
+        clock[0] += 0.25
+        return stepped(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", slow)
+    monkeypatch.setattr("reprise.diagnostics.profile.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    params = tiny_params(*overrides)
+    measured = profile(digits, params.model, params.train, steps=60)
+    assert 0 < measured.parts["optimiser"] <= 0.125
+    assert sum(measured.parts.values()) == measured.parts["optimiser"]
+    assert measured.share == 1
+
+
+def test_what_ends_a_training_or_freezes_it_for_a_while_does_neither_to_the_profile(digits, tiny_params, monkeypatch):
+    trained = []
+    learn = LitClassifier.learn
+
+    def watched(self, batch):
+        trained.append(all(weight.requires_grad for weight in self.net.parameters()))
+        return learn(self, batch)
+
+    monkeypatch.setattr(LitClassifier, "learn", watched)
+    params = tiny_params(
+        "train.batch_size=90", "train.early_stopping=1", "train.lr=1e-9", "train.freeze_epochs=1", "train.devices=2"
+    )
+    assert profile(digits, params.model, params.train, steps=100).step > 0
+    assert len(trained) >= 2 * (2 * 3 + 1)  # two steps of each round, marked or not, and of the first
+    assert all(trained)
+
+
+def test_the_weights_to_start_from_are_those_of_the_training(digits, tiny_params, tmp_path):
+    from reprise.runtime.errors import UserError
+
+    params = tiny_params(f"model.weights={tmp_path / 'none.safetensors'}")
+    with pytest.raises(UserError, match=r"none\.safetensors"):
+        profile(digits, params.model, params.train, weights=tmp_path / "none.safetensors")

@@ -1,0 +1,99 @@
+"""The model card tells what the other files record, the same bytes each time, and nothing in it becomes markup."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+import torch
+
+from reprise.data.formats.packed import Metadata
+from reprise.evaluation.evaluate import ClassRow, Evaluation
+from reprise.evaluation.model_page import model_card
+from reprise.model.artifact import Architecture, ModelCard, Preprocessing, Training
+from reprise.runtime.intervals import wilson
+from reprise.runtime.provenance import Provenance
+
+# 10 cats, of which 9 are found; 4 dogs, 2 of them taken for cats; no owl in the test split
+LABELS = [0] * 10 + [1] * 4
+CONFIDENCE = [0.9] * 10 + [0.6] * 4
+PREDICTED = [0] * 9 + [1] + [1, 1, 0, 0]
+
+
+def page(classes=("cat", "dog", "owl"), data="pets", settings=None, confusion=((9, 1, 0), (2, 2, 0), (0, 0, 0))):
+    probabilities = torch.full((14, 3), 0.0)
+    for row, (guess, confidence) in enumerate(zip(PREDICTED, CONFIDENCE, strict=True)):
+        probabilities[row] = (1 - confidence) / 2
+        probabilities[row, guess] = confidence
+    metrics = {"accuracy": 0.785714, "loss": 0.5, "auroc": None, "images": 14}
+    rows = [ClassRow(name, 0, None, None, None) for name in classes]
+    evaluation = Evaluation(
+        list(classes),
+        [str(i) for i in range(14)],
+        torch.tensor(LABELS),
+        probabilities,
+        metrics,
+        rows,
+        torch.tensor(confusion),
+    )
+    card = ModelCard(
+        architecture=Architecture(model_name="resnet18", num_classes=3, in_chans=3, image_size=32, kwargs={}),
+        classes=list(classes),
+        preprocessing=Preprocessing(image_size=32, channels=3, mean=[0.5] * 3, std=[0.5] * 3),
+        training=Training(data=data, splits_sha256="s", pretrained=False, epoch=4, seed=7),
+        provenance=Provenance(
+            reproducible="portable", threads=1, device="cpu", cpu_capability="AVX2", packages={"torch": "2.13.0"},
+            params_sha256="p", data_sha256="d", code_sha256="c",
+        ),
+        weights_sha256="w",
+    )  # fmt: skip
+    metadata = Metadata(
+        data=data, classes=list(classes), image_size=32, channels=3, mean=[0.5] * 3, std=[0.5] * 3,
+        counts={"train": 100, "val": 10, "test": 14}, dropped=2, source_sha256="a", splits_sha256="s", sha256={},
+    )  # fmt: skip
+    return model_card(card, metadata, settings or {"train": {"lr": 0.003}}, evaluation, 10)
+
+
+def test_shares_come_with_wilsons_interval_and_a_class_without_images_claims_nothing():
+    said = page()
+    low, high = wilson(11, 14)
+    assert f"0.7857 ({low:.4f} to {high:.4f}) of 14 test images" in said
+    assert f"| cat | 10 | 0.9000 ({wilson(9, 10)[0]:.4f} to 0.9821) | 0.8182 " in said
+    assert "| owl | 0 | none | none |" in said
+    assert "| auroc | none |  |" in said
+    assert "\n\n1 of 3 classes without a test image (owl)&#58; averages over the classes leave them out " in said
+    assert "without a test image (" not in page(confusion=((9, 1, 0), (2, 1, 0), (0, 0, 1)))
+    assert "Weakest class: dog, 2 of 4 found" in said
+    assert "Classes without a test image: 1;" in said
+    assert "in a later split too: 2 images." in said
+    assert "Weakest" not in page(confusion=((10, 0, 0), (0, 4, 0), (0, 0, 0)))  # nothing is weak here
+
+
+def test_calibration_is_told_by_bins_that_hold_images():
+    said = page()
+    assert "0.8143 confident on average and right in 0.7857" in said
+    assert re.search(r"^\| 0\.[56]00 to 0\.[67]00 \| 4 \| 0\.6000 \| 0\.5000 \|$", said, re.MULTILINE)
+    assert len(re.findall(r"^\| 0\.\d{3} to ", said, re.MULTILINE)) == 2
+
+
+def test_the_same_facts_give_the_same_page_and_names_stay_text():
+    assert page() == page()
+    said = page(classes=("a|b", "<img src=x>", "@all\n# x"), data="[x](http://y)", settings={"model": {"name": "`"}})
+    for active in ("a|b", "<img", "@all", "\n# x", "[x]("):
+        assert active not in said
+
+
+def test_the_published_card_agrees_with_the_published_metrics(reproduced_once):
+    said = (reproduced_once.path / "models/README.md").read_text()
+    measured = json.loads((reproduced_once.path / "metrics/test.json").read_text())
+    assert f"| accuracy | {measured['accuracy']:.4f} | " in said
+    assert f"| loss | {measured['loss']:.4f} |" in said
+    for row in csv.DictReader(io.StringIO((reproduced_once.path / "metrics/per_class.csv").read_text())):
+        shown, recall = re.search(rf"^\| {row['class']} \| ([\d,]+) \| ([\d.]+) ", said, re.MULTILINE).groups()
+        assert (int(shown.replace(",", "")), float(recall)) == (
+            int(row["images"]),
+            pytest.approx(float(row["recall"]), abs=5e-5),
+        )
+    assert "| train.epochs | 2 |" in said
+    assert "models/README.md" in reproduced_once.run("git", "ls-files").stdout.split()

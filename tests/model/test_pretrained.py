@@ -1,0 +1,312 @@
+"""Weights to start from come whole from the hub or a file, are adapted, and are recorded; anything else is refused."""
+
+import hashlib
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from reprise.data.formats.packed import load_metadata
+from reprise.model.backbone import create_network, find_start, save_model
+from reprise.model.pretrained import not_loaded
+from reprise.runtime.errors import UserError
+from reprise.training.train import train
+from tests.test_model import Bomb, card, facts, params
+
+REVISION = "5" * 40
+PATH = "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
+
+
+def weights_of(name="test_resnet", **kwargs):
+    torch.manual_seed(7)
+    return timm.create_model(name, **kwargs).state_dict()
+
+
+class Hub(ThreadingHTTPServer):
+    """Speaks as much of the hub's protocol as a download needs."""
+
+    def __init__(self, content, sha256=None, cut=False):
+        self.content, self.cut, self.sha256 = content, cut, sha256 or hashlib.sha256(content).hexdigest()
+        self.requests: list[str] = []
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    def answer(self):
+        hub = self.server
+        hub.requests.append(self.command)
+        if self.path != PATH:
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", REVISION)
+        self.send_header("ETag", f'"{hub.sha256}"')
+        self.send_header("Content-Length", str(len(hub.content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(hub.content[:1000] if hub.cut else hub.content)
+
+    do_GET = do_HEAD = answer  # noqa: N815
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    hubs = []
+
+    def serve(content, **options):
+        hubs.append(Hub(content, **options))
+        resolved = f"http://127.0.0.1:{hubs[-1].server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", resolved)
+        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", resolved, raising=False)
+        return hubs[-1]
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield serve
+    for served in hubs:
+        served.shutdown()  # again, where a test has done it: that is allowed
+        served.server_close()
+
+
+def published(channels=3, classes=1000):
+    return safetensors.torch.save(weights_of(num_classes=classes, in_chans=channels))
+
+
+def test_weights_of_the_hub_are_adapted_recorded_and_then_taken_from_the_cache(hub, monkeypatch):
+    content = published()
+    server = hub(content)
+    start = find_start(params(pretrained=True), None)
+    assert (start.origin.source, start.origin.revision) == ("timm/test_resnet.r160_in1k", REVISION)
+    assert start.origin.sha256 == hashlib.sha256(content).hexdigest()
+    grey, _ = create_network(params(pretrained=True), facts(channels=1), 0, start)
+    colour, _ = create_network(params(pretrained=True), facts(channels=3), 0, start)
+    original = weights_of(num_classes=1000, in_chans=3)
+    assert torch.equal(colour.model.conv1[0].weight, original["conv1.0.weight"])
+    assert torch.allclose(grey.model.conv1[0].weight, original["conv1.0.weight"].sum(1, keepdim=True), atol=1e-6)
+    assert torch.equal(grey.model.layer1[0].conv1.weight, original["layer1.0.conv1.weight"])
+    assert not_loaded(start, grey.model) == ["fc.weight", "fc.bias"]
+    assert (start.mean, start.normalization(1)) == ([0.5] * 3, {"mean": [0.5], "std": [0.5]})
+    asked = len(server.requests)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert find_start(params(pretrained=True), None).origin == start.origin
+    assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("served", "options", "said"),
+    [
+        (published, {"sha256": "a" * 64}, "a{64}: damaged in the download or since; remove it and run it again"),
+        (published, {"cut": True}, "cannot get the weights of test_resnet .*set model.pretrained: false"),
+        (lambda: b"<html>", {}, "not readable as weights"),
+        (lambda: published()[:-1], {}, "not readable as weights"),
+        (None, {}, "cannot get the weights of test_resnet .*set model.pretrained: false"),
+    ],
+)
+def test_a_broken_download_a_wrong_checksum_and_no_network_are_refused(served, options, said, hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its retries
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 2)
+    server = hub(served() if served else b"", **options)
+    if served is None:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(UserError, match=said) as refused:
+        find_start(params(pretrained=True), None)
+    assert "\n" not in str(refused.value)
+
+
+def test_training_from_published_weights_says_so_and_normalises_as_they_want(hub, digits, tiny_params, capsys):
+    content = published()
+    hub(content)
+    given = tiny_params("model.pretrained=true", "train.epochs=1")
+    card = train(digits, given.model, given.train).card
+    assert card.training.start.sha256 == hashlib.sha256(content).hexdigest()
+    assert card.training.start.not_loaded == ["fc.weight", "fc.bias"]
+    assert (card.preprocessing.mean, card.preprocessing.std) == ([0.5], [0.5])
+    assert load_metadata(digits).mean != [0.5]
+    said = capsys.readouterr().err
+    assert "starting from timm/test_resnet.r160_in1k; not loaded: fc.weight, fc.bias" in said
+    assert "trained on 160x160 images: those of 32x32 are resized" in said
+    assert (card.architecture.image_size, card.preprocessing.image_size) == (160, 32)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt", ".PTH.tar"])
+def test_a_file_of_any_kind_sets_everything_that_fits(suffix, tmp_path):
+    original = weights_of(num_classes=3, in_chans=1)
+    file = tmp_path / f"mine{suffix}"
+    if suffix == ".safetensors":
+        safetensors.torch.save_file(original, file)
+    elif suffix == ".ckpt":  # as Lightning wraps it, with what a module keeps beside the network
+        wrapped = {f"net.model.{name}": value for name, value in original.items()}
+        torch.save({"epoch": 3, "state_dict": wrapped | {"val_acc_best.max_value": torch.ones(1)}}, file)
+    else:  # as PyTorch's tutorial does
+        torch.save({"model_state_dict": original, "optimizer_state_dict": {}, "epoch": 3}, file)
+    for place in (file, tmp_path):
+        start = find_start(params(), place)
+        network, _ = create_network(params(), facts(), 0, start)
+        assert not_loaded(start, network.model) == []
+        for name, tensor in network.model.state_dict().items():
+            assert torch.equal(tensor, original[name]), name
+    assert start.origin.source == file.name
+    two, _ = create_network(params(), facts(channels=3).model_copy(update={"classes": ["a", "b"]}), 0, start)
+    assert not_loaded(start, two.model) == ["fc.weight", "fc.bias"]
+    assert not two.model.fc.weight.any()  # it shall not shake the rest
+    assert not two.model.fc.bias.any()
+    assert two.model.conv1[0].weight.shape[1] == 3
+
+
+# a classifier that is a linear layer, two of them, and a convolution
+HEADS = {
+    "test_resnet": ({}, ["fc"]),
+    "deit_tiny_distilled_patch16_224": ({"depth": 1, "embed_dim": 24, "num_heads": 3}, ["head", "head_dist"]),
+    "resnetv2_50": ({"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32), "stem_chs": 8}, ["head.fc"]),
+}
+
+
+def of_classes(names, channels=1):
+    return facts(channels=channels).model_copy(update={"classes": list(names)})
+
+
+def run_of(folder, names, model="test_resnet", **kwargs):
+    """Write a run whose classifier's rows are 1, 2, 3, ... in the order of these classes; return its network."""
+    network, architecture = create_network(params(model, **kwargs), of_classes(names), 0)
+    for name, weight in network.model.named_parameters():
+        if name.startswith(tuple(f"{head}." for head in HEADS[model][1])):
+            weight.data[:] = torch.arange(1.0, len(names) + 1).view(-1, *[1] * (weight.ndim - 1))
+    facts_of = card(architecture).model_copy(update={"classes": list(names)})
+    save_model(network, facts_of, folder / "model.safetensors", folder / "model.json")
+    return network.eval()
+
+
+@pytest.mark.parametrize("model", HEADS)
+@pytest.mark.parametrize(
+    ("names", "rows", "new"),
+    [
+        ("abc", [1, 2, 3], []),
+        ("cab", [3, 1, 2], []),
+        ("xcy", [0, 3, 0], ["x", "y"]),
+        ("ca", [3, 1], []),
+        ("bxayz", [2, 0, 1, 0, 0], ["x", "y", "z"]),
+        ("xyz", [0, 0, 0], ["x", "y", "z"]),
+        ("wxyz", [0, 0, 0, 0], ["w", "x", "y", "z"]),
+    ],
+)
+def test_a_class_keeps_its_row_of_the_classifier_by_name(model, names, rows, new, tmp_path):
+    kwargs, heads = HEADS[model]
+    first = run_of(tmp_path, "abc", model, **kwargs)
+    start = find_start(params(model, **kwargs), tmp_path)
+    network, _ = create_network(params(model, **kwargs), of_classes(names), 1, start)
+    wanted = torch.tensor(rows, dtype=torch.float32)
+    tensors = [f"{head}.{kind}" for head in heads for kind in ("weight", "bias")]
+    for name, tensor in network.model.state_dict().items():
+        if name in tensors:
+            assert torch.equal(tensor, wanted.view(-1, *[1] * (tensor.ndim - 1)).expand_as(tensor)), name
+        else:
+            assert torch.equal(tensor, first.model.state_dict()[name]), name
+    fitted = start.for_classes(list(names), model)
+    assert fitted.origin.new_classes == new
+    assert sorted(not_loaded(fitted, network.model)) == (sorted(tensors) if len(new) == len(names) else [])
+    assert start.classes == ["a", "b", "c"]
+    assert start.weights[tensors[0]].flatten()[0] == 1  # untouched
+    assert (fitted is start) == (names == "abc")
+
+
+def test_the_same_classes_in_another_order_give_the_same_answers(tmp_path):
+    first = run_of(tmp_path, "abc")
+    network, _ = create_network(params(), of_classes("cab"), 1, find_start(params(), tmp_path))
+    images = torch.randn(4, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(network.eval()(images), first(images)[:, [2, 0, 1]], atol=1e-5)
+
+
+def test_a_thousand_other_classes_begin_anew_although_timm_expects_a_thousand(tmp_path):
+    run_of(tmp_path, [f"old {number}" for number in range(1000)])
+    start = find_start(params(), tmp_path)
+    network, _ = create_network(params(), of_classes([f"new {number}" for number in range(1000)]), 1, start)
+    assert network.model.fc.weight.shape[0] == 1000
+    assert not network.model.fc.weight.any()
+
+
+def test_weights_that_do_not_name_their_classes_or_name_others_than_they_hold_stay_as_they_are(tmp_path):
+    run_of(tmp_path, "abc")
+    bare = find_start(params(), tmp_path / "model.safetensors")
+    assert bare.classes is None
+    assert bare.for_classes(["x", "y", "z"], "test_resnet") is bare
+    altered = replace(find_start(params(), tmp_path), classes=["a", "b"])
+    assert altered.for_classes(["b", "a", "x"], "test_resnet") is altered
+
+
+@pytest.mark.parametrize(
+    ("digits_of_run", "said", "new"),
+    [
+        (range(10), "not loaded: nothing\n  trained", []),
+        (range(9, -1, -1), "not loaded: nothing\n  classes: 10 of 10 are known to model.safetensors (0, 1, ", []),
+        (
+            ["0", "two\nlines", *range(2, 10)],
+            "not loaded: the classifier's rows of new classes\n  classes: 9 of 10 are known to model.safetensors "
+            "(0, 2, 3, 4, 5, 6, 7, 8 and 1 more), new: 1\n",
+            ["1"],
+        ),
+        (
+            ["two\nlines", *range(10, 22)],
+            "not loaded: fc.weight, fc.bias\n  classes: 0 of 10 are known to model.safetensors, which has two\\nlines, "
+            "10, 11, 12, 13, 14, 15, 16 and 5 more, new: 0, 1, 2, 3, 4, 5, 6, 7 and 2 more\n",
+            [str(number) for number in range(10)],
+        ),
+    ],
+)
+def test_training_says_which_classes_are_known_and_the_model_records_the_new_ones(
+    digits_of_run, said, new, digits, tiny_params, tmp_path, capsys
+):
+    run_of(tmp_path, list(map(str, digits_of_run)))
+    given = tiny_params("train.epochs=1", "model.image_size=16")
+    result = train(digits, given.model, given.train, weights=tmp_path)
+    assert f"starting from model.safetensors; {said}" in capsys.readouterr().err
+    assert result.card.training.start.new_classes == new
+
+
+def test_an_empty_folder_stands_for_random_weights(tmp_path):
+    (tmp_path / ".gitkeep").touch()
+    assert find_start(params(), tmp_path) is None
+    (tmp_path / "model.h5").touch()
+    with pytest.raises(UserError, match=r"holds model\.h5, but no weights"):
+        find_start(params(), tmp_path)
+
+
+def test_what_holds_no_weights_of_the_model_is_refused(tmp_path, digits, tiny_params):
+    def refusal(**kwargs):
+        with pytest.raises(UserError) as refused:
+            start = find_start(params(**kwargs), tmp_path / "x.pth")
+            create_network(params(), facts(), 0, start)
+        return str(refused.value)
+
+    assert "no such file; an empty folder stands for random weights" in refusal()
+    (tmp_path / "x.pth").write_bytes(b"nothing")
+    assert "not readable as weights" in refusal()
+    torch.save(weights_of(), tmp_path / "x.pth")
+    whole = (tmp_path / "x.pth").read_bytes()
+    for size in (0, 100, 50_000, len(whole) - 100):
+        (tmp_path / "x.pth").write_bytes(whole[:size])
+        assert "not readable as weights" in refusal()
+    torch.save({"weights": weights_of(), "epoch": 3}, tmp_path / "x.pth")
+    assert "holds no tensors by name, but weights, epoch; save the model's state_dict()" in refusal()
+    torch.save(Bomb(), tmp_path / "x.pth")
+    assert "not readable as weights" in refusal()
+    torch.save(weights_of("test_efficientnet", num_classes=3, in_chans=1), tmp_path / "x.pth")
+    assert "x.pth: not weights of test_resnet" in refusal()
+    assert "choose one of them" in refusal(pretrained=True)
+    torch.save(weights_of("test_efficientnet"), tmp_path / "x.pth")
+    given = tiny_params()
+    with pytest.raises(UserError, match=r"x\.pth: not weights of "):
+        train(digits, given.model, given.train, weights=tmp_path / "x.pth")
+    torch.save({}, tmp_path / "y.pth")
+    with pytest.raises(UserError, match="holds 2 files of weights; name one of them"):
+        find_start(params(), tmp_path)

@@ -1,0 +1,194 @@
+"""What a stage records is what it was run with, whatever is edited meanwhile."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+
+import pytest
+
+import reprise
+from reprise.params.dependencies import Dependencies
+from reprise.runtime.errors import UserError
+from tests.conftest import ROOT
+
+SCRIPT = "stages/preprocess.py"
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Code, params and one folder of inputs."""
+    for name in ("src", "stages"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "data/raw").mkdir(parents=True)
+    (tmp_path / "data/raw/images.zip").write_bytes(b"images")
+    return tmp_path
+
+
+@pytest.fixture
+def begun(root, monkeypatch):
+    """The dependencies of a preprocessing that has begun."""
+    monkeypatch.setattr(reprise, "IMPORTED_NS", 2**63)
+    dependencies = Dependencies(SCRIPT, ["data/raw"], ["data.val_fraction", "evaluate"], root)
+    dependencies.begin()
+    return dependencies
+
+
+def replace(path, old, new):
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new, 1))
+
+
+EDITS = {
+    "its value": ("params.yaml", "val_fraction: 0.1", "val_fraction: 0.2", "data.val_fraction (was 0.1, is 0.2)"),
+    "its section": ("params.yaml", "calibration_bins: 15", "calibration_bins: 9", "calibration_bins (was 15, is 9)"),
+    "its value, not allowed": ("params.yaml", "val_fraction: 0.1", "val_fraction: many", "val_fraction = 'many'"),
+    "its value, written otherwise": ("params.yaml", "val_fraction: 0.1", "val_fraction: 1e-1", None),
+    "another stage's": ("params.yaml", "epochs: 12", "epochs: 13", None),
+    "another stage's, not allowed": ("params.yaml", "epochs: 12", "epochs: many", None),
+    "a comment": ("params.yaml", "# ", "# more ", None),
+    "its code": (
+        "src/reprise/data/prepare/splits.py",
+        "\n\n\n",
+        "\n\n\nEDITED = 1\n\n\n",
+        "src/reprise/data/prepare/splits.py",
+    ),
+    "code behind": (
+        "src/reprise/runtime/errors.py",
+        "\n\n\n",
+        "\n\n\nEDITED = 1\n\n\n",
+        "src/reprise/runtime/errors.py",
+    ),
+    "its script": (SCRIPT, "def main", "EDITED = 1\n\n\ndef main", SCRIPT),
+    "a docstring": ("src/reprise/data/prepare/splits.py", '"""', '"""More. ', None),
+    "other code": ("src/reprise/training/train.py", "\n\n\n", "\n\n\nEDITED = 1\n\n\n", None),
+    "its input": ("data/raw/images.zip", "images", "imageZ", "data/raw/images.zip"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_that_matters_stops_it_by_name_and_no_other_does(edit, begun, root):
+    path, old, new, named = EDITS[edit]
+    status = (root / path).stat()
+    replace(root / path, old, new)
+    os.utime(root / path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    if named is None:
+        begun.check()
+        return
+    with pytest.raises(UserError) as refused:
+        begun.check()
+    assert named in str(refused.value)
+    assert "\n" not in str(refused.value)
+    replace(root / path, new, old)
+    begun.check()
+
+
+def test_new_files_and_lost_ones_are_named_too(begun, root):
+    (root / "data/raw/images.zip").rename(root / "data/raw/other.zip")
+    (root / "src/reprise/data/prepare/splits.py").unlink()
+    with pytest.raises(
+        UserError, match=r"src/reprise/data/prepare/splits.py, data/raw/images.zip, data/raw/other.zip; nothing"
+    ):
+        begun.check()
+
+
+def test_what_an_altered_input_may_have_left_is_forgotten_and_nothing_else(begun, root):
+    forgotten = []
+    begun.forget, begun.kept = lambda: forgotten.append(True), "It is kept. "
+    replace(root / "params.yaml", "val_fraction: 0.1", "val_fraction: 0.2")
+    with pytest.raises(UserError, match=r"It is kept\."):
+        begun.check()
+    assert not forgotten
+    (root / "data/raw/images.zip").write_bytes(b"imageZ")
+    with pytest.raises(UserError) as refused:
+        begun.check()
+    assert forgotten
+    assert "It is kept" not in str(refused.value)
+
+
+def test_code_that_was_edited_after_it_was_loaded_is_noticed_at_once(root):
+    dependencies = Dependencies(SCRIPT, [], [], root)  # all of the code is newer than this process
+    with pytest.raises(UserError, match=r"changed while this ran: src/reprise/.* and \d+ more"):
+        dependencies.begin()
+
+
+def test_a_record_keeps_the_params_of_the_stage_and_the_inputs_as_dvc_names_them(begun):
+    record = begun.record()
+    listing = f'[{{"md5": "{hashlib.md5(b"images").hexdigest()}", "relpath": "images.zip"}}]'
+    assert record.params == {
+        "data.val_fraction": 0.1, "evaluate.batch_size": 256, "evaluate.calibration_bins": 15, "evaluate.metrics": []
+    }  # fmt: skip
+    assert record.inputs == {"data/raw": f"{hashlib.md5(listing.encode()).hexdigest()}.dir"}
+
+
+@pytest.mark.parametrize("command", [("dvc", "repro"), ("dvc", "exp", "run"), ("python", "src/train.py")])
+def test_an_edit_during_the_training_publishes_nothing_and_undone_it_publishes_without_training(command, reproduced):
+    workspace = reproduced
+    expected = workspace.path / "models/model.safetensors"
+    bits = expected.read_bytes()
+    workspace.run("rm", "-rf", ".dvc/cache", "models/model.safetensors")
+    code = workspace.path / "src/reprise/training/optim.py"
+    before = code.read_text()
+    process = subprocess.Popen(
+        command,
+        cwd=workspace.path,
+        env=workspace.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("epoch 1/"):
+            code.write_text(before + "\nEDITED = 1\n")
+    assert process.wait() not in (0, -9)
+    errors = [line for line in said if "changed while this ran" in line]
+    assert len(errors) == 1, "".join(said)
+    assert "src/reprise/training/optim.py; nothing is published" in errors[0]
+    assert "published without training again" in errors[0]
+    assert not expected.exists()
+    code.write_text(before)
+    again = workspace.run(*command)
+    assert "epoch 1/" not in again.stdout + again.stderr
+    assert "epoch 2/" not in again.stdout + again.stderr
+    published = workspace.path / "runs/latest" if "src/train.py" in command else workspace.path / "models"
+    assert (published / "model.safetensors").read_bytes() == bits
+
+
+LIES = {
+    "a param of the training": ("train", "params.yaml", "weight_decay: 0.01", "weight_decay: 0.02", "evaluate"),
+    "code of the training": ("train", "src/reprise/training/optim.py", "\n\n\n", "\n\n\nEDITED = 1\n\n\n", "evaluate"),
+    "a param of the preparation": ("preprocess", "params.yaml", "val_fraction: 0.1", "val_fraction: 0.11", "train"),
+    "a param of the evaluation": ("evaluate", "params.yaml", "calibration_bins: 15", "calibration_bins: 9", None),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lock_that_says_what_the_outs_are_not_made_with_passes_no_check(lie, reproduced):
+    stage, file, old, new, following = LIES[lie]
+    replace(reproduced.path / file, old, new)
+    reproduced.run("dvc", "commit", "--force")  # as an edit between a stage's last look and DVC's first
+    assert "up to date" in reproduced.run("dvc", "status").stdout
+    reproduced.commit()
+    verified = reproduced.run("python", "src/verify.py", check=False)
+    assert verified.returncode == 1
+    assert f"stage {stage}: not what its outs were made with" in verified.stdout
+    assert f"dvc repro --force --single-item {stage}; dvc repro" in verified.stdout
+    reviewed = reproduced.run("python", "src/review.py", "--base", "main", check=False)
+    assert reviewed.returncode == 1
+    assert "dvc.lock is fresh | **failed**" in reviewed.stdout
+    if following:
+        done = reproduced.run("dvc", "repro", "--force", "--single-item", following, check=False)
+        assert done.returncode != 0
+        assert f"made with something else than dvc.lock says, for it was edited while the stage {stage}" in done.stderr
+    reproduced.run("sh", "-c", f"dvc repro --force --single-item {stage} && dvc repro")
+    assert reproduced.run("python", "src/verify.py").returncode == 0
+
+
+def test_a_frozen_stage_is_not_asked(reproduced):
+    replace(reproduced.path / "src/reprise/training/optim.py", "\n\n\n", "\n\n\nEDITED = 1\n\n\n")
+    replace(reproduced.path / "dvc.yaml", "  train:\n", "  train:\n    frozen: true\n")
+    reproduced.run("dvc", "repro", "--force", "--single-item", "evaluate")

@@ -1,0 +1,528 @@
+"""params.yaml means what the user typed, and what it does not allow is refused by name."""
+
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+from dvc.utils.hydra import apply_overrides
+from dvc.utils.serialize import modify_yaml
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from reprise.data.download.torchvision_sets import TORCHVISION_SETS
+from reprise.params.load import help_text, load_params
+from reprise.params.schema import DataParams, Params, Schedule, json_schema
+from reprise.runtime.errors import UserError
+from tests.conftest import ROOT
+
+PARAMS = ROOT / "params.yaml"
+
+
+def edited(tmp_path, old, new):
+    path = tmp_path / "params.yaml"
+    text = PARAMS.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+def refusal(*arguments):
+    with pytest.raises(UserError) as caught:
+        load_params(*arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("lr: 1e-05", 1e-05),  # what `-S train.lr=1e-5` leaves; plain YAML 1.1 reads a text
+        ("lr: 1e-5", 1e-05),
+        ("lr: .5", 0.5),
+        ("lr: 1", 1.0),
+        ("lr: '0.25'", 0.25),
+    ],
+)
+def test_numbers_mean_what_was_typed(tmp_path, written, read):
+    assert load_params(edited(tmp_path, "lr: 0.003", written)).train.lr == read
+
+
+@pytest.mark.parametrize("name", ["no", "123", "1e5", "007", "null_net", "on"])
+def test_a_name_that_looks_like_something_else_stays_a_name(tmp_path, name):
+    assert load_params(edited(tmp_path, "name: test_resnet", f"name: {name}")).model.name == name
+
+
+@pytest.mark.parametrize(("written", "read"), [("no", False), ("yes", True), ("False", False), ("on", True)])
+def test_switches_take_every_spelling(tmp_path, written, read):
+    assert load_params(edited(tmp_path, "pretrained: false", f"pretrained: {written}")).model.pretrained is read
+
+
+@pytest.mark.parametrize("written", ["", "null", "~"])
+def test_a_blank_is_null_where_null_is_allowed(tmp_path, written):
+    assert load_params(edited(tmp_path, "mirror: null", f"mirror: {written}")).data.mirror is None
+
+
+def test_a_blank_is_refused_where_a_value_is_needed(tmp_path):
+    assert "train.lr = '' is not allowed: expected a number > 0" in refusal(edited(tmp_path, "lr: 0.003", "lr:"))
+
+
+def test_free_form_arguments_get_the_types_of_yaml_1_2(tmp_path):
+    block = "kwargs:\n    drop_rate: 1e-1\n    depths: [1, 2]\n    act: no\n    flag: true\n    none:\n"
+    kwargs = load_params(edited(tmp_path, "kwargs: {}", block)).model.kwargs
+    assert kwargs == {"drop_rate": 0.1, "depths": [1, 2], "act": False, "flag": True, "none": None}
+
+
+def test_overrides_reach_nested_and_free_form_keys():
+    given = ["train.augment.rotate=0", "+model.kwargs.drop_rate=0.2", "model.kwargs.a.b=1", "train.schedule_kwargs.x=1"]
+    params = load_params(PARAMS, given)
+    assert params.train.schedule_kwargs == {"x": 1}
+    assert params.train.augment.rotate == 0
+    assert params.model.kwargs == {"drop_rate": 0.2, "a": {"b": 1}}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.epoch=3", "there is no parameter 'train.epoch'; did you mean 'train.epochs'?"),
+        ("lr=3", "there is no parameter 'lr'; did you mean 'train.lr'?"),
+        ("train.lr.x=3", "there is no parameter 'train.lr.x'"),
+        ("train.lr", "an override is written key=value"),
+        ("train.lr=[1", "not readable as YAML"),
+        ("train.lr=nan", "train.lr = 'nan' is not allowed: expected a number > 0 and <= 100"),
+        ("train.lr=inf", "train.lr = 'inf' is not allowed"),
+        ("train.threads=0", "train.threads: '0' is not allowed: expected a whole number from 1 to 256, or auto"),
+        ("train.threads=many", "train.threads: 'many' is not allowed"),
+        ("train.lr=-1", "train.lr = '-1' is not allowed"),
+        ("train.epochs=2.5", "train.epochs = '2.5' is not allowed: expected a whole number >= 1"),
+        ("data.name=cifar", "did you mean 'cifar10'?"),
+        ("data.name=FashionMNIST", "did you mean 'fashion_mnist'?"),
+        ("data.url=ftp://x/y.zip", "data.url = 'ftp://x/y.zip' is not allowed: expected text or null (http:// or"),
+        ("data.sha256=abc", "data.sha256 = 'abc' is not allowed: expected text or null (checksum of the archive, 64"),
+        ("data.url=https://x/y.zip", "url and sha256 are for data.name: archive, not digits; set it, or leave them"),
+        (
+            "train.warmup_epochs=12",
+            "warmup_epochs = 12: expected less than epochs = 12, and 0 with",
+        ),
+        ("train.schedule=cosin", "did you mean 'cosine'?"),
+        ("train.clip_grad=0", "train.clip_grad = '0' is not allowed: expected a number or null > 0"),
+        ("train.loggers=[tensorbord]", "train.loggers.0 = 'tensorbord' is not allowed: expected a list, each one of"),
+        ("train=3", "train = '3' is not allowed: expected a section"),
+        ("model.kwargs=3", "model.kwargs = 3 is not allowed: expected a section"),
+        ("data.val_fraction=0.9", "val_fraction + test_fraction must be below 1"),
+        ("data.channels=2", "data.channels = '2' is not allowed: expected one of auto, 1, 3"),
+        ("data.group=(", "data.group: ( is not a regular expression: missing ), unterminated subpattern at position 0"),
+        ("data.folds=1", "data.folds = '1' is not allowed: expected a whole number or null >= 2 and <= 1000"),
+        ("train.augment.flip=maybe", "train.augment.flip = 'maybe' is not allowed: expected one of auto, true, false"),
+        (
+            "train.augment.policy=autoaugment",
+            "train.augment.policy = 'autoaugment' is not allowed: expected one of none, randaugment, trivialaugment",
+        ),
+        (
+            "train.augment.resized_crop=1",
+            "train.augment.resized_crop = '1' is not allowed: expected a number >= 0 and < 1",
+        ),
+        ("train.augment.hue=0.6", "train.augment.hue = '0.6' is not allowed: expected a number >= 0 and <= 0.5"),
+        ("train.augment.crop=1.5", "train.augment.crop = '1.5' is not allowed: expected a whole number >= 0"),
+        ("train.augment.mixup=-1", "train.augment.mixup = '-1' is not allowed: expected a number >= 0 and <= 100"),
+        ("data.fold=3", "fold = 3 is not allowed: expected 0 as long as folds is null"),
+    ],
+)
+def test_a_wrong_override_is_refused_with_its_key_and_what_is_allowed(override, said):
+    assert said in refusal(PARAMS, [override])
+
+
+def test_two_kinds_of_crop_at_once_are_refused():
+    message = refusal(PARAMS, ["train.augment.crop=4", "train.augment.resized_crop=0.5"])
+    assert "train.augment: crop and resized_crop both cut a window out of the image; set one of them to 0" in message
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"), [("auto", "auto"), ("on", True), ("1", True), ("no", False), ("False", False)]
+)
+def test_a_switch_with_auto_takes_every_spelling(typed, read):
+    assert load_params(PARAMS, [f"train.augment.flip={typed}"]).train.augment.flip is read
+
+
+def test_every_wrong_value_is_named_at_once():
+    message = refusal(PARAMS, ["train.lr=abc", "train.seed=-1"])
+    assert "train.lr = 'abc'" in message
+    assert "train.seed = '-1'" in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("  epochs: 12\n", "", "train.epochs is missing: expected a whole number"),
+        ("  epochs:", "  epoch: 1\n  epochs:", "train.epoch: there is no such parameter; did you mean 'train.epochs'?"),
+        ("  epochs:", "  lr: 1\n  epochs:", "the key 'lr' stands there twice"),
+        ("train:", "train: [", "not readable as YAML in line"),
+        ("evaluate:", "evaluation:", "evaluation: there is no such parameter; did you mean 'evaluate'?"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path, old, new, said):
+    assert said in refusal(edited(tmp_path, old, new))
+
+
+def test_a_missing_or_empty_or_binary_file_is_refused(tmp_path):
+    path = tmp_path / "params.yaml"
+    assert "git checkout" in refusal(path)
+    path.write_text("")
+    assert "expected the sections data, model, train, evaluate" in refusal(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "not UTF-8" in refusal(path)
+
+
+def test_the_committed_schema_is_current_and_named_in_the_first_line():
+    first = PARAMS.read_text().splitlines()[0]
+    schema = ROOT / first.removeprefix("# yaml-language-server: $schema=")
+    assert schema.read_text() == json_schema(), "run `make schema`"
+
+
+def test_the_names_of_data_sets_are_those_that_can_be_downloaded():
+    names = get_args(DataParams.model_fields["name"].annotation)
+    assert set(names) == {"digits", "folder", "archive", *TORCHVISION_SETS}
+
+
+def test_help_has_a_line_for_every_parameter_with_value_meaning_type_and_bounds():
+    lines = help_text(load_params(PARAMS, ["train.lr=0.25"])).splitlines()
+
+    def leaves(tree, prefix=""):
+        for key, value in tree.items():
+            yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [prefix + key]
+
+    keys = [line.split(" = ")[0].strip() for line in lines]
+    assert sorted(keys) == sorted(leaves(yaml.safe_load(PARAMS.read_text())))
+    assert "  train.lr = 0.25: learning rate at its peak (a number > 0 and <= 100)" in lines
+    assert (
+        '  data.channels = "auto": 1: grey, 3: RGB, auto: 1 where all images are grey, otherwise 3 (one of'
+        in "\n".join(lines)
+    )
+
+
+def test_every_parameter_has_help():
+    def fields(section):
+        for name, field in section.model_fields.items():
+            if hasattr(field.annotation, "model_fields"):
+                yield from fields(field.annotation)
+            else:
+                yield name, field.description
+
+    assert [name for name, description in fields(Params) if not description] == []
+
+
+# --- properties ---
+
+TREE = yaml.safe_load(PARAMS.read_text())
+# YAML's rarer line breaks, which DVC's writer leaves bare, are no part of any name
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x85\u2028\u2029"), max_size=20)
+# what reads as null, a switch or a number in model.kwargs is not a text there, quoted or not
+PLAIN = TEXT.filter(
+    lambda text: text.lower() not in ("", "~", "null", "yes", "no", "on", "off", "true", "false")
+).filter(lambda text: not re.search("[0-9]", text))
+FREE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | PLAIN,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+SEED = st.integers(0, 2**32 - 1)
+SHARE = st.floats(0, 1, exclude_max=True)
+
+
+def open_share(most=1.0):
+    return st.floats(0, most, exclude_min=True, exclude_max=True)
+
+
+def archive_or_not(data):
+    """Leave url and sha256 to an archive."""
+    return data if data["name"] == "archive" else data | {"url": None, "sha256": None}
+
+
+def no_kwargs_without_a_schedule(train):
+    return train | {"schedule_kwargs": {}} if train["schedule"] == "none" else train
+
+
+def one_kind_of_crop(augment):
+    """Leave out the padding where a resized crop is asked for."""
+    return augment | {"crop": 0} if augment["resized_crop"] else augment
+
+
+TREES = st.fixed_dictionaries(
+    {
+        "data": st.fixed_dictionaries(
+            {
+                "name": st.sampled_from(get_args(DataParams.model_fields["name"].annotation)),
+                "split": st.none() | TEXT.filter(lambda text: text not in ("", "~", "null", "Null", "NULL")),
+                "path": TEXT.filter(lambda text: text and "\0" not in text),
+                "url": st.none() | st.from_regex("https?://[!-~]{1,9}", fullmatch=True),
+                "sha256": st.none() | st.from_regex("[0-9a-fA-F]{64}", fullmatch=True),
+                "mirror": st.none() | TEXT.filter(lambda text: text not in ("", "~", "null", "Null", "NULL")),
+                "image_size": st.integers(8, 1024),
+                "val_fraction": open_share(0.5),
+                "test_fraction": open_share(0.5),
+                "seed": SEED,
+                "channels": st.sampled_from(["auto", 1, 3]),
+                "resize": st.sampled_from(["stretch", "fit", "crop"]),
+                "on_corrupt": st.sampled_from(["error", "drop"]),
+                "on_leak": st.sampled_from(["error", "warn", "drop"]),
+                "group": st.sampled_from([None, "patient", r"^(\d+)_[a-z]", "1"]),
+                "folds": st.none() | st.integers(2, 1000),
+                "fold": st.just(0),
+            }
+        ).map(archive_or_not),
+        "model": st.fixed_dictionaries(
+            {
+                "name": TEXT.filter(bool) | st.sampled_from(["no", "null", "1e5", "007", "~", "0x1f", "1:30"]),
+                "pretrained": st.booleans(),
+                "weights": TEXT.filter(lambda text: text and "\0" not in text),
+                "image_size": st.just("auto") | st.integers(8, 1024),
+                "kwargs": st.dictionaries(TEXT, FREE, max_size=3),
+            }
+        ),
+        "train": st.fixed_dictionaries(
+            {
+                "epochs": st.integers(1, 10_000),
+                "batch_size": st.integers(1, 65_536),
+                "lr": st.floats(0, 100, exclude_min=True),
+                "optimizer": TEXT.filter(bool) | st.sampled_from(["adamw", "sgd"]),
+                "optimizer_kwargs": st.dictionaries(TEXT, FREE, max_size=2),
+                "weight_decay": st.floats(0, 10),
+                "layer_decay": st.none() | st.floats(0, 1, exclude_min=True),
+                "backbone_lr": open_share(),
+                "freeze_epochs": st.integers(0),
+                "schedule": st.sampled_from(get_args(Schedule)),
+                "schedule_kwargs": st.dictionaries(TEXT, FREE, max_size=2),
+                "warmup_epochs": st.just(0),
+                "clip_grad": st.none() | st.floats(0, exclude_min=True, allow_infinity=False),
+                "accumulate": st.integers(1, 65_536),
+                "ema": st.none() | open_share(),
+                "select": st.sampled_from(["val_accuracy", "val_loss"]),
+                "early_stopping": st.none() | st.integers(1),
+                "balance": st.sampled_from(["none", "weights", "sampling"]),
+                "label_smoothing": SHARE,
+                "start_size": st.none() | st.integers(8, 1024),
+                "augment": st.fixed_dictionaries(
+                    {"rotate": st.floats(0, 180), "scale": SHARE, "shift": SHARE}
+                    | {name: st.floats(0, 1) for name in ("brightness", "contrast", "saturation")}
+                    | {"hue": st.floats(0, 0.5), "cutout": SHARE}
+                    | {"flip": st.sampled_from(["auto", True, False]), "crop": st.integers(0, 1024)}
+                    | {"policy": st.sampled_from(["none", "randaugment", "trivialaugment"])}
+                    | {name: st.floats(0, 100) for name in ("mixup", "cutmix")}
+                    | {"resized_crop": SHARE}
+                ).map(one_kind_of_crop),
+                "seed": SEED,
+                "precision": st.sampled_from(["fp32", "bf16", "auto"]),
+                "compile": st.booleans(),
+                "threads": st.integers(1, 256) | st.just("auto"),
+                "reproducible": st.sampled_from(["auto", "portable", "machine", "off"]),
+                "accelerator": st.sampled_from(["auto", "cpu"]),
+                "devices": st.just(1),
+                "num_nodes": st.just(1),
+                "strategy": st.sampled_from(["auto", "ddp", "ddp_find_unused_parameters_true"]),
+                "checkpoint_every": st.fixed_dictionaries(
+                    {"epochs": st.integers(1, 10_000), "minutes": st.floats(0, 100_000)}
+                ),
+                "loggers": st.lists(st.sampled_from(["tensorboard", "wandb", "mlflow", "dvclive"]), max_size=3),
+            }
+        ).map(no_kwargs_without_a_schedule),
+        "evaluate": st.fixed_dictionaries(
+            {
+                "batch_size": st.integers(1, 65_536),
+                "calibration_bins": st.integers(1, 1000),
+                "metrics": st.lists(TEXT, max_size=2),
+            }
+        ),
+    }
+)
+
+
+def texts(tree):
+    """Yield every key and text of a tree."""
+    if isinstance(tree, dict):
+        yield from (text for item in tree.items() for part in item for text in texts(part))
+    elif isinstance(tree, list):
+        yield from (text for part in tree for text in texts(part))
+    elif isinstance(tree, str):
+        yield tree
+
+
+def quick(examples):
+    return settings(deadline=None, derandomize=True, max_examples=examples)
+
+
+def outcome(content, overrides=()):
+    """Load bytes, or a text, as params.yaml; return the params or the refusal, whose form is checked."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        try:
+            return load_params(path, overrides)
+        except UserError as error:
+            lines = str(error).split("\n")
+    assert len(lines) <= 21
+    assert max(map(len, lines)) < 700
+    assert all(line.isprintable() for line in lines)
+    return lines
+
+
+@quick(100)
+@given(TREES, st.booleans())
+def test_whatever_is_allowed_comes_back_from_yaml_as_it_was(tree, unicode):
+    read = outcome(yaml.safe_dump(tree, allow_unicode=unicode, sort_keys=False))
+    assert repr(read) == repr(Params.model_validate(tree))
+
+
+@quick(60)
+@given(TREES)
+def test_whatever_is_allowed_comes_back_from_the_file_as_dvc_rewrites_it(tree):
+    assume(not {"\x85", "\u2028", "\u2029"} & set("".join(texts(tree))))  # DVC's writer folds these into blanks
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_bytes(PARAMS.read_bytes())
+        with modify_yaml(path) as kept:  # comments and order stay
+            for section, values in tree.items():
+                kept[section].update(values)
+        assert repr(load_params(path)) == repr(Params.model_validate(tree))
+
+
+def test_what_an_experiment_sets_arrives(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(PARAMS.read_bytes())
+    given = ["train.lr=1e-5", "model.name=no", "data.mirror=null", "model.pretrained=yes", "train.weight_decay='0.25'"]
+    apply_overrides(path, [*given, "+model.kwargs.drop_rate=1e-05", "train.augment.flip=1", "train.seed='007'"])
+    params = load_params(path)
+    assert (params.train.lr, params.train.weight_decay, params.train.seed) == (1e-5, 0.25, 7)
+    assert (params.model.name, params.model.pretrained, params.train.augment.flip) == ("no", True, True)
+    assert (params.data.mirror, params.model.kwargs) == (None, {"drop_rate": 1e-5})
+
+
+@quick(100)
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_bytes_end_in_params_or_a_refusal(content):
+    outcome(content)
+
+
+SNIPPETS = [
+    "[", "]", "{", "}", ":", "- ", "? ", "&a ", "*a", "!!int ", "!!python/name:os.system ", "! ", "%YAML 1.1\n",
+    "---\n", "...\n", "|\n", ">\n", "'", '"', "#", "\t", "\n", "  ", "<<: ", ".nan", "-.inf", "1e999", "0x1F",
+    "9" * 400, "~", "\x00", "\x1b[2J", "\x85", "\ufeff", '"\\ud800"', '"\\UFFFFFFFF"', "@", "`", ",", "train:",
+    "lr: 1\n",
+]  # fmt: skip
+
+
+@quick(150)
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 40), st.sampled_from(SNIPPETS)), min_size=1, max_size=6))
+def test_a_mangled_file_ends_in_params_or_a_refusal(changes):
+    text = PARAMS.read_text()
+    for place, dropped, snippet in changes:
+        at = int(place * len(text))
+        text = text[:at] + snippet + text[at + dropped :]
+    outcome(text)
+
+
+LEAVES = [
+    ("data", "name"), ("data", "mirror"), ("data", "seed"), ("model", "name"), ("model", "pretrained"),
+    ("model", "kwargs"), ("train", "lr"), ("train", "augment"), ("train", "augment", "flip"), ("train", "reproducible"),
+    ("evaluate",), ("train", "unheard"), ("unheard",),
+]  # fmt: skip
+
+
+@quick(150)
+@given(
+    st.sampled_from(LEAVES),
+    FREE | st.floats() | st.dates() | st.binary(max_size=9) | st.sets(st.integers(), max_size=3),
+)
+def test_a_value_of_any_type_ends_in_params_or_a_line_with_its_key(leaf, value):
+    tree = yaml.safe_load(PARAMS.read_text())
+    place = tree
+    for section in leaf[:-1]:
+        place = place[section]
+    place[leaf[-1]] = value
+    read = outcome(yaml.safe_dump(tree))
+    assert isinstance(read, Params) or all(".".join(leaf) in line for line in read)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 10)}]\n" for n in range(12)
+)
+
+
+HOSTILE = {
+    "alias bomb": (BOMB, "in line 2: an alias stands for more than one value"),
+    "alias of itself": ("train: &a {x: *a}", "an alias stands for more than one value"),
+    "alias of nothing": ("train: *nowhere", "found undefined alias 'nowhere'"),
+    "brackets": ("[" * 100_000, "more than 20 levels"),
+    "indentation": ("a:\n" + "".join(" " * n + "a:\n" for n in range(1, 1000)), "more than 20 levels"),
+    "dashes": ("- " * 50_000, "more than 20 levels"),
+    "braces": ("model: {kwargs: " + "{a: " * 900, "more than 20 levels"),
+    "no such character": ('a: "\\UFFFFFFFF"', "not readable as YAML"),
+    "no such version": (f"%YAML {'1' * 5000}.1\n--- a", "not readable as YAML"),
+    "escape sequence": ("a: \x1b[2J", "not readable as YAML: unacceptable character"),
+    "long key": (f"? {'k' * 1_000_000}\n: 1\n" * 2, "(1,000,000 characters)' stands there twice"),
+    "key twice": ("".join(f"key{n}: 1\n" for n in range(3000)) + "key1: 2\n", "'key1' stands there twice"),
+    "many keys": ("".join(f"key{n}: 1\n" for n in range(3000)), "and 2,984 more"),
+    "a list as key": ("? [a, b]\n: 1", "unhashable key"),
+    "two documents": ("a: 1\n---\nb: 2", "found another document"),
+    "no section": ("- a\n- b", "expected the sections"),
+    "Latin 1": (b"data: \xff", "not UTF-8"),
+    "UTF-16": ("data".encode("utf-16"), "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_documents_are_refused_at_once(name):
+    document, said = HOSTILE[name]
+    started = time.process_time()
+    assert said in "\n".join(outcome(document))
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("tag", ["apply:os.system [touch X]", "apply:os.system {args: [touch X]}", "name:os.system ''"])
+def test_a_tag_runs_no_code_and_makes_no_object(tmp_path, tag):
+    tag = tag.replace("X", str(tmp_path / "made"))
+    assert "train.lr = " in refusal(edited(tmp_path, "lr: 0.003", f"lr: !!python/object/{tag}"))
+    assert "train.lr = " in refusal(PARAMS, [f"train.lr=!!python/object/{tag}"])
+    read = load_params(edited(tmp_path, "kwargs: {}", f"kwargs: {{a: !!python/object/{tag}}}")).model.kwargs["a"]
+    assert type(read) in (list, dict, type(None))
+    assert not (tmp_path / "made").exists()
+
+
+def test_an_alias_of_one_value_is_that_value(tmp_path):
+    path = edited(tmp_path, "  seed: 0  ", "  seed: &seed 7  ")
+    path.write_text(re.sub(r"(?m)^  seed: 0 ", "  seed: *seed ", path.read_text()))
+    params = load_params(path)
+    assert (params.data.seed, params.train.seed) == (7, 7)
+
+
+@pytest.mark.parametrize("value", ["x" * 1_000_000, "'" + "line\n\n" * 100_000 + "'", "[" + "x, " * 20_000 + "]"])
+def test_a_wrong_value_of_a_megabyte_is_not_printed_whole_and_takes_one_line(value):
+    text = PARAMS.read_text().replace("schedule: onecycle", "schedule: 1").replace("image_size: 32", "image_size: 7")
+    first, second, third = outcome(text.replace("lr: 0.003", f"lr: {value}"))
+    assert "data.image_size = '7' is not allowed" in first
+    assert re.search(r"train\.lr = .{80}\.\.\. \([0-9,]+ characters\) is not allowed", second)
+    assert "train.schedule = '1' is not allowed" in third
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "9" * 400, "9" * 5000])
+def test_a_number_too_large_for_a_computer_is_refused_in_free_form_values_too(value):
+    assert "model.kwargs: " in refusal(PARAMS, [f"model.kwargs.a={value}"])
+    assert "too large a number" in refusal(PARAMS, [f"model.kwargs.a={value}"])
+
+
+KEYS = ["train.lr", "model.name", "model.kwargs", "model.kwargs.a.b", "data.mirror", "train", "", ".", "nothing"]
+VALUES = TEXT | st.lists(st.sampled_from(SNIPPETS), max_size=4).map("".join)
+
+
+@quick(150)
+@given(st.lists(st.builds("{}={}".format, st.sampled_from(KEYS) | TEXT, VALUES) | TEXT, min_size=1, max_size=3))
+def test_any_overrides_end_in_params_or_a_refusal(overrides):
+    outcome(PARAMS.read_bytes(), overrides)
+
+
+@pytest.mark.parametrize(
+    "override", ["x" * 1_000_000, "x" * 1_000_000 + "=1", "train.lr=[" + "x" * 1_000_000, "a\nb=1"]
+)
+def test_the_refusal_of_an_override_is_one_short_line(override):
+    assert len(outcome(PARAMS.read_bytes(), [override])) == 1

@@ -1,0 +1,174 @@
+"""The record beside a model: the same wherever the terms are the same, another as soon as one of them differs."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from reprise.data.formats.packed import load_metadata
+from reprise.runtime import provenance
+from reprise.runtime.errors import UserError
+from reprise.runtime.provenance import PACKAGES, closure, code_sha256, code_without_comments, read_code, trace
+from reprise.training.debug import Debug
+from reprise.training.train import _provenance
+from tests.conftest import ROOT
+from tests.test_structure import import_closure
+
+on_linux_x86 = pytest.mark.skipif(
+    (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="reads the names of an x86-64 Linux"
+)
+TRAINING = ROOT / "src/reprise/training/train.py"
+
+RECORD = """
+import json, sys
+from reprise.runtime.environment import after_torch, before_torch
+before_torch(1, sys.argv[1])
+import reprise.training.train
+after_torch(1, sys.argv[1])
+from reprise.runtime.provenance import trace
+print(trace(sys.argv[1], 1, "cpu", {"b": 1, "a": [2, 3]}, b"data", "reprise.training.train").model_dump_json())
+"""
+
+
+def record(folder: Path, mode: str, **environment: str) -> dict:
+    """Return the record of a process of its own, with a copy of the package in a folder."""
+    shutil.copytree(ROOT / "src/reprise", folder / "src/reprise", ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run(
+        [sys.executable, "-c", RECORD, mode],
+        cwd=folder,
+        env={"PYTHONPATH": str(folder / "src"), "HOME": str(folder), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def portable(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("one"), "portable", PYTHONHASHSEED="1", TZ="UTC")
+
+
+def test_two_processes_in_two_folders_record_the_same(portable, tmp_path):
+    assert record(tmp_path / "elsewhere", "portable", PYTHONHASHSEED="2", TZ="Asia/Tokyo", LC_ALL="C") == portable
+
+
+def test_the_code_digest_changes_with_each_file_that_training_imports_and_with_no_other(portable):
+    name, sources = "src/reprise/training/train.py", read_code(ROOT / "src")
+    plain = code_sha256(sources, name)
+    assert portable["code_sha256"] == plain
+    changed = {
+        path for path in sources if code_sha256({**sources, path: sources[path] + b"\nmore = 1\n"}, name) != plain
+    }
+    assert changed == import_closure(TRAINING) | {name}
+    assert {"src/reprise/data/download/sources.py", "src/reprise/evaluation/evaluate.py"} <= sources.keys() - changed
+
+
+@pytest.mark.parametrize("script", [f"stages/{name}.py" for name in ("download", "preprocess", "train", "evaluate")])
+def test_the_closure_of_a_script_is_what_it_imports(script):
+    assert closure(read_code(ROOT / "src", script), script) == import_closure(ROOT / script) | {script}
+
+
+SAME = [
+    b"x = 1\n",
+    b"# a comment\nx = 1  # another\n",
+    b'"""A docstring."""\n\n\nx = 1\n',
+    b"'''of two\n# lines'''\nx = 1   \n\n",
+]
+OTHER = [
+    b"x = 2\n",
+    b"x = 1\ny = 1\n",
+    b'x = 1  # a comment\n"text" + f(x)\n',
+    b'x = """# text"""\n',
+    b'x = """# texts"""\n',
+    b"x = '# text'  # a comment\n",
+    b"def f():\n    x = 1\n",
+    b"if x:\n    x = 1\n",
+]
+
+
+def test_comments_docstrings_and_blank_lines_are_no_code_and_all_else_is():
+    assert len({code_without_comments(source) for source in SAME}) == 1
+    assert len({code_without_comments(source) for source in [*SAME, *OTHER]}) == 1 + len(OTHER)
+
+
+def test_docstrings_of_functions_and_classes_are_no_code():
+    documented = b'class A:\n    """Text."""\n\n    x = 1\n\n    def f(self):\n        """More."""  # noqa\n'
+    documented += b'        return "kept"\n'
+    bare = b'class A:\n    x = 1\n    def f(self):\n        return "kept"\n'
+    assert code_without_comments(documented) == code_without_comments(bare) == bare.rstrip()
+
+
+def test_a_file_that_is_no_python_is_taken_as_it_is():
+    assert code_without_comments(b"def f(:\n  (\n# a\n") != code_without_comments(b"def f(:\n  (\n# b\n")
+
+
+def test_a_library_that_was_edited_while_it_was_loaded_is_no_record(tmp_path, monkeypatch):
+    for name, loaded in (("comment", b"# other\n"), ("code", b"x = 1\n")):
+        path = "src/reprise/training/train.py"
+        monkeypatch.setattr(provenance, "LOADED", {**read_code(ROOT / "src"), path: TRAINING.read_bytes() + loaded})
+        if name == "comment":
+            trace("machine", 1, "cpu", {}, b"", "reprise.training.train")
+        else:
+            with pytest.raises(UserError, match="edited while this process loaded it"):
+                trace("machine", 1, "cpu", {}, b"", "reprise.training.train")
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("train.checkpoint_every.epochs=7", {"params_sha256", "threads", "reproducible"}),
+        ("train.checkpoint_every.minutes=0.5", {"params_sha256", "threads", "reproducible"}),
+        ("train.loggers=[wandb]", {"params_sha256", "threads", "reproducible"}),
+        ("train.lr=0.001", {"threads", "reproducible"}),
+        ("model.kwargs.drop_rate=0.1", {"threads", "reproducible"}),
+        ("train.threads=2", {"params_sha256", "reproducible"}),
+    ],
+)
+def test_what_changes_no_bits_changes_no_record(override, same, digits, tiny_params):
+    one, two = (
+        _provenance("machine", load_metadata(digits), params.model, params.train, None, Debug())
+        for params in (tiny_params(), tiny_params(override))
+    )
+    terms = {"params_sha256", "threads", "reproducible"}
+    assert {name for name in terms if getattr(one, name) == getattr(two, name)} == same
+    assert (one.key() == two.key()) == (same == terms)
+
+
+def test_other_data_are_another_record():
+    one, two = (trace("machine", 1, "cpu", {}, data, "reprise.runtime.provenance") for data in (b"1", b"2"))
+    assert one.data_sha256 != two.data_sha256
+    assert one.key() != two.key()
+
+
+def processor() -> str:
+    """Return the CPU's name, from where Linux tells it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+
+
+@on_linux_x86
+def test_portable_records_nothing_of_the_machine(portable):
+    record = portable
+    assert (record["device"], record["threads"], record["cpu_capability"]) == ("cpu", 1, "AVX2")
+    assert record["packages"] == {name: version(name).partition("+")[0] for name in PACKAGES}
+    assert processor() not in json.dumps(record)
+
+
+@on_linux_x86
+@pytest.mark.parametrize("mode", ["machine", "off"])
+def test_machine_and_off_record_the_processor_and_the_build(mode, monkeypatch):
+    here = trace(mode, 1, "cpu", {}, b"", "reprise.runtime.provenance")
+    assert here.device == processor()
+    assert here.packages == {name: version(name) for name in PACKAGES}
+    monkeypatch.setattr(provenance, "version", lambda name: f"{version(name).partition('+')[0]}+other")
+    assert trace(mode, 1, "cpu", {}, b"", "reprise.runtime.provenance").key() != here.key()
+    portable = trace("portable", 1, "cpu", {}, b"", "reprise.runtime.provenance")
+    monkeypatch.undo()
+    assert trace("portable", 1, "cpu", {}, b"", "reprise.runtime.provenance") == portable

@@ -1,0 +1,262 @@
+"""Several processes of one training: gloo on the CPU, started by Lightning, by torchrun or as SLURM does."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+
+from reprise.params.resolve import rank
+from reprise.runtime.errors import UserError
+from tests.conftest import ROOT, TINY
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from reprise.runtime.errors import one_line_errors
+from reprise.params.load import load_params
+from reprise.params.resolve import rank
+from reprise.runtime.environment import after_torch, before_torch
+from reprise.runtime.atomic import publishing
+
+with one_line_errors():
+    root, data, out, event, *overrides = sys.argv[1:]
+    params = load_params(Path(root) / "params.yaml", overrides)
+    number = rank(params.train)
+    before_torch(params.train.threads, params.train.reproducible)
+    from reprise.training.train import train
+    from lightning import Callback
+    after_torch(params.train.threads, params.train.reproducible)
+
+    class Event(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            what, who, step = event.split()
+            if trainer.global_step != int(step):
+                return
+            if what == "exit" and who == str(number):
+                os._exit(3)
+            if what.startswith("SIG") and who in (str(number), "each"):
+                os.kill(os.getpid(), signal.Signals[what])
+            if who == "group" and number == 0:
+                os.killpg(0, signal.Signals[what])
+
+    out = Path(out)
+    result = train(Path(data), params.model, params.train, out / "scratch", callbacks=[Event()], rank=number)
+    if number == 0:
+        names = ("model.safetensors", "model.json", "train.json", "history.csv")
+        with publishing(*(out / name for name in names)) as files:
+            result.save(*files)
+"""
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+# no layer here knows its batch, so two processes and two accumulated batches differ by rounding alone
+PLAIN = [
+    *TINY,
+    "model.name=mlp",
+    "model.kwargs.drop_rate=0.2",
+    "train.ema=0.9",
+    "train.schedule=constant",
+    "train.optimizer=sgd",
+    "train.lr=0.01",
+    "train.batch_size=5",
+]
+TWO = ("train.devices=2",)
+SLURM = {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "training"}
+RESULT = ("history.csv", "model.safetensors", "model.json")
+
+
+def srun():
+    """Return the environments of the two tasks that `srun --nodes=1 --ntasks-per-node=2` starts."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "training", "SLURM_NODELIST": "127.0.0.1", "SLURM_NNODES": "1"}
+    job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "MASTER_PORT": str(port)}
+    return [job | {"SLURM_PROCID": task, "SLURM_LOCALID": task} for task in "01"]
+
+
+@pytest.fixture(scope="module")
+def run(digits, tmp_path_factory):
+    """Run a training in processes of its own; return what those started here ended with and the result's folder."""
+    folder = tmp_path_factory.mktemp("trainings")
+    script = folder / "training.py"
+    script.write_text(SCRIPT)
+
+    def start(name, *overrides, event="none 0 -1", launcher=(sys.executable,), tasks=({},)):
+        out = folder / name
+        out.mkdir(exist_ok=True)
+        command = [*launcher, str(script), str(ROOT), str(digits), str(out), event, *PLAIN, *overrides]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        started = [
+            subprocess.Popen(command, env=environment | task, stderr=PIPE, text=True, start_new_session=True)
+            for task in tasks
+        ]
+        try:
+            # ends when every process that could still write has ended, those that Lightning has started too
+            said = [process.communicate(timeout=60)[1] for process in started]
+        finally:
+            for process in started:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+        ended = (subprocess.CompletedProcess(p.args, p.returncode, None, s) for p, s in zip(started, said, strict=True))
+        return *ended, out
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run):
+    """The result of two processes that Lightning has started, by name, and what they said."""
+    two, out = run("two", *TWO)
+    assert two.returncode == 0, two.stderr
+    return read(out), two.stderr
+
+
+def read(out):
+    """Return the files of a result, by name."""
+    return {name: (out / name).read_bytes() for name in RESULT}
+
+
+def test_two_processes_train_as_one_with_two_accumulated_batches(run, undisturbed):
+    files, said = undisturbed
+    one, alone = run("one", "train.accumulate=2")
+    assert one.returncode == 0, one.stderr
+    # of the validation's batches one process has one more than the other, which has padding: no metric sees it
+    for name in ("history.csv", "model.safetensors"):
+        assert read(alone)[name] == files[name]
+    assert said.count("epoch 1/2") == 1  # the first process alone prints
+    assert "Warning" not in said
+
+
+def test_two_tasks_of_slurm_train_to_the_same_bits(run, undisturbed):
+    first, second, out = run("slurm", *TWO, tasks=srun())
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert read(out) == undisturbed[0]
+    assert second.stderr == ""
+
+
+def stopped(task, signum):
+    """Say whether a process has ended as a signal ends one: the shell's exit code, one line, no error."""
+    last = f"stopped by {signum.name}; run the same command again"
+    noise = "Traceback" in task.stderr or "error" in task.stderr or task.stderr.count("stopped by") != 1
+    return task.returncode == 128 + signum and task.stderr.splitlines()[-1] == last and not noise
+
+
+@pytest.mark.parametrize(
+    ("signum", "who"), [(signal.SIGTERM, "0"), (signal.SIGTERM, "1"), (signal.SIGINT, "group")], ids=str
+)
+def test_a_signal_to_any_process_stops_all_with_a_checkpoint(signum, who, run):
+    first, out = run(f"{signum.name} {who}", *TWO, event=f"{signum.name} {who} 5")
+    assert stopped(first, signum), (first.returncode, first.stderr)
+    assert [path.name for path in out.glob("scratch/*/*.ckpt")] == ["000000-000000016.ckpt"]
+    assert not list(out.glob("*.*"))
+
+
+def test_what_slurm_preempts_goes_on_to_the_same_bits(run, undisturbed):
+    first, second, out = run("preempted", *TWO, event="SIGTERM each 5", tasks=srun())
+    assert stopped(first, signal.SIGTERM), (first.returncode, first.stderr)
+    assert (second.returncode, second.stderr) == (143, "")
+    assert not list(out.glob("*.*"))
+    first, second, out = run("preempted", *TWO, tasks=srun())
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert first.stderr.count("continuing in epoch 1, step 17") == 1
+    assert read(out) == undisturbed[0]
+
+
+def test_a_signal_ends_the_wait_for_a_task_that_never_comes(digits, tmp_path):
+    script = tmp_path / "training.py"
+    script.write_text(SCRIPT)
+    alone = srun()[0]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), **alone}
+    command = [sys.executable, script, ROOT, digits, tmp_path, "none 0 -1", *PLAIN, *TWO]
+    process = subprocess.Popen(command, env=environment, stderr=PIPE, text=True)
+    listening = f":{int(alone['MASTER_PORT']):04X} "
+    while listening not in Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=10) == -signal.SIGTERM
+    assert "Traceback" not in process.stderr.read()
+
+
+def test_a_process_that_dies_ends_the_training_which_goes_on_under_torchrun_to_the_same_bits(run):
+    given = (*TWO, "model.name=test_resnet", "train.optimizer=adamw", "train.batch_size=4", "train.freeze_epochs=1")
+    whole, out = run("whole", *given)
+    assert whole.returncode == 0, whole.stderr
+    often = (*given, "train.checkpoint_every.minutes=0")
+    killed, again = run("again", *often, event="exit 1 20")
+    assert killed.returncode != 0
+    assert not (again / "model.safetensors").exists()
+    assert len(list(again.glob("scratch/*/000000-000000016.ckpt"))) == 1
+    resumed, again = run("again", *often, launcher=TORCHRUN)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stderr.count("continuing in epoch 1, step 17") == 1
+    assert read(again) == read(out)
+
+
+def test_the_pipeline_starts_the_processes_and_the_first_publishes(reproduced):
+    reproduced.set("train.devices=2")
+    done = reproduced.run("dvc", "repro", "train")
+    assert done.stdout.count("train: test_resnet, best epoch") == 1
+    assert not list(reproduced.path.glob("models/.*.partial"))
+    assert json.loads((reproduced.path / "metrics/train.json").read_text())["epoch"] in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.accelerator=gpu"], "accelerator = gpu: reproducible = portable promises the bits of CPUs"),
+        (["train.num_nodes=2", "train.devices=auto"], "devices = auto: expected a number with num_nodes = 2"),
+        (["train.devices=2", "train.threads=auto"], "threads = auto: expected a number with several processes"),
+        (["train.devices=0"], "train.devices"),
+        (["train.strategy=fsdp"], "train.strategy"),
+    ],
+)
+def test_contradictions_are_one_line(tiny_params, overrides, message):
+    with pytest.raises(UserError) as error:
+        tiny_params(*overrides)
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environment", "expected"),
+    [
+        ([], {"LOCAL_RANK": "1"}, 0),  # a training of its own
+        (["train.devices=2"], {"LOCAL_RANK": "1"}, 1),
+        (["train.devices=2", "train.num_nodes=2"], {"NODE_RANK": "1", "LOCAL_RANK": "1"}, 3),
+        (["train.devices=2", "train.num_nodes=2"], SLURM | {"SLURM_NTASKS": "4", "SLURM_PROCID": "2"}, 2),
+        (["train.devices=2"], SLURM | {"SLURM_JOB_NAME": "bash", "LOCAL_RANK": "1"}, 1),  # Lightning starts them
+        (["train.devices=2"], {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "1"}, 1),
+    ],
+)
+def test_the_rank_is_what_the_launcher_says(tiny_params, launched, overrides, environment, expected):
+    launched(environment)
+    assert rank(tiny_params(*overrides).train) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environment"),
+    [
+        ([], {"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}),  # not two trainings side by side
+        (["train.devices=2"], {"SLURM_NTASKS": "4"}),
+        (["train.devices=2"], {"SLURM_NTASKS": "1"}),
+        (["train.devices=2"], {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2"}),
+        (["train.devices=2"], {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": None}),
+    ],
+)
+def test_slurm_and_the_params_agree_on_the_tasks(tiny_params, launched, overrides, environment):
+    launched(SLURM | environment)
+    params = tiny_params(*overrides).train
+    with pytest.raises(UserError, match=rf"^SLURM has started \d tasks .* --ntasks-per-node={params.devices}, or .*$"):
+        rank(params)
+
+
+def test_torchrun_and_the_params_agree_on_the_number_of_processes(tiny_params, launched):
+    launched({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"})
+    with pytest.raises(UserError, match=r"started 2 processes, but train\.devices \* train\.num_nodes = 1"):
+        rank(tiny_params().train)

@@ -1,0 +1,259 @@
+"""The Lightning modules work on their own and count each sample once."""
+
+from functools import partial
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader, TensorDataset
+
+from reprise.loader.batches import IGNORE_INDEX
+from reprise.model.backbone import TIMMBackbone
+from reprise.training.module import EpochMetrics, LitClassifier, MNISTLitModule, mask_outputs
+
+
+def plain_trainer(**options):
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(accelerator="cpu", **(quiet | options))
+
+
+def loader(images, labels, batch_size=4):
+    return DataLoader(TensorDataset(images, labels), batch_size=batch_size)
+
+
+class Fixed(nn.Module):
+    """A network whose logits are its input: what it predicts is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x + self.bias
+
+
+def test_an_epochs_loss_and_accuracy_are_averages_over_samples_not_batches():
+    logits = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    trainer = plain_trainer()
+    trainer.test(LitClassifier(Fixed(), 3), loader(logits, labels), verbose=False)
+    assert trainer.callback_metrics["test/loss"].item() == pytest.approx(cross_entropy(logits, labels).item(), rel=1e-6)
+    assert trainer.callback_metrics["test/acc"].item() == pytest.approx(
+        (logits.argmax(1) == labels).float().mean().item()
+    )
+
+
+def test_padding_counts_nowhere_not_even_a_batch_of_nothing_else():
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    padded = torch.cat([logits, torch.full((7, 3), 9.0)])
+    padded_labels = torch.cat([labels, torch.full((7,), IGNORE_INDEX)])
+    results = []
+    for images, targets in ((logits, labels), (padded, padded_labels)):
+        trainer = plain_trainer()
+        trainer.validate(LitClassifier(Fixed(), 3), loader(images, targets), verbose=False)
+        results.append([trainer.callback_metrics[name].item() for name in ("val/loss", "val/acc", "val/acc_best")])
+    assert results[1] == pytest.approx(results[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("step", ["training_step", "validation_step", "test_step"])
+def test_steps_return_the_batch_loss_predictions_and_labels(step):
+    module = LitClassifier(Fixed(), 3)
+    images = torch.eye(3)
+    output = getattr(module, step)((images, torch.tensor([0, 1, IGNORE_INDEX])), 0)
+    assert set(output) == {"loss", "preds", "targets"}
+    assert output["loss"].item() == pytest.approx(cross_entropy(images[:2], torch.tensor([0, 1])).item())
+    assert output["preds"].tolist() == [0, 1]
+    assert output["targets"].tolist() == [0, 1]
+
+
+def test_labels_are_smoothed_in_training_only():
+    module = LitClassifier(Fixed(), 3, label_smoothing=0.3)
+    batch = torch.eye(3), torch.tensor([0, 1, 2])
+    assert module.train().step(batch)[0].item() == pytest.approx(cross_entropy(*batch, label_smoothing=0.3).item())
+    assert module.eval().step(batch)[0].item() == pytest.approx(cross_entropy(*batch).item())
+
+
+def test_soft_targets_enter_the_loss_and_count_as_their_largest_share():
+    module = LitClassifier(Fixed(), 3, label_smoothing=0.3).train()
+    logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    targets = torch.tensor([[0.6, 0.4, 0.0], [0.7, 0.3, 0.0]])
+    output = module.training_step((logits, targets), 0)
+    smooth = 0.7 * targets + 0.3 / 3
+    assert output["loss"].item() == pytest.approx(-(smooth * logits.log_softmax(1)).sum(1).mean().item())
+    assert output["targets"].tolist() == [0, 0]
+    assert output["preds"].tolist() == [0, 1]
+    one_hot = torch.eye(3)[[0, 1]]
+    assert module.step((logits, one_hot))[0].item() == pytest.approx(
+        module.step((logits, torch.tensor([0, 1])))[0].item()
+    )
+
+
+def test_training_starts_without_what_the_sanity_check_left_behind():
+    class Watched(LitClassifier):
+        def on_train_start(self):
+            assert self.val_acc_best.compute() == 1.0  # the sanity check saw two right samples
+            super().on_train_start()
+            assert self.val_acc_best._update_count == self.val_metrics.counts.sum() == self.val_metrics.loss == 0
+
+    logits = torch.eye(3)[[0, 1, 2, 0]]
+    labels = torch.tensor([0, 1, 0, 1])  # right, right, wrong, wrong
+    trainer = plain_trainer(max_epochs=1, num_sanity_val_steps=1)
+    trainer.fit(Watched(Fixed(), 3), loader(logits, labels, 2), loader(logits, labels, 2))
+    assert trainer.callback_metrics["val/acc_best"] == 0.5
+
+
+def test_val_acc_best_remembers_the_best_epoch():
+    module = LitClassifier(Fixed(), 3)
+    logged = {}
+    module.log = lambda name, value, **options: logged.update({name: value.item()})
+    labels = torch.tensor([0, 1, 2])
+    for right in (1, 3, 2):
+        guesses = torch.where(torch.arange(3) < right, labels, (labels + 1) % 3)
+        module.validation_step((torch.eye(3)[guesses], labels), 0)
+        module.on_validation_epoch_end()
+    assert logged["val/acc"] == pytest.approx(2 / 3)
+    assert logged["val/acc_best"] == 1.0
+
+
+def test_what_is_counted_does_not_depend_on_which_batches_are_counted_together():
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.rand((), generator=generator) * 10.0**-number, torch.randn(size, 5, generator=generator), labels)
+        for number, size in enumerate((3, 8, 8, 1, 8))
+        for labels in [torch.randint(0, 5, (size,), generator=generator)]
+    ]
+    batches[1][2][2:] = IGNORE_INDEX
+    results = []
+    for ends in ({0, 1, 2, 3, 4}, {2}, set()):
+        metrics = EpochMetrics(5)
+        for number, batch in enumerate(batches):
+            metrics.add(*batch)
+            if number in ends:
+                metrics.state_dict()  # a checkpoint in between
+        metrics.count()
+        counts = metrics.counts.clone()
+        results.append([value.item() for value in metrics.compute()])
+    assert results[0] == results[1] == results[2]
+    logits, labels = torch.cat([batch[1] for batch in batches]), torch.cat([batch[2] for batch in batches])
+    kept = labels != IGNORE_INDEX
+    predicted, labels = logits.argmax(1)[kept], labels[kept]
+    weighted = sum(loss.item() * int((batch != IGNORE_INDEX).sum()) for loss, _, batch in batches)
+    assert results[0] == pytest.approx([weighted / len(labels), (predicted == labels).float().mean().item()], rel=1e-6)
+    expected = [labels[predicted == labels], labels, predicted]
+    assert counts.tolist() == [row.bincount(minlength=5).tolist() for row in expected]
+
+
+def test_many_logits_are_not_kept(monkeypatch):
+    monkeypatch.setattr("reprise.training.module.PENDING_LOGITS", 100)
+    metrics = EpochMetrics(10)
+    for number in range(10):
+        metrics.add(torch.tensor(1.0), torch.zeros(4, 10), torch.zeros(4, dtype=torch.long))
+        assert len(metrics.pending) == (number + 1) % 3
+
+
+def test_bf16_is_mixed_into_training_alone():
+    seen = []
+
+    class Watching(nn.Linear):
+        def forward(self, x):
+            logits = super().forward(x)
+            seen.append(logits.dtype)
+            return logits
+
+    module = LitClassifier(Watching(3, 3), 3, precision="bf16")
+    batch = torch.eye(3), torch.tensor([0, 1, 2])
+    module.learn(batch).backward()
+    module.eval().step(batch)
+    assert seen == [torch.bfloat16, torch.float32]
+    assert module.net.weight.grad.dtype == torch.float32
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_class_weights_enter_the_loss_of_mixed_labels_as_that_of_others():
+    module = LitClassifier(nn.Identity(), 3, label_smoothing=0.1).train()
+    module.criterion.weight = torch.tensor([0.5, 1.0, 4.0])
+    logits, labels = torch.randn(3, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2, IGNORE_INDEX])
+    soft = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    assert module.step((logits, soft))[0].item() == pytest.approx(module.step((logits, labels))[0].item())
+    logs = logits[0].log_softmax(0)
+    mixed = torch.tensor([[0.25, 0.0, 0.75]])
+    smooth = 0.9 * mixed[0] + 0.1 / 3
+    expected = -(smooth * module.criterion.weight * logs).sum() / (0.25 * 0.5 + 0.75 * 4)
+    assert module.step((logits[:1], mixed))[0].item() == pytest.approx(expected.item())
+
+
+def test_mixed_labels_count_as_the_weightiest():
+    module = LitClassifier(Fixed(), 3, label_smoothing=0.1)
+    images = 4 * torch.eye(3)
+    mixed = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.2, 0.8], [0.0, 0.0, 1.0]])
+    loss, preds, targets = module.step((images, mixed))
+    assert loss.item() == pytest.approx(cross_entropy(images, mixed, label_smoothing=0.1).item())
+    assert (preds.tolist(), targets.tolist()) == ([0, 1, 2], [0, 2, 2])
+
+
+def test_the_schedule_monitors_the_validation_loss_by_default():
+    module = LitClassifier(Fixed(), 3)
+    configured = module.configure_optimizers()
+    assert isinstance(configured["lr_scheduler"]["scheduler"], ReduceLROnPlateau)
+    assert configured["lr_scheduler"]["monitor"] == "val/loss"
+    assert LitClassifier(Fixed(), 3, scheduler=None).configure_optimizers().keys() == {"optimizer"}
+
+
+def test_hyperparameters_are_saved_without_the_network():
+    module = LitClassifier(Fixed(), 3, label_smoothing=0.1)
+    assert dict(module.hparams) == {
+        "num_classes": 3,
+        "monitor": "val/loss",
+        "interval": "epoch",
+        "label_smoothing": 0.1,
+        "precision": "fp32",
+    }
+
+
+def test_mask_outputs_is_a_method_too():
+    assert LitClassifier.mask_outputs is mask_outputs
+
+
+def test_mnist_module_learns_in_a_plain_trainer_with_an_ordinary_dataloader():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(64) % 10
+    images = torch.zeros(64, 1, 32, 32)
+    images[torch.arange(64), 0, labels * 3, :] = 1  # a bar whose height is the label
+    images += 0.1 * torch.rand(images.shape, generator=generator)
+    torch.manual_seed(0)
+    net = TIMMBackbone("test_resnet", pretrained=False, num_classes=10, in_chans=1)
+    module = MNISTLitModule(net=net, optimizer=partial(torch.optim.AdamW, lr=3e-3))
+    trainer = plain_trainer(max_epochs=6)
+    trainer.fit(module, loader(images, labels, 16), loader(images, labels, 16))
+    assert trainer.callback_metrics["train/acc"] > 0.9
+    assert set(trainer.callback_metrics) == {
+        "train/loss",
+        "train/acc",
+        "val/loss",
+        "val/acc",
+        "val/acc_best",
+    }
+    assert module(images[:2]).shape == (2, 10)
+
+
+def test_a_loss_that_is_not_a_number_shows_in_the_epochs_mean():
+    logits = torch.eye(3)
+    logits[2] = float("nan")
+    trainer = plain_trainer()
+    trainer.validate(LitClassifier(Fixed(), 3), loader(logits, torch.tensor([0, 1, 2]), 1), verbose=False)
+    assert trainer.callback_metrics["val/loss"].isnan()
+
+
+def test_the_schedule_monitors_what_it_is_told_to():
+    module = LitClassifier(Fixed(), 3, monitor="train/loss", interval="step")
+    schedule = module.configure_optimizers()["lr_scheduler"]
+    assert (schedule["monitor"], schedule["interval"]) == ("train/loss", "step")

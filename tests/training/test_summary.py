@@ -1,0 +1,68 @@
+"""What is said before a training is true, and saying it changes nothing."""
+
+import re
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from reprise.data.formats.packed import load_metadata
+from reprise.model.artifact import Architecture
+from reprise.model.backbone import create_network
+from reprise.training.summary import _one_image, summary
+from reprise.training.train import _silence_lightning
+
+
+def test_multiply_adds_and_kept_bytes_of_a_known_network():
+    # 8x8 outputs, 4 of them, from 3 x 3 x 1 weights each; then 256 inputs to 10
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
+    operations, kept = _one_image(network, torch.zeros(1, 1, 8, 8))
+    assert operations == 2 * (8 * 8 * 4 * 9 + 2560)
+    assert kept == 4 * (64 + 256)  # the image for the convolution; ReLU and the linear layer share one tensor
+
+
+def test_the_summary_states_the_run_and_leaves_network_and_random_state_alone(digits, tiny_params):
+    params, metadata = tiny_params("train.batch_size=16"), load_metadata(digits)
+    network, architecture = create_network(params.model, metadata, 0)
+    before, state = {name: t.clone() for name, t in network.state_dict().items()}, torch.get_rng_state()
+    text = summary(network, architecture, metadata, params.train, 11, "cpu")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert network.training
+    assert "test_resnet: 373,370 parameters, 4,025,280 multiply-adds an image" in text  # metrics/test.json has both
+    assert "2 epochs of 11 steps, adamw, onecycle, learning rate 0.003, on cpu, portable" in text
+    assert f"digits: {metadata.summary()}" in text
+    batch = float(re.search(r"([\d.]+) MB for a batch of 16", text)[1])
+    twice = summary(network, architecture, metadata, tiny_params("train.batch_size=32").train, 5, "cpu")
+    assert abs(float(re.search(r"([\d.]+) MB for a batch of 32", twice)[1]) - 2 * batch) < 0.2
+    frozen = tiny_params("train.freeze_epochs=1").train
+    said = summary(network, architecture, metadata, frozen, 11, "cpu")
+    assert "2 epochs of 11 steps, 1 with a frozen backbone, adamw" in said
+    assert isinstance(architecture, Architecture)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "device", "overrides", "said"),
+    [
+        (True, "cpu", [], True),
+        (False, "cpu", [], False),
+        (True, "cuda", ["train.reproducible=machine"], False),
+        (True, "cpu", ["train.accelerator=cpu"], False),
+    ],
+)
+def test_a_gpu_that_the_terms_leave_idle_is_mentioned(gpu, device, overrides, said, digits, tiny_params, monkeypatch):
+    params, metadata = tiny_params(*overrides), load_metadata(digits)
+    network, architecture = create_network(params.model, metadata, 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    text = summary(network, architecture, metadata, params.train, 11, device)
+    assert ("there is a GPU: train.reproducible: machine would use it" in text) is said
+
+
+def test_a_warning_that_a_user_can_do_something_about_is_shown(recwarn):
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        _silence_lightning()
+        warnings.warn("The 'train_dataloader' does not have many workers which may be a bottleneck", stacklevel=1)
+        warnings.warn("Corrupt EXIF data", stacklevel=1)
+    assert [str(warning.message) for warning in shown] == ["Corrupt EXIF data"]
