@@ -14,15 +14,13 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from reprise.batches import EvalBatches, mask_outputs
 from reprise.card import ModelCard
 from reprise.convolutions import repaired
 from reprise.data.packed import PackedSplit, load_metadata, load_split
 from reprise.errors import UserError
-from reprise.model import TIMMBackbone
+from reprise.model import TIMMBackbone, count_flops
 from reprise.process import device
 
 
@@ -45,19 +43,14 @@ class Evaluation:
     ids: list[str]
     labels: Tensor
     probabilities: Tensor
-    metrics: dict[str, float | int]
+    metrics: dict[str, float | int | None]
     per_class: list[ClassRow]
     confusion: Tensor
 
     def table(self) -> str:
         """Return the metrics as a small table, one line each."""
         width = max(map(len, self.metrics))
-        lines = []
-        for name, value in self.metrics.items():
-            lines.append(
-                f"  {name:<{width}}  {value:>14,}" if isinstance(value, int) else f"  {name:<{width}}  {value:>14.4f}"
-            )
-        return "\n".join(lines)
+        return "\n".join(f"  {name:<{width}}  {shown(value):>14}" for name, value in self.metrics.items())
 
     def save(self, metrics: Path, per_class: Path, confusion: Path, predictions: Path) -> None:
         """Write metrics (JSON), the per-class table, the confusion counts and the predictions per image (CSV)."""
@@ -165,7 +158,8 @@ def summarize(
 
     loss: mean cross-entropy, nats. precision, recall, f1: unweighted means over the classes that occur or are predicted
     (macro). ece: expected calibration error over equal-width confidence bins (Guo et al., ICML 2017), in 0..1.
-    top5_accuracy is left out for five classes or fewer. flops: two per multiply-add, one forward pass of one image.
+    top5_accuracy is left out for five classes or fewer. flops: two per multiply-add, one forward pass of one image;
+    None if not counted.
     """
     classes = len(card.classes)
     probabilities = logits.softmax(dim=1)
@@ -174,7 +168,7 @@ def summarize(
     images, claims, found = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diag()
     scores = [_share(found, claims), _share(found, images), _share(2 * found, images + claims)]
     macro = [score[images + claims > 0].mean() for score in scores]
-    metrics: dict[str, float | int] = {
+    metrics: dict[str, float | int | None] = {
         "accuracy": _rounded((predicted == labels).double().mean()),
         "loss": _rounded(F.cross_entropy(logits.double(), labels)),
     }
@@ -185,7 +179,7 @@ def summarize(
         "ece": _rounded(calibration_error(probabilities, labels, calibration_bins)),
         "images": len(labels),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "flops": count_flops(network, card),
+        "flops": count_flops(network, card.architecture),
     }
     per_class = zip(card.classes, images.tolist(), *scores, strict=True)
     rows = [ClassRow(name, count, *map(_rounded, its_scores)) for name, count, *its_scores in per_class]
@@ -208,13 +202,11 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int) -> Tenso
     return gaps.abs().sum() / len(labels)
 
 
-def count_flops(network: TIMMBackbone, card: ModelCard) -> int:
-    """Return the floating-point operations of one forward pass of one image, two per multiply-add."""
-    size, channels = card.architecture.image_size, card.architecture.in_chans
-    # attention fused for CPUs has no count of its own: count the plain products that it stands for
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        network.eval()(torch.zeros(1, channels, size, size))
-    return int(counter.get_total_flops())
+def shown(value: float | int | None) -> str:
+    """Return a metric as people read it."""
+    if value is None:
+        return "none"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def _rounded(value: Tensor) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 from reprise.card import ModelCard
 from reprise.comparison.markup import table, text
 from reprise.data.packed import Metadata
-from reprise.evaluation import Evaluation
+from reprise.evaluation import Evaluation, shown
 from reprise.intervals import wilson
 from reprise.params_file import flat
 
@@ -77,11 +77,7 @@ def _training(card: ModelCard, settings: dict[str, Any]) -> str:
 
 def _metrics(evaluation: Evaluation, right: int, images: int) -> str:
     rows = [["accuracy", f"{right / images:.4f}", _interval(right, images)]]
-    rows += [
-        [text(name), f"{value:,}" if isinstance(value, int) else f"{value:.4f}", ""]
-        for name, value in evaluation.metrics.items()
-        if name != "accuracy"
-    ]
+    rows += [[text(name), shown(value), ""] for name, value in evaluation.metrics.items() if name != "accuracy"]
     return table(["metric", "test", "95 % interval"], rows)
 
 
