@@ -51,7 +51,8 @@ def built(name: str, device: str = "meta") -> Row:
             parameters = sum(part.numel() for part in timm.create_model(name, num_classes=10).parameters())
             if device == "meta" and parameters < ON_CPU:
                 return built(name, "cpu")
-            return {"outcome": "refused", "reason": str(error), "size": size, "device": device}
+            refused = {"outcome": "refused", "reason": str(error)}
+            return refused | {"size": size, "device": device, "parameters": parameters}
         flops = count_flops(network, architecture)
     counted = {"outcome": PASSED} if flops else {"outcome": "not counted"}
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -163,7 +164,7 @@ def main() -> None:
 
     builds = [once("build", name, built, limit=120) for name in timm.list_models()]
     smallest: dict[str, Row] = {}
-    for row in sorted(builds, key=lambda row: row.get("parameters", float("inf"))):
+    for row in sorted(builds, key=lambda row: (row["outcome"] != PASSED, row.get("parameters", 0))):
         smallest.setdefault(row["family"], row)
     with tempfile.TemporaryDirectory() as folder:
         trainings = [once("train", smallest[key]["name"], trained, folder, limit=600) for key in sorted(smallest)]
@@ -172,27 +173,31 @@ def main() -> None:
 
 def report(builds: list[Row], trainings: list[Row]) -> None:
     """Print the tables."""
-    passed = sum(row["outcome"] == PASSED for row in builds)
-    own = sum(row["outcome"] == PASSED for row in trainings)
-    print(f"# timm's models\n\n`python benchmarks/timm_models.py`, {machine()}.\n")
+    totals, good = Counter(row["family"] for row in builds), Counter(row["family"] for row in passing(builds))
+    print(f"# timm's models\n\n`python benchmarks/timm_models.py`: {machine()}; one thread.\n")
+    print(f"{len(passing(builds)):,} of {len(builds):,} models build, run and are counted; the smallest one trains, is")
+    print(f"evaluated, saved and loaded in {len(passing(trainings))} of {len(trainings)} families.\n")
+    print("## The smallest model of each family\n\nSize: of the images in training, the smallest accepted of", end=" ")
     print(
-        f"Of {len(builds):,} models {passed:,} are built, run and counted; the smallest of {len(trainings)} families "
+        f"{', '.join(map(str, SIZES))} and timm's own, at\nwhich GFLOPs are counted. Seconds: of all that was tried.\n"
     )
-    print(f"is trained, evaluated, saved and loaded: {own} pass.\n\n## The smallest of each family\n")
-    print_header("family: model", "parameters", "size", "GFLOPs", "models that build", "training, s", "outcome")
-    sums = {row["name"]: row for row in builds}
-    totals = Counter(row["family"] for row in builds)
-    good = Counter(row["family"] for row in builds if row["outcome"] == PASSED)
+    print_header("family: model", "of the family build", "parameters", "GFLOPs", "size", "s", "outcome")
+    measured = {row["name"]: row for row in builds}
     for row in trainings:
-        own, family = sums[row["name"]], row["family"]
-        figures = f"{own.get('parameters') or 0:,}", row.get("size", "-"), f"{(own.get('flops') or 0) / 1e9:.2f}"
-        shares = f"{good[family]} of {totals[family]}"
-        print_row(f"{family}: `{row['name']}`", *figures, shares, f"{row['seconds']:.1f}", said(row))
-    print("\n## Models that do not pass\n")
-    print_header("model", "size", "outcome")
+        family, facts = row["family"], measured[row["name"]]
+        figures = f"{facts.get('parameters') or 0:,}", f"{(facts.get('flops') or 0) / 1e9:.2f}", row.get("size", "-")
+        share = f"{good[family]} of {totals[family]}"
+        print_row(f"{family}: `{row['name']}`", share, *figures, f"{row['seconds']:.1f}", said(row))
+    print("\n## Models that do not build, run or count\n")
+    print_header("model", "parameters", "size", "outcome")
     for row in builds:
         if row["outcome"] != PASSED:
-            print_row(f"`{row['name']}`", row.get("size", "-"), said(row))
+            print_row(f"`{row['name']}`", f"{row.get('parameters') or 0:,}", row.get("size", "-"), said(row))
+
+
+def passing(rows: list[Row]) -> list[Row]:
+    """Return the rows of what passes."""
+    return [row for row in rows if row["outcome"] == PASSED]
 
 
 def said(row: Row) -> str:

@@ -276,7 +276,6 @@ if __name__ == "__main__":  # the processes import this file
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     trainer = Trainer(strategy="ddp_spawn", devices=2, max_epochs=1, **quiet)
     trainer.fit(module, data, data)
-    assert trainer.global_step == 2  # of 4 images in either process
     assert not torch.equal(module.net[1].weight, before)
     alone = Trainer(devices=1, **quiet)
     alone.validate(module, data, verbose=False)

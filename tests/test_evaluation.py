@@ -124,14 +124,14 @@ def test_flops_are_two_per_multiply_add():
 
 
 class Token(nn.Module):
-    """Gives a parameter itself to a module, as pit, cait and tnt do with their class tokens."""
+    """Gives a parameter itself to a module, as pit does."""
 
     def __init__(self):
         super().__init__()
         self.token = nn.Parameter(torch.zeros(1, 8))
         self.frozen = nn.Linear(8, 5).requires_grad_(False)
         self.head = nn.Linear(5, 3)
-        self.norm = nn.BatchNorm1d(3).eval()
+        self.norm = nn.BatchNorm1d(3)
 
     def forward(self, x):
         return self.norm(self.head(self.frozen(self.token))).expand(len(x), 3)
@@ -151,22 +151,26 @@ class Raises(Token):
 )
 def test_counting_never_raises_and_leaves_the_network_as_it_was(network, flops, said, capsys):
     _, architecture = create_network(params(), facts(), 0)
-    before = [(part.training, part.num_batches_tracked.item()) for part in [network.train().norm.eval()]]
+    network.train().norm.eval()
     with torch.inference_mode():
         assert count_flops(network, architecture) == flops
     assert count_flops(network, architecture) == flops
     assert capsys.readouterr().err == said + said
-    assert [(network.norm.training, network.norm.num_batches_tracked.item())] == before
-    assert network.training and network.head.training
-    assert [name for name, part in network.named_parameters() if not part.requires_grad] == [
-        "frozen.weight",
-        "frozen.bias",
-    ]
+    assert [name for name, part in network.named_modules() if not part.training] == ["norm"]
+    frozen = [name for name, part in network.named_parameters() if not part.requires_grad]
+    assert frozen == ["frozen.weight", "frozen.bias"]
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in network.modules())
 
 
 @pytest.mark.parametrize(
-    "name", ["pit_ti_224", "tnt_s_legacy_patch16_224", "cait_xxs24_224", "test_vit4", "vit_base_patch16_siglip_224"]
+    "name",
+    [
+        "pit_ti_224",
+        "tnt_s_legacy_patch16_224",
+        "cait_xxs24_224",
+        "vit_pe_core_tiny_patch16_384",
+        "vit_base_patch16_siglip_224",
+    ],
 )
 def test_flops_of_a_trained_network_are_those_of_one_that_records_gradients(name, capsys):
     with torch.device("meta"):
@@ -177,7 +181,7 @@ def test_flops_of_a_trained_network_are_those_of_one_that_records_gradients(name
     assert capsys.readouterr().err == ""
 
 
-def test_an_evaluation_without_flops_is_written_and_read(measured, tmp_path):
+def test_an_evaluation_without_flops_is_shown_and_written(measured, tmp_path):
     *_, result = measured
     metrics = {"accuracy": 0.5, "images": 1234, "flops": None}
     assert replace(result, metrics=metrics).table() == (
