@@ -81,6 +81,11 @@ class Evaluation:
         )
 
 
+def shown(value: float | int | None) -> str:
+    """Return a metric for people."""
+    return "none" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
 def evaluate(
     network: TIMMBackbone,
     card: ModelCard,
@@ -200,13 +205,6 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int) -> Tenso
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gaps = torch.bincount(bin_of, (predicted == labels).double() - confidence, minlength=bins)
     return gaps.abs().sum() / len(labels)
-
-
-def shown(value: float | int | None) -> str:
-    """Return a metric as people read it."""
-    if value is None:
-        return "none"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def _rounded(value: Tensor) -> float:
