@@ -2,6 +2,10 @@
 
     python benchmarks/timm_models.py > benchmarks/timm_models.md
 
+Claim: of the 1,371 models of timm 1.0.31, 1,361 build, run and are counted, and so do the three of this library. The
+other ten are refused in one line: seven are encoders without a classifier, three have five-dimensional weights, which
+channels-last memory does not take. The smallest model trains in each of 98 families of timm and in this library's own.
+
 Build: `create_network`, which also runs one forward pass, and `count_flops`, at the size that timm's configuration
 names; on the meta device or, where that one does not do and there are fewer than 100 M parameters, on the CPU. Train:
 the smallest model of each family (timm's module) for one epoch of two steps on noise, at the smallest size that is not
@@ -175,12 +179,15 @@ def report(builds: list[Row], trainings: list[Row]) -> None:
     """Print the tables."""
     totals, good = Counter(row["family"] for row in builds), Counter(row["family"] for row in passing(builds))
     print(f"# timm's models\n\n`python benchmarks/timm_models.py`: {machine()}; one thread.\n")
-    print(f"{len(passing(builds)):,} of {len(builds):,} models build, run and are counted; the smallest one trains, is")
-    print(f"evaluated, saved and loaded in {len(passing(trainings))} of {len(trainings)} families.\n")
-    print("## The smallest model of each family\n\nSize: of the images in training, the smallest accepted of", end=" ")
     print(
-        f"{', '.join(map(str, SIZES))} and timm's own, at\nwhich GFLOPs are counted. Seconds: of all that was tried.\n"
+        f"{len(passing(builds)):,} of {len(builds):,} models build, run and are counted; the smallest that does trains,"
     )
+    print(f"is saved, loaded and evaluated in {len(passing(trainings))} of {len(trainings)} families.\n")
+    print(
+        "## The smallest model of each family\n\nSize: of the images in training, the smallest that is not refused of"
+    )
+    print(f"{', '.join(map(str, SIZES))} and timm's own; GFLOPs are of timm's own. Seconds: of training,")
+    print("saving, loading and evaluating twice.\n")
     print_header("family: model", "of the family build", "parameters", "GFLOPs", "size", "s", "outcome")
     measured = {row["name"]: row for row in builds}
     for row in trainings:
