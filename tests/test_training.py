@@ -18,6 +18,7 @@ from reprise.data.packed import load_metadata, load_split
 from reprise.errors import UserError
 from reprise.evaluation import evaluate, predict
 from reprise.finite_loss import FiniteLoss
+from reprise.model import load_model
 from reprise.training import StatelessDropout, train
 
 
@@ -299,6 +300,18 @@ def test_the_models_that_the_readme_names_train_and_evaluate(name, digits, tiny_
     assert trained.card.architecture.model_name == name
     measured = evaluate(trained.network, trained.card, digits, 359, 15).metrics
     assert measured["images"] == load_metadata(digits).counts["test"] > 1400
+
+
+@pytest.mark.parametrize("name", ["pit_ti_224", "cait_xxs24_224", "tnt_s_legacy_patch16_224"])
+def test_a_network_that_gives_a_parameter_to_a_module_trains_and_is_counted(name, digits, tiny_params, tmp_path):
+    params = tiny_params(f"model.name={name}", "train.epochs=1", "train.batch_size=90")
+    trained = train(digits, params.model, params.train)
+    files = [tmp_path / file for file in ("model.safetensors", "model.json", "train.json", "history.csv")]
+    trained.save(*files)
+    results = [evaluate(*made, digits, 359, 15) for made in ((trained.network, trained.card), load_model(*files[:2]))]
+    assert torch.equal(results[0].probabilities, results[1].probabilities)
+    assert results[0].metrics == results[1].metrics
+    assert isinstance(results[0].metrics["flops"], int)
 
 
 def test_images_grow_in_training_and_are_seen_whole_in_evaluation(digits, tiny_params, monkeypatch):
