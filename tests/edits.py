@@ -151,7 +151,10 @@ def trial(
     while begin not in Path(log.name).read_text() and process.poll() is None:
         time.sleep(0.01)
     time.sleep(share * seconds)
+    over = process.poll() is not None
     undo = edit(workspace.path, kind, stage)
+    if over:
+        return "too late"
     code = process.wait(timeout=300)
     said = Path(log.name).read_text()
     if code == 0:
