@@ -18,8 +18,9 @@ def write_packed(folder: Path, train: int, image_size: int, channels: int, other
     folder.mkdir(parents=True)
     counts: dict[Split, int] = {"train": train, "val": others, "test": others}
     shape = (image_size, image_size, channels)
-    block = np.random.default_rng(0).integers(0, 128, (1000, *shape), dtype=np.uint8)
-    block += (np.arange(1000) % 10 * 12).astype(np.uint8)[:, None, None, None]
+    drawn = min(1000, max(counts.values()))
+    block = np.random.default_rng(0).integers(0, 128, (drawn, *shape), dtype=np.uint8)
+    block += (np.arange(drawn) % 10 * 12).astype(np.uint8)[:, None, None, None]
     for split in SPLITS:
         count = counts[split]
         images = np.lib.format.open_memmap(folder / f"{split}_images.npy", "w+", np.uint8, (count, *shape))

@@ -13,7 +13,7 @@ from reprise.params.load import load_params
 from reprise.params.resolve import rank
 from reprise.runtime.atomic import publishing
 from reprise.runtime.environment import after_torch, before_torch
-from reprise.runtime.errors import one_line_errors
+from reprise.runtime.errors import UserError, one_line_errors
 
 # in the folder of a queued or --temp experiment DVC names the repository, where the scratch outlives that folder
 RUNS = Path(os.environ.get("DVC_ROOT", ".")) / "runs"
@@ -35,13 +35,18 @@ def main() -> None:
         after_torch(params.train.threads, params.train.reproducible)
         name = f"repro-{datetime.now():%Y-%m-%d_%H-%M-%S}"
         loggers = [] if number else create_loggers(params.train.loggers, RUNS / "logs" / name, name)
-        model = params.model
+        model, weights = params.model, Path(params.model.weights)
+        if not weights.resolve().is_relative_to(Path("data/weights").resolve()):
+            raise UserError(
+                f"model.weights = {weights}: the pipeline watches data/weights alone; copy it there, or use "
+                "`python src/train.py`, which takes weights from anywhere"
+            )
         result = train(
             Path("data/processed"),
             model,
             params.train,
             RUNS / "checkpoints",
-            weights=Path(model.weights),
+            weights=weights,
             loggers=loggers,
             rank=number,
         )

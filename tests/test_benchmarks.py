@@ -1,7 +1,9 @@
 """What a benchmark claims to prove is proven; the scripts that need no hours run."""
 
+import os
 import re
 import sys
+import time
 
 import pytest
 
@@ -9,6 +11,7 @@ from tests.conftest import ROOT, fresh_clone
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import same_loss
+import timm_models
 
 ONE_EPOCH = ["train.epochs=1", "data.test_fraction=0.8"]
 
@@ -47,3 +50,30 @@ def test_equal_and_different_revisions_are_told_apart(tmp_path):
 )
 def test_the_first_difference_is_named(one, other, said):
     assert same_loss.first_difference(one, other) == said
+
+
+@pytest.mark.parametrize(
+    ("work", "limit", "said"),
+    [
+        (lambda: {"outcome": "passes"}, 60, "passes"),
+        (lambda: 1 / 0, 60, "traceback: ZeroDivisionError: division by zero"),
+        (lambda: os._exit(3), 60, "killed"),
+        (lambda: time.sleep(60), 1, "no end after 1 s"),
+        (lambda: print("a|b", file=sys.stderr) or {"outcome": "not counted"}, 60, "not counted: a\\|b"),
+    ],
+)
+def test_what_befalls_a_model_in_a_process_of_its_own_is_told(work, limit, said):
+    assert timm_models.said(timm_models.apart(work, limit=limit)) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("test_vit4", {"outcome": "passes", "size": 160, "device": "meta"}),
+        ("lambda_resnet26t", {"outcome": "refused", "size": 256, "device": "cpu"}),
+    ],
+)
+def test_models_are_built_without_memory_unless_they_cannot(name, expected):
+    row = timm_models.built(name)
+    assert {key: row[key] for key in expected} == expected
+    assert "flops" not in row or row["flops"] > row["parameters"] > 0

@@ -16,7 +16,7 @@ from reprise.data.formats.packed import PackedSplit
 from reprise.loader.batches import IGNORE_INDEX, TrainBatches, stateless_generator
 from reprise.runtime.errors import UserError
 from tests.conftest import ROOT, augmentation
-from tests.test_batches import metadata
+from tests.loader.test_batches import metadata
 
 GENERATORS = partial(stateless_generator, "test")
 EVERYTHING = {

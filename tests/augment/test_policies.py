@@ -11,7 +11,7 @@ from torchvision.transforms.autoaugment import RandAugment, TrivialAugmentWide
 from torchvision.transforms.v2 import functional as tv
 
 from reprise.augment.policies import CHANGES, POLICIES, apply_policy, change
-from tests.test_transforms import of_bytes, pictures
+from tests.augment.test_functional import of_bytes, pictures
 
 TORCHVISION = {"randaugment": RandAugment(), "trivialaugment": TrivialAugmentWide()}
 NAMES = {"saturation": "Color", "autocontrast": "AutoContrast"}  # others: shear_x is ShearX

@@ -10,14 +10,16 @@ import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from reprise.data.formats.packed import load_metadata
-from reprise.evaluation.evaluate import calibration_error, count_flops, evaluate, extra_metric, predict, summarize
+from reprise.evaluation.evaluate import calibration_error, evaluate, extra_metric, predict, summarize
 from reprise.loader.batches import EvalBatches
-from reprise.model.backbone import create_network
+from reprise.model.backbone import count_flops, create_network
 from reprise.runtime.errors import UserError
-from tests.test_batches import metadata, numbered
-from tests.test_model import card, facts, params
+from tests.loader.test_batches import metadata, numbered
+from tests.model.test_backbone import card, facts, params
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +96,13 @@ def test_calibration_puts_a_confidence_of_one_into_the_last_bin():
 
 def test_flops_of_attention_are_counted():
     network, architecture = create_network(params("test_vit", depth=1), facts(), 0)
-    one = count_flops(network, card(architecture))
+    one = count_flops(network, architecture)
     network, architecture = create_network(params("test_vit", depth=2), facts(), 0)
     block = network.model.blocks[0]
     tokens, width = 1 + (32 // 16) ** 2, network.model.embed_dim
     linear = sum(2 * tokens * part.weight.numel() for part in block.modules() if isinstance(part, nn.Linear))
     attention = 2 * 2 * tokens * tokens * width  # queries by keys, and weights by values
-    assert count_flops(network, card(architecture)) - one == linear + attention
+    assert count_flops(network, architecture) - one == linear + attention
 
 
 def test_top5_appears_only_where_it_says_something(measured):
@@ -120,7 +122,84 @@ def test_flops_are_two_per_multiply_add():
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 32 * 32, 3))
     _, architecture = create_network(params(), facts(), 0)
     convolution, linear = 32 * 32 * 4 * 9, 4 * 32 * 32 * 3
-    assert count_flops(network, card(architecture)) == 2 * (convolution + linear)
+    assert count_flops(network, architecture) == 2 * (convolution + linear)
+
+
+class Token(nn.Module):
+    """Gives a parameter itself to a module, as pit does."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 8))
+        self.frozen = nn.Linear(8, 5).requires_grad_(False)
+        self.head = nn.Linear(5, 3)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.norm(self.head(self.frozen(self.token))).expand(len(x), 3)
+
+
+class Raises(Token):
+    """Cannot be run."""
+
+    def forward(self, x):
+        super().forward(x)
+        raise ValueError("not\nhere")
+
+
+@pytest.mark.parametrize(
+    ("network", "flops", "said"),
+    [(Token(), 2 * (8 * 5 + 5 * 3), ""), (Raises(), None, "test_resnet: FLOPs not counted (not here)\n")],
+)
+def test_counting_never_raises_and_leaves_the_network_as_it_was(network, flops, said, capsys):
+    _, architecture = create_network(params(), facts(), 0)
+    network.train().norm.eval()
+    with torch.inference_mode():
+        assert count_flops(network, architecture) == flops
+    assert count_flops(network, architecture) == flops
+    assert capsys.readouterr().err == said + said
+    assert [name for name, part in network.named_modules() if not part.training] == ["norm"]
+    frozen = [name for name, part in network.named_parameters() if not part.requires_grad]
+    assert frozen == ["frozen.weight", "frozen.bias"]
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in network.modules())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pit_ti_224",
+        "tnt_s_legacy_patch16_224",
+        "cait_xxs24_224",
+        "vit_pe_core_tiny_patch16_384",
+        "vit_base_patch16_siglip_224",
+    ],
+)
+def test_flops_of_a_trained_network_are_those_of_one_that_records_gradients(name, capsys):
+    with torch.device("meta"):
+        network, architecture = create_network(params(name), facts(image_size=224), 0)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            network.eval()(torch.zeros(1, 1, 224, 224))
+        assert count_flops(network, architecture) == counter.get_total_flops() > 0
+    assert capsys.readouterr().err == ""
+
+
+def test_an_evaluation_without_flops_is_shown_and_written(measured, tmp_path):
+    *_, result = measured
+    metrics = {"accuracy": 0.5, "images": 1234, "flops": None}
+    assert replace(result, metrics=metrics).table() == (
+        "  accuracy          0.5000\n  images             1,234\n  flops               none"
+    )
+    files = [tmp_path / name for name in ("metrics", "classes", "confusion", "predictions")]
+    replace(result, metrics=metrics).save(*files)
+    assert files[0].read_text() == '{\n  "accuracy": 0.5,\n  "images": 1234,\n  "flops": null\n}\n'
+
+
+def test_a_network_that_cannot_be_counted_is_still_evaluated(monkeypatch):
+    network, architecture = create_network(params(), facts(), 0)
+    monkeypatch.setattr("reprise.model.backbone.FlopCounterMode", lambda display: 1 / 0)
+    labels = torch.tensor([0, 1, 2])
+    result = summarize(network, card(architecture), numbered(3), 5 * torch.eye(3), labels, 10)
+    assert (result.metrics["accuracy"], result.metrics["flops"]) == (1.0, None)
 
 
 class Echo(nn.Module):

@@ -21,12 +21,14 @@ CONFIDENCE = [0.9] * 10 + [0.6] * 4
 PREDICTED = [0] * 9 + [1] + [1, 1, 0, 0]
 
 
-def page(classes=("cat", "dog", "owl"), data="pets", settings=None, confusion=((9, 1, 0), (2, 2, 0), (0, 0, 0))):
+def page(
+    classes=("cat", "dog", "owl"), data="pets", settings=None, confusion=((9, 1, 0), (2, 2, 0), (0, 0, 0)), **more
+):
     probabilities = torch.full((14, 3), 0.0)
     for row, (guess, confidence) in enumerate(zip(PREDICTED, CONFIDENCE, strict=True)):
         probabilities[row] = (1 - confidence) / 2
         probabilities[row, guess] = confidence
-    metrics = {"accuracy": 0.785714, "loss": 0.5, "auroc": None, "images": 14}
+    metrics = {"accuracy": 0.785714, "loss": 0.5, "auroc": None, "images": 14, **more}
     rows = [ClassRow(name, 0, None, None, None) for name in classes]
     evaluation = Evaluation(
         list(classes),
@@ -68,6 +70,11 @@ def test_shares_come_with_wilsons_interval_and_a_class_without_images_claims_not
     assert "Classes without a test image: 1;" in said
     assert "in a later split too: 2 images." in said
     assert "Weakest" not in page(confusion=((10, 0, 0), (0, 4, 0), (0, 0, 0)))  # nothing is weak here
+
+
+def test_a_metric_that_could_not_be_had_is_none():
+    assert "| images | 14 |  |\n| flops | none |  |\n" in page(flops=None)
+    assert "| flops | 8,050,560 |  |\n" in page(flops=8_050_560)
 
 
 def test_calibration_is_told_by_bins_that_hold_images():

@@ -24,7 +24,7 @@ from reprise.params.schema import ModelParams
 from reprise.runtime.checksums import file_sha256, read_sealed, write_sealed
 from reprise.runtime.errors import UserError
 from reprise.runtime.provenance import trace
-from tests.test_batches import metadata
+from tests.loader.test_batches import metadata
 
 
 def params(name="test_resnet", pretrained=False, **kwargs):

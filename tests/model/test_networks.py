@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from reprise.model.backbone import create_network, load_model, save_model
 from reprise.model.networks import Decorrelated
 from reprise.runtime.errors import UserError
-from tests.test_model import card, facts, params
+from tests.model.test_backbone import card, facts, params
 
 OWN = ["mlp", "digits_cnn", "resnet8"]
 

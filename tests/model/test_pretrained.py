@@ -15,7 +15,7 @@ from reprise.model.backbone import create_network, find_start, save_model
 from reprise.model.pretrained import not_loaded
 from reprise.runtime.errors import UserError
 from reprise.training.train import train
-from tests.test_model import Bomb, card, facts, params
+from tests.model.test_backbone import Bomb, card, facts, params
 
 REVISION = "5" * 40
 PATH = "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"

@@ -63,7 +63,7 @@ def test_off_asks_for_nothing_but_the_wait_policy():
 def test_auto_without_a_gpu_means_portable():
     shown = (
         SHOW.format(threads=1, mode="auto")
-        + "from reprise.runtime.environment import *; print(resolve_reproducible('auto'), device('auto'))"
+        + "from reprise.runtime.device import *; print(resolve_reproducible('auto'), device('auto'))"
     )
     done = python(shown, CUDA_VISIBLE_DEVICES="", ATEN_CPU_CAPABILITY="default")
     settings = ["avx2", "AVX2", "COMPATIBLE", ":4096:8"]

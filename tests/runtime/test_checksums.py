@@ -11,7 +11,7 @@ from reprise.data.formats.raw import Extent, RawArchive, read_images, write_arch
 from reprise.data.prepare.prepare import preprocess
 from reprise.runtime.checksums import read_sealed, write_sealed
 from reprise.runtime.errors import UserError, one_line_errors
-from tests.data.test_preprocess import raw_images
+from tests.data.prepare.test_prepare import raw_images
 
 FAILING = Path("/proc/self/mem")  # opens like any file; reading at its beginning is an input/output error
 needs_failing_file = pytest.mark.skipif(not FAILING.exists(), reason="no file here that fails when it is read")

@@ -260,3 +260,35 @@ def test_torchrun_and_the_params_agree_on_the_number_of_processes(tiny_params, l
     launched({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"})
     with pytest.raises(UserError, match=r"started 2 processes, but train\.devices \* train\.num_nodes = 1"):
         rank(tiny_params().train)
+
+
+SPAWNING = """
+from reprise.training.module import MNISTLitModule
+import torch
+from lightning import Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+if __name__ == "__main__":  # the processes import this file
+    torch.manual_seed(0)
+    data = DataLoader(TensorDataset(torch.rand(16, 1, 4, 4), torch.arange(16) % 10), batch_size=4)
+    module = MNISTLitModule(nn.Sequential(nn.Flatten(), nn.Linear(16, 10)))
+    before = module.net[1].weight.clone()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = Trainer(strategy="ddp_spawn", devices=2, max_epochs=1, **quiet)
+    trainer.fit(module, data, data)
+    assert not torch.equal(module.net[1].weight, before)
+    alone = Trainer(devices=1, **quiet)
+    alone.validate(module, data, verbose=False)
+    for name in ("val/loss", "val/acc"):
+        torch.testing.assert_close(trainer.callback_metrics[name], alone.callback_metrics[name])
+    print("trained")
+"""
+
+
+def test_spawned_processes_train_the_mnist_module(tmp_path):
+    script = tmp_path / "spawning.py"
+    script.write_text(SPAWNING)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["trained"]), done.stderr

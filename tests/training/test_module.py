@@ -1,5 +1,8 @@
 """The Lightning modules work on their own and count each sample once."""
 
+import copy
+import io
+import pickle
 from functools import partial
 
 import pytest
@@ -13,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from reprise.loader.batches import IGNORE_INDEX
 from reprise.model.backbone import TIMMBackbone
 from reprise.training.module import EpochMetrics, LitClassifier, MNISTLitModule, mask_outputs
+from reprise.training.setup import lit_classifier
 
 
 def plain_trainer(**options):
@@ -257,3 +261,54 @@ def test_the_schedule_monitors_what_it_is_told_to():
     module = LitClassifier(Fixed(), 3, monitor="train/loss", interval="step")
     schedule = module.configure_optimizers()["lr_scheduler"]
     assert (schedule["monitor"], schedule["interval"]) == ("train/loss", "step")
+
+
+def stored(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [lambda module: pickle.loads(pickle.dumps(module)), stored, copy.deepcopy])
+def test_a_module_is_pickled_with_what_it_has_not_counted_yet(copied):
+    module = MNISTLitModule(Fixed(), 3)
+    module.training_step((torch.eye(3), torch.tensor([0, 1, 0])), 0)
+    with torch.inference_mode():
+        module.validation_step((torch.eye(3), torch.tensor([0, 1, IGNORE_INDEX])), 0)
+        module.val_metrics.count()
+        module.validation_step((2 * torch.eye(3), torch.tensor([1, 1, 2])), 1)
+    other = copied(module)
+    assert [len(metrics.pending) for metrics in (other.train_metrics, other.val_metrics)] == [1, 1]
+    del module.val_metrics.pending[:]  # what the one does, the other does not see
+    assert len(other.val_metrics.pending) == 1
+    counts = other.state_dict()["val_metrics.counts"]
+    assert counts.tolist() == [[1, 2, 1], [1, 3, 1], [2, 2, 1]]  # right, labelled, predicted
+    assert other.train_metrics.compute()[1] == 2 / 3
+    assert other.val_metrics.compute()[1] == 4 / 5
+
+
+def test_the_keys_and_bits_of_a_checkpoint():
+    module = MNISTLitModule(Fixed(), 3)
+    module.test_step((torch.eye(3), torch.tensor([0, 0, 2])), 0)
+    copy_of_it = pickle.loads(pickle.dumps(module))
+    saved, same = module.state_dict(prefix="a."), copy_of_it.state_dict(prefix="a.")
+    counted = [f"a.{split}_metrics.{kind}" for split in ("train", "val", "test") for kind in ("counts", "loss")]
+    assert list(saved) == list(same) == ["a.net.bias", *counted, "a.val_acc_best.max_value"]
+    assert all(torch.equal(tensor, same[name]) for name, tensor in saved.items())
+    assert saved["a.test_metrics.counts"].tolist() == [[1, 0, 1], [2, 0, 1], [1, 1, 1]]
+    assert module.state_dict(keep_vars=True)["net.bias"] is module.net.bias
+
+
+@pytest.mark.parametrize("options", [{}, {"train.layer_decay": 0.5, "train.schedule": "cosine"}])
+def test_the_pipelines_module_is_pickled_with_its_optimizer(options, tiny_params):
+    params = tiny_params(*(f"{name}={value}" for name, value in options.items())).train
+    module = lit_classifier(TIMMBackbone("test_resnet", pretrained=False, num_classes=3), 3, params, 10)
+    other = pickle.loads(pickle.dumps(module))
+    configured, same = module.configure_optimizers(), other.configure_optimizers()
+    assert type(same["lr_scheduler"]["scheduler"]) is type(configured["lr_scheduler"]["scheduler"])
+    groups, others = configured["optimizer"].param_groups, same["optimizer"].param_groups
+    assert [group["lr"] for group in others] == [group["lr"] for group in groups]
+    assert [len(group["params"]) for group in others] == [len(group["params"]) for group in groups]
+    own = {id(parameter) for parameter in other.net.parameters()}
+    assert {id(parameter) for group in others for parameter in group["params"]} == own

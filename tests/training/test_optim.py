@@ -14,7 +14,7 @@ from reprise.runtime.errors import UserError
 from reprise.training.optim import create_optimizer, create_schedule, orthogonal
 from reprise.training.train import train
 from tests.conftest import ROOT
-from tests.test_checkpoint import CrashError, at_step, bits, raise_crash
+from tests.training.test_checkpoint import CrashError, at_step, bits, raise_crash
 
 REFUSED = {
     "adahessian": "it needs second derivatives",

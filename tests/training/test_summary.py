@@ -10,16 +10,15 @@ from torch import nn
 from reprise.data.formats.packed import load_metadata
 from reprise.model.artifact import Architecture
 from reprise.model.backbone import create_network
-from reprise.training.summary import _one_image, summary
+from reprise.training.summary import _kept_bytes, summary
 from reprise.training.train import _silence_lightning
 
 
-def test_multiply_adds_and_kept_bytes_of_a_known_network():
-    # 8x8 outputs, 4 of them, from 3 x 3 x 1 weights each; then 256 inputs to 10
+def test_kept_bytes_of_a_known_network():
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
-    operations, kept = _one_image(network, torch.zeros(1, 1, 8, 8))
-    assert operations == 2 * (8 * 8 * 4 * 9 + 2560)
-    assert kept == 4 * (64 + 256)  # the image for the convolution; ReLU and the linear layer share one tensor
+    assert _kept_bytes(network, torch.zeros(1, 1, 8, 8)) == 4 * (
+        64 + 256
+    )  # the image for the convolution; ReLU and the linear layer share one tensor
 
 
 def test_the_summary_states_the_run_and_leaves_network_and_random_state_alone(digits, tiny_params):
@@ -40,6 +39,14 @@ def test_the_summary_states_the_run_and_leaves_network_and_random_state_alone(di
     said = summary(network, architecture, metadata, frozen, 11, "cpu")
     assert "2 epochs of 11 steps, 1 with a frozen backbone, adamw" in said
     assert isinstance(architecture, Architecture)
+
+
+def test_a_network_that_cannot_be_counted_is_still_trained(digits, tiny_params, monkeypatch):
+    params, metadata = tiny_params(), load_metadata(digits)
+    network, architecture = create_network(params.model, metadata, 0)
+    monkeypatch.setattr("reprise.training.summary.count_flops", lambda network, architecture: None)
+    said = summary(network, architecture, metadata, params.train, 11, "cpu")
+    assert "373,370 parameters, uncounted multiply-adds an image" in said
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import nn
 from reprise.data.formats.packed import load_metadata, load_split
 from reprise.evaluation.evaluate import evaluate, predict
 from reprise.loader.batches import EvalBatches
+from reprise.model.backbone import load_model
 from reprise.runtime.errors import UserError
 from reprise.training.callbacks.best_epoch import BestEpoch
 from reprise.training.callbacks.finite_loss import FiniteLoss
@@ -260,7 +261,7 @@ def test_without_a_terminal_each_epoch_is_one_plain_line(digits, tiny_params, ca
 
 
 def test_evaluation_of_the_result_refuses_other_data(result, tmp_path):
-    from tests.data.test_preprocess import prepared, raw_images
+    from tests.data.prepare.test_prepare import prepared, raw_images
 
     prepared(tmp_path, raw_images())
     _, trained = result
@@ -299,6 +300,18 @@ def test_the_models_that_the_readme_names_train_and_evaluate(name, digits, tiny_
     assert trained.card.architecture.model_name == name
     measured = evaluate(trained.network, trained.card, digits, 359, 15).metrics
     assert measured["images"] == load_metadata(digits).counts["test"] > 1400
+
+
+@pytest.mark.parametrize("name", ["pit_ti_224", "cait_xxs24_224", "tnt_s_legacy_patch16_224"])
+def test_a_network_that_gives_a_parameter_to_a_module_trains_and_is_counted(name, digits, tiny_params, tmp_path):
+    params = tiny_params(f"model.name={name}", "train.epochs=1", "train.batch_size=90")
+    trained = train(digits, params.model, params.train)
+    files = [tmp_path / file for file in ("model.safetensors", "model.json", "train.json", "history.csv")]
+    trained.save(*files)
+    results = [evaluate(*made, digits, 359, 15) for made in ((trained.network, trained.card), load_model(*files[:2]))]
+    assert torch.equal(results[0].probabilities, results[1].probabilities)
+    assert results[0].metrics == results[1].metrics
+    assert isinstance(results[0].metrics["flops"], int)
 
 
 def test_images_grow_in_training_and_are_seen_whole_in_evaluation(digits, tiny_params, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reprise.loader.images import to_device
+from reprise.runtime.device import to_device
 
 CHANNELS_LAST = torch.channels_last
 

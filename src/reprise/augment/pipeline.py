@@ -15,8 +15,8 @@ from torch import Tensor
 from reprise.augment import functional as transforms
 from reprise.augment.policies import POLICIES, apply_policy
 from reprise.data.formats.packed import Metadata
-from reprise.loader.images import to_device
 from reprise.params.schema import AugmentParams
+from reprise.runtime.device import to_device
 from reprise.runtime.errors import UserError
 
 Generators = Callable[[str], torch.Generator]  # by the name of a kind of change; on the CPU

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reprise.augment import functional as transforms
-from reprise.loader.images import to_device
+from reprise.runtime.device import to_device
 
 CHANGES = (
     *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"),

@@ -9,7 +9,7 @@ import numpy as np
 
 from reprise.comparison.statistics import holm, mcnemar
 from reprise.comparison.verdict import Answers
-from reprise.repo.revisions import WEIGHTS, Revision
+from reprise.repo.revisions import CODE, WEIGHTS, Revision
 
 # which way is better (0: neither), and from which change on it is worth a word; the rows come in this order
 DIRECTIONS: dict[str, tuple[int, float]] = {
@@ -180,9 +180,9 @@ def provenance_changes(base: Revision, head: Revision) -> list[tuple[str, Any, A
 
 
 def code_changes(base: Revision, head: Revision) -> list[str]:
-    """Return the source files of the stages that differ, by dvc.lock."""
+    """Return the scripts and packages of the stages that differ, by dvc.lock."""
     sources = [
-        {path: entry.get("md5") for path, entry in revision.locked("deps").items() if path.endswith(".py")}
+        {path: entry.get("md5") for path, entry in revision.locked("deps").items() if path.startswith(CODE)}
         for revision in (base, head)
     ]
     return [name for name, _, _ in different(sources[0], sources[1])]

@@ -16,15 +16,13 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from reprise.data.formats.packed import PackedSplit, load_metadata, load_split
 from reprise.loader.batches import EvalBatches, mask_outputs
 from reprise.model.artifact import ModelCard
-from reprise.model.backbone import TIMMBackbone
+from reprise.model.backbone import TIMMBackbone, count_flops
 from reprise.model.convolutions import repaired
-from reprise.runtime.environment import device
+from reprise.runtime.device import device
 from reprise.runtime.errors import UserError, listed
 
 # torchmetrics' names of what a class has only if it has images, and only if other classes have some too
@@ -213,7 +211,8 @@ def summarize(
     loss: mean cross-entropy, nats. precision, recall, f1: unweighted means over the classes for which they are defined
     (macro); the precision of a class that has images and is never predicted counts there as 0, as in scikit-learn.
     ece: expected calibration error over equal-width confidence bins (Guo et al., ICML 2017), in 0..1.
-    top5_accuracy is left out for five classes or fewer. flops: two per multiply-add, one forward pass of one image.
+    top5_accuracy is left out for five classes or fewer. flops: two per multiply-add, one forward pass of one image;
+    None if not counted.
     """
     classes = len(card.classes)
     probabilities = logits.softmax(dim=1)
@@ -234,7 +233,7 @@ def summarize(
         "ece": _rounded(calibration_error(probabilities, labels, calibration_bins)),
         "images": len(labels),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "flops": count_flops(network, card),
+        "flops": count_flops(network, card.architecture),
     }
     per_class = zip(card.classes, images.tolist(), *scores, strict=True)
     rows = [ClassRow(name, count, *map(_rounded, its_scores)) for name, count, *its_scores in per_class]
@@ -255,15 +254,6 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int) -> Tenso
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gaps = torch.bincount(bin_of, (predicted == labels).double() - confidence, minlength=bins)
     return gaps.abs().sum() / len(labels)
-
-
-def count_flops(network: TIMMBackbone, card: ModelCard) -> int:
-    """Return the floating-point operations of one forward pass of one image, two per multiply-add."""
-    size, channels = card.architecture.image_size, card.architecture.in_chans
-    # attention fused for CPUs has no count of its own: count the plain products that it stands for
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        network.eval()(torch.zeros(1, channels, size, size))
-    return int(counter.get_total_flops())
 
 
 def _rounded(value: Tensor) -> float | None:

@@ -15,8 +15,9 @@ from torch import Tensor
 from reprise.augment.functional import resized, to_unit
 from reprise.augment.pipeline import augment, fitted, mix
 from reprise.data.formats.packed import Metadata, PackedSplit
-from reprise.loader.images import Images, to_device
+from reprise.loader.images import Images
 from reprise.params.schema import AugmentParams
+from reprise.runtime.device import to_device
 from reprise.runtime.errors import UserError
 
 IGNORE_INDEX = -100  # torch's own: cross_entropy leaves such targets out

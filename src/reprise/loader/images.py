@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reprise.runtime.device import to_device
+
 SHARE = 0.5  # of the free memory; the rest is for the network, its gradients and activations
 CHUNK = 64 << 20  # bytes, of one copy to the device
 
@@ -47,12 +49,6 @@ class Images:
             return self.resident.index_select(0, to_device(rows, self.device))
         # torch's, and not NumPy's: it is faster, and lets other threads run meanwhile
         return to_device(self.mapped.index_select(0, rows), self.device)
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy from the CPU; to a GPU from pinned memory, so that nothing waits for it or what is queued before it."""
-    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
-    return pinned.to(device, non_blocking=True)
 
 
 def _copied(images: Tensor, device: torch.device) -> Tensor:

@@ -6,6 +6,7 @@ without Reprise.
 
 import difflib
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import reprise.model.networks  # noqa: F401 (registers them with timm)
 from reprise.data.formats.packed import Metadata
@@ -190,6 +193,31 @@ def check_takes(network: TIMMBackbone, architecture: Architecture, size: int, pa
     network.train(training)
     if getattr(logits, "shape", None) != (2, architecture.num_classes):
         raise UserError(f"model.name = {name} does not give one logit per class; look at model.kwargs")
+
+
+def count_flops(network: nn.Module, architecture: Architecture) -> int | None:
+    """Return the floating-point operations of one forward pass of one image, two per multiply-add; network as it was.
+
+    None, with the reason in one line on stderr, if they cannot be counted: no training ends for want of this number.
+    """
+    size, channels = architecture.image_size, architecture.in_chans
+    modes = [(module, module.training) for module in network.modules()]
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    try:
+        # the counter sets a gradient hook on each parameter that a module is given, which fails where gradients are off
+        network.eval().requires_grad_(False)
+        # attention fused for CPUs has no count of its own: count the plain products that it stands for
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            network(torch.zeros(1, channels, size, size))
+        return int(counter.get_total_flops())
+    except Exception as error:  # whatever the counter or the network runs into
+        print(f"{architecture.model_name}: FLOPs not counted ({_one_line(error)})", file=sys.stderr)
+        return None
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 def _one_line(error: Exception) -> str:

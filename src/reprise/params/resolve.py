@@ -4,7 +4,7 @@ import os
 from typing import Literal
 
 from reprise.params.schema import Precision, TrainParams
-from reprise.runtime.environment import device, resolve_reproducible
+from reprise.runtime.device import device, resolve_reproducible
 from reprise.runtime.errors import UserError
 from reprise.runtime.provenance import Reproducible
 

@@ -36,7 +36,7 @@ def finished_runs(table: list[dict[str, Any]]) -> list[Run]:
             Run(
                 data.get("timestamp") or "",
                 params,
-                {path: hash_ for path, hash_ in deps.items() if path.endswith(".py") or path == "data/raw"},
+                {path: hash_ for path, hash_ in deps.items() if path.startswith(("src/", "stages/", "data/raw"))},
                 {
                     name: value
                     for file in ("metrics/train.json", "metrics/test.json")

@@ -23,11 +23,13 @@ import numpy as np
 import yaml
 
 from reprise.params.load import flat
+from reprise.runtime.checksums import listing_md5
 from reprise.runtime.errors import UserError
 
 WORKSPACE = "workspace"
 PREDICTIONS, MODEL, WEIGHTS = "data/predictions.csv", "models/model.json", "models/model.safetensors"
 RAW, PROCESSED = "data/raw", "data/processed"
+CODE = ("src/", "stages/")
 TEST, TRAIN, HISTORY = "metrics/test.json", "metrics/train.json", "metrics/history.csv"
 
 
@@ -273,10 +275,22 @@ class Revision:
         for stage in self.stages.values():
             recorded = flat((stage.get("params") or {}).get("params.yaml") or {})
             changed += [name for name, value in recorded.items() if name in self.params and self.params[name] != value]
-        sources = {path: entry["md5"] for path, entry in self.locked("deps").items() if path.endswith(".py")}
-        blobs = self._blobs(list(sources))
-        changed += [path for path, md5 in sources.items() if blobs.get(path) != md5]
+        sources = {path: entry["md5"] for path, entry in self.locked("deps").items() if path.startswith(CODE)}
+        blobs = self._blobs(self._code())
+        for path, md5 in sources.items():
+            inside = {
+                name.removeprefix(f"{path}/"): blob for name, blob in blobs.items() if name.startswith(f"{path}/")
+            }
+            if md5 != (blobs.get(path) or listing_md5(inside)):
+                changed.append(path)
         return sorted(set(changed))
+
+    def _code(self) -> list[str]:
+        """Return the paths of the scripts and the library."""
+        if self.commit is None:
+            listed = ("ls-files", "--cached", "--others", "--exclude-standard")
+            return self.repository.lines(*listed, "--", *CODE)
+        return self.repository.lines("ls-tree", "-r", "--name-only", self.commit, "--", *CODE)
 
     def _blobs(self, paths: list[str]) -> dict[str, str]:
         """Return the MD5 of each of these files that there is."""

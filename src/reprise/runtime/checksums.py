@@ -29,15 +29,14 @@ def verify_file(path: Path, sha256: str) -> None:
 
 
 def md5_listing(path: Path) -> dict[str, str]:
-    """Return the MD5 of each file of a folder by its path there, hidden ones left out; of a file, by ""; {} of nothing.
-
-    Several are hashed at a time.
+    """Return the MD5 of each file of a folder by its path there, but those that .dvcignore
+    names everywhere, hidden ones and `__pycache__`; of a file, by ""; {} of nothing. Several are hashed at a time.
     """
     if path.is_file():
         return {"": _md5(path)}
     files = []
     for parent, folders, names in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith((".", "__pycache__"))]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
     with ThreadPoolExecutor() as threads:
         return {

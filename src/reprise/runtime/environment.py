@@ -19,8 +19,6 @@ from importlib.metadata import version
 from types import ModuleType
 from typing import Any, Literal
 
-from reprise.runtime.provenance import Reproducible
-
 Reproducibility = Literal["auto", "portable", "machine", "off"]  # as params.yaml has it
 
 # Without all three, convolutions and matrix products pick kernels, and so rounding, by what the CPU offers.
@@ -132,19 +130,3 @@ def after_torch(threads: int | Literal["auto"], reproducible: Reproducibility) -
 def cpus() -> int:
     """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def resolve_reproducible(reproducible: Reproducibility) -> Reproducible:
-    """Return what `auto` means here: `machine` on a GPU, otherwise `portable`; the others mean themselves."""
-    import torch
-
-    if reproducible != "auto":
-        return reproducible
-    return "machine" if torch.cuda.is_available() else "portable"
-
-
-def device(reproducible: Reproducibility) -> Literal["cuda", "cpu"]:
-    """Return where to compute: `portable` promises something of CPUs and keeps to them; the others use a GPU."""
-    import torch
-
-    return "cuda" if reproducible != "portable" and torch.cuda.is_available() else "cpu"

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MaxMetric
 
 from reprise.loader.batches import IGNORE_INDEX, mask_outputs
-from reprise.loader.images import to_device
+from reprise.runtime.device import to_device
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -47,7 +47,11 @@ class EpochMetrics(nn.Module):
         # a checkpoint in the middle of an epoch carries what has been counted
         self.register_buffer("counts", torch.zeros(3, num_classes, dtype=torch.int64))
         self.register_buffer("loss", torch.zeros((), dtype=torch.float64))
-        self.register_state_dict_pre_hook(lambda module, prefix, keep_vars: module.count())
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the buffers with every batch counted."""
+        self.count()
+        return super().state_dict(*args, **kwargs)
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Take a batch: its mean loss (), logits (N, num_classes), labels (N,), which may be IGNORE_INDEX."""

@@ -3,12 +3,14 @@
 One place for `train` and the checks before it, so that they look at what will be trained.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from torch import nn
+from torch.optim import Optimizer
 
 from reprise.data.formats.packed import Metadata, Unaltered, load_metadata, load_split
 from reprise.loader.batches import EvalBatches, TrainBatches, class_weights, growing_sizes
@@ -95,9 +97,14 @@ def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps:
     return LitClassifier(
         net,
         num_classes,
-        optimizer=lambda parameters: create_optimizer(model, params),
+        optimizer=partial(_optimizer_of, model, params),
         scheduler=partial(create_schedule, params=params, steps=updates) if params.schedule != "none" else None,
         interval="epoch" if params.schedule == "plateau" else "step",
         label_smoothing=params.label_smoothing,
         precision="bf16" if params.precision == "bf16" else "fp32",
     )
+
+
+def _optimizer_of(model: nn.Module, params: TrainParams, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """Return the optimizer of the timm model, whose names and layers decide the groups; parameters: the same ones."""
+    return create_optimizer(model, params)

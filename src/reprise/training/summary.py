@@ -1,13 +1,12 @@
-"""What is about to be trained, in four lines: model, memory, data, schedule. Costs one forward pass of one image."""
+"""What is about to be trained, in four lines: model, memory, data, schedule. Costs two forward passes of one image."""
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from reprise.data.formats.packed import Metadata
 from reprise.model.artifact import Architecture
+from reprise.model.backbone import count_flops
 from reprise.params.schema import TrainParams
 
 
@@ -24,12 +23,14 @@ def summary(
     resized += f", at first to {params.start_size}x{params.start_size}" if params.start_size else ""
     idle = device == "cpu" and params.accelerator != "cpu" and torch.cuda.is_available()
     unused = " (there is a GPU: train.reproducible: machine would use it)" if idle else ""
-    operations, kept = _one_image(network, torch.zeros(1, architecture.in_chans, size, size))
+    kept = _kept_bytes(network, torch.zeros(1, architecture.in_chans, size, size))
+    flops = count_flops(network, architecture)
+    operations = "uncounted" if flops is None else f"{flops // 2:,}"
     weights = sum(parameter.numel() for parameter in network.parameters())
     frozen = f", {params.freeze_epochs} with a frozen backbone" if params.freeze_epochs else ""
     return "\n".join(
         [
-            f"model     {architecture.model_name}: {weights:,} parameters, {operations // 2:,} multiply-adds an image",
+            f"model     {architecture.model_name}: {weights:,} parameters, {operations} multiply-adds an image",
             f"memory    about {_megabytes(16 * weights)} for weights, gradients and optimizer, "
             f"{_megabytes(kept * params.batch_size)} for a batch of {params.batch_size}",
             f"data      {metadata.data}: {metadata.summary()}{resized}",
@@ -39,8 +40,8 @@ def summary(
     )
 
 
-def _one_image(network: nn.Module, image: Tensor) -> tuple[int, int]:
-    """Return the operations of a forward pass and the bytes that it keeps for the backward pass."""
+def _kept_bytes(network: nn.Module, image: Tensor) -> int:
+    """Return the bytes that a forward pass keeps for the backward pass."""
     own = {parameter.data_ptr() for parameter in network.parameters()}
     sizes: dict[int, int] = {}
 
@@ -51,12 +52,10 @@ def _one_image(network: nn.Module, image: Tensor) -> tuple[int, int]:
         return tensor
 
     training = network.training
-    # attention fused for CPUs has no count of its own: count the plain products that it stands for
-    hooks = saved_tensors_hooks(keep, lambda tensor: tensor)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, hooks:
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
         network.eval()(image)
     network.train(training)
-    return int(counter.get_total_flops()), sum(sizes.values())
+    return sum(sizes.values())
 
 
 def _megabytes(size: int) -> str:

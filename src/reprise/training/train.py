@@ -31,7 +31,8 @@ from reprise.model.pretrained import Start, classifier_prefixes, not_loaded
 from reprise.params.dependencies import Record
 from reprise.params.resolve import resolve_device, resolve_precision
 from reprise.params.schema import ModelParams, TrainParams
-from reprise.runtime.environment import cpus, resolve_reproducible
+from reprise.runtime.device import resolve_reproducible
+from reprise.runtime.environment import cpus
 from reprise.runtime.errors import UserError, listed
 from reprise.runtime.provenance import Provenance, Reproducible, cpu_name, trace
 from reprise.runtime.signals import Stopped, StopSignals

@@ -12,7 +12,7 @@ from reprise.data.download.fetch import TRIES, fetch
 from reprise.data.download.sources import download
 from reprise.data.formats.raw import RawArchive
 from reprise.runtime.errors import UserError
-from tests.data.test_layouts import IMAGE, pack_zip
+from tests.data.download.test_layouts import IMAGE, pack_zip
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

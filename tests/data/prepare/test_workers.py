@@ -12,7 +12,7 @@ import pytest
 from reprise.data.download.sources import encode_array
 from reprise.data.formats.raw import RawImage, write_archive
 from reprise.data.prepare.workers import available_cpus
-from tests.data.test_preprocess import raw_images
+from tests.data.prepare.test_prepare import raw_images
 
 # A stage with two workers. While one decodes an image of the first batch, and the other is stuck in the last batch,
 # something happens. The workers import this file too, so they see what it patches.

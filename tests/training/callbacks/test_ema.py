@@ -10,7 +10,7 @@ from reprise.evaluation.evaluate import predict
 from reprise.loader.batches import EvalBatches
 from reprise.training.callbacks.ema import WeightAverage
 from reprise.training.train import train
-from tests.test_checkpoint import CrashError, at_step, bits, raise_crash
+from tests.training.test_checkpoint import CrashError, at_step, bits, raise_crash
 
 EMA = ["train.ema=0.9", "train.schedule=none", "train.epochs=2"]
 

@@ -17,8 +17,8 @@ from reprise.runtime.errors import UserError
 from reprise.training.callbacks.finetuning import FrozenBackbone
 from reprise.training.optim import create_optimizer
 from reprise.training.train import train
-from tests.test_checkpoint import CrashError, at_step, bits, raise_crash
-from tests.test_optimization import params
+from tests.training.test_checkpoint import CrashError, at_step, bits, raise_crash
+from tests.training.test_optim import params
 
 
 def classes_only(monkeypatch, first, images=None):
