@@ -11,7 +11,7 @@ names; on the meta device or, where that one does not do and there are fewer tha
 the smallest model of each family (timm's module) for one epoch of two steps on noise, at the smallest size that is not
 refused; save, load, evaluate, and the loaded one must give equal probabilities.
 
-Results are kept line by line in runs/timm_models.jsonl, and what is there already is not done again.
+Results are kept line by line in runs/timm_models.jsonl; what is there is not done again, so remove it to begin anew.
 """
 
 import contextlib

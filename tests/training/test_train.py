@@ -302,7 +302,7 @@ def test_the_models_that_the_readme_names_train_and_evaluate(name, digits, tiny_
     assert measured["images"] == load_metadata(digits).counts["test"] > 1400
 
 
-@pytest.mark.parametrize("name", ["pit_ti_224", "cait_xxs24_224", "tnt_s_legacy_patch16_224"])
+@pytest.mark.parametrize("name", ["pit_ti_224", "cait_xxs24_224"])
 def test_a_network_that_gives_a_parameter_to_a_module_trains_and_is_counted(name, digits, tiny_params, tmp_path):
     params = tiny_params(f"model.name={name}", "train.epochs=1", "train.batch_size=90")
     trained = train(digits, params.model, params.train)
