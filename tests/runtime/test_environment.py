@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from reprise.params.schema import resolve as process
+from reprise.runtime import environment as process
 from tests.conftest import ROOT
 
 
