@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-import reprise
+from reprise import dependencies
+from reprise.code import read_code
 from reprise.dependencies import Dependencies
 from reprise.errors import UserError
 from tests.conftest import ROOT
@@ -27,9 +28,8 @@ def root(tmp_path):
 
 
 @pytest.fixture
-def begun(root, monkeypatch):
+def begun(root):
     """The dependencies of a preprocessing that has begun."""
-    monkeypatch.setattr(reprise, "IMPORTED_NS", 2**63)
     dependencies = Dependencies(SCRIPT, ["data/raw"], ["data.val_fraction", "evaluate"], root)
     dependencies.begin()
     return dependencies
@@ -98,10 +98,19 @@ def test_what_an_altered_input_may_have_left_is_forgotten_and_nothing_else(begun
     assert "It is kept" not in str(refused.value)
 
 
-def test_code_that_was_edited_after_it_was_loaded_is_noticed_at_once(root):
-    dependencies = Dependencies(SCRIPT, [], [], root)  # all of the code is newer than this process
-    with pytest.raises(UserError, match=r"changed while this ran: src/reprise/.* and \d+ more"):
-        dependencies.begin()
+def test_code_that_was_edited_after_it_was_loaded_is_noticed_at_once(root, monkeypatch):
+    for name, more in (("a comment", b"# more\n"), ("code", b"EDITED = 1\n")):
+        loaded = read_code(root / "src")
+        monkeypatch.setattr(dependencies, "SRC", root / "src")
+        monkeypatch.setattr(
+            dependencies, "LOADED", loaded | {"src/reprise/errors.py": loaded["src/reprise/errors.py"] + more}
+        )
+        begun = Dependencies(SCRIPT, [], [], root)
+        if name == "a comment":
+            begun.begin()
+        else:
+            with pytest.raises(UserError, match=r"changed while this ran: src/reprise/errors\.py; nothing"):
+                begun.begin()
 
 
 def test_a_record_keeps_the_params_of_the_stage_and_the_inputs_as_dvc_names_them(begun):

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from reprise import provenance
+from reprise.code import closure, code_sha256, code_without_comments, read_code
 from reprise.data.packed import load_metadata
 from reprise.debug import Debug
 from reprise.errors import UserError
-from reprise.provenance import PACKAGES, closure, code_sha256, code_without_comments, read_code, trace
+from reprise.provenance import PACKAGES, trace
 from reprise.training import _provenance
 from tests.conftest import ROOT
 from tests.test_structure import import_closure

@@ -11,6 +11,7 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 LAYERS = [
     {
         "checksums",
+        "code",
         "differences",
         "errors",
         "interruption",

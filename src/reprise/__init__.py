@@ -5,6 +5,4 @@ environment, so every function can be called from a notebook. Import direction: 
 `training` <- `evaluation`.
 """
 
-import time
-
-IMPORTED_NS = time.time_ns()  # code that is edited later may not be the code that runs, see `dependencies`
+import reprise.code  # noqa: F401  first: it looks at the code before the rest is loaded
