@@ -23,7 +23,7 @@ SHORT = ["train.epochs=2", "data.test_fraction=0.8"]
 # Runs src/train.py; every loss that something is derived from goes into a file, in hexadecimal.
 TRACED = """
 import runpy, sys
-from reprise.params.schema import resolve as process
+from reprise.runtime import environment as process
 file, settle = open(sys.argv.pop(1), "w", buffering=1), process.after_torch
 def after_torch(*args, **kwargs):
     settle(*args, **kwargs)

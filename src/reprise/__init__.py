@@ -8,12 +8,11 @@ model, training, evaluation, repo, comparison, diagnostics.
 """
 
 import sys
-import time
 from importlib import import_module
 
+import reprise.runtime.code  # noqa: F401  first: it looks at the code before the rest is loaded
 from reprise.runtime.torchvision_repair import TorchvisionRepair
 
-IMPORTED_NS = time.time_ns()  # code that is edited later may not be the code that runs, see `params.dependencies`
 sys.meta_path.insert(0, TorchvisionRepair())
 
 # loaded when they are asked for: `import reprise` loads no torch

@@ -7,12 +7,14 @@ import subprocess
 
 import pytest
 
-import reprise
+from reprise.params import dependencies
 from reprise.params.dependencies import Dependencies
+from reprise.runtime.code import read_code
 from reprise.runtime.errors import UserError
 from tests.conftest import ROOT
 
 SCRIPT = "stages/preprocess.py"
+SPLITS, ERRORS = "src/reprise/data/prepare/splits.py", "src/reprise/runtime/errors.py"
 
 
 @pytest.fixture
@@ -27,9 +29,8 @@ def root(tmp_path):
 
 
 @pytest.fixture
-def begun(root, monkeypatch):
+def begun(root):
     """The dependencies of a preprocessing that has begun."""
-    monkeypatch.setattr(reprise, "IMPORTED_NS", 2**63)
     dependencies = Dependencies(SCRIPT, ["data/raw"], ["data.val_fraction", "evaluate"], root)
     dependencies.begin()
     return dependencies
@@ -50,19 +51,19 @@ EDITS = {
     "another stage's, not allowed": ("params.yaml", "epochs: 12", "epochs: many", None),
     "a comment": ("params.yaml", "# ", "# more ", None),
     "its code": (
-        "src/reprise/data/prepare/splits.py",
+        SPLITS,
         "\n\n\n",
         "\n\n\nEDITED = 1\n\n\n",
-        "src/reprise/data/prepare/splits.py",
+        SPLITS,
     ),
     "code behind": (
-        "src/reprise/runtime/errors.py",
+        ERRORS,
         "\n\n\n",
         "\n\n\nEDITED = 1\n\n\n",
-        "src/reprise/runtime/errors.py",
+        ERRORS,
     ),
     "its script": (SCRIPT, "def main", "EDITED = 1\n\n\ndef main", SCRIPT),
-    "a docstring": ("src/reprise/data/prepare/splits.py", '"""', '"""More. ', None),
+    "a docstring": (SPLITS, '"""', '"""More. ', None),
     "other code": ("src/reprise/training/train.py", "\n\n\n", "\n\n\nEDITED = 1\n\n\n", None),
     "its input": ("data/raw/images.zip", "images", "imageZ", "data/raw/images.zip"),
 }
@@ -87,7 +88,7 @@ def test_an_edit_that_matters_stops_it_by_name_and_no_other_does(edit, begun, ro
 
 def test_new_files_and_lost_ones_are_named_too(begun, root):
     (root / "data/raw/images.zip").rename(root / "data/raw/other.zip")
-    (root / "src/reprise/data/prepare/splits.py").unlink()
+    (root / SPLITS).unlink()
     with pytest.raises(
         UserError, match=r"src/reprise/data/prepare/splits.py, data/raw/images.zip, data/raw/other.zip; nothing"
     ):
@@ -108,10 +109,21 @@ def test_what_an_altered_input_may_have_left_is_forgotten_and_nothing_else(begun
     assert "It is kept" not in str(refused.value)
 
 
-def test_code_that_was_edited_after_it_was_loaded_is_noticed_at_once(root):
-    dependencies = Dependencies(SCRIPT, [], [], root)  # all of the code is newer than this process
-    with pytest.raises(UserError, match=r"changed while this ran: src/reprise/.* and \d+ more"):
-        dependencies.begin()
+def test_code_that_was_edited_after_it_was_loaded_is_noticed_at_once(root, monkeypatch):
+    for name, more in (("a comment", b"# more\n"), ("code", b"EDITED = 1\n")):
+        loaded = read_code(root / "src")
+        monkeypatch.setattr(dependencies, "SRC", root / "src")
+        monkeypatch.setattr(
+            dependencies,
+            "LOADED",
+            loaded | {ERRORS: loaded[ERRORS] + more},
+        )
+        begun = Dependencies(SCRIPT, [], [], root)
+        if name == "a comment":
+            begun.begin()
+        else:
+            with pytest.raises(UserError, match=r"changed while this ran: src/reprise/errors\.py; nothing"):
+                begun.begin()
 
 
 def test_a_record_keeps_the_params_of_the_stage_and_the_inputs_as_dvc_names_them(begun):

@@ -9,11 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from reprise.data.packed import load_metadata
 
-from reprise.data.formats.packed import load_metadata
 from reprise.runtime import provenance
+from reprise.runtime.code import closure, code_sha256, code_without_comments, read_code
 from reprise.runtime.errors import UserError
-from reprise.runtime.provenance import PACKAGES, closure, code_sha256, code_without_comments, read_code, trace
+from reprise.runtime.provenance import PACKAGES, trace
 from reprise.training.debug import Debug
 from reprise.training.train import _provenance
 from tests.conftest import ROOT
@@ -28,10 +29,10 @@ RECORD = """
 import json, sys
 from reprise.runtime.environment import after_torch, before_torch
 before_torch(1, sys.argv[1])
-import reprise.training.train
+import reprise.training
 after_torch(1, sys.argv[1])
 from reprise.runtime.provenance import trace
-print(trace(sys.argv[1], 1, "cpu", {"b": 1, "a": [2, 3]}, b"data", "reprise.training.train").model_dump_json())
+print(trace(sys.argv[1], 1, "cpu", {"b": 1, "a": [2, 3]}, b"data", "reprise.training").model_dump_json())
 """
 
 
@@ -114,10 +115,10 @@ def test_a_library_that_was_edited_while_it_was_loaded_is_no_record(tmp_path, mo
         path = "src/reprise/training/train.py"
         monkeypatch.setattr(provenance, "LOADED", {**read_code(ROOT / "src"), path: TRAINING.read_bytes() + loaded})
         if name == "comment":
-            trace("machine", 1, "cpu", {}, b"", "reprise.training.train")
+            trace("machine", 1, "cpu", {}, b"", "reprise.training")
         else:
             with pytest.raises(UserError, match="edited while this process loaded it"):
-                trace("machine", 1, "cpu", {}, b"", "reprise.training.train")
+                trace("machine", 1, "cpu", {}, b"", "reprise.training")
 
 
 @pytest.mark.parametrize(

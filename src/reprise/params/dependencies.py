@@ -14,12 +14,11 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-import reprise
 from reprise.params.load import flat, load_params, read_yaml, validated
 from reprise.params.schema import Params
 from reprise.runtime.checksums import listing_md5, md5_listing, read_sealed, write_sealed
+from reprise.runtime.code import LOADED, SRC, closure, code_sha256, code_without_comments, read_code
 from reprise.runtime.errors import UserError
-from reprise.runtime.provenance import closure, code_sha256, code_without_comments, read_code
 
 MOST = 5  # changes that are named
 PARAMS = Path("params.yaml")
@@ -99,7 +98,8 @@ class Dependencies:
 
         Raises UserError for params that are not allowed, and for code that has changed since the script was started.
         """
-        self.sources = read_code(self.root / "src", self.script)
+        here = read_code(self.root / "src", self.script)
+        self.sources = here | (LOADED if (self.root / "src").resolve() == SRC else {})
         tree = read_yaml(self.root / PARAMS) if given is None else {}
         self.typed, params = self._own(flat(tree)), given or validated(tree, PARAMS.name)
         self.all_params, values = params, _values(params)
@@ -108,10 +108,7 @@ class Dependencies:
         inputs = [path for path in self.inputs if own or path != "${data.path}"]
         self.inputs = [re.sub(r"\$\{(.+?)\}", lambda name: str(values[name[1]]), path) for path in inputs]
         self.listings = {path: md5_listing(self.root / path) for path in self.inputs}
-        started = reprise.IMPORTED_NS - 20_000_000  # file systems date changes by a coarse clock
-        if late := [path for path in self.sources if (self.root / path).stat().st_ctime_ns > started]:
-            needed = closure(self.sources, self.script)
-            self._refuse([path for path in late if path in needed])
+        self._refuse(self._changed_code())  # it may have been edited while it was loaded
         return params
 
     def check_earlier(self, stage: str) -> None:
