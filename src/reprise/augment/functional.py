@@ -205,7 +205,7 @@ def mix(images: Tensor, targets: Tensor, partner: Tensor, weight: Tensor) -> tup
     1, 1, 1), in 0..1; the target's weight is its mean.
     """
     other = images.permute(0, 2, 3, 1).index_select(0, partner).permute(0, 3, 1, 2)
-    share = weight.mean(dim=(1, 2, 3), dtype=torch.float64).float()[:, None]  # float64: the mean of equal weights is exact
+    share = weight.mean(dim=(1, 2, 3), dtype=torch.float64).float()[:, None]  # exact for equal weights
     return torch.lerp(images, other, weight), torch.lerp(targets, targets.index_select(0, partner), share)
 
 

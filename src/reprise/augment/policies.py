@@ -102,5 +102,5 @@ def _colour(images: Tensor, name: str, strength: Tensor, policy: Policy) -> Tens
     if name == "posterize":
         return transforms.posterize(images, 8 - (strength.abs() * policy.posterize).round().long())
     if name == "solarize":
-        return transforms.solarize(images, (1 - strength.abs()) * 256 / 255)  # above 1 at strength 0, which changes nothing
+        return transforms.solarize(images, (1 - strength.abs()) * 256 / 255)  # above 1 at strength 0
     return transforms.autocontrast(images) if name == "autocontrast" else transforms.equalize(images)
