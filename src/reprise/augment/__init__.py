@@ -1,1 +1,1 @@
-"""Random changes of training images, on whole batches."""
+"""Random augmentation of training images, on whole batches."""

@@ -1,7 +1,7 @@
-"""Changes of images in whole batches, each image by its own amount.
+"""Image transforms on whole batches, each image with an amount of its own.
 
-Unless said otherwise images are float (N, C, H, W) in 0..1, C 1 or 3, and amounts (N,); what comes back is in 0..1, in
-channels-last memory, on the same device, and nothing is changed in place. Formulas of colours: PIL's and torchvision's.
+Unless said otherwise images are float32 (N, C, H, W) in 0..1 with C 1 or 3, and amounts are (N,). Results are in 0..1,
+in channels-last memory, on the same device; arguments are not changed. Color formulas are those of PIL and torchvision.
 """
 
 import math
@@ -16,10 +16,10 @@ CHANNELS_LAST = torch.channels_last
 
 
 def crop_flip(images: Tensor, top: Tensor, left: Tensor, mirror: Tensor, padding: int) -> Tensor:
-    """Cut a window of the image's own size out of the image with `padding` black pixels around it; mirror it or not.
+    """Pad images with `padding` black pixels on each side, crop each to its former size, and mirror the chosen ones.
 
-    images: uint8 (N, H, W, C), and so is the result; top, left: int64 in 0..2 * padding; mirror: bool, left to right.
-    Pixels are gathered by index, bytes as they are, before they become four times as large.
+    images: uint8 (N, H, W, C), and so is the result; top, left: corner of the crop, int64 (N,) in 0..2 * padding;
+    mirror: left to right, bool (N,). It works on bytes, before the conversion to float makes them four times as large.
     """
     count, height, width, channels = images.shape
     device = images.device
@@ -33,21 +33,22 @@ def crop_flip(images: Tensor, top: Tensor, left: Tensor, mirror: Tensor, padding
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Return uint8 (N, H, W, C) as float (N, C, H, W) in 0..1, in channels-last memory."""
+    """Convert images from uint8 (N, H, W, C) to float32 (N, C, H, W) in 0..1, in channels-last memory."""
     return images.permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """Return images (N, C, size, size), bilinear and antialiased; what has that size comes back as it is."""
+    """Resize images to (N, C, size, size), bilinear and antialiased; images of that size are returned as they are."""
     if images.shape[2] == size:
         return images
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
 def affine(images: Tensor, theta: Tensor) -> Tensor:
-    """Resample bilinearly; theta (N, 2, 3) leads from places in the result to places in the image, both in -1..1.
+    """Apply an affine transform to each image, with bilinear resampling.
 
-    What moves in from outside is 0, black.
+    theta: (N, 2, 3), from coordinates of the result to coordinates of the image, both in -1..1, as for `F.affine_grid`.
+    What lies outside the image is 0, black.
     """
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -55,18 +56,18 @@ def affine(images: Tensor, theta: Tensor) -> Tensor:
 
 
 def turn_zoom_shift(angle: Tensor, zoom: Tensor, shift_x: Tensor, shift_y: Tensor) -> Tensor:
-    """Return theta (N, 2, 3) for `affine`: angle in radians, zoom as a factor, shifts as shares of the image."""
+    """Return theta (N, 2, 3) for `affine`: angle in radians, zoom as a factor, shifts as shares of the image's side."""
     factor = 1 / zoom
     cosine, sine = angle.cos() * factor, angle.sin() * factor
-    # places span -1..1, so a shift by a share of the image is twice that share
+    # coordinates span -1..1, so a shift by a share of the image is twice that share
     return torch.stack([cosine, -sine, 2 * shift_x, sine, cosine, 2 * shift_y], dim=1).view(-1, 2, 3)
 
 
 def window(share: Tensor, ratio: Tensor, across: Tensor, down: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Return top, left, height and width (N,), int64, of windows in square images of so many pixels.
+    """Return top, left, height and width, each int64 (N,) in pixels, of random crops of square images.
 
-    share: of the area; ratio: width by height, the longer side at most the image's; across, down: 0 is the leftmost and
-    topmost place, just below 1 the last.
+    share: of the image's area; ratio: width divided by height, each side limited to the image's; across, down: position
+    in [0, 1), 0 for the leftmost and topmost; size: of the images, in pixels.
     """
     height = (size * (share / ratio).sqrt()).round().clamp(1, size).long()
     width = (size * (share * ratio).sqrt()).round().clamp(1, size).long()
@@ -74,11 +75,14 @@ def window(share: Tensor, ratio: Tensor, across: Tensor, down: Tensor, size: int
 
 
 def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """Bring each image's own window (int64, pixels) to the size of the image, bilinearly."""
+    """Crop each image to a window of its own and resize it to the size of the image, bilinearly.
+
+    top, left, height, width: int64 (N,), in pixels.
+    """
     count, _, rows, columns = images.shape
 
     def places(first: Tensor, length: Tensor, size: int) -> Tensor:
-        """Return (N, size) places in -1..1, none nearer to the window's edge than its outermost pixels' centres."""
+        """Return sampling coordinates (N, size) in -1..1, clamped to the centers of the window's outermost pixels."""
         middles = (torch.arange(size, device=images.device) + 0.5) / size
         pixels = (middles * length[:, None] - 0.5).clamp(min=0)
         pixels = torch.minimum(pixels, length[:, None] - 1.0) + first[:, None]
@@ -92,29 +96,29 @@ def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, widt
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Multiply; 0 is black, 1 changes nothing."""
+    """Multiply by the factor; 0 gives black, 1 changes nothing."""
     return (images * _each(factor)).clamp_(0, 1)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Stretch about the image's mean grey; 0 is plain grey, 1 changes nothing."""
+    """Blend with the mean grey of the image; factor 0 gives plain grey, 1 changes nothing."""
     return _blend(_grey(images).mean(dim=(1, 2, 3), keepdim=True), images, factor)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Stretch about the pixel's own grey; 0 is a grey image, 1 changes nothing. Grey images stay as they are."""
+    """Blend with the image in grey; factor 0 gives grey, 1 changes nothing. Grey images are returned as they are."""
     return images if images.shape[1] == 1 else _blend(_grey(images), images, factor)
 
 
 def hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Turn the colours by a share of the colour circle, value and saturation kept. Grey images stay as they are.
+    """Rotate the hue by a share of the color circle, value and saturation kept. Grey images are returned as they are.
 
-    With k = (n + 6 hue) mod 6, channel n = 5, 3, 1 of a colour is value - chroma * max(0, min(k, 4 - k, 1)): the usual
-    closed form of HSV to RGB.
+    By the closed form of HSV to RGB: with k = (n + 6 hue) mod 6, channel n = 5, 3, 1 (red, green, blue) is value -
+    chroma * max(0, min(k, 4 - k, 1)).
     """
     if images.shape[1] == 1:
         return images
-    red, green, blue = images.contiguous().unbind(1)  # plane by plane, twice as fast
+    red, green, blue = images.contiguous().unbind(1)  # planes in contiguous memory: twice as fast
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
     safe = chroma.clamp(min=1e-12)
@@ -130,7 +134,7 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Stretch about the smoothed image; 0 is smooth, 1 changes nothing. The outermost pixels stay as they are."""
+    """Blend with the smoothed image; factor 0 gives that, 1 changes nothing. Border pixels are unchanged."""
     channels = images.shape[1]
     kernel = torch.ones(3, 3)
     kernel[1, 1] = 5
@@ -142,31 +146,31 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keep so many leading bits, int64 in 0..8, of the eight of each channel."""
+    """Keep the leading bits of each channel's eight; bits: int64 (N,) in 0..8."""
     step = _each(2.0 ** (8 - bits))
     return ((images * 255).round_().div_(step).floor_() * step).div_(255)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Invert what is at least as bright as the threshold, 0..1; above 1 changes nothing."""
+    """Invert pixels at or above the threshold, in 0..1; a threshold above 1 changes nothing."""
     return torch.where(images >= _each(threshold), 1 - images, images)
 
 
 def autocontrast(images: Tensor) -> Tensor:
-    """Stretch each channel so that its darkest pixel is black and its brightest white; a flat one stays as it is."""
-    planes = images.contiguous()  # in channels-last memory the search takes ten times as long
+    """Scale each channel so that its minimum becomes 0 and its maximum 1; constant channels are unchanged."""
+    planes = images.contiguous()  # in channels-last memory amin and amax take ten times as long
     low, high = planes.amin(dim=(2, 3), keepdim=True), planes.amax(dim=(2, 3), keepdim=True)
     flat = high == low
     return torch.where(flat, images, (images - low) / torch.where(flat, 1, high - low)).clamp_(0, 1)
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Spread each channel's 256 levels so that all become about equally frequent, by PIL's integer formula."""
+    """Equalize the histogram of each channel, of 256 levels, by PIL's integer formula."""
     count, channels, height, width = images.shape
     levels = (images * 255).round_().long()
     planes = torch.arange(count * channels, device=images.device).view(count, channels, 1, 1)
     places = (planes * 256 + levels).flatten()
-    # one-dimensional, for then CUDA adds deterministically
+    # one-dimensional, because then CUDA's scatter_add_ is deterministic
     histogram = torch.zeros(count * channels * 256, dtype=torch.long, device=images.device)
     histogram = histogram.scatter_add_(0, places, torch.ones_like(places)).view(-1, 256)
     used = torch.arange(256, device=images.device) * (histogram > 0)
@@ -180,9 +184,10 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def box(middle_y: Tensor, middle_x: Tensor, side: Tensor, height: int, width: int) -> Tensor:
-    """Return a mask (N, 1, H, W), bool: squares around their middles, cut off at the image's edges.
+    """Return a mask of squares, bool (N, 1, H, W), cut off at the image's border.
 
-    middle: as shares of the image; side: likewise, so that a square may be a rectangle in an image that is none.
+    middle_y, middle_x, side: (N,), as shares of height and width, so in an image that is not square they are
+    rectangles.
     """
 
     def inside(middle: Tensor, size: int) -> Tensor:
@@ -194,22 +199,23 @@ def box(middle_y: Tensor, middle_x: Tensor, side: Tensor, height: int, width: in
 
 
 def mix(images: Tensor, targets: Tensor, partner: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mix each image, and its target (N, classes), with its partner's (int64 row numbers) by the weight.
+    """Blend each image and its target with those of its partner.
 
-    weight: of the partner in each pixel, (N, 1, H, W) or (N, 1, 1, 1), in 0..1; its mean is the share of the target.
+    targets: (N, classes); partner: row numbers, int64 (N,); weight: of the partner at each pixel, (N, 1, H, W) or (N,
+    1, 1, 1), in 0..1; the target's weight is its mean.
     """
     other = images.permute(0, 2, 3, 1).index_select(0, partner).permute(0, 3, 1, 2)
-    share = weight.mean(dim=(1, 2, 3), dtype=torch.float64).float()[:, None]  # exact, also of many equal weights
+    share = weight.mean(dim=(1, 2, 3), dtype=torch.float64).float()[:, None]  # exact for equal weights
     return torch.lerp(images, other, weight), torch.lerp(targets, targets.index_select(0, partner), share)
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Return targets (N, classes) float32; of a label below 0, which counts nowhere, all zero."""
+    """Return one-hot targets, float32 (N, classes); all zero for a label below 0, which is padding."""
     return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
 
 
 def radians(degrees: Tensor) -> Tensor:
-    """Return degrees as radians."""
+    """Convert degrees to radians."""
     return degrees * (math.pi / 180)
 
 
@@ -218,7 +224,7 @@ def _each(amount: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Return luminance (N, 1, H, W), ITU-R BT.601."""
+    """Return luminance (N, 1, H, W) by the weights of ITU-R BT.601."""
     if images.shape[1] == 1:
         return images
     weights = to_device(torch.tensor([0.2989, 0.587, 0.114]), images.device)
@@ -226,5 +232,5 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _blend(other: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """Return the point on the line from `other` (factor 0) through the images (1), also beyond them."""
+    """Interpolate between `other` (factor 0) and the images (factor 1); other factors extrapolate."""
     return torch.lerp(other.expand_as(images), images, _each(factor)).clamp_(0, 1)

@@ -1,8 +1,8 @@
-"""Batched augmentation: which random changes each image of a batch gets, by the params.
+"""Augmentation of batches: which transforms each image gets, and how strong, by the params.
 
-Each kind of change draws from a generator of its own, which the caller seeds from (seed, epoch, step) and the kind's
-name, always as many numbers as there are images. So switching one kind on leaves the others' draws alone. Which images
-are mirrored is the caller's choice.
+Each kind of transform draws from a generator of its own, which the caller seeds from (seed, epoch, step) and the kind's
+name, and always draws the same number of values for each image. So switching one kind on does not alter what the others
+draw. The caller chooses which images are mirrored.
 """
 
 import math
@@ -19,9 +19,9 @@ from reprise.params.schema import AugmentParams
 from reprise.runtime.device import to_device
 from reprise.runtime.errors import UserError
 
-Generators = Callable[[str], torch.Generator]  # by the name of a kind of change; on the CPU
+Generators = Callable[[str], torch.Generator]  # by the name of a kind of transform; on the CPU
 
-# three channels or not, mirrored they are something else, or nothing
+# data sets whose mirrored images mean something else or nothing, in color too
 NEVER_MIRRORED = {
     "digits", "mnist", "qmnist", "usps", "svhn", "semeion", "emnist", "kmnist", "omniglot",
     "gtsrb", "rendered_sst2",
@@ -29,7 +29,10 @@ NEVER_MIRRORED = {
 
 
 def fitted(params: AugmentParams, metadata: Metadata) -> AugmentParams:
-    """Return the params with `flip: auto` settled for these data. Raises UserError for what does not fit them."""
+    """Return the params with `flip: auto` resolved for this data set.
+
+    Raises UserError if `crop` is not below the image size, or for saturation or hue of grey images.
+    """
     if params.crop >= metadata.image_size:
         raise UserError(
             f"train.augment.crop = {params.crop}: padding must be below the image size, {metadata.image_size} pixels"
@@ -44,10 +47,10 @@ def fitted(params: AugmentParams, metadata: Metadata) -> AugmentParams:
 
 
 def augment(images: Tensor, params: AugmentParams, generators: Generators, mirror: Tensor | None = None) -> Tensor:
-    """Return randomly changed images: uint8 (N, H, W, C) in, float (N, C, H, W) in 0..1, channels-last, out.
+    """Augment a batch at random: uint8 (N, H, W, C) in, float32 (N, C, H, W) in 0..1, channels-last, out.
 
-    mirror: bool (N,), the images to turn left to right, none if it is not given; `params.flip` is not looked at. Turn,
-    zoom and shift are one bilinear resampling. What moves in from outside is 0, black.
+    mirror: which images to flip left to right, bool (N,); None: none; `params.flip` is not read. Rotation, scale and
+    shift are one bilinear resampling. What lies outside the image is 0, black.
     """
     count, device = len(images), images.device
 
@@ -56,7 +59,7 @@ def augment(images: Tensor, params: AugmentParams, generators: Generators, mirro
 
     if mirror is not None or params.crop:
         top = left = torch.zeros(count, dtype=torch.int64, device=device)
-        if params.crop:  # an MLP would notice what drawing for nothing takes
+        if params.crop:  # drawing in vain would cost a measurable share of an MLP's step
             top, left = (uniform("crop", 2) * (2 * params.crop + 1)).long()
         mirror = torch.zeros(count, dtype=torch.bool, device=device) if mirror is None else to_device(mirror, device)
         images = transforms.crop_flip(images, top, left, mirror, params.crop)
@@ -96,11 +99,11 @@ def augment(images: Tensor, params: AugmentParams, generators: Generators, mirro
 def mix(
     images: Tensor, labels: Tensor, classes: int, params: AugmentParams, generators: Generators
 ) -> tuple[Tensor, Tensor]:
-    """Blend (mixup) or patch (cutmix) each image with another of the batch; with both on, half of the images each.
+    """Apply mixup or cutmix: blend each image with another of the batch, or paste a box of it; with both, half each.
 
-    images float (N, C, H, W), labels (N,) int64 in; targets (N, classes) float32 out: each class's share of the pixels.
-    The shares are from Beta(alpha, alpha) (Zhang et al. 2018, Yun et al. 2019), one for each image. Entries with a
-    label below 0 are padding: they stay as they are, give nothing to others, and their target is zero.
+    images: float32 (N, C, H, W); labels: int64 (N,). Returns images and soft targets, float32 (N, classes). Each image
+    draws its share from Beta(alpha, alpha) (mixup: Zhang et al., 2018; cutmix: Yun et al., 2019). Entries with a label
+    below 0 are padding: they are unchanged, serve as nobody's partner, and their target is zero.
     """
     count, (height, width), device = len(images), images.shape[2:], images.device
 

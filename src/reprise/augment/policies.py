@@ -1,8 +1,8 @@
-"""RandAugment and TrivialAugment on whole batches: each change is applied to those images that drew it.
+"""RandAugment and TrivialAugment on whole batches: each transform is applied to the images that drew it.
 
-Changes and strengths are torchvision's defaults for RandAugment (Cubuk et al. 2020: two changes, strength 9 of 30) and
-TrivialAugmentWide (Mueller and Hutter 2021: one change, strength 0 to 30 of 30), but images are sheared about their
-middle, and no strength changes nothing.
+Transforms and strengths are torchvision's defaults for RandAugment (Cubuk et al., 2020: two transforms of strength 9 of
+30) and TrivialAugmentWide (Mueller and Hutter, 2021: one transform of strength 0 to 30 of 30), except that images are
+sheared about their center and that strength 0 changes nothing.
 """
 
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ STEPS = 30
 
 @dataclass(frozen=True)
 class Policy:
-    """How many changes, how strong (step of 30, both included), and what full strength is of each.
+    """How many transforms an image gets, the range of strengths, and what full strength means for each kind.
 
-    shear: slope; translate: share of the image, or pixels; rotate: degrees; enhance: change of the factor 1; posterize:
-    bits that are lost.
+    weakest, strongest: steps of 30, both inclusive. shear: slope; rotate: degrees; enhance: deviation from factor 1;
+    posterize: bits lost; translate: share of the image's side; translate_pixels: pixels, where translate is 0.
     """
 
     changes: int
@@ -49,7 +49,10 @@ POLICIES: dict[Literal["randaugment", "trivialaugment"], Policy] = {
 
 
 def apply_policy(images: Tensor, policy: Policy, generator: torch.Generator) -> Tensor:
-    """Return images (N, C, H, W), float in 0..1, each with changes of its own; drawn from the CPU generator."""
+    """Apply the policy to images (N, C, H, W), float32 in 0..1, each with transforms of its own.
+
+    generator: on the CPU.
+    """
     for _ in range(policy.changes):
         drawn = torch.randint(len(CHANGES), (len(images),), generator=generator)
         steps = torch.randint(policy.weakest, policy.strongest + 1, (len(images),), generator=generator)
@@ -59,12 +62,12 @@ def apply_policy(images: Tensor, policy: Policy, generator: torch.Generator) -> 
 
 
 def change(images: Tensor, drawn: Tensor, strength: Tensor, policy: Policy) -> Tensor:
-    """Apply to each image its change, drawn (N,) out of CHANGES by number, at its strength (N,) in -1..1.
+    """Apply to each image one transform at a strength.
 
-    Changes that know no direction take the strength's size. `drawn` and `strength` are on the CPU, so that no device is
-    asked which images drew what.
+    drawn: index into CHANGES, (N,); strength: (N,) in -1..1, of which transforms without a direction take the
+    magnitude. Both are on the CPU, so that no GPU has to be waited for to learn which images drew what.
     """
-    result = images.permute(0, 2, 3, 1).clone()  # (N, H, W, C): a row of it is one image
+    result = images.permute(0, 2, 3, 1).clone()  # (N, H, W, C): index_select along dimension 0 takes whole images
     groups = [GEOMETRIC, *((name,) for name in CHANGES if name not in ("identity", *GEOMETRIC))]
     for names in groups:
         chosen = torch.isin(drawn, torch.tensor([CHANGES.index(name) for name in names])).nonzero().flatten()
@@ -82,7 +85,7 @@ def change(images: Tensor, drawn: Tensor, strength: Tensor, policy: Policy) -> T
 
 
 def _theta(drawn: Tensor, strength: Tensor, policy: Policy, width: int) -> Tensor:
-    """Return (N, 2, 3) for `transforms.affine`: of its five kinds, each image has one."""
+    """Return theta (N, 2, 3) for `functional.affine`; each image has one of the five geometric transforms."""
     shear_x, shear_y, shift_x, shift_y, turn = (strength * (drawn == CHANGES.index(name)) for name in GEOMETRIC)
     translate = policy.translate or policy.translate_pixels / width
     angle, one = transforms.radians(turn * policy.rotate), torch.ones_like(strength)
@@ -99,5 +102,5 @@ def _colour(images: Tensor, name: str, strength: Tensor, policy: Policy) -> Tens
     if name == "posterize":
         return transforms.posterize(images, 8 - (strength.abs() * policy.posterize).round().long())
     if name == "solarize":
-        return transforms.solarize(images, (1 - strength.abs()) * 256 / 255)  # beyond white at no strength
+        return transforms.solarize(images, (1 - strength.abs()) * 256 / 255)  # above 1 at strength 0
     return transforms.autocontrast(images) if name == "autocontrast" else transforms.equalize(images)

@@ -1,4 +1,4 @@
-"""What two runs on the same test images allow one to conclude: intervals, tests, corrections, what could be shown.
+"""Confidence intervals, tests, corrections for multiple tests and power, for two runs on the same test images.
 
 Resampling is seeded: the same counts give the same interval, to the last bit.
 """
@@ -15,18 +15,21 @@ RESAMPLES_OF_A_MEAN = 2_000  # each of which costs a pass over all values
 
 
 def mcnemar(broken: int, fixed: int) -> float:
-    """Return the two-sided exact p-value of as uneven a division of the images on which two models disagree.
+    """Return the two-sided exact McNemar p-value for two models on the same images.
 
-    broken, fixed: images that only the first, only the second model has right (McNemar, Psychometrika 12, 1947).
+    broken: images that only the first model has right; fixed: images that only the second has right. Under the null
+    hypothesis, broken is binomial (broken + fixed, 1/2) (McNemar, Psychometrika 12, 1947).
     """
     return min(1.0, 2 * float(bdtr(min(broken, fixed), broken + fixed, 0.5)))
 
 
 def accuracy_difference(broken: int, fixed: int, images: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the bootstrap interval of the paired difference of two accuracies, in -1..1.
+    """Return the bootstrap interval, at a confidence level, of second minus first accuracy of two models, in -1..1.
 
-    Images are resampled with both models' answers. Half a disagreement is added each way, and half an agreement each
-    way (Agresti and Min, Statistics in Medicine 24, 2005): without any disagreement, plain resampling would be certain.
+    broken: images that only the first model has right; fixed: images that only the second has right; images: all.
+    Images are resampled with both models' answers. Half an image is added to each of the four outcomes (Agresti and
+    Min, Statistics in Medicine 24, 2005): without any disagreement, plain resampling would give an interval of no
+    width.
     """
     one, other = (broken + 0.5) / (images + 2), (fixed + 0.5) / (images + 2)
     drawn = np.random.default_rng(SEED).multinomial(images, [one, other, 1 - one - other], size=RESAMPLES)
@@ -34,7 +37,7 @@ def accuracy_difference(broken: int, fixed: int, images: int, level: float = 0.9
 
 
 def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Return the bootstrap interval of a mean of values (N,)."""
+    """Return the percentile bootstrap interval of the mean of values (N,), at a confidence level."""
     generator = np.random.default_rng(SEED)
     at_once = max(1, 1_000_000 // len(values))
     means = [
@@ -52,7 +55,10 @@ def _middle(resampled: np.ndarray, level: float) -> tuple[float, float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values as corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    """Return the p-values, in their order, corrected for multiple tests by Holm's step-down method.
+
+    Holm, Scandinavian Journal of Statistics 6, 1979.
+    """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -62,9 +68,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def power(difference: float, disagreement: float, images: int, level: float = 0.05) -> float:
-    """Return how often `mcnemar` shows, at this level, a true difference of two accuracies on so many images.
+    """Return the power of `mcnemar`: the chance that it finds a true difference of two accuracies significant.
 
-    disagreement: the share of images that only one of the models has right, at least the difference.
+    difference: of the accuracies, in 0..1; disagreement: the share of images that only one of the models has right, at
+    least the difference; images: their number; level: of significance.
     """
     disagreeing = np.arange(images + 1)
     log_chance = (
@@ -83,7 +90,7 @@ def power(difference: float, disagreement: float, images: int, level: float = 0.
 
 
 def _critical(disagreeing: int, level: float) -> int:
-    """Return the largest count of the smaller part that is significant; -1 where none is."""
+    """Return the largest `min(broken, fixed)` of so many disagreeing images that is significant; -1 if none is."""
     low, high = -1, disagreeing // 2
     while low < high:
         middle = (low + high + 1) // 2
@@ -92,9 +99,10 @@ def _critical(disagreeing: int, level: float) -> int:
 
 
 def detectable(broken: int, fixed: int, images: int, wanted: float = 0.8, level: float = 0.05) -> float:
-    """Return the smallest true difference that so many images show with the wanted power; nan where none would do.
+    """Return the minimum detectable difference of two accuracies: the smallest that has the wanted power; nan if none.
 
-    The models are taken to disagree as often as observed, or as often as the difference requires.
+    wanted: power, in 0..1. The models are taken to disagree as often as observed or, if the difference requires more,
+    as often as that.
     """
     observed = (broken + fixed) / images
 
@@ -111,10 +119,10 @@ def detectable(broken: int, fixed: int, images: int, wanted: float = 0.8, level:
 
 
 def welch(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
-    """Return p-value, standard error, degrees of freedom of the difference of two means (Welch, Biometrika 34, 1947).
+    """Return p-value, standard error and degrees of freedom of Welch's two-sided t-test of two means.
 
-    One or two values say too little of their spread: such a sample borrows the other's variance. Raises ValueError if
-    both are so small.
+    Welch, Biometrika 34, 1947. The variance of one or two values is a poor estimate, so such a sample is given the
+    other's. Raises ValueError if both samples have fewer than three values.
     """
     samples = [np.asarray(sample, dtype=float) for sample in (one, other)]
     variances = [float(sample.var(ddof=1)) if len(sample) > 2 else None for sample in samples]
@@ -136,5 +144,8 @@ def welch(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, f
 
 
 def shown_by_means(error: float, freedom: float, wanted: float = 0.8, level: float = 0.05) -> float:
-    """Return the smallest difference of two means that is shown with the wanted power, from `welch`'s error."""
+    """Return the minimum detectable difference of two means: the smallest that has the wanted power.
+
+    error, freedom: from `welch`; level: of significance, two-sided.
+    """
     return error * float(stdtrit(freedom, 1 - level / 2) + stdtrit(freedom, wanted))

@@ -1,10 +1,11 @@
-"""Where the time of a training step goes, and how near the training comes to a bare loop over resident tensors.
+"""Profile of a training step by part, and its speed beside a bare PyTorch loop over batches in memory.
 
-The real training runs, in one process, with images of full size and every layer in training, in rounds of a few
-batches. Its own hooks mark where a part ends; rounds without marks and rounds of the bare loop (a copy of the network,
-the same batches, optimizer and precision; no data, schedule, metrics, callbacks or CUDA graphs) come in turn, so all of
-them meet the same machine. Where batches are made ahead on CPUs that are left over, `data` is what the training waits
-for them. With `accumulate`, a step of the profile is one batch: its share of the optimizer's.
+The real training runs in one process, on images of full size and with no layer frozen, in rounds of a few batches.
+Three kinds of round alternate, so that all meet the same machine: the training with its hooks as marks between the
+parts, the training without marks, and the bare loop: a copy of the network with the same batches, optimizer and
+precision, but no data path, schedule, metrics, callbacks or CUDA graphs. Where batches are made ahead on spare CPUs,
+`data` is the time that the training waits for them. With `accumulate`, a step is one batch with its share of the
+optimizer step.
 """
 
 import copy
@@ -30,14 +31,14 @@ PARTS = ("data", "forward", "backward", "optimiser", "framework")
 BETWEEN = {  # two marks, and the part of the training that lies between them
     ("end", "batch"): "data",
     ("batch", "zero_grad"): "forward",
-    ("batch", "backward"): "forward",  # the gradients of earlier batches are kept
+    ("batch", "backward"): "forward",  # with `accumulate`, gradients of earlier batches are kept
     ("zero_grad", "backward"): "framework",
     ("backward", "gradients"): "backward",
     ("gradients", "optimizer"): "framework",
     ("gradients", "end"): "framework",
     ("optimizer", "end"): "optimiser",
 }
-# of the training as it is, what would make a round unlike another or end it
+# params that would make rounds unequal or end the training, replaced
 STEADY = {
     "epochs": 10_000,
     "start_size": None,
@@ -50,7 +51,7 @@ STEADY = {
 
 @dataclass(frozen=True)
 class Profile:
-    """Seconds of a step by part; seconds of a step of the training and of the bare loop, medians over rounds."""
+    """Seconds of a step: of each part, of the training as a whole and of the bare loop; medians over the rounds."""
 
     batch_size: int
     parts: dict[str, float]
@@ -59,11 +60,11 @@ class Profile:
 
     @property
     def share(self) -> float:
-        """What the training reaches of the bare loop's images/s."""
+        """Throughput of the training as a share of the bare loop's."""
         return self.bare_step / self.step
 
     def table(self) -> str:
-        """Return the parts, one line each, and the comparison."""
+        """Return the parts, one line each, and the comparison with the bare loop."""
         total = sum(self.parts.values())
         lines = [f"a step of {self.batch_size} images: {total * 1e3:.2f} ms"]
         lines += [f"  {name:<10}{part * 1e3:9.3f} ms {part / total:6.1%}" for name, part in self.parts.items()]
@@ -79,7 +80,7 @@ def profile(
 ) -> Profile:
     """Train for about so many batches with the given params, keep nothing, and return where the time went.
 
-    weights: the place of `model.weights`. Raises what `train` raises.
+    weights: the path of `model.weights`. Raises what `train` raises.
     """
     clock = _Clock(max(2, steps // (3 * ROUND)), params.accumulate)
     with suppress(_EnoughError):
@@ -89,11 +90,14 @@ def profile(
 
 
 class _EnoughError(Exception):
-    """All rounds are through."""
+    """Ends the training when all rounds are done."""
 
 
 class _Clock(Checkpoint):
-    """Times the steps of a round, or their parts; a `Checkpoint`, so that its hooks come after all others."""
+    """Times the steps of a round or their parts.
+
+    A `Checkpoint`, because Lightning calls the hooks of checkpoints after those of all other callbacks.
+    """
 
     def __init__(self, rounds: int, accumulate: int) -> None:
         self.rounds = rounds
@@ -105,40 +109,40 @@ class _Clock(Checkpoint):
         self.marks: list[tuple[str, float]] = []
         self.marking = False
         self.round = accumulate * math.ceil(ROUND / accumulate)
-        self.done = -1  # rounds; the first warms up
+        self.done = -1  # finished rounds; the first is a warm-up
         self.module: Any = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the bare loop's own copy; begin a round, for no round reaches over a validation."""
+        """Copy the module for the bare loop, once, and begin a round: none extends over a validation."""
         if self.module is None:
             self.module = copy.deepcopy(pl_module)
             self.optimizer = self.module.optimizer(self.module.parameters())
         self._begin()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """The data are there."""
+        """Mark the end of waiting for data."""
         self._mark("batch")
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """The forward pass is through."""
+        """Mark the end of the forward pass."""
         self._mark("zero_grad")
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """The backward pass begins."""
+        """Mark the start of the backward pass."""
         self._mark("backward")
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The backward pass is through."""
+        """Mark the end of the backward pass."""
         self._mark("gradients")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """The optimizer begins."""
+        """Mark the start of the optimizer step."""
         self._mark("optimizer")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The step is through, and perhaps the round."""
+        """Mark the end of the step; at the end of a round, record it and begin the next."""
         self._mark("end")
         self.batches.append(batch)
         if len(self.batches) < self.round:
@@ -157,7 +161,7 @@ class _Clock(Checkpoint):
         self._begin()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take shorter rounds if the epoch was too short for one."""
+        """Shorten the rounds to the epoch if it was too short for one."""
         if self.done < 0:
             self.round = len(self.batches)
 
@@ -173,7 +177,7 @@ class _Clock(Checkpoint):
             self.marks.append((reached, time.perf_counter()))
 
     def _divide(self) -> None:
-        """Share the time between marks out; what lies between parts, callbacks and counters, is the framework's."""
+        """Assign the time between marks to the parts; callbacks and counters between them are the framework's."""
         spent = dict.fromkeys(PARTS, 0.0)
         for (before, begun), (after, ended) in pairwise(self.marks):
             spent[BETWEEN[before, after]] += ended - begun

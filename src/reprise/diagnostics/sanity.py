@@ -1,7 +1,7 @@
-"""Checks before a long training: does anything stand in the way of learning?
+"""Sanity checks before a long training: inputs, labels, initial loss, gradients, and whether one batch can be fitted.
 
-Each is cheap and says what it saw. They look at data and network as the training gets them, after augmentation and
-normalisation, and train the network for a few steps: it is not to be used afterwards.
+They use data and network as the training gets them, after augmentation and normalization, and train the network for up
+to STEPS steps: it must not be used afterwards.
 """
 
 import math
@@ -18,15 +18,15 @@ from reprise.params.schema import ModelParams, TrainParams
 from reprise.training.module import LitClassifier
 from reprise.training.setup import assemble
 
-STEPS = 80  # of learning one batch by heart
-BATCH = 32  # its images
-IMAGES = 2000  # to look at, of either split
-DOUBT = 1e-3  # a check of chance fails wrongly so rarely
+STEPS = 80  # to fit one batch, at most
+BATCH = 32  # images of that batch
+IMAGES = 2000  # to check, of each split
+DOUBT = 1e-3  # probability of a false alarm, of a check against chance
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, whether it is as it should be, and what was seen."""
+    """The result of one check: its name, whether it passed, and what was seen."""
 
     name: str
     passed: bool
@@ -34,12 +34,15 @@ class Check:
 
 
 def table(checks: Iterable[Check]) -> str:
-    """Return a line for each check."""
+    """Return the checks as text, one line each."""
     return "\n".join(f"{'pass' if check.passed else 'FAIL'}  {check.name:<36}  {check.seen}" for check in checks)
 
 
 def sanity(processed: Path, model: ModelParams, params: TrainParams, weights: Path | None = None) -> list[Check]:
-    """Check the network and the data as `train` would take them. Raises UserError as `train` does."""
+    """Check the network and the data as `train` would take them. Raises UserError as `train` does.
+
+    weights: the path of `model.weights`.
+    """
     params = params.model_copy(update={"start_size": None})
     where = resolve_device(params)
     made = assemble(processed, model, params, where, weights)
@@ -54,15 +57,16 @@ def check(
     classes: int,
     slack: float = 0.3,
 ) -> list[Check]:
-    """Run all checks. train, val: batches of images (N, C, H, W) and labels (N,) or, mixed, (N, classes).
+    """Run all checks.
 
-    slack: how far from 0 and 1 mean and deviation of the images may be: further with those that other images had,
-    which the weights to start from want.
+    train, val: batches of images (N, C, H, W) with labels (N,) or soft targets (N, classes). slack: the largest
+    deviation of the images' mean from 0 and of their standard deviation from 1 that passes; larger where images are
+    normalized by the statistics of pretrained weights.
     """
     images, labels = _gather(train)
     val_images, val_labels = _gather(val)
     checks = [
-        _inputs("training images", images, slack + 0.2),  # augmentation may lay black around them
+        _inputs("training images", images, slack + 0.2),  # augmentation may leave black borders
         _inputs("validation images", val_images, slack),
         _labels(labels, val_labels, classes),
         _labels_fit_images(images, labels, val_images, val_labels),
@@ -78,7 +82,7 @@ def check(
 
 
 def _gather(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return up to IMAGES images with their labels, of mixed ones the weightiest, padding dropped."""
+    """Return up to IMAGES images with their labels, of soft targets the class of largest weight, without padding."""
     kept: list[tuple[Tensor, Tensor]] = []
     for images, labels in batches:
         labels = labels.argmax(dim=1) if labels.ndim == 2 else labels
@@ -91,7 +95,7 @@ def _gather(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _inputs(name: str, images: Tensor, slack: float) -> Check:
-    """Look for mean 0 and deviation 1 in every channel, and for images that are all the same."""
+    """Check for mean 0 and standard deviation 1 in every channel, and for images that are all equal."""
     mean, deviation = images.mean(dim=(0, 2, 3)), images.std(dim=(0, 2, 3))
     spread = images.std(dim=0).mean().item()
     near = bool((mean.abs() <= slack).all() and ((deviation - 1).abs() <= slack).all())
@@ -100,7 +104,7 @@ def _inputs(name: str, images: Tensor, slack: float) -> Check:
 
 
 def _labels(train: Tensor, val: Tensor, classes: int) -> Check:
-    """Look for classes without an image, as far as so many images must have shown them, and for labels beyond them."""
+    """Check for labels out of range and, if there are at least ten images for each class, for classes without one."""
     counts = torch.bincount(train, minlength=classes)
     low, high = int(min(train.min(), val.min())), int(max(train.max(), val.max()))
     missing = int((counts[:classes] == 0).sum())
@@ -111,10 +115,10 @@ def _labels(train: Tensor, val: Tensor, classes: int) -> Check:
 
 
 def _labels_fit_images(images: Tensor, labels: Tensor, val_images: Tensor, val_labels: Tensor) -> Check:
-    """See whether similar images have the same label more often than by chance: each against its nearest one.
+    """Check that a validation image and its nearest neighbor share a label more often than by chance.
 
-    Validation images against training images, as 8 x 8 pixels; chance is what the frequencies of the labels give, the
-    bound a normal approximation of the binomial.
+    Neighbors are training images, by Euclidean distance at 8 x 8 pixels. Chance is what the frequencies of the labels
+    give; the bound is a normal approximation of the binomial, one-sided at level DOUBT.
     """
     small, val_small = (torch.nn.functional.adaptive_avg_pool2d(part, 8).flatten(1) for part in (images, val_images))
     nearest = labels[torch.cdist(val_small, small).argmin(dim=1)]
@@ -130,7 +134,7 @@ def _labels_fit_images(images: Tensor, labels: Tensor, val_images: Tensor, val_l
 
 
 def _learning(lit: LitClassifier, batch: tuple[Tensor, Tensor], classes: int) -> list[Check]:
-    """Learn one batch by heart with the training's own loss; watch the loss, the hits and every gradient."""
+    """Fit one batch with the training's own loss; check the initial loss, the gradients and the accuracy reached."""
     trainable = [parameter for parameter in lit.net.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trainable, lr=1e-3) if trainable else None
     names = [name for name, _ in lit.net.named_parameters()]
@@ -148,7 +152,7 @@ def _learning(lit: LitClassifier, batch: tuple[Tensor, Tensor], classes: int) ->
             if parameter.grad is not None and bool(parameter.grad.any()):
                 without.discard(name)
         optimizer.step()
-        if hits == 1 and step > 5:  # weights that begin at zero hold back the gradients of others for a step or two
+        if hits == 1 and step > 5:  # zero-initialized weights hold back gradients for a step or two
             break
     even = math.log(classes)
     some = f"{len(without)} of {len(names)} do not: {', '.join([name for name in names if name in without][:3])}"

@@ -1,1 +1,1 @@
-"""Predictions, metrics, and the page that goes with a model."""
+"""Evaluation of a model: predictions, metrics and its Markdown page."""

@@ -1,6 +1,7 @@
-"""Measure a model on a split: probabilities per image, metrics with a stated meaning, a per-class table.
+"""Evaluation of a model on a split: probabilities of each image, metrics, a table by class and the confusion matrix.
 
-Everything is computed in fp32 on unaugmented images; padding is dropped by `mask_outputs`, so each image counts once.
+Everything is computed in fp32 on images without augmentation; padding is dropped by `mask_outputs`, so each image
+counts once.
 """
 
 import csv
@@ -25,17 +26,14 @@ from reprise.model.convolutions import repaired
 from reprise.runtime.device import device
 from reprise.runtime.errors import UserError, listed
 
-# torchmetrics' names of what a class has only if it has images, and only if other classes have some too
+# torchmetrics' metrics that need images of the class, and those that need images of other classes too
 OF_IMAGES = ("accuracy", "average_precision", "hamming_distance", "recall")
 OF_IMAGES_AND_OTHERS = ("auroc", "logauc")
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class: how many images carry its label, and the share of those found, of its claims right, and their F1.
-
-    None where there is nothing to have a share of.
-    """
+    """One class: the number of images with its label, and precision, recall and F1; None where one is undefined."""
 
     label: str
     images: int
@@ -46,9 +44,10 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """ids, labels (N,) and probabilities (N, classes) float32 of a split, and what was computed from them.
+    """Predictions for a split and the metrics computed from them.
 
-    metrics: None where one is undefined.
+    ids: (N,); labels: int64 (N,); probabilities: float32 (N, classes); metrics: None where one is undefined; confusion:
+    counts, int64 (classes, classes), a row for each label.
     """
 
     classes: list[str]
@@ -60,7 +59,7 @@ class Evaluation:
     confusion: Tensor
 
     def note(self) -> str:
-        """Return a sentence on the classes without test images; nothing if there are none."""
+        """Return a sentence about the classes without test images; "" if there are none."""
         absent = [name for name, images in zip(self.classes, self.confusion.sum(dim=1), strict=True) if not images]
         if not absent:
             return ""
@@ -70,13 +69,13 @@ class Evaluation:
         )
 
     def table(self) -> str:
-        """Return the metrics as a small table, one line each, and the note."""
+        """Return the metrics as text, one line each, followed by the note."""
         width = max(map(len, self.metrics))
         lines = [f"  {name:<{width}}  {shown(value):>14}" for name, value in self.metrics.items()]
         return "\n".join(lines + [f"  {note}" for note in [self.note()] if note])
 
     def save(self, metrics: Path, per_class: Path, confusion: Path, predictions: Path) -> None:
-        """Write metrics (JSON), the per-class table, the confusion counts and the predictions per image (CSV)."""
+        """Write metrics (JSON), the table by class, the confusion counts and the predictions of each image (CSV)."""
         metrics.write_text(json.dumps(self.metrics, indent=2) + "\n", encoding="utf-8")
         _write_csv(
             per_class,
@@ -105,7 +104,7 @@ class Evaluation:
 
 
 def shown(value: float | int | None) -> str:
-    """Return a metric for people."""
+    """Format a metric for people."""
     return "none" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
@@ -117,9 +116,10 @@ def evaluate(
     calibration_bins: int,
     extra: Sequence[str] = (),
 ) -> Evaluation:
-    """Measure a model on the test split of prepared data; extra: names of torchmetrics, see `extra_metric`.
+    """Measure a model on the test split of packed data; extra: names of torchmetrics, see `extra_metric`.
 
-    Raises UserError if the data have other classes, another image size or other channels than the model was trained on.
+    Raises UserError if the data have other classes, another image size, other channels or other splits than those the
+    model was trained on, or for an extra metric that cannot be computed.
     """
     metadata = load_metadata(processed)
     wanted = (card.classes, card.preprocessing.image_size, card.preprocessing.channels)
@@ -160,11 +160,11 @@ def _other_classes(trained: list[str], given: list[str]) -> str:
 
 
 def extra_metric(name: str, probabilities: Tensor, labels: Tensor) -> float | None:
-    """Return one of torchmetrics' multiclass metrics, with its defaults, of probabilities (N, classes), labels (N,).
+    """Return a multiclass metric of torchmetrics, with its defaults; None if it is undefined.
 
-    name: without the prefix, e.g. auroc for `multiclass_auroc`. An average over the classes leaves out those for which
-    it is undefined; None if the value itself is. Raises UserError for a name that torchmetrics does not have, or whose
-    value is not one number.
+    name: without the prefix, e.g. auroc for `multiclass_auroc`; probabilities: (N, classes); labels: (N,). Averages
+    over the classes leave out those for which the metric is undefined. Raises UserError for a name that torchmetrics
+    does not have and for a metric that is not one number.
     """
     from torchmetrics.functional import classification
 
@@ -191,9 +191,9 @@ def extra_metric(name: str, probabilities: Tensor, labels: Tensor) -> float | No
 
 
 def predict(network: torch.nn.Module, batches: EvalBatches, where: Literal["cuda", "cpu"]) -> tuple[Tensor, Tensor]:
-    """Return logits (N, classes) float32 and labels (N,) int64 of every image, padding dropped, on the CPU.
+    """Return logits, float32 (N, classes), and labels, int64 (N,), of every image, without padding, on the CPU.
 
-    Leaves the network in evaluation mode, on the CPU.
+    where: the device to compute on. Leaves the network in evaluation mode, on the CPU.
     """
     network = network.to(where).eval()
     with torch.inference_mode(), repaired(network, pointwise=False):
@@ -208,11 +208,9 @@ def summarize(
 ) -> Evaluation:
     """Compute all metrics from logits (N, classes) and labels (N,).
 
-    loss: mean cross-entropy, nats. precision, recall, f1: unweighted means over the classes for which they are defined
-    (macro); the precision of a class that has images and is never predicted counts there as 0, as in scikit-learn.
-    ece: expected calibration error over equal-width confidence bins (Guo et al., ICML 2017), in 0..1.
-    top5_accuracy is left out for five classes or fewer. flops: two per multiply-add, one forward pass of one image;
-    None if not counted.
+    loss: mean cross-entropy in nats. precision, recall, f1: macro averages over the classes for which they are defined;
+    the precision of a class that has images and is never predicted counts as 0 there, as in scikit-learn. ece: see
+    `calibration_error`. top5_accuracy: left out for five classes or fewer. flops: see `count_flops`.
     """
     classes = len(card.classes)
     probabilities = logits.softmax(dim=1)
@@ -241,14 +239,14 @@ def summarize(
 
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:
-    """Return part / whole, float64 (N,); NaN where there is nothing to have a share of."""
+    """Return part / whole, float64 (N,); NaN where whole is 0."""
     return part.double() / whole
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
     """Return the expected calibration error, in 0..1 (Guo et al., On Calibration of Modern Neural Networks, ICML 2017).
 
-    probabilities (N, classes), labels (N,). Bins of equal width, each closed above, so that 1.0 belongs to the last.
+    probabilities: (N, classes); labels: (N,). Bins of confidence have equal width and include their upper bound.
     """
     confidence, predicted = probabilities.double().max(dim=1)
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1

@@ -1,6 +1,6 @@
-"""The page that goes with a published model: what it was trained on, how good it is, how sure that is, and its limits.
+"""The Markdown page of a published model: data, training, metrics with confidence intervals, calibration and limits.
 
-Made from facts that other files hold; the same facts give the same bytes.
+The same arguments give the same bytes.
 """
 
 from typing import Any
@@ -14,13 +14,13 @@ from reprise.params.load import flat
 from reprise.runtime.intervals import wilson
 from reprise.runtime.markup import table, text
 
-FEW = 100  # test images of a class; with fewer, its interval is wide
+FEW = 100  # a class with fewer test images is named among the limits
 
 
 def model_card(
     card: ModelCard, metadata: Metadata, settings: dict[str, Any], evaluation: Evaluation, calibration_bins: int
 ) -> str:
-    """Return the page, Markdown. settings: the parameters of model and training, {section: {name: value}}."""
+    """Return the page; settings: the parameters of model and training, {section: {name: value}}."""
     name, images = card.architecture.model_name, len(evaluation.labels)
     right = int(evaluation.confusion.diag().sum())
     return "\n\n".join(

@@ -1,1 +1,1 @@
-"""Packed arrays to batches."""
+"""Batches from packed arrays."""

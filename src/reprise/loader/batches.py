@@ -1,7 +1,7 @@
-"""Whole batches straight out of packed arrays in memory: no workers, no per-image Python.
+"""Batches gathered from packed arrays, whole batches at a time, without worker processes or Python per image.
 
-Order and augmentation of a batch are a function of (seed, epoch, step) alone, so a run can be repeated or taken up
-again at any step without carrying random state along.
+Order and augmentation of a batch are a function of (seed, epoch, step) alone, so a run can be repeated or resumed at
+any step without saved random state.
 """
 
 import hashlib
@@ -20,20 +20,20 @@ from reprise.params.schema import AugmentParams
 from reprise.runtime.device import to_device
 from reprise.runtime.errors import UserError
 
-IGNORE_INDEX = -100  # torch's own: cross_entropy leaves such targets out
+IGNORE_INDEX = -100  # the default of torch's cross_entropy, which leaves such targets out
 
 
 def mask_outputs(preds: Tensor, targets: Tensor, ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, Tensor]:
-    """Drop the entries whose target is the ignore index, so that no metric counts a padded or duplicated sample.
+    """Drop the entries whose target is the ignore index, so that no metric counts padding.
 
-    preds (N, ...) and targets (N,) come back with the same M <= N rows, in their order.
+    preds: (N, ...); targets: (N,). Both are returned with the same M <= N rows, in their order.
     """
     counted = targets != ignore_index
     return preds[counted], targets[counted]
 
 
 def stateless_seed(*key: int | str) -> int:
-    """Return a hash of the key, e.g. (seed, "order", epoch), in the 32 bits that torch's generator uses."""
+    """Hash the key, e.g. (seed, "order", epoch), to a seed of 32 bits, which is all that torch's CPU generator uses."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, key)).encode()).digest()[:4], "big")
 
 
@@ -43,16 +43,17 @@ def stateless_generator(*key: int | str) -> torch.Generator:
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """Return weights (num_classes,) float32 inverse to each class's count in labels (N,), 1 on average over the images.
+    """Return class weights for the loss, float32 (num_classes,), inversely proportional to the class counts.
 
-    N / (num_classes * count), as scikit-learn's `balanced` (King and Zeng, Political Analysis 2001).
+    labels: (N,). N / (num_classes * count), scikit-learn's `balanced` (King and Zeng, Political Analysis 2001), so that
+    the weights are 1 on average over the images.
     """
     counts = torch.bincount(labels, minlength=num_classes).clamp(min=1)
     return len(labels) / (len(counts) * counts.float())
 
 
 def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return N rows of labels (N,), drawn with replacement so that every class that occurs is equally likely."""
+    """Sample N row numbers of labels (N,) with replacement, so that every class that occurs is equally likely."""
     by_class = labels.argsort(stable=True)
     counts = torch.bincount(labels)
     starts = counts.cumsum(0) - counts
@@ -63,11 +64,12 @@ def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def growing_sizes(epochs: int, start: int, full: int) -> list[int]:
-    """Return the height and width of the images in each epoch: from `start` in even steps to `full`, after two thirds.
+    """Return the image size of each epoch for progressive resizing, in pixels.
 
-    The last epoch has them in full in any case. Between the two, multiples of 4, so that a network may halve them
-    twice. Small images first cost less and lose little (Howard, in Stanford's DAWNBench, 2018; Touvron et al., Fixing
-    the train-test resolution discrepancy, 2019).
+    Sizes grow linearly from `start` to `full`, which is reached after two thirds of the epochs and in the last epoch in
+    any case. Sizes between are multiples of 4, so that a network can halve them twice. Small images first cost less and
+    lose little (Howard, in Stanford's DAWNBench, 2018; Touvron et al., Fixing the train-test resolution discrepancy,
+    2019).
     """
     last = min(math.ceil(epochs * 2 / 3), epochs - 1)
     grown = [start + (full - start) * epoch / last for epoch in range(last)]
@@ -75,7 +77,7 @@ def growing_sizes(epochs: int, start: int, full: int) -> list[int]:
 
 
 class Normalize:
-    """Images in 0..1, float (N, C, H, W), to mean 0 and deviation 1, per channel."""
+    """Normalization of images, float32 (N, C, H, W) in 0..1, by the mean and standard deviation of each channel."""
 
     def __init__(self, metadata: Metadata, device: torch.device | str = "cpu") -> None:
         self.mean = torch.tensor(metadata.mean, dtype=torch.float32).view(1, -1, 1, 1).to(device)
@@ -86,22 +88,22 @@ class Normalize:
         channels, width = images.shape[1], images.shape[3]
         if channels == 1 or not images.is_contiguous(memory_format=torch.channels_last):
             return images.sub_(self.mean).div_(self.std)
-        # a line of pixels at a time: over three channels the kernels would loop in threes, four times as long
+        # one line of pixels at a time: broadcasting over the three channels alone takes four times as long
         lines = images.permute(0, 2, 3, 1).flatten(2)
         lines.sub_(self.mean.flatten().repeat(width)).div_(self.std.flatten().repeat(width))
         return images
 
 
 class TrainBatches:
-    """Shuffled, augmented batches of one fixed size; what is left over at the end of an epoch is left out.
+    """Shuffled, augmented batches of a fixed size; an incomplete last batch of an epoch is dropped.
 
-    Yields images (batch_size, C, H, W) float32 and labels (batch_size,) int64 or, with mixup or cutmix, soft targets
-    (batch_size, classes) float32, all on the device. Lightning calls `sampler.set_epoch` before each epoch, as it does
-    for any loader. `steps` is the number of batches in a whole epoch; there is no `len()`, for an epoch that is taken
-    up again has fewer. With `balanced`, an epoch draws each class equally often on average, with replacement. The
-    processes of a training take the batches in turn: rank r of n has those that a single process has at r, r + n, ...
-    image_sizes: of each epoch, to which its images are resized; without them they stay as they are.
-    Raises UserError if one batch of every process is larger than the split, or the augmentation does not fit.
+    Yields images, float32 (batch_size, C, H, W), and labels, int64 (batch_size,), or with mixup or cutmix soft targets,
+    float32 (batch_size, classes); all on the device. Lightning calls `sampler.set_epoch` before each epoch. `steps` is
+    the number of batches in a whole epoch; there is no `len()`, because a resumed epoch has fewer.
+
+    balanced: draw each class equally often on average, with replacement. rank, world: rank r of n processes has the
+    batches r, r + n, ... of a single process. image_sizes: the size that images are resized to in each epoch; empty:
+    they are not resized. Raises UserError if one batch of every process is larger than the split, or as `fitted` does.
     """
 
     def __init__(
@@ -139,16 +141,16 @@ class TrainBatches:
         self.sampler = self
 
     def start(self, epoch: int, step: int) -> None:
-        """Begin in this epoch, at this step of it; later epochs are whole."""
+        """Set the first epoch and the step in it that iteration begins with; later epochs are whole."""
         self.epoch = epoch
         self.begin = (epoch, step)
 
     def first_step(self, epoch: int) -> int:
-        """Return the step that an epoch begins with."""
+        """Return the step that an epoch begins with: 0, except in a resumed epoch."""
         return self.begin[1] if epoch == self.begin[0] else 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and augmentation the next iteration yields."""
+        """Choose the epoch of the next iteration."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -175,11 +177,11 @@ class TrainBatches:
             yield self.normalize(images), targets
 
     def mirrored(self, epoch: int, order: Tensor) -> Tensor:
-        """Return which images of an epoch's order (N,) are turned left to right, bool (N,).
+        """Return which images of an epoch are flipped left to right, bool (N,); order: row numbers, (N,).
 
-        Each by chance in the first epoch, then every other time: two epochs show it both ways, which chance alone does
-        for half of the images (alternating flip: Jordan, airbench, 2024). With `balanced`, which draws an image
-        several times an epoch or never, by chance each time.
+        Alternating flip (Jordan, airbench, 2024): at random in the first epoch, then every other time, so that two
+        epochs show each image both ways. With `balanced`, which draws an image several times an epoch or never, at
+        random each time.
         """
         if self.balanced:
             return torch.rand(len(order), generator=stateless_generator(self.seed, "mirror", epoch)) < 0.5
@@ -187,16 +189,16 @@ class TrainBatches:
         return first[order] ^ bool(epoch % 2)
 
     def generator(self, epoch: int, step: int, kind: str) -> torch.Generator:
-        """Return the source of one kind of random change in one batch."""
+        """Return the generator of one kind of augmentation in one batch."""
         return stateless_generator(self.seed, kind, epoch, step)
 
 
 class EvalBatches:
-    """A split in its own order, in batches of one fixed size; the last is padded with images of label IGNORE_INDEX.
+    """A split in its own order, in batches of a fixed size; the last one is padded with labels IGNORE_INDEX.
 
-    Yields images (size, C, H, W) float32 and labels (size,) int64, both on the device; size is batch_size or, if
-    that is less, the split's; H and W are image_size, if it is given. Rank r of n processes has the batches r, r + n,
-    ...; all have equally many, where need be of padding alone.
+    Yields images, float32 (size, C, image_size, image_size), and labels, int64 (size,), on the device; size is
+    batch_size or, if that is less, the split's. image_size: in pixels; None: that of the split. Rank r of n processes
+    has the batches r, r + n, ...; all have equally many, some perhaps of padding alone.
     """
 
     def __init__(
@@ -221,7 +223,7 @@ class EvalBatches:
         return -(-len(self.labels) // (self.batch_size * self.world))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches."""
+        """Yield the batches of this rank."""
         for step in range(len(self)):
             start = (step * self.world + self.rank) * self.batch_size
             rows = torch.arange(start, start + self.batch_size)

@@ -1,7 +1,7 @@
-"""Where the packed images lie in training: on the GPU when they fit beside the network, otherwise where they are.
+"""Storage of the packed images during training: in GPU memory if they fit beside the network, otherwise on disk.
 
-A resident image is gathered on the device, without a copy over the bus for each batch; memory-mapped images stay
-memory-mapped for the CPU and are copied as they are gathered.
+Images in GPU memory are gathered there, without a copy over the bus for each batch. Otherwise they stay memory-mapped,
+and a batch is copied when it is gathered.
 """
 
 import warnings
@@ -18,12 +18,12 @@ CHUNK = 64 << 20  # bytes, of one copy to the device
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the free bytes of a GPU."""
+    """Return the free memory of a GPU, in bytes."""
     return torch.cuda.mem_get_info(device)[0]
 
 
 class Images:
-    """Packed uint8 images (N, H, W, C), on the device if it is a GPU and they take at most SHARE of its free memory."""
+    """Packed images, uint8 (N, H, W, C), kept in GPU memory if they take at most SHARE of what is free there."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Images:
         free_memory: Callable[[torch.device], int] = free_memory,
     ) -> None:
         self.device = torch.device(device)
-        with warnings.catch_warnings():  # the file is read only, and nothing here writes
+        with warnings.catch_warnings():  # the file is read-only, and nothing here writes to it
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             self.mapped = torch.from_numpy(np.asarray(images))
         self.resident: Tensor | None = None
@@ -47,12 +47,12 @@ class Images:
         """Return the images of these rows, int64 on the CPU, as a new tensor on the device."""
         if self.resident is not None:
             return self.resident.index_select(0, to_device(rows, self.device))
-        # torch's, and not NumPy's: it is faster, and lets other threads run meanwhile
+        # torch's indexing is faster than NumPy's and releases the GIL
         return to_device(self.mapped.index_select(0, rows), self.device)
 
 
 def _copied(images: Tensor, device: torch.device) -> Tensor:
-    """Copy in pieces: a memory-mapped array never lies in memory as a whole."""
+    """Copy to the device in pieces, so that a memory-mapped array never lies in main memory as a whole."""
     resident = torch.empty(images.shape, dtype=torch.uint8, device=device)
     rows = max(1, CHUNK // max(1, images[:1].nbytes))
     for start in range(0, len(images), rows):

@@ -1,1 +1,1 @@
-"""Any timm model, its weights, and how it is published."""
+"""timm models, the weights they start from, and the published model."""

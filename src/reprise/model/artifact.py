@@ -1,4 +1,4 @@
-"""The JSON beside published weights: everything needed to rebuild the network and use it. Needs no torch to read."""
+"""The JSON file beside published weights: all that is needed to rebuild and use the network. Needs no torch."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from reprise.runtime.provenance import Provenance
 
 
 class Architecture(BaseModel):
-    """The arguments of TIMMBackbone that rebuild the network, and the height and width of the images that it sees."""
+    """The arguments of TIMMBackbone that rebuild the network, and the height and width of its input in pixels."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -24,11 +24,12 @@ class Architecture(BaseModel):
 
 
 class Preprocessing(BaseModel):
-    """How an image becomes the network's input.
+    """How an image becomes the network's input, in this order.
 
-    Decode, turn upright by EXIF, lay transparency over white, convert to `channels` (1 grey, 3 RGB), resize to a square
-    of image_size (stretch, fit onto black, or crop in the middle), scale to value_range, resize to the architecture's
-    image_size if that is another, subtract mean, divide by std.
+    Decode, rotate upright by EXIF, lay transparency over white, convert to `channels` (1 grey, 3 RGB), resize to a
+    square of image_size pixels (stretch; fit: the whole image on black; crop: the largest square in the middle), scale
+    to value_range, resize to the architecture's image_size if that differs, subtract mean and divide by std of each
+    channel.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,10 +44,11 @@ class Preprocessing(BaseModel):
 
 
 class Origin(BaseModel):
-    """Weights that a training began with: a repository of the hub and its commit, or an address or a file's name.
+    """The weights that a training started from.
 
-    not_loaded: the tensors that they did not set. new_classes: those whose rows of the classifier they did not set,
-    because they name their classes and these are not among them.
+    source: a repository of the hub, an address or the name of a file; revision: the repository's commit; not_loaded:
+    the network's tensors that the weights did not set; new_classes: the classes whose rows of the classifier they did
+    not set, because they name their classes and these are not among them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,7 +61,7 @@ class Origin(BaseModel):
 
 
 class Training(BaseModel):
-    """Where the weights come from; averaged: they are the moving average of `train.ema`."""
+    """How the weights were trained; start: None: from random ones; averaged: they are the average of `train.ema`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -73,9 +75,9 @@ class Training(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """Everything needed to rebuild and use published weights; evaluation keeps the provenance's terms.
+    """All that is needed to rebuild and use published weights.
 
-    weights_sha256: of the weights' file, "" as long as they are not saved. record: of the script that trained it.
+    weights_sha256: of the file of weights, "" until it is saved; record: what the training script depended on.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -90,7 +92,7 @@ class ModelCard(BaseModel):
 
 
 def load_card(facts: Path) -> ModelCard:
-    """Read a model's JSON. Raises UserError if it is missing, altered or not such a file."""
+    """Read the JSON file of a model. Raises UserError if it is missing, altered or not a model's."""
     try:
         return ModelCard.model_validate(read_sealed(facts))
     except FileNotFoundError:

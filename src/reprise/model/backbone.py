@@ -1,4 +1,4 @@
-"""Any timm classification model, adapted to the data; published as safetensors plus JSON, never as a pickle.
+"""Any timm classification model, adapted to the data; published as safetensors and JSON, never as a pickle.
 
 The tensors carry timm's own names, so `timm.create_model(...).load_state_dict(safetensors.torch.load_file(...))` works
 without Reprise.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import reprise.model.networks  # noqa: F401 (registers them with timm)
+import reprise.model.networks  # noqa: F401 (registers its models with timm)
 from reprise.data.formats.packed import Metadata
 from reprise.model.artifact import Architecture, ModelCard, load_card
 from reprise.model.pretrained import Start, classifier_prefixes, file_start, not_loaded, published_start
@@ -27,14 +27,14 @@ from reprise.params.schema import ModelParams
 from reprise.runtime.checksums import file_sha256, write_sealed
 from reprise.runtime.errors import UserError
 
-UNTRACKED = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}  # arguments of timm's
+UNTRACKED = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}  # of timm.create_model
 
 
 class TIMMBackbone(nn.Module):
     """A timm model as a plain module: images (N, in_chans, H, W) in, logits (N, num_classes) out.
 
-    `kwargs` go to `timm.create_model` (drop_rate, img_size, ...). Raises UserError for a name that timm does not know
-    and for pretrained weights that cannot be fetched; TypeError for an argument that the model does not take.
+    kwargs: of `timm.create_model` (in_chans, drop_rate, img_size, ...). Raises UserError for a name that timm does not
+    know and for pretrained weights that cannot be fetched; TypeError for an argument that the model does not take.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TIMMBackbone(nn.Module):
 
 
 def check_name(name: str) -> None:
-    """Raise UserError, with the nearest names, for a model that timm does not have."""
+    """Raise UserError, with the nearest names, for a model or a tag of weights that timm does not have."""
     architecture, _, tag = name.partition(".")
     if timm.is_model(architecture):
         tags = timm.list_pretrained(f"{architecture}.*")
@@ -79,11 +79,10 @@ def check_name(name: str) -> None:
 
 
 def adapt(params: ModelParams, metadata: Metadata, start: Start | None = None) -> Architecture:
-    """Return the architecture, with classes and channels from the data.
+    """Return the architecture for the data: its classes, its channels and the size of the network's input.
 
-    The image size is the one named, else that of the weights to start from, else the data's.
-
-    Raises UserError for an unknown name and for `model.kwargs` that the data decide.
+    The size is that of `model.image_size`; `auto`: that of the weights to start from, or else the data's. Raises
+    UserError for an unknown name and for `model.kwargs` that the data or other parameters determine.
     """
     check_name(params.name)
     kwargs = dict(params.kwargs)
@@ -111,7 +110,7 @@ def adapt(params: ModelParams, metadata: Metadata, start: Start | None = None) -
 
 
 def build(architecture: Architecture, start: Start | None = None) -> TIMMBackbone:
-    """Return the network in channels-last memory, with weights from torch's current seed or those to start from."""
+    """Build the network in channels-last memory, with random weights by torch's current seed or those of `start`."""
     loading = {}
     if start is not None:
         config = timm.get_pretrained_cfg(architecture.model_name) or timm.models.PretrainedCfg()
@@ -125,7 +124,7 @@ def build(architecture: Architecture, start: Start | None = None) -> TIMMBackbon
         **loading,
     )
     if start is not None:
-        vars(network.model)["pretrained_cfg"].pop("state_dict")  # a second copy of the weights
+        vars(network.model)["pretrained_cfg"].pop("state_dict")  # it is a second copy of the weights
         # A classifier that is not loaded begins at zero (Kolesnikov et al., Big Transfer, 2020): timm's random one,
         # large for few classes in an EfficientNet, would shake what the network knows.
         new, classifier = not_loaded(start, network.model), classifier_prefixes(network.model)
@@ -137,7 +136,10 @@ def build(architecture: Architecture, start: Start | None = None) -> TIMMBackbon
 
 
 def find_start(params: ModelParams, weights: Path | None) -> Start | None:
-    """Return the weights that a training starts from, None for random ones; weights: the place of `model.weights`."""
+    """Return the weights that a training starts from; None: random ones.
+
+    weights: the path of `model.weights`. Raises UserError if both `model.weights` and `model.pretrained` give some.
+    """
     check_name(params.name)
     given = file_start(weights, params.name) if weights else None
     if given and params.pretrained:
@@ -148,10 +150,10 @@ def find_start(params: ModelParams, weights: Path | None) -> Start | None:
 def create_network(
     params: ModelParams, metadata: Metadata, seed: int, start: Start | None = None
 ) -> tuple[TIMMBackbone, Architecture]:
-    """Build the network for the data, initial weights by seed, or `start`'s with first and last layer adapted.
+    """Build the network for the data, with random weights by the seed or with those of `start`.
 
-    Where `start` names its classes, each class of the data gets the classifier's row of the same name.
-    Raises UserError if it does not take the arguments, the image size or the weights.
+    First and last layer of `start` are adapted; where it names its classes, each class of the data gets the classifier
+    row of the same name. Raises UserError if timm cannot build the model with these arguments, image size or weights.
     """
     if params.pretrained and start is None:
         start = published_start(params.name)
@@ -178,7 +180,7 @@ def create_network(
 
 
 def check_takes(network: TIMMBackbone, architecture: Architecture, size: int, parameter: str) -> None:
-    """Raise UserError, naming the parameter that set the size, unless such images give one logit for each class."""
+    """Raise UserError, naming the parameter, if images of this size in pixels do not give one logit for each class."""
     name, training = architecture.model_name, network.training
     try:
         with torch.no_grad():
@@ -196,17 +198,18 @@ def check_takes(network: TIMMBackbone, architecture: Architecture, size: int, pa
 
 
 def count_flops(network: nn.Module, architecture: Architecture) -> int | None:
-    """Return the floating-point operations of one forward pass of one image, two per multiply-add; network as it was.
+    """Return the floating-point operations of one forward pass of one image, two for each multiply-add.
 
-    None, with the reason in one line on stderr, if they cannot be counted: no training ends for want of this number.
+    None if they cannot be counted, with the reason in a line on stderr: no training fails for want of this number. The
+    network is left as it was.
     """
     size, channels = architecture.image_size, architecture.in_chans
     modes = [(module, module.training) for module in network.modules()]
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
-        # the counter sets a gradient hook on each parameter that a module is given, which fails where gradients are off
+        # FlopCounterMode hooks the gradient of a parameter that is an input of a module, which fails without gradients
         network.eval().requires_grad_(False)
-        # attention fused for CPUs has no count of its own: count the plain products that it stands for
+        # FlopCounterMode does not count fused attention on CPUs; its matrix products it does
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             network(torch.zeros(1, channels, size, size))
         return int(counter.get_total_flops())
@@ -227,7 +230,7 @@ def _one_line(error: Exception) -> str:
 def save_model(network: TIMMBackbone, card: ModelCard, weights: Path, facts: Path) -> None:
     """Write the weights as safetensors and the card as JSON; equal weights give equal bytes.
 
-    No metadata goes into the safetensors header: with two or more keys its order would be random.
+    The safetensors header gets no metadata, because the order of two or more keys would be random.
     """
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.model.state_dict().items()}
     weights.write_bytes(safetensors.torch.save(tensors))  # save_file raises an error of its own on a full disk
@@ -236,7 +239,7 @@ def save_model(network: TIMMBackbone, card: ModelCard, weights: Path, facts: Pat
 
 
 def load_model(weights: Path, facts: Path) -> tuple[TIMMBackbone, ModelCard]:
-    """Rebuild a published model for evaluation. Raises UserError if a file is missing, altered or of another model."""
+    """Load a published model for evaluation. Raises UserError if a file is missing, altered or of another model."""
     card = load_card(facts)
     architecture = card.architecture
     try:

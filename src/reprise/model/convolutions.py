@@ -1,14 +1,15 @@
-"""Convolutions that a CPU's library does badly at tiny spatial sizes, done as what they are there.
+"""Faster convolutions for CPUs on images of one to four pixels.
 
-Claim: on one core with AVX-512, torch 2.13, EfficientNet-B0 trains on 32x32 images in batches of 64 at 553 images/s in
-place of 260 (289 with the depthwise repair alone), MobileNetV3-small at 919 in place of 578. Forward and backward of a
-depthwise 5x5 convolution of 672 channels take 11.1 ms on 2x2 images and 2.5 ms here, of 1152 channels on 1x1 images 78
-and 0.2 ms. At 32x32, most layers of an EfficientNet see no more than that. The library walks through the whole kernel,
-though almost all of it lies on the padding: here only the taps that meet the image are summed. A 1x1 convolution on few
-pixels is a matrix product; it is left alone with the `portable` settings, under which MKL's products are slower: there,
-EfficientNet-B0 goes from 96 to 182 images/s.
+On such images oneDNN iterates over the whole kernel of a depthwise convolution, though most of it lies on the padding;
+here only the taps that meet the image are summed. A 1x1 convolution of few pixels is computed as one matrix product,
+except with `train.reproducible: portable`, under which MKL's products are slower.
 
-Outputs are equal up to the order of summation, gradients within 3e-6 of the largest; parameters stay where they are.
+Claim, on one core with AVX-512 and torch 2.13: EfficientNet-B0 trains on 32x32 images in batches of 64 at 553 images/s
+in place of 260 (289 with the depthwise part alone; under `portable` 182 in place of 96), MobileNetV3-small at 919 in
+place of 578: at 32x32 most of their layers see at most 2x2 pixels. Forward and backward of a depthwise 5x5 convolution
+take 2.5 ms in place of 11.1 for 672 channels of 2x2, and 0.2 ms in place of 78 for 1152 channels of 1x1.
+
+Outputs are equal up to the order of summation, gradients within 3e-6 of the largest. Parameters are not touched.
 """
 
 from collections.abc import Iterator
@@ -20,15 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DEPTHWISE_SIZE = 2  # at most so many pixels high and wide
-POINTWISE_PIXELS = 4  # at most so many pixels in all
+DEPTHWISE_SIZE = 2  # largest height and width, in pixels
+POINTWISE_PIXELS = 4  # largest number of pixels of an image
 
 
 @contextmanager
 def repaired(network: nn.Module, pointwise: bool) -> Iterator[None]:
-    """Let the network's convolutions profit while the context lasts; pointwise: the 1x1 ones, too.
+    """Context in which the network's convolutions are the faster ones; pointwise: those with a 1x1 kernel, too.
 
-    Only plain `nn.Conv2d` are touched, and of those only the class, so parameters, state-dict keys and hooks stay.
+    Only the class of plain `nn.Conv2d` modules is changed, so parameters, state-dict keys and hooks stay.
     """
     changed = [module for module in network.modules() if type(module) is nn.Conv2d]
     try:
@@ -44,10 +45,10 @@ def repaired(network: nn.Module, pointwise: bool) -> Iterator[None]:
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """One filter per channel; on an image of at most 2x2, the sum over the taps that meet it."""
+    """Depthwise convolution; on a CPU and at most 2x2 pixels the sum over the taps that meet the image."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return (N, C, H', W') for (N, C, H, W)."""
+        """Return (N, C, H', W') for input (N, C, H, W)."""
         if input.device.type != "cpu" or max(input.shape[-2:]) > DEPTHWISE_SIZE:
             return super().forward(input)
         taps, size = _overlap(*input.shape[-2:], *self.kernel_size, *self.stride, *self.padding)
@@ -59,17 +60,21 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """A matrix product per pixel; on few pixels, one product for all of them."""
+    """1x1 convolution; on a CPU and at most four pixels one matrix product for all of them."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return (N, C', H, W) for (N, C, H, W)."""
+        """Return (N, C', H, W) for input (N, C, H, W)."""
         if input.device.type != "cpu" or input.shape[-2] * input.shape[-1] > POINTWISE_PIXELS:
             return super().forward(input)
         return F.linear(input.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class _SumOfTaps(torch.autograd.Function):
-    """pixels (N, I, C), weight (C, 1, K, K'), taps (I, O): which element of the kernel joins input to output."""
+    """Depthwise convolution as a sum over the input's pixels.
+
+    pixels: (N, I, C); weight: (C, 1, K, K'); taps: (I, O), the index of the kernel element between input and output
+    pixel.
+    """
 
     @staticmethod
     def forward(ctx: Any, pixels: Tensor, weight: Tensor, taps: Tensor) -> Tensor:
@@ -110,11 +115,11 @@ def _is_pointwise(conv: nn.Conv2d) -> bool:
 
 
 @lru_cache
-@torch.inference_mode(False)  # what an evaluation has made, a training may use
+@torch.inference_mode(False)  # a cached tensor of an evaluation may be used in training
 def _overlap(
     height: int, width: int, rows: int, columns: int, down: int, right: int, above: int, left: int
 ) -> tuple[Tensor | None, tuple[int, int]]:
-    """Return taps (H * W, H' * W') and (H', W'); no taps where a pixel and an output are not joined by any."""
+    """Return taps (H * W, H' * W'), see `_SumOfTaps`, and (H', W'); None for taps if a pair of pixels has none."""
     size = (height + 2 * above - rows) // down + 1, (width + 2 * left - columns) // right + 1
     y = torch.arange(height)[:, None] + above - down * torch.arange(size[0])
     x = torch.arange(width)[:, None] + left - right * torch.arange(size[1])

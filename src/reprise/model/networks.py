@@ -1,8 +1,8 @@
-"""Small networks of the project's own, by name beside timm's: `model.name=digits_cnn`, `mlp`, `resnet8`.
+"""Small networks for images of 28 to 32 pixels, registered with timm: `model.name=digits_cnn`, `mlp`, `resnet8`.
 
-timm's networks halve the image five times and so leave a 28 px image one pixel; these are made for 28 to 32 px, on
-CPUs. `digits_cnn` shrinks by strides at once: 99 % on MNIST in 4 epochs. `resnet8`, for colour images, has what speed
-runs on CIFAR-10 found to learn most in few epochs; benchmarks/cifar10.py measures it.
+timm's networks halve the image five times, which leaves one pixel of 28. `digits_cnn` reaches 99 % on MNIST in 4 epochs
+(benchmarks/mnist.py). `resnet8`, for color images, follows the networks of speed records on CIFAR-10
+(benchmarks/cifar10.py).
 """
 
 import itertools
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 
 class SmallNetwork(nn.Module):
-    """features, then a linear classifier `fc`, which is replaced as timm's are: by `reset_classifier`."""
+    """Base class: features, dropout and a linear classifier `fc`, with timm's interface (`reset_classifier`, ...)."""
 
     def __init__(self, features: nn.Module, num_features: int, num_classes: int, drop_rate: float) -> None:
         super().__init__()
@@ -28,12 +28,12 @@ class SmallNetwork(nn.Module):
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a new classifier there; without classes the features come out as they are."""
+        """Replace the classifier by one for so many classes; 0: by the identity, so that features come out."""
         self.num_classes = num_classes
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def get_classifier(self) -> nn.Module:
-        """Return the last layer."""
+        """Return the classifier."""
         return self.fc
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -42,18 +42,18 @@ class SmallNetwork(nn.Module):
         return features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits (N, num_classes), or what goes into the last layer."""
+        """Return logits (N, num_classes) of features (N, num_features); pre_logits: the classifier's input instead."""
         x = F.dropout(x, self.drop_rate, self.training)
         logits: Tensor = x if pre_logits else self.fc(x)
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, num_classes)."""
+        """Return logits (N, num_classes) of images (N, C, H, W)."""
         return self.forward_head(self.forward_features(x))
 
 
 class MLP(SmallNetwork):
-    """Fully connected layers over the pixels."""
+    """Multilayer perceptron on the pixels; hidden: the widths of its hidden layers."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class MLP(SmallNetwork):
 
 
 class ConvNet(SmallNetwork):
-    """Convolution, batch norm, ReLU for each of (channels, kernel, stride); then the mean over the image."""
+    """Convolution, batch norm and ReLU for each (channels, kernel, stride) of `layers`, then global average pooling."""
 
     def __init__(
         self,
@@ -91,11 +91,11 @@ class ConvNet(SmallNetwork):
 
 
 class ResNet8(SmallNetwork):
-    """Three steps of convolution, pooling and a residual convolution, over `Decorrelated` pixels.
+    """Three stages of convolution, pooling and a residual convolution, on `Decorrelated` pixels.
 
-    What it takes from David Page's "How to train your ResNet" (2018) and Keller Jordan's airbench ("94 % on CIFAR-10
-    in 3.29 seconds", 2024): the shape, images whitened by a fixed first layer, convolutions that begin as the identity,
-    pooling before the norm, and features made small, so that the first steps are not spent on taming the classifier.
+    After David Page, "How to train your ResNet" (2018), and Keller Jordan's airbench ("94 % on CIFAR-10 in 3.29
+    seconds", 2024): the shape, images whitened by a fixed first layer, convolutions that are initialized to the
+    identity, pooling before the norm, and features scaled down, so that the classifier's first logits are small.
     """
 
     def __init__(
@@ -115,10 +115,11 @@ class ResNet8(SmallNetwork):
 
 
 class Decorrelated(nn.Module):
-    """Each 2x2 pixels as their sum and differences, over the channels and over the place, then brought to deviation 1.
+    """Discrete cosine transform of 2x2 pixels over channels and positions, then batch norm without parameters.
 
-    A cosine transform, fixed: nearly the principal components of natural images (Ahmed, Natarajan and Rao, Discrete
-    cosine transform, 1974), so the norm that follows whitens them, and nothing has to be computed from the data first.
+    The transform is fixed. It nearly gives the principal components of natural images (Ahmed, Natarajan and Rao,
+    Discrete cosine transform, 1974), so the norm that follows whitens them, and no statistics of the data have to be
+    computed first.
     """
 
     transform: Tensor
@@ -132,13 +133,13 @@ class Decorrelated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, 4 C, H - 1, W - 1) of images (N, C, H, W)."""
-        with torch.autocast(x.device.type, enabled=False):  # bf16 would round the differences away
+        with torch.autocast(x.device.type, enabled=False):  # the differences would be lost in bf16
             result: Tensor = self.norm(F.conv2d(x, self.transform))
         return result
 
 
 def cosines(n: int) -> Tensor:
-    """Return the matrix (n, n) float64 of the orthonormal discrete cosine transform (DCT-II)."""
+    """Return the matrix of the orthonormal discrete cosine transform (DCT-II), float64 (n, n)."""
     rows, places = torch.arange(n).view(-1, 1), torch.arange(n, dtype=torch.float64).add(0.5)
     matrix = torch.cos(math.pi / n * rows * places) * math.sqrt(2 / n)
     matrix[0] /= math.sqrt(2)
@@ -146,7 +147,7 @@ def cosines(n: int) -> Tensor:
 
 
 class Scaled(nn.Module):
-    """All times one number."""
+    """Multiplication by a constant."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -158,20 +159,20 @@ class Scaled(nn.Module):
 
 
 class Residual(nn.Module):
-    """What a block makes of its input, added to it."""
+    """Residual connection: input plus block(input)."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (N, width, H, W), as it came in."""
+        """Return the sum, in the shape of the input."""
         result: Tensor = x + self.block(x)
         return result
 
 
 def convolution(before: int, after: int, kernel: int = 3, stride: int = 1, pool: int = 1) -> nn.Sequential:
-    """Return convolution, maximum over pool x pool, batch norm and ReLU; the image shrinks by stride and pool alone."""
+    """Return convolution, max pooling, batch norm and ReLU; padded, so that only stride and pool shrink the image."""
     return nn.Sequential(
         nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False),
         *([nn.MaxPool2d(pool)] if pool > 1 else []),
@@ -184,7 +185,7 @@ def _cfg(**facts: Any) -> dict[str, Any]:
     return {"num_classes": 10, "classifier": "fc", **facts}
 
 
-default_cfgs = generate_default_cfgs(  # timm looks for this name
+default_cfgs = generate_default_cfgs(  # the name that timm looks for
     {
         "mlp": _cfg(input_size=(1, 28, 28), fixed_input_size=True, first_conv="features.1"),
         "digits_cnn": _cfg(input_size=(1, 28, 28), first_conv="features.0.0"),
@@ -195,7 +196,7 @@ default_cfgs = generate_default_cfgs(  # timm looks for this name
 
 @register_model
 def mlp(pretrained: bool = False, **kwargs: Any) -> MLP:
-    """Two hidden layers; `model.kwargs.hidden` takes other widths."""
+    """Two hidden layers; `model.kwargs.hidden` sets other widths."""
     return build_model_with_cfg(MLP, "mlp", pretrained, **kwargs)
 
 
@@ -208,5 +209,5 @@ def digits_cnn(pretrained: bool = False, **kwargs: Any) -> ConvNet:
 
 @register_model
 def resnet8(pretrained: bool = False, **kwargs: Any) -> ResNet8:
-    """1.2 million weights; `model.kwargs.widths` takes others: [64, 256, 256] are those of airbench94, for GPUs."""
+    """1.2 million weights; `model.kwargs.widths` sets other widths: airbench94 has [64, 256, 256], for GPUs."""
     return build_model_with_cfg(ResNet8, "resnet8", pretrained, **kwargs)

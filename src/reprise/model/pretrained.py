@@ -1,6 +1,6 @@
-"""Weights to start from: timm's published ones or a file's, what they want of the images, and where they come from.
+"""Weights to start from, timm's published ones or those of a file, with their origin and normalization.
 
-Only tensors are read: safetensors, or torch's files with `weights_only`.
+Nothing but tensors is read: safetensors, or torch files with `weights_only`.
 """
 
 import logging
@@ -23,15 +23,15 @@ from reprise.runtime.checksums import file_sha256
 from reprise.runtime.errors import UserError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")  # timm's own checkpoints end in .pth.tar
-WRAPPERS = re.compile(r"^((net|model|module|_orig_mod)\.)+")  # around timm's names, in checkpoints of training loops
+WRAPPERS = re.compile(r"^((net|model|module|_orig_mod)\.)+")  # before timm's names, in checkpoints of training loops
 
 
 @dataclass(frozen=True)
 class Start:
-    """Weights by timm's names, their origin, and the mean, std (per channel) and image size they were trained with.
+    """Weights to start from.
 
-    classes: their names, in the order of the classifier's rows. image_size and classes are None where the file does not
-    say it.
+    weights: by timm's tensor names; mean, std: for each channel, of the images they were trained with; image_size: of
+    those images, in pixels; classes: names in the order of the classifier's rows. The last two are None where unknown.
     """
 
     weights: dict[str, Tensor]
@@ -42,10 +42,11 @@ class Start:
     classes: list[str] | None = None
 
     def for_classes(self, classes: list[str], model_name: str) -> "Start":
-        """Return the weights with a classifier row for each of these classes: the one of that name, or zeros if new.
+        """Return the weights with one classifier row for each of these classes, by name.
 
-        If all are new, the classifier keeps no row and begins anew as a whole. Weights that do not name their classes,
-        or whose classifier is unknown, are returned as they are.
+        The row of a class that the weights do not have is zero. If all are new, the classifier keeps no row and is
+        initialized anew. Weights that do not name their classes, or whose classifier is unknown, are returned as they
+        are.
         """
         config: Any = timm.get_pretrained_cfg(model_name) or PretrainedCfg()
         heads = (config.classifier,) if isinstance(config.classifier, str) else config.classifier or ()
@@ -63,12 +64,15 @@ class Start:
         return replace(self, weights=self.weights | found, origin=origin, classes=classes)
 
     def overlay(self, first: str | tuple[str, ...] | None, last: str | tuple[str, ...] | None) -> dict[str, Any]:
-        """Return what timm has to know to adapt the first layer's channels and the last layer's classes."""
+        """Return the `pretrained_cfg_overlay` with which timm loads the weights and adapts first and last layer.
+
+        first, last: names of these layers in timm's configuration.
+        """
         facts: dict[str, Any] = {"state_dict": dict(self.weights), "label_offset": 0}
         if (weight := self._weight(last)) is not None:
             facts["num_classes"] = weight.shape[0]
         if (weight := self._weight(first)) is not None and weight.ndim == 4:
-            size = self.image_size or weight.shape[-1]  # timm asks for it, but looks at the channels alone
+            size = self.image_size or weight.shape[-1]  # timm requires a size but reads the channels alone
             facts["input_size"] = (weight.shape[1], size, size)
         return facts
 
@@ -77,16 +81,16 @@ class Start:
         return self.weights.get(f"{name}.weight")
 
     def normalization(self, channels: int) -> dict[str, list[float]]:
-        """Return mean and std for images of so many channels: grey ones get the colours' average."""
+        """Return mean and std for so many channels: the weights' own or, if they have another number, their average."""
         if len(self.mean) == channels:
             return {"mean": self.mean, "std": self.std}
         return {"mean": [sum(self.mean) / len(self.mean)] * channels, "std": [sum(self.std) / len(self.std)] * channels}
 
 
 def published_start(model_name: str) -> Start:
-    """Fetch timm's weights of a model from the hub, or take them from its cache (HF_HOME, HF_HUB_OFFLINE as usual).
+    """Return timm's weights of a model, from the hub or its cache (HF_HOME and HF_HUB_OFFLINE as usual).
 
-    Raises UserError if they cannot be had or are not what the hub says they are.
+    Raises UserError if they cannot be fetched or their checksum is wrong.
     """
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # ten lines of retries say no more than ours
     config = timm.get_pretrained_cfg(model_name) or PretrainedCfg()
@@ -105,7 +109,7 @@ def published_start(model_name: str) -> Start:
             raise RuntimeError("timm has none")
     except UserError:
         raise
-    except Exception as error:  # whatever the HTTP library raises that this release of the hub's client stands on
+    except Exception as error:  # the hub's client lets through what its HTTP library raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"model.pretrained = true: cannot get the weights of {model_name} ({reason}); set model.pretrained: false, "
@@ -128,9 +132,9 @@ def _from_hub(repository: str) -> Path:
 def file_start(path: Path, model_name: str) -> Start | None:
     """Read weights from a file, or from a folder with one; None for an empty folder.
 
-    In a folder, a `model.json` of this project beside `model.safetensors` says how images are normalised and resized,
-    and names the classes; weights by themselves get timm's normalisation of that model and the data's image size.
-    Raises UserError for what is not there or holds no weights.
+    In a folder, `model.json` beside `model.safetensors` gives normalization, image size and class names. Otherwise the
+    normalization is timm's for the model, the image size the data's. Raises UserError if there is no such file, several
+    in the folder, or no tensors in it.
     """
     file = path
     if path.is_dir():
@@ -149,8 +153,8 @@ def file_start(path: Path, model_name: str) -> Start | None:
     if not file.is_file():
         raise UserError(f"model.weights = {path}: no such file; an empty folder stands for random weights")
     content = _read(file)
-    weights = _unwrapped(content.get("model_state_dict", content))  # as PyTorch's tutorial names it
-    if not weights:  # timm would go to the hub instead
+    weights = _unwrapped(content.get("model_state_dict", content))  # the key in PyTorch's tutorial
+    if not weights:  # timm would fetch weights from the hub instead
         raise UserError(
             f"{file}: holds no tensors by name, but {', '.join(content) or 'nothing'}; save the model's state_dict()"
         )
@@ -165,7 +169,7 @@ def file_start(path: Path, model_name: str) -> Start | None:
 
 
 def _unwrapped(content: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors with the wrapper that most of them have, without it: the others are a loop's own."""
+    """Return the tensors under the most frequent wrapper prefix, without it; others belong to the training loop."""
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     found = Counter(match[0] if (match := WRAPPERS.match(name)) else "" for name in tensors)
     wrapper = max(found, key=found.__getitem__, default="")
@@ -184,16 +188,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def classifier_prefixes(network: nn.Module) -> tuple[str, ...]:
-    """Return what the names of a timm model's classifier tensors begin with; nothing for another module."""
+    """Return the prefixes of a timm model's classifier tensors; () for a module without a timm configuration."""
     config: Any = getattr(network, "pretrained_cfg", {})
     names = config.get("classifier") or ()
     return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
 
 
 def not_loaded(start: Start, network: nn.Module) -> list[str]:
-    """Return the names of a timm model's tensors that the weights do not set, in their order.
+    """Return the names of a timm model's tensors that the weights do not set, in the model's order.
 
-    The classifier is not set where the number of classes differs; `for_classes` sets rows by name.
+    The classifier is not set where the number of classes differs; `for_classes` sets its rows by name.
     """
     heads = classifier_prefixes(network)
     return [

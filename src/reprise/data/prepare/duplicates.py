@@ -1,9 +1,9 @@
-"""Which images are there twice: equal ones by their pixels, similar ones by their perceptual hash.
+"""Duplicates among images: equal ones by the digest of their pixels, similar ones by their perceptual hash.
 
-For N images equal ones cost a sort, N log N. Similar ones are sought in sorted neighbourhoods (Hernandez & Stolfo,
-SIGMOD 1995), never among all pairs: the hashes are sorted by ROUNDS different choices of their bits, and each is
-compared with the NEIGHBOURS that follow it. That is ROUNDS sorts and ROUNDS * NEIGHBOURS * N comparisons, in about 200
-bytes of memory an image. Among few images every pair is found; of many, a few of the pairs that differ most are missed.
+Equal images are found by sorting, in N log N time. Similar ones are found by the sorted-neighborhood method (Hernandez
+and Stolfo, SIGMOD 1995): the hashes are sorted by ROUNDS different choices of their bits, and each is compared with the
+NEIGHBOURS that follow it. That takes ROUNDS sorts, ROUNDS * NEIGHBOURS * N comparisons and about 200 bytes of memory an
+image. Among few images every similar pair is found; among many, a few of the pairs that differ most are missed.
 """
 
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MOST_BITS = 18  # of 128 in which similar images differ: benchmarks/duplicates.py counts what that finds
-LEAST_ONES = 12  # a hash with fewer (or more zeros) is of an image without structure, such as a blank page
+MOST_BITS = 18  # largest Hamming distance, of 128 bits: benchmarks/duplicates.py counts what it finds
+LEAST_ONES = 12  # a hash with fewer ones or fewer zeros is of an image without structure, such as a blank page
 ROUNDS, NEIGHBOURS = 32, 32
 SAMPLE, CHUNK = 512, 1 << 16
 NONE = np.iinfo(np.int64).max
@@ -20,52 +20,65 @@ NONE = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class Twins:
-    """For each of N images and each of 3 splits, another image of that split that is its twin: int64 (N, 3), or -1."""
+    """The duplicates of N images in each of 3 splits.
+
+    rows: int64 (N, 3), the row number of another image of that split that is a duplicate, or -1.
+    """
 
     rows: np.ndarray
 
     def counts(self, splits: np.ndarray) -> np.ndarray:
-        """Return how many images of split a, of `splits` (N,), have a twin in split b: int64 (3, 3)."""
+        """Return how many images of split a have a duplicate in split b: int64 (3, 3); splits: (N,), as 0, 1 or 2."""
         return np.stack([(self.rows[splits == split] >= 0).sum(axis=0) for split in range(3)])
 
 
 def equal_images(digests: np.ndarray, splits: np.ndarray) -> Twins:
-    """Find images of the same pixels; digests: uint64 (N, 2); splits: 0, 1 or 2 for each image, (N,); -1: left out."""
+    """Find the images with equal pixels.
+
+    digests: of the pixels, uint64 (N, 2); splits: the split of each image, (N,), as 0, 1 or 2, or -1 for one left out.
+    """
     group = _groups(digests)
     return Twins(_others(_first_rows(group, splits), group, splits))
 
 
 def similar_images(hashes: np.ndarray, splits: np.ndarray, equal: Twins, most_bits: int) -> Twins:
-    """Find the most similar image in each split, uint64 (N, 2) hashes at most so many bits apart, that is not equal."""
+    """Find, for each image and split, the most similar image of that split; none where the split has an equal one.
+
+    hashes: perceptual, uint64 (N, 2); splits: the split of each image, (N,), as 0, 1 or 2, or -1 for one left out;
+    equal: what `equal_images` found; most_bits: the largest Hamming distance of similar images. Images without
+    structure, such as blank pages, are similar to nothing.
+    """
     structured = _structured(hashes) & (splits >= 0)
     group = _groups(hashes)
     firsts = _first_rows(group, np.where(structured, splits, -1))
     distinct = np.zeros((len(firsts), 2), np.uint64)
     distinct[group] = hashes
-    best = np.full((len(firsts), 3), NONE)  # (bits apart << 40) + row
+    best = np.full((len(firsts), 3), NONE)  # (Hamming distance << 40) + row number, so that the minimum is the nearest
     for order in _orders(distinct):
         ordered = distinct[order]
         for step in range(1, min(NEIGHBOURS, len(order) - 1) + 1):
             bits = _bits_apart(ordered[step:], ordered[:-step])
             (near,) = np.nonzero(bits <= most_bits)
             one, other, apart = order[near], order[near + step], bits[near].astype(np.int64)[:, None] << 40
-            for a, b in ((one, other), (other, one)):  # each image at most once: nothing is lost in the assignment
+            for a, b in ((one, other), (other, one)):  # no row occurs twice in a, so no assignment overwrites another
                 there = firsts[b, :, 0]
                 best[a] = np.minimum(best[a], np.where(there >= 0, apart + there, NONE))
     rows = np.where(best == NONE, -1, best & ((1 << 40) - 1))[group]
-    own = _others(firsts, group, splits)  # of the very same hash
+    own = _others(firsts, group, splits)  # images of the same hash
     rows = np.where(own >= 0, own, rows)
     rows[~structured] = -1
     return Twins(np.where(equal.rows >= 0, -1, rows))
 
 
 def bits_of_similar(hashes: np.ndarray, labels: np.ndarray) -> int:
-    """Return in how many bits similar images of these data may differ, at most MOST_BITS; -1: their hashes cannot tell.
+    """Return the largest Hamming distance at which images of this data set count as similar; -1: none does.
 
-    Nearer than by nature: three robust standard deviations below the median distance of an image to its nearest one.
-    With digits, which resemble one another, nothing is. Nor would anything be where most images have a twin, so
-    MOST_BITS count all the same where images are as far apart as photos (the nearest twentieth of all pairs twice as
-    far; photos 50 bits, digits 26) and those that are nearer have the same label, nine in ten.
+    hashes: perceptual, uint64 (N, 2); labels: (N,). At most MOST_BITS. The distance is three robust standard deviations
+    (1.4826 times the median absolute deviation) below the median distance from an image to its nearest neighbor, so
+    that in data whose images resemble one another, such as digits, none count as similar. That rule also finds none
+    where most images have a duplicate. So MOST_BITS is returned where unrelated images lie far apart (the median over
+    images of the 5 % quantile of their distances is at least 2 * MOST_BITS; it is 50 for photos, 26 for digits) and at
+    least nine in ten of the neighbors within MOST_BITS have the same label.
     """
     structured = _structured(hashes)
     hashes, labels = hashes[structured], labels[structured]
@@ -107,7 +120,7 @@ def _groups(keys: np.ndarray) -> np.ndarray:
 
 
 def _first_rows(group: np.ndarray, splits: np.ndarray) -> np.ndarray:
-    """Return the first two images of each group in each split, int64 (groups, 3, 2), or -1."""
+    """Return the row numbers of the first two images of each group in each split, int64 (groups, 3, 2), or -1."""
     groups = int(group.max(initial=-1)) + 1
     found = np.full((groups, 3, 2), -1)
     for split in range(3):
@@ -120,7 +133,7 @@ def _first_rows(group: np.ndarray, splits: np.ndarray) -> np.ndarray:
 
 
 def _others(firsts: np.ndarray, group: np.ndarray, splits: np.ndarray) -> np.ndarray:
-    """Return for each image the first of its group in each split that is not itself, int64 (N, 3), or -1."""
+    """Return, for each image and split, the first other image of its group, int64 (N, 3), or -1."""
     first, second = firsts[group, :, 0], firsts[group, :, 1]
     rows = np.where(first == np.arange(len(group))[:, None], second, first)
     rows[splits < 0] = -1
