@@ -5,10 +5,10 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro verify reproduce review history pull push doctor test torture lint format schema lock bench clean
+.PHONY: help setup repro verify reproduce review history pull push doctor test test-slow torture lint format schema lock bench clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(VENV)/.ready  ## create .venv from requirements.lock
 
@@ -47,6 +47,9 @@ doctor: setup  ## put the workspace right after a crash of DVC, saying how (ARGS
 
 test: setup  ## run the tests
 	@python -m pytest
+
+test-slow: setup  ## run the tests that take minutes, and those of this repository's own texts and results
+	@python -m pytest -m "slow or product"
 
 torture: setup  ## kill the pipeline at random moments, many times, and compare what comes out (half an hour)
 	@python tests/torture.py

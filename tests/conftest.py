@@ -1,6 +1,7 @@
 """Shared ground of the tests: prepared digits, and temporary clones of this repository with a tiny setting."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,9 @@ for signum in (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):  # a job in the ba
         signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parent.parent
+PARAMS = Path(__file__).with_name("fixtures") / "params.yaml"  # as they come, whatever the project's own are by now
+# what belongs to the project in which the tests run: its data, results, remote; no test looks at it
+OWN = re.compile(r"params\.yaml|dvc\.lock|.*\.dvc|\.dvc/config|(data|metrics)/(.*/)?[^/.][^/]*|models/README\.md")
 GPU = torch.cuda.is_available()
 
 # Two epochs on a tenth of the digits: the whole pipeline in seconds. The default model is tiny already.
@@ -109,7 +113,7 @@ class Workspace:
 
 
 def fresh_clone(path: Path) -> Workspace:
-    """Copy what Git knows, or would add, of this repository; commit it as the first commit of a new one."""
+    """Return a new repository with the files that Git knows, or would add, of this one, all but what is OWN."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT,
@@ -118,9 +122,10 @@ def fresh_clone(path: Path) -> Workspace:
         text=True,
     ).stdout
     for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_file() and not OWN.fullmatch(name):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, path / name)
+    shutil.copy(PARAMS, path / "params.yaml")
     clone = Workspace(path)
     clone.run("git", "init", "--quiet", "--initial-branch", "main")
     clone.run("git", "config", "user.name", "Test")
@@ -129,11 +134,9 @@ def fresh_clone(path: Path) -> Workspace:
 
 
 def tiny_clone(path: Path) -> Workspace:
-    """Return a committed clone whose params.yaml is the tiny setting, without the committed results."""
+    """Return a committed clone whose params.yaml is the tiny setting."""
     clone = fresh_clone(path)
     clone.set(*TINY)
-    for result in ["dvc.lock", *(path / "metrics").glob("*.*")]:
-        (path / result).unlink(missing_ok=True)
     clone.commit()
     return clone
 
@@ -199,4 +202,4 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str | None]
 @pytest.fixture
 def tiny_params():
     """params.yaml with the tiny setting; call it with more overrides."""
-    return lambda *overrides: load_params(ROOT / "params.yaml", [*TINY, *overrides])
+    return lambda *overrides: load_params(PARAMS, [*TINY, *overrides])

@@ -14,7 +14,7 @@ import pytest
 from reprise.params.load import help_text, load_params
 from reprise.runtime.errors import UserError
 from reprise.runtime.signals import Stopped
-from tests.conftest import ROOT, tiny_clone
+from tests.conftest import PARAMS, ROOT, tiny_clone
 from tests.test_pipeline import photos, refused
 
 ALONE = {"PATH": "/usr/bin:/bin"}  # no environment activated
@@ -59,7 +59,7 @@ def test_the_same_params_give_the_same_model_as_the_pipeline_and_the_log_is_what
 def test_a_log_keeps_the_last_state_of_a_line_that_is_redrawn(tmp_path, capsys):
     from runs import run_folder
 
-    params = load_params(ROOT / "params.yaml")
+    params = load_params(PARAMS)
     with run_folder(tmp_path, params) as run:
         print("\r 10 %", end="")
         print("\r 90 %\r      \rdone", file=sys.stderr)
@@ -73,7 +73,7 @@ def test_a_log_keeps_the_last_state_of_a_line_that_is_redrawn(tmp_path, capsys):
 def test_a_full_disk_takes_the_log_but_neither_the_params_nor_the_reason_of_the_end(tmp_path, monkeypatch, capsys):
     from runs import run_folder
 
-    params = load_params(ROOT / "params.yaml")
+    params = load_params(PARAMS)
     with run_folder(tmp_path, params) as run:
         pass
     (run / "train.log").unlink()
@@ -89,7 +89,7 @@ def test_a_full_disk_takes_the_log_but_neither_the_params_nor_the_reason_of_the_
 def test_a_run_is_finished_with_the_last_file_of_its_result(tmp_path):
     from runs import RESULT, find_unfinished, run_folder
 
-    params = load_params(ROOT / "params.yaml")
+    params = load_params(PARAMS)
     with run_folder(tmp_path, params) as run:
         for name in RESULT[:-1]:
             (run / name).touch()
@@ -293,6 +293,7 @@ def readme_commands():
 BY_CI = ["make test"]
 
 
+@pytest.mark.product
 def test_every_command_of_the_readme_works_in_the_order_given(reproduced):
     commands = readme_commands()
     assert commands[:2] == ["make repro", "make test"]
@@ -312,6 +313,7 @@ def test_every_command_of_the_readme_works_in_the_order_given(reproduced):
             assert "Success" in reproduced.run("dvc", "queue", "status").stdout
 
 
+@pytest.mark.product
 def test_the_readme_shows_what_the_committed_run_reached():
     readme = (ROOT / "README.md").read_text()
     for name, value in json.loads((ROOT / "metrics/test.json").read_text()).items():
@@ -338,6 +340,7 @@ def test_the_environment_has_what_the_lock_says():
     assert installed == lock
 
 
+@pytest.mark.product
 def test_nothing_of_this_machine_is_in_the_repository():
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, names.split("\0")):

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.product
 LISTED = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 TRACKED = {name for name in LISTED.split("\0") if (ROOT / name).is_file()}
 FOLDERS = {name[:end] for name in TRACKED for end, letter in enumerate(name) if letter == "/"} | {"."}

@@ -224,6 +224,7 @@ def test_the_users_own_images_train_a_classifier(reproduced):
     assert "download" in ran(reproduced.run("dvc", "repro"))  # new images are noticed
 
 
+@pytest.mark.product
 def test_own_images_handed_to_dvc_reach_an_experiment_in_a_folder_of_its_own(reproduced):
     photos(reproduced.path / "data/own")
     (recipe,) = re.findall(r"`(git rm .*?)`", (ROOT / "README.md").read_text())
@@ -296,6 +297,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(reproduced):
     assert (reproduced.path / "data/processed/metadata.json").exists()  # the old out stands
 
 
+@pytest.mark.product
 def test_the_committed_lock_and_metrics_belong_to_the_committed_params():
     lock = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
     params = yaml.safe_load((ROOT / "params.yaml").read_text())

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import yaml
 
-from tests.conftest import ROOT, Workspace
+from tests.conftest import PARAMS, ROOT, Workspace
 from tests.test_pipeline import refused
 
 STEADY = "Path(out).write_text('-'.join(sorted(p.name + p.read_text() for p in Path('data/own').iterdir())))"
@@ -48,7 +48,7 @@ def out_of(stage, number, body):
 def stand_in(path, **planted):
     """Commit a repository with these stages, one after the other, and the library and the commands of this one."""
     path.mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / "params.yaml", path)
+    shutil.copy(PARAMS, path)
     shutil.copytree(
         ROOT / "src", path / "src", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
     )

@@ -11,7 +11,7 @@ from reprise.params import dependencies
 from reprise.params.dependencies import Dependencies
 from reprise.runtime.code import read_code
 from reprise.runtime.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import PARAMS, ROOT
 
 SCRIPT = "stages/preprocess.py"
 SPLITS, ERRORS = "src/reprise/data/prepare/splits.py", "src/reprise/runtime/errors.py"
@@ -22,7 +22,7 @@ def root(tmp_path):
     """Code, params and one folder of inputs."""
     for name in ("src", "stages"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copy(PARAMS, tmp_path)
     (tmp_path / "data/raw").mkdir(parents=True)
     (tmp_path / "data/raw/images.zip").write_bytes(b"images")
     return tmp_path

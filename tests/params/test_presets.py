@@ -8,9 +8,8 @@ import yaml
 from reprise.params.load import load_params
 from reprise.params.presets import applied, describe, find_preset
 from reprise.runtime.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import PARAMS, ROOT
 
-PARAMS = ROOT / "params.yaml"
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 
 

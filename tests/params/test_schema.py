@@ -17,9 +17,7 @@ from reprise.data.download.torchvision_sets import TORCHVISION_SETS
 from reprise.params.load import help_text, load_params
 from reprise.params.schema import DataParams, Params, Schedule, json_schema
 from reprise.runtime.errors import UserError
-from tests.conftest import ROOT
-
-PARAMS = ROOT / "params.yaml"
+from tests.conftest import PARAMS, ROOT
 
 
 def edited(tmp_path, old, new):

@@ -174,7 +174,7 @@ def test_what_was_edited_since_is_named_as_such(reproduced):
     (reproduced.path / "src/reprise/loader/batches.py").unlink()
     pipeline = (reproduced.path / "dvc.yaml").read_text()
     pipeline = pipeline.replace("python stages/evaluate.py", "python -B stages/evaluate.py")
-    pipeline = pipeline.replace("      - stages/preprocess.py\n", "      - stages/preprocess.py\n      - Makefile\n")
+    pipeline = pipeline.replace("    - stages/preprocess.py\n", "    - stages/preprocess.py\n    - Makefile\n")
     (reproduced.path / "dvc.yaml").write_text(pipeline)
     reproduced.set("data.seed=5", "train.lr=0.5")
     lock = yaml.safe_load((reproduced.path / "dvc.lock").read_text())

@@ -20,11 +20,11 @@ from reprise.loader.batches import TrainBatches
 from reprise.params.resolve import rank, resolve_precision
 from reprise.runtime.errors import UserError
 from reprise.runtime.signals import StopSignals
+from reprise.training import module as classifier
 from reprise.training.checkpoint import Position, Resumption
 from reprise.training.distributed import ddp_strategy, processes
 from reprise.training.setup import lit_classifier
 from reprise.training.train import StatelessDropout, train
-from reprise.training.train import module as classifier
 from tests.conftest import ROOT, TINY, augmentation
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0"}
@@ -42,9 +42,9 @@ before_torch(params.train.threads, params.train.reproducible)
 from reprise.training.train import StatelessDropout, train
 
 after_torch(params.train.threads, params.train.reproducible)
-from reprise.training.train import module as classifier
-from reprise.training.train import cuda_graphs as graphs
-from reprise.training.train import steps as lean_epoch
+from reprise.training import module as classifier
+from reprise.training import cuda_graphs as graphs
+from reprise.training import steps as lean_epoch
 
 exec(os.environ.get("PATCH", ""))
 untouched_record = graphs.record

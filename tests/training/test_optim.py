@@ -13,7 +13,7 @@ from reprise.params.load import load_params
 from reprise.runtime.errors import UserError
 from reprise.training.optim import create_optimizer, create_schedule, orthogonal
 from reprise.training.train import train
-from tests.conftest import ROOT
+from tests.conftest import PARAMS
 from tests.training.test_checkpoint import CrashError, at_step, bits, raise_crash
 
 REFUSED = {
@@ -27,7 +27,7 @@ STEPS = 4  # in an epoch
 
 
 def params(*overrides):
-    return load_params(ROOT / "params.yaml", ["train.lr=0.01", "train.epochs=2", *overrides]).train
+    return load_params(PARAMS, ["train.lr=0.01", "train.epochs=2", *overrides]).train
 
 
 def small_net():

@@ -25,9 +25,9 @@ from reprise.training.train import StatelessDropout, train
 @pytest.fixture(scope="module")
 def result(digits):
     from reprise.params.load import load_params
-    from tests.conftest import ROOT, TINY
+    from tests.conftest import PARAMS, TINY
 
-    params = load_params(ROOT / "params.yaml", [*TINY, "train.epochs=3", "model.kwargs.drop_rate=0.2"])
+    params = load_params(PARAMS, [*TINY, "train.epochs=3", "model.kwargs.drop_rate=0.2"])
     return params, train(digits, params.model, params.train)
 
 
