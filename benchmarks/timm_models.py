@@ -94,7 +94,7 @@ def _trained(name: str, size: int, folder: Path) -> str:
 
     from reprise.evaluation.evaluate import evaluate
     from reprise.model.backbone import load_model
-    from reprise.training import train
+    from reprise.training.train import train
     from synthetic import write_packed
 
     data = folder / str(size)
