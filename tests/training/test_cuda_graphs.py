@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from reprise.training import cuda_graphs as graphs
 from reprise.training.cuda_graphs import GraphedSteps, UnrecordableError
 from reprise.training.module import LitClassifier
-from reprise.training.train import cuda_graphs as graphs
 from reprise.training.train import train
 
 

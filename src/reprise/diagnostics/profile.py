@@ -23,7 +23,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from reprise.params.schema import ModelParams, TrainParams
-from reprise.training.train import train
+from reprise.training.steps import BatchObserver
+from reprise.training.train import Options, train
 
 ROUND = 10  # batches
 PARTS = ("data", "forward", "backward", "optimiser", "framework")
@@ -83,7 +84,7 @@ def profile(
     """
     clock = _Clock(max(2, steps // (3 * ROUND)), params.accumulate)
     with suppress(_EnoughError):
-        train(processed, model, params.model_copy(update=STEADY), weights=weights, callbacks=[clock])
+        train(processed, model, params.model_copy(update=STEADY), weights=weights, options=Options(callbacks=[clock]))
     parts = {name: statistics.median(clock.parts[name]) for name in PARTS}
     return Profile(params.batch_size, parts, statistics.median(clock.steps), statistics.median(clock.bare_steps))
 
@@ -92,7 +93,7 @@ class _EnoughError(Exception):
     """All rounds are through."""
 
 
-class _Clock(Checkpoint):
+class _Clock(BatchObserver, Checkpoint):
     """Times the steps of a round, or their parts; a `Checkpoint`, so that its hooks come after all others."""
 
     def __init__(self, rounds: int, accumulate: int) -> None:
@@ -115,9 +116,10 @@ class _Clock(Checkpoint):
             self.optimizer = self.module.optimizer(self.module.parameters())
         self._begin()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def before_batch(self, trainer: Trainer, pl_module: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """The data are there."""
         self._mark("batch")
+        self.batches.append(batch)
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """The forward pass is through."""
@@ -135,12 +137,9 @@ class _Clock(Checkpoint):
         """The optimizer begins."""
         self._mark("optimizer")
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def after_batch(self, trainer: Trainer, pl_module: Any, loss: Tensor, batch_idx: int) -> None:
         """The step is through, and perhaps the round."""
         self._mark("end")
-        self.batches.append(batch)
         if len(self.batches) < self.round:
             return
         _wait()
