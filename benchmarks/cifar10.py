@@ -59,7 +59,7 @@ def main() -> None:
     from reprise.loader.batches import EvalBatches
     from reprise.model.backbone import create_network
     from reprise.training.callbacks.ema import WeightAverage
-    from reprise.training.train import train
+    from reprise.training.train import Options, train
 
     after_torch(params.train.threads, params.train.reproducible)
     print(f"{machine()}\n{' '.join(overrides)}", flush=True)
@@ -94,7 +94,7 @@ def main() -> None:
                 print(f"{now - self.begun:.0f} s: test accuracy {scores}", flush=True)
                 self.begun += time.perf_counter() - now
 
-        result = train(processed, params.model, params.train, callbacks=[Clock()])
+        result = train(processed, params.model, params.train, options=Options(callbacks=[Clock()]))
     print(result.summary())
 
 

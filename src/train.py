@@ -38,7 +38,7 @@ def main() -> int:
     dependencies = Dependencies("src/train.py", inputs, ["model", "train"], ROOT, KEPT)
     from reprise.training.debug import Debug
     from reprise.training.loggers import create_loggers
-    from reprise.training.train import train
+    from reprise.training.train import Options, train
 
     after_torch(params.train.threads, params.train.reproducible)
     if options.profile:
@@ -55,20 +55,21 @@ def main() -> int:
     weights = ROOT / params.model.weights
     batches = 1 if options.fast_dev_run else options.overfit
     debug = Debug(options.limit, batches, options.overfit is not None, options.detect_anomaly)
+    alone = Options(debug=debug, rank=number)
     if options.fast_dev_run:
-        result = train(processed, params.model, params.train, weights=weights, debug=debug, rank=number)
+        result = train(processed, params.model, params.train, weights=weights, options=alone)
         if number:
             return 0
         print(f"train: {result.summary()}; a fast run for bugs, nothing is kept")
         return 0
     if number:  # the first process keeps the run
-        train(processed, params.model, params.train, weights=weights, debug=debug, rank=number)
+        train(processed, params.model, params.train, weights=weights, options=alone)
         return 0
     scratch = None if debug.deciding() else ROOT / "runs/checkpoints"
     dependencies.begin(params)
     with run_folder(ROOT / "runs", params, resumed, debug=scratch is None) as run:
         loggers = create_loggers(params.train.loggers, run, run.name)
-        result = train(processed, params.model, params.train, scratch, weights, debug=debug, loggers=loggers)
+        result = train(processed, params.model, params.train, scratch, weights, Options(loggers=loggers, debug=debug))
         with publishing(*(run / name for name in RESULT), check=dependencies.check) as files:
             dependencies.forget = result.discard_checkpoints
             result.save(*files, record=dependencies.record())

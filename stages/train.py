@@ -30,7 +30,7 @@ def main() -> None:
         dependencies.check_earlier("preprocess")
         before_torch(params.train.threads, params.train.reproducible)
         from reprise.training.loggers import create_loggers
-        from reprise.training.train import train
+        from reprise.training.train import Options, train
 
         after_torch(params.train.threads, params.train.reproducible)
         name = f"repro-{datetime.now():%Y-%m-%d_%H-%M-%S}"
@@ -47,8 +47,7 @@ def main() -> None:
             params.train,
             RUNS / "checkpoints",
             weights=weights,
-            loggers=loggers,
-            rank=number,
+            options=Options(loggers=loggers, rank=number),
         )
         if outs is None:
             return

@@ -1,6 +1,7 @@
 """The rules of the house: packages import in one direction, and dvc.yaml names the ones that a stage uses."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,13 @@ ORDER = [
     *("runtime", "params", "data.formats", "data.download", "data.prepare", "augment", "loader", "model"),
     *("training", "evaluation", "repo", "comparison", "diagnostics"),
 ]
-# names of other packages that begin with an underscore, and why there is no other way
-PRIVATE: dict[str, str] = {}
+# names of other packages that begin with an underscore, as regular expressions, and why there is no other way
+PRIVATE = {
+    r"_foreach_copy_": "torch copies many tensors in one kernel by this name alone; CUDA graphs need it",
+    r"_(forward|backward)(_pre)?_hooks|_post_accumulate_grad_hooks": "torch shows hooks of a module nowhere else",
+    r"_hub": "timm's own download of weights, into the cache that timm uses",
+    r"_samples|_images|_labels|_characters": "where torchvision's data sets keep files, labels and names of classes",
+}
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -90,3 +96,47 @@ def test_files_of_a_package_do_not_import_each_other_in_a_circle():
     files = {str(path.relative_to(ROOT)) for path in (SRC / "reprise").rglob("*.py") if path.name != "__init__.py"}
     for file in files:
         assert file not in import_closure(ROOT / file), f"{file} imports itself, by way of others"
+
+
+def underscored(path: Path) -> set[str]:
+    """Return the names that begin with one underscore and that a file takes from objects it has not defined itself.
+
+    Attributes of anything but `self` and `cls`, parts of imports, and strings in a function that calls `getattr`.
+    """
+    tree = ast.parse(path.read_text())
+    nodes = list(ast.walk(tree))
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    used: set[str] = set()
+    for node in nodes:
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                pass
+            case ast.Attribute(value=ast.Name(id="os"), attr="_exit"):  # documented
+                pass
+            case ast.Attribute(attr=name):
+                used.add(name)
+            case ast.Import(names=names):
+                used |= {part for alias in names for part in alias.name.split(".")}
+            case ast.ImportFrom(module=module, names=names):
+                parts = (module or "").split(".")
+                used |= {*parts, *(alias.name for alias in names)} if parts[0] != "reprise" else set()
+            case ast.FunctionDef() if "getattr(" in ast.unparse(node):
+                strings = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+                used |= {value for value in strings if isinstance(value, str) and value.isidentifier()}
+            case ast.keyword(value=ast.Constant(value=str(value))) if value.isidentifier():
+                used.add(value)
+    return {name for name in used - defined if re.fullmatch(r"_[A-Za-z]\w*", name)}
+
+
+def test_only_the_listed_names_of_other_packages_begin_with_an_underscore():
+    used = {name for folder in (SRC, ROOT / "stages") for path in folder.rglob("*.py") for name in underscored(path)}
+    assert {name for name in used if not any(re.fullmatch(known, name) for known in PRIVATE)} == set()
+    assert [known for known in PRIVATE if not any(re.fullmatch(known, name) for name in used)] == []
+    assert len(PRIVATE) <= 5
+
+
+def test_what_hides_a_name_of_another_package_is_found(tmp_path):
+    file = tmp_path / "file.py"
+    lines = ["import a._b", "from c._d import _e", "f()._g", "def h(x): return getattr(x, '_i')", "j(names='_k')"]
+    file.write_text("\n".join([*lines, "class L:\n    def _m(self): self._n = other._m()", "from reprise.o import _p"]))
+    assert underscored(file) == {"_b", "_d", "_e", "_g", "_i", "_k"}

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from reprise.runtime.signals import Stopped
 from reprise.training.checkpoint import GENERATIONS, UNFINISHED, Checkpoints, Position
-from reprise.training.train import StatelessDropout, TrainResult, train
+from reprise.training.train import Options, StatelessDropout, TrainResult, train
 
 STEPS = 11  # in an epoch of the tiny setting: 180 images in batches of 16
 
@@ -21,14 +21,14 @@ class CrashError(Exception):
 
 def at_step(monkeypatch, global_step: int, happens) -> None:
     """Let something happen when the training is about to make this step."""
-    untouched = StatelessDropout.on_train_batch_start
+    untouched = StatelessDropout.before_batch
 
     def crash(self, trainer, *args):
         if trainer.global_step == global_step:
             happens()
         untouched(self, trainer, *args)
 
-    monkeypatch.setattr(StatelessDropout, "on_train_batch_start", crash)
+    monkeypatch.setattr(StatelessDropout, "before_batch", crash)
 
 
 def raise_crash():
@@ -73,10 +73,10 @@ def test_a_crashed_training_taken_up_again_ends_in_the_bits_of_an_uninterrupted_
             train(digits, params.model, params.train, tmp_path / "scratch")
     assert checkpoints_of(tmp_path / "scratch")
     steps: list[int] = []
-    untouched = StatelessDropout.on_train_batch_start
+    untouched = StatelessDropout.before_batch
     monkeypatch.setattr(
         StatelessDropout,
-        "on_train_batch_start",
+        "before_batch",
         lambda self, trainer, *args: (steps.append(trainer.global_step), untouched(self, trainer, *args)),
     )
     resumed = train(digits, params.model, params.train, tmp_path / "scratch")
@@ -195,7 +195,7 @@ def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(digits, ti
 
     params = tiny_params("train.checkpoint_every.minutes=0")
     broken: list[torch.nn.Module] = []
-    untouched = StatelessDropout.on_train_batch_start
+    untouched = StatelessDropout.before_batch
 
     def break_weights(self, trainer, pl_module, *args):
         untouched(self, trainer, pl_module, *args)
@@ -204,7 +204,7 @@ def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(digits, ti
             with torch.no_grad():
                 next(pl_module.parameters()).fill_(float("nan"))
 
-    monkeypatch.setattr(StatelessDropout, "on_train_batch_start", break_weights)
+    monkeypatch.setattr(StatelessDropout, "before_batch", break_weights)
     with pytest.raises(UserError, match=r"the loss became nan in epoch 1, step 8.*the last good checkpoint is kept"):
         train(digits, params.model, params.train, tmp_path)
     position, state = Checkpoints(tmp_path, checkpoints_of(tmp_path)[0].parent.name).latest()
@@ -277,7 +277,8 @@ def test_loggers_count_on_after_a_resumption_as_in_an_undisturbed_run(digits, ti
                 at_step(patched, 9, raise_crash)  # in the second epoch
                 with pytest.raises(CrashError):
                     train(digits, params.model, params.train, tmp_path / "scratch")
-        train(digits, params.model, params.train, tmp_path / "scratch", loggers=[logger]).discard_checkpoints()
+        watched = Options(loggers=[logger])
+        train(digits, params.model, params.train, tmp_path / "scratch", options=watched).discard_checkpoints()
         rows = list(csv.DictReader((tmp_path / name / "metrics.csv").read_text().splitlines()))
         logged[name] = [(row["epoch"], row["step"], row["val/loss"], row["lr"]) for row in rows]
     assert len(logged["undisturbed"]) >= 4 > 1, "losses and learning rates of three epochs"
@@ -289,6 +290,6 @@ def test_a_training_that_was_not_published_is_there_without_another_step(digits,
     params = tiny_params("train.epochs=2", "train.checkpoint_every.epochs=100", "train.checkpoint_every.minutes=1000")
     first = train(digits, params.model, params.train, tmp_path / "scratch")
     first.checkpoints.leave()  # as the end of a process does
-    monkeypatch.setattr(StatelessDropout, "on_train_batch_start", raise_crash)
+    monkeypatch.setattr(StatelessDropout, "before_batch", raise_crash)
     again = train(digits, params.model, params.train, tmp_path / "scratch")
     assert bits(again, tmp_path / "again") == bits(first, tmp_path / "first")

@@ -7,7 +7,7 @@ import torch
 from reprise.data.formats.packed import PackedSplit
 from reprise.runtime.errors import UserError
 from reprise.training.debug import Debug
-from reprise.training.train import train
+from reprise.training.train import Options, train
 
 
 def split(count, first=0):
@@ -59,7 +59,7 @@ def test_what_is_not_possible_is_refused(wrong, said):
 def test_a_limited_training_has_a_record_of_its_own_and_one_with_more_checks_the_same(digits, tiny_params):
     params = tiny_params("train.epochs=1")
     plain, limited, checked = (
-        train(digits, params.model, params.train, debug=debug)
+        train(digits, params.model, params.train, options=Options(debug=debug))
         for debug in (Debug(), Debug(limit=0.5), Debug(detect_anomaly=True))
     )
     assert limited.card.provenance.params_sha256 != plain.card.provenance.params_sha256
@@ -70,5 +70,5 @@ def test_a_limited_training_has_a_record_of_its_own_and_one_with_more_checks_the
 
 def test_a_sound_model_learns_a_few_images_by_heart(digits, tiny_params):
     params = tiny_params("train.epochs=25", *(f"train.augment.{name}=0" for name in ("rotate", "scale", "shift")))
-    result = train(digits, params.model, params.train, debug=Debug(batches=1, overfit=True))
+    result = train(digits, params.model, params.train, options=Options(debug=Debug(batches=1, overfit=True)))
     assert result.history[-1].train_accuracy == 1.0

@@ -30,7 +30,7 @@ with one_line_errors():
     params = load_params(Path(root) / "params.yaml", overrides)
     number = rank(params.train)
     before_torch(params.train.threads, params.train.reproducible)
-    from reprise.training.train import train
+    from reprise.training.train import Options, train
     from lightning import Callback
     after_torch(params.train.threads, params.train.reproducible)
 
@@ -47,7 +47,8 @@ with one_line_errors():
                 os.killpg(0, signal.Signals[what])
 
     out = Path(out)
-    result = train(Path(data), params.model, params.train, out / "scratch", callbacks=[Event()], rank=number)
+    options = Options(callbacks=[Event()], rank=number)
+    result = train(Path(data), params.model, params.train, out / "scratch", options=options)
     if number == 0:
         names = ("model.safetensors", "model.json", "train.json", "history.csv")
         with publishing(*(out / name for name in names)) as files:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lightning import Callback, Trainer
+from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from reprise.data.formats.packed import PackedSplit, load_metadata
@@ -24,7 +24,8 @@ from reprise.training import module as classifier
 from reprise.training.checkpoint import Position, Resumption
 from reprise.training.distributed import ddp_strategy, processes
 from reprise.training.setup import lit_classifier
-from reprise.training.train import StatelessDropout, train
+from reprise.training.steps import BatchObserver
+from reprise.training.train import Options, StatelessDropout, train
 from tests.conftest import ROOT, TINY, augmentation
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0"}
@@ -58,7 +59,7 @@ def counted_record(*passes):
 
 graphs.record = counted_record
 processed, out, crash_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-untouched = StatelessDropout.on_train_batch_start
+untouched = StatelessDropout.before_batch
 
 
 def crash(self, trainer, *args):
@@ -67,7 +68,7 @@ def crash(self, trainer, *args):
     untouched(self, trainer, *args)
 
 
-StatelessDropout.on_train_batch_start = crash
+StatelessDropout.before_batch = crash
 out.mkdir(exist_ok=True)
 result = train(processed, params.model, params.train, out / "scratch")
 result.save(*(out / name for name in ("model.safetensors", "model.json", "train.json", "history.csv")))
@@ -171,14 +172,14 @@ def test_auto_means_machine_on_a_gpu_and_the_card_names_it(digits, tmp_path):
     assert provenance["device"].startswith(f"{torch.cuda.get_device_name()}, CUDA ")
 
 
-class NeverWaits(Callback):
+class NeverWaits(BatchObserver):
     """From the third step of the last epoch to its tenth, an operation that waits for the GPU is an error."""
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    def before_batch(self, trainer, pl_module, batch, batch_idx):
         if trainer.current_epoch + 1 == trainer.max_epochs and batch_idx == 2:
             torch.cuda.set_sync_debug_mode("error")
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def after_batch(self, trainer, pl_module, loss, batch_idx):
         if batch_idx == 9:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -196,7 +197,7 @@ def test_no_step_waits_for_the_gpu(overrides, digits, tiny_params, monkeypatch):
     monkeypatch.setattr(classifier, "PENDING_BATCHES", 3)  # counting is a part of it
     params = tiny_params("train.reproducible=off", *overrides)
     try:
-        result = train(digits, params.model, params.train, callbacks=[NeverWaits()])
+        result = train(digits, params.model, params.train, options=Options(callbacks=[NeverWaits()]))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(result.history) == 2
@@ -264,7 +265,7 @@ def test_a_model_without_deterministic_kernels_is_refused_in_one_line(digits, ti
     def as_some_pooling_on_a_gpu(*args):
         torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
 
-    monkeypatch.setattr(StatelessDropout, "on_train_batch_start", as_some_pooling_on_a_gpu)
+    monkeypatch.setattr(StatelessDropout, "before_batch", as_some_pooling_on_a_gpu)
     params = tiny_params()
     torch.use_deterministic_algorithms(True)
     try:

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from reprise.runtime.errors import UserError
 from reprise.training.loggers import create_loggers
-from reprise.training.train import train
+from reprise.training.train import Options, train
 from tests.conftest import ROOT
 
 NAMES = ["tensorboard", "wandb", "mlflow", "dvclive"]
@@ -35,7 +35,7 @@ class Recorder(DummyLogger):
 def test_every_epoch_is_logged_with_all_params_and_no_bit_changes(digits, tiny_params):
     params = tiny_params("train.loggers=[tensorboard]")
     recorder = Recorder()
-    logged = train(digits, params.model, params.train, loggers=[recorder])
+    logged = train(digits, params.model, params.train, options=Options(loggers=[recorder]))
     plain = train(digits, *(lambda other: (other.model, other.train))(tiny_params()))
     assert logged.card == plain.card
     for one, two in zip(logged.network.parameters(), plain.network.parameters(), strict=True):
@@ -84,7 +84,8 @@ def test_the_real_one_writes_into_its_folder_offline(name, digits, tiny_params, 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
     params = tiny_params("train.batch_size=90")
-    train(digits, params.model, params.train, loggers=create_loggers([name, name], tmp_path / "logs", "a run"))
+    loggers = create_loggers([name, name], tmp_path / "logs", "a run")
+    train(digits, params.model, params.train, options=Options(loggers=loggers))
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
     assert [path.name for path in (tmp_path / "logs").iterdir()] == [name]
     assert [path for path in (tmp_path / "logs" / name).rglob("*") if path.is_file()]

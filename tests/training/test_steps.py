@@ -1,4 +1,4 @@
-"""The lean epoch is Lightning's: the same weights, hooks and counters."""
+"""Steps in chunks are those of Lightning's automatic optimization: the same weights, hooks and counters."""
 
 import copy
 import threading
@@ -9,19 +9,26 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
-from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprise.loader.batches import TrainBatches
+from reprise.training import steps
 from reprise.training.module import LitClassifier
-from reprise.training.steps import HOOKS, LeanEpoch, prepared_ahead
-from reprise.training.train import train
+from reprise.training.steps import HOOKS, BatchObserver, ChunkedClassifier, PlateauSchedule, chunks, prepared_ahead
+from reprise.training.train import Options, train
 
 STEPS, EPOCHS = 5, 3
+EPOCH_HOOKS = ("on_train_start", "on_train_epoch_start", "on_validation_end", "on_train_epoch_end", "on_train_end")
 
 
 class Batches:
     """Without a length, as the pipeline's."""
+
+    steps, epoch = STEPS, 0
+
+    def first_step(self, epoch):
+        return 0
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(0)
@@ -30,73 +37,89 @@ class Batches:
 
 
 class Witness(Callback):
-    """Writes down each hook with what the trainer says at that moment."""
+    """Writes down each hook with what the trainer says at that moment, and the last loss."""
 
     def __init__(self):
         self.seen = []
 
 
+class Observer(BatchObserver):
+    """Writes down of the batches of a chunk what a Witness does of Lightning's."""
+
+    def __init__(self):
+        self.seen = []
+
+    def before_batch(self, trainer, pl_module, batch, batch_idx):
+        assert len(batch[0]) == 8
+        self.seen.append(("on_train_batch_start", trainer.current_epoch, trainer.global_step))
+
+    def after_batch(self, trainer, pl_module, loss, batch_idx):
+        self.seen.append(("on_train_batch_end", trainer.current_epoch, trainer.global_step))
+        pl_module.last = (float(loss), batch_idx)
+
+
 def _note(name):
     def hook(self, trainer, *args):
-        self.seen.append((name, trainer.current_epoch, trainer.global_step, trainer.fit_loop.batch_idx))
+        self.seen.append((name, trainer.current_epoch, trainer.global_step))
 
     return hook
 
 
-EPOCH_HOOKS = ("on_train_start", "on_train_epoch_start", "on_validation_end", "on_train_epoch_end", "on_train_end")
 for name in (*HOOKS, *EPOCH_HOOKS):
     setattr(Witness, name, _note(name))
+for name in (*HOOKS[1:5], *EPOCH_HOOKS):
+    setattr(Observer, name, _note(name))
 
 
 class Last(Checkpoint):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        pl_module.last = (float(outputs["loss"]), len(batch[0]), batch_idx)
+        assert len(batch[0]) == 8
+        assert trainer.fit_loop.batch_idx == batch_idx
+        pl_module.last = (float(outputs["loss"]), batch_idx)
 
 
-def fitted(lean, scheduler, interval, **options):
+def fitted(how, scheduler, interval, accumulate, clip):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
-    optimizer = partial(torch.optim.AdamW, lr=0.1, fused=True)
-    module = LitClassifier(net, 3, optimizer=optimizer, scheduler=scheduler, interval=interval)
-    witness = Witness()
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=EPOCHS,
-        logger=False,
-        callbacks=[Last(), witness],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
-    if lean:
-        trainer.fit_loop.epoch_loop = LeanEpoch(trainer)
-    trainer.fit(module, Batches(), Batches())
+    given = {"optimizer": partial(torch.optim.AdamW, lr=0.1, fused=True), "scheduler": scheduler, "interval": interval}
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    witness = Observer() if how == "chunks" else Witness()
+    callbacks = [witness] if how == "chunks" else [Last(), witness]
+    if how == "automatic":
+        module, loader = LitClassifier(net, 3, **given), Batches()
+        options |= {"accumulate_grad_batches": accumulate, "gradient_clip_val": clip}
+        trainer = Trainer(max_epochs=EPOCHS, callbacks=callbacks, **options)
+    else:
+        module = ChunkedClassifier(net, 3, steps=STEPS, accumulate=accumulate, clip_grad=clip, **given)
+        trainer = Trainer(max_epochs=EPOCHS, callbacks=[*callbacks, PlateauSchedule()], **options)
+        loader = chunks(trainer, Batches())
+        assert loader.single == (how == "single")
+    trainer.fit(module, loader, Batches())
     rates = [config.scheduler.get_last_lr() for config in trainer.lr_scheduler_configs]
-    metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
+    metrics = {key: value.item() for key, value in trainer.callback_metrics.items() if key not in ("step", "epoch")}
     return copy.deepcopy(net.state_dict()), witness.seen, module.last, rates, metrics
 
 
+@pytest.mark.parametrize("how", ["single", "chunks"])
 @pytest.mark.parametrize(
-    ("scheduler", "interval", "options"),
+    ("scheduler", "interval", "accumulate", "clip"),
     [
-        (partial(OneCycleLR, max_lr=0.1, total_steps=STEPS * EPOCHS), "step", {}),
-        (partial(StepLR, step_size=1), "epoch", {"gradient_clip_val": 0.01}),
-        (partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0), "epoch", {}),
-        (None, "epoch", {"num_sanity_val_steps": 0}),
-        (
-            partial(OneCycleLR, max_lr=0.1, total_steps=9),
-            "step",
-            {"accumulate_grad_batches": 2, "gradient_clip_val": 1},
-        ),
+        (partial(OneCycleLR, max_lr=0.1, total_steps=STEPS * EPOCHS), "step", 1, None),
+        (partial(ReduceLROnPlateau, patience=0), "epoch", 1, 0.01),
+        (None, "epoch", 1, None),
+        (partial(OneCycleLR, max_lr=0.1, total_steps=9), "step", 2, 1.0),
     ],
 )
-def test_weights_hooks_counters_rates_and_metrics_are_those_of_lightnings_own_loop(scheduler, interval, options):
-    theirs, ours = (fitted(lean, scheduler, interval, **options) for lean in (False, True))
+def test_weights_hooks_counters_rates_and_metrics_are_those_of_automatic_optimization(
+    how, scheduler, interval, accumulate, clip, monkeypatch
+):
+    monkeypatch.setattr(steps, "CHUNK", 3)  # the second has two
+    theirs, ours = (fitted(which, scheduler, interval, accumulate, clip) for which in ("automatic", how))
     assert all(torch.equal(theirs[0][name], ours[0][name]) for name in theirs[0])
     assert ours[1:] == theirs[1:]
     names = [name for name, *_ in ours[1]]
-    steps = -(-STEPS // options.get("accumulate_grad_batches", 1)) * EPOCHS
-    once_a_step = dict.fromkeys(("on_before_zero_grad", "on_before_optimizer_step"), steps)
+    updates = -(-STEPS // accumulate) * EPOCHS
+    once_a_step = dict.fromkeys(("on_before_zero_grad", "on_before_optimizer_step"), updates)
     assert {name: names.count(name) for name in HOOKS} == dict.fromkeys(HOOKS, STEPS * EPOCHS) | once_a_step
 
 
@@ -122,18 +145,18 @@ class Syncs(TorchDispatchMode):
 def test_no_step_waits_for_the_device(digits, tiny_params, monkeypatch):
     monkeypatch.setattr("reprise.training.steps.cpus", lambda: 1)  # what another thread does could not be watched
 
-    class Watch(Callback):
+    class Watch(BatchObserver):
         def on_train_epoch_start(self, trainer, pl_module):
             self.syncs = Syncs()
             self.syncs.__enter__()
 
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        def after_batch(self, trainer, pl_module, loss, batch_idx):
             if trainer.global_step == 11:  # the epoch's last
                 self.syncs.__exit__(None, None, None)
 
     watch = Watch()
     params = tiny_params("train.epochs=1", "model.kwargs.drop_rate=0.2")
-    train(digits, params.model, params.train, callbacks=[watch])
+    train(digits, params.model, params.train, options=Options(callbacks=[watch]))
     assert watch.syncs.seen == []
     with Syncs() as syncs:
         torch.ones(1).item()
@@ -176,17 +199,28 @@ def test_what_making_a_batch_raises_comes_after_the_batches_before_it():
     assert seen == [1, 2]
 
 
-def test_a_training_that_breaks_off_leaves_no_thread(digits, tiny_params, monkeypatch):
+class Foreign(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.happens()
+
+
+class Own(BatchObserver):
+    def after_batch(self, trainer, pl_module, loss, batch_idx):
+        self.happens()
+
+
+@pytest.mark.parametrize("kind", [Foreign, Own])
+def test_a_training_that_breaks_off_leaves_no_thread(kind, digits, tiny_params, monkeypatch):
     monkeypatch.setattr("reprise.training.steps.cpus", lambda: 2)
     params, threads = tiny_params(), threading.active_count()
 
-    class Break(Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    class Break(kind):
+        def happens(self):
             assert threading.active_count() == threads + 1
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        train(digits, params.model, params.train, callbacks=[Break()])
+        train(digits, params.model, params.train, options=Options(callbacks=[Break()]))
     assert threading.active_count() == threads
 
 
@@ -208,7 +242,7 @@ def test_batches_made_ahead_change_no_bit(digits, tiny_params, monkeypatch):
     results, threads = [], threading.active_count()
     for available in (1, 2):
         monkeypatch.setattr("reprise.training.steps.cpus", lambda available=available: available)
-        results.append(train(digits, params.model, params.train, callbacks=[Begin()]))
+        results.append(train(digits, params.model, params.train, options=Options(callbacks=[Begin()])))
         assert makers == {available == 1}
         assert threading.active_count() == threads
     alone, ahead = results

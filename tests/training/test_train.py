@@ -105,8 +105,9 @@ def test_losses_are_looked_at_together_and_the_first_broken_one_is_named():
 
 def test_dropout_is_a_function_of_seed_and_step():
     def mask(seed, step):
-        trainer = SimpleNamespace(global_step=step // 2, accumulate_grad_batches=2, world_size=1, global_rank=0)
-        StatelessDropout(seed).on_train_batch_start(trainer, None, None, step % 2)
+        trainer = SimpleNamespace(global_step=step // 2, world_size=1, global_rank=0)
+        module = SimpleNamespace(accumulate=2)
+        StatelessDropout(seed).before_batch(trainer, module, None, step % 2)
         return torch.rand(1000).tolist()
 
     assert mask(0, 3) == mask(0, 3)

@@ -24,7 +24,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from reprise.params.schema import ModelParams, TrainParams
-from reprise.training.train import train
+from reprise.training.steps import BatchObserver
+from reprise.training.train import Options, train
 
 ROUND = 10  # batches
 PARTS = ("data", "forward", "backward", "optimiser", "framework")
@@ -84,7 +85,7 @@ def profile(
     """
     clock = _Clock(max(2, steps // (3 * ROUND)), params.accumulate)
     with suppress(_EnoughError):
-        train(processed, model, params.model_copy(update=STEADY), weights=weights, callbacks=[clock])
+        train(processed, model, params.model_copy(update=STEADY), weights=weights, options=Options(callbacks=[clock]))
     parts = {name: statistics.median(clock.parts[name]) for name in PARTS}
     return Profile(params.batch_size, parts, statistics.median(clock.steps), statistics.median(clock.bare_steps))
 
@@ -93,11 +94,8 @@ class _EnoughError(Exception):
     """Ends the training when all rounds are done."""
 
 
-class _Clock(Checkpoint):
-    """Times the steps of a round or their parts.
-
-    A `Checkpoint`, because Lightning calls the hooks of checkpoints after those of all other callbacks.
-    """
+class _Clock(BatchObserver, Checkpoint):
+    """Times the steps of a round, or their parts; a `Checkpoint`, so that its hooks come after all others."""
 
     def __init__(self, rounds: int, accumulate: int) -> None:
         self.rounds = rounds
@@ -119,9 +117,10 @@ class _Clock(Checkpoint):
             self.optimizer = self.module.optimizer(self.module.parameters())
         self._begin()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def before_batch(self, trainer: Trainer, pl_module: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Mark the end of waiting for data."""
         self._mark("batch")
+        self.batches.append(batch)
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Mark the end of the forward pass."""
@@ -139,12 +138,9 @@ class _Clock(Checkpoint):
         """Mark the start of the optimizer step."""
         self._mark("optimizer")
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def after_batch(self, trainer: Trainer, pl_module: Any, loss: Tensor, batch_idx: int) -> None:
         """Mark the end of the step; at the end of a round, record it and begin the next."""
         self._mark("end")
-        self.batches.append(batch)
         if len(self.batches) < self.round:
             return
         _wait()

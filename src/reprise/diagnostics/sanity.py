@@ -16,7 +16,7 @@ from reprise.loader.batches import IGNORE_INDEX
 from reprise.params.resolve import resolve_device
 from reprise.params.schema import ModelParams, TrainParams
 from reprise.training.module import LitClassifier
-from reprise.training.setup import assemble
+from reprise.training.setup import Process, assemble
 
 STEPS = 80  # to fit one batch, at most
 BATCH = 32  # images of that batch
@@ -45,7 +45,7 @@ def sanity(processed: Path, model: ModelParams, params: TrainParams, weights: Pa
     """
     params = params.model_copy(update={"start_size": None})
     where = resolve_device(params)
-    made = assemble(processed, model, params, where, weights)
+    made = assemble(processed, model, params, Process(where), weights)
     slack = 0.3 if made.start is None else 1.0
     return check(made.lit(params).to(where), made.batches, made.val_batches, len(made.metadata.classes), slack)
 

@@ -3,8 +3,8 @@
 Checkpoints live in a scratch folder under a key of everything that decides the bits (`Provenance.key`), so a run with
 other params, data, code or terms never finds them. Each is a file of its own with a checksum inside, published whole;
 the newest two are kept, and a damaged one gives way to the one before it. The position in the training is ours: batches
-of a resumed epoch begin at the step that comes next, Lightning's counters are set, and its own resuming, which carries
-no random state and skips a pending validation, is not used.
+of a resumed epoch begin at the step that comes next, and of Lightning's own resuming, which carries no random state and
+skips a pending validation, only the counters of finished epochs and steps are used.
 """
 
 import hashlib
@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
 
 from reprise.loader.batches import TrainBatches
 from reprise.params.schema import CheckpointParams
 from reprise.runtime.atomic import Lock, publishing, remove
 from reprise.runtime.signals import Stopped, StopSignals
+from reprise.training.steps import BatchObserver
 
 MAGIC = b"reprise checkpoint 1\n"
 GENERATIONS = 2
@@ -110,10 +112,10 @@ class Checkpoints:
         return sorted(self.folder.glob("*.ckpt"), reverse=True)
 
 
-class Resumption(Checkpoint):
+class Resumption(BatchObserver, Checkpoint):
     """Takes a training up where the state says, saves it as often as `every` says, stops it when a signal came.
 
-    Lightning calls a `Checkpoint` last, after every other callback has seen the step. `extra` is an object with
+    A `Checkpoint` comes last, after every other callback has seen the batch. `extra` is an object with
     `state_dict` whose state travels along; `check` raises if this is no moment to save. Raises Stopped, with the state
     saved, at the first step boundary after a signal; one that comes during validation waits for its end.
 
@@ -161,13 +163,19 @@ class Resumption(Checkpoint):
             return
         position = self.resumed[0]
         self.batches.start(position.epoch, position.step)
-        epochs: Any = trainer.fit_loop.epoch_progress.current
-        epochs.processed = epochs.completed = position.epoch
-        # by this, loggers number what they are given
-        trainer.fit_loop.epoch_loop._batches_that_stepped = position.epoch * self.batches.steps + position.step
-        trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = (
-            position.global_step
+        # the part of a Lightning checkpoint that `trainer.current_epoch` and `trainer.global_step` are read from
+        epochs = dict.fromkeys(("ready", "started", "processed", "completed"), position.epoch)
+        steps = dict.fromkeys(("ready", "completed"), position.global_step)
+        trainer.fit_loop.load_state_dict(
+            {
+                "epoch_progress": {"total": epochs, "current": epochs},
+                "epoch_loop.manual_optimization.optim_step_progress": {"total": steps, "current": steps},
+            }
         )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals back from Lightning, whose handler of SIGTERM would end in exit code 0."""
+        self.signals.listen()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load the state before the first step; save it between two epochs, where the schedule has moved too."""
@@ -186,24 +194,19 @@ class Resumption(Checkpoint):
         elif trainer.current_epoch > 0:
             self._between_epochs(trainer, pl_module, trainer.current_epoch)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def after_batch(self, trainer: Trainer, pl_module: Any, loss: Tensor, batch_idx: int) -> None:
         """Save in the middle of an epoch if it is time or a signal came."""
         several = trainer.world_size > 1
         if not several and self.signals.received is None and not self._minutes_are_over():
             return
         step = self.batches.first_step(trainer.current_epoch) + batch_idx + 1
-        if step % trainer.accumulate_grad_batches:  # gradients are no part of the state
+        if step % pl_module.accumulate or step >= self.batches.steps:  # gradients are no part of the state
             return
-        if step >= self.batches.steps:
-            return
-        if several and step // trainer.accumulate_grad_batches % self.STEPS:
+        if several and step // pl_module.accumulate % self.STEPS:
             return
         due, signum = self._agreed(trainer, self._minutes_are_over())
         if due:
-            counted: Any = pl_module
-            counted.train_metrics.merge(onto_first=True)
+            pl_module.train_metrics.merge(onto_first=True)
             self._save(trainer, pl_module, trainer.current_epoch, step, signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

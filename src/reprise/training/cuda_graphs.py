@@ -12,6 +12,7 @@ import pickle
 import random
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,10 +124,9 @@ class UnrecordableError(Exception):
     """Something in a pass cannot be part of a CUDA graph, such as waiting for the GPU."""
 
 
-def recordable(module: LitClassifier) -> bool:
+def recordable(module: Any) -> bool:
     """Say whether to record the steps of a module: on a GPU, not compiled, without a search for anomalies."""
-    compiled = module.net._compiled_call_impl is not None
-    return module.device.type == "cuda" and not compiled and not torch.is_anomaly_enabled()
+    return module.device.type == "cuda" and not module.compiled and not torch.is_anomaly_enabled()
 
 
 def record(*passes: Callable[[], None]) -> list[Callable[[], None]]:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from torch.nn.parallel import DistributedDataParallel
 
 from reprise.params.resolve import check_launched
 from reprise.params.schema import TrainParams
@@ -19,9 +19,15 @@ from reprise.training.callbacks.ema import WeightAverage
 
 
 def ddp_strategy(params: TrainParams) -> DDPStrategy:
-    """Return Lightning's for several processes; one that waits for another longer than this ends with an error."""
+    """Return Lightning's for several processes: 10-minute collective timeout, buffers left to `SharedBuffers`."""
     unused = params.strategy == "ddp_find_unused_parameters_true" or params.freeze_epochs > 0
-    return DDPStrategy(find_unused_parameters=unused, timeout=timedelta(minutes=10))
+    return DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False, timeout=timedelta(minutes=10))
+
+
+def slurm_environment() -> SLURMEnvironment | None:
+    """Return SLURM's environment in its tasks, without Lightning's requeueing, which saves checkpoints of its own."""
+    slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()  # torchrun may run in its tasks
+    return SLURMEnvironment(auto_requeue=False) if slurm else None
 
 
 def processes(params: TrainParams, where: Literal["cuda", "cpu"]) -> int:
@@ -73,11 +79,6 @@ class SharedBuffers(Callback):
 
     def __init__(self, average: WeightAverage | None) -> None:
         self.average = average
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep what each process counts for itself out of the copying that goes before each step."""
-        own = [name for name, _ in pl_module.named_buffers() if not name.startswith("net.")]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pl_module, own)
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Copy them, the averaged ones too."""

@@ -20,8 +20,17 @@ from reprise.model.pretrained import Start
 from reprise.params.schema import ModelParams, TrainParams
 from reprise.runtime.errors import UserError
 from reprise.training.debug import Debug
-from reprise.training.module import LitClassifier
 from reprise.training.optim import create_optimizer, create_schedule
+from reprise.training.steps import ChunkedClassifier
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of a training: its device, and which of how many it is."""
+
+    device: Literal["cuda", "cpu"]
+    rank: int = 0
+    world: int = 1
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Assembly:
     val_batches: EvalBatches
     data: Unaltered
 
-    def lit(self, params: TrainParams) -> LitClassifier:
+    def lit(self, params: TrainParams) -> ChunkedClassifier:
         """Return the Lightning module around the network, with the class weights of the data if they are asked for."""
         classes = len(self.metadata.classes)
         lit = lit_classifier(self.network, classes, params, self.batches.steps)
@@ -49,13 +58,11 @@ def assemble(
     processed: Path,
     model: ModelParams,
     params: TrainParams,
-    where: Literal["cuda", "cpu"],
+    process: Process,
     weights: Path | None = None,
     debug: Debug = Debug(),
-    rank: int = 0,
-    world: int = 1,
 ) -> Assembly:
-    """Put together what the params name; weights: the place of `model.weights`; rank: of `world` processes.
+    """Put together what the params name, for one process; weights: the place of `model.weights`.
 
     Raises UserError for a model, batch size or image size that do not fit the data.
     """
@@ -65,7 +72,7 @@ def assemble(
         metadata = metadata.model_copy(update=start.normalization(metadata.channels))
     unaltered = Unaltered(processed, ("train", "val"))
     splits = load_split(processed, "train"), load_split(processed, "val")
-    train_split, val_split = debug.splits(*splits, params.batch_size * world, params.seed)
+    train_split, val_split = debug.splits(*splits, params.batch_size * process.world, params.seed)
     network, architecture = create_network(model, metadata, params.seed, start)
     size = architecture.image_size
     if params.start_size is not None:
@@ -78,23 +85,24 @@ def assemble(
         params.batch_size,
         params.augment,
         params.seed,
-        where,
+        process.device,
         params.balance == "sampling",
-        rank,
-        world,
+        process.rank,
+        process.world,
         growing_sizes(params.epochs, params.start_size or size, size),
     )
-    val_batches = EvalBatches(val_split, metadata, params.batch_size, where, rank, world, size)
-    if params.batch_size == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
+    val_batches = EvalBatches(val_split, metadata, params.batch_size, process.device, process.rank, process.world, size)
+    norms = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
+    if params.batch_size == 1 and any(isinstance(part, norms) for part in network.modules()):
         raise UserError(f"train.batch_size = 1: {model.name} normalises over the batch; choose at least 2")
     return Assembly(metadata, start, network, architecture, batches, val_batches, unaltered)
 
 
-def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps: int) -> LitClassifier:
+def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps: int) -> ChunkedClassifier:
     """Return the Lightning module with the optimizer and schedule that the params name; steps: batches in an epoch."""
     model = net.model if isinstance(net, TIMMBackbone) else net
     updates = -(-steps // params.accumulate)
-    return LitClassifier(
+    return ChunkedClassifier(
         net,
         num_classes,
         optimizer=partial(_optimizer_of, model, params),
@@ -102,6 +110,9 @@ def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps:
         interval="epoch" if params.schedule == "plateau" else "step",
         label_smoothing=params.label_smoothing,
         precision="bf16" if params.precision == "bf16" else "fp32",
+        steps=steps,
+        accumulate=params.accumulate,
+        clip_grad=params.clip_grad,
     )
 
 

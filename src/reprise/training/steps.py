@@ -1,27 +1,31 @@
-"""Lightning's training epoch as one plain loop: the same hooks, counters and bits, without the cost of a step.
+"""The pipeline's training steps: a `training_step` of Lightning's Trainer takes a chunk of consecutive batches.
 
-Around a step, Lightning 2.6 spends about 0.75 ms on progress records, closures, profilers and prefetching, more than a
-small network spends on computing. Here a step costs what its tensors cost. Callbacks hear the same hooks with the same
-`global_step`, in the same order; what the loop leaves out is what the Trainer of `training` does not use: precision
-plugins, loggers of single steps, and a hook's request to skip an epoch. Of several processes, each goes through the
-strategy's wrapper, which averages the gradients. Where CPUs are left over, they make the coming batches meanwhile; a
-GPU replays its steps (`graphs`).
+Around one `training_step`, Lightning 2.6 spends about 0.75 ms on progress records, hooks and closures, more than a
+small network spends on computing. Under manual optimization it may take many batches, so each costs what its tensors
+cost. What must see every batch is a `BatchObserver`. Where a user's callback overrides a hook of batches, a chunk is
+one batch and Lightning calls the hook; so it is with several processes, for DDP prepares for one backward pass a step.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
 import torch
-from lightning import Callback, Trainer
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from reprise.loader.batches import TrainBatches
 from reprise.runtime.environment import cpus
 from reprise.training.cuda_graphs import GraphedSteps, recordable
+from reprise.training.module import EpochMetrics, LitClassifier
 
+CHUNK = 100  # batches
 HOOKS = (
     "on_train_batch_start",
     "on_before_zero_grad",
@@ -32,86 +36,160 @@ HOOKS = (
 )
 
 
-class LeanEpoch(_TrainingEpochLoop):
-    """Takes the place of `trainer.fit_loop.epoch_loop`; the module is a LitClassifier, the loader yields its batches.
+class BatchObserver(Callback):
+    """A callback that sees every batch of a chunk; Lightning's hooks between those two, HOOKS[1:5], are called, too."""
 
-    Nothing in it waits for the device; of the callbacks, `FiniteLoss` does, every 32 batches. Outputs
-    that `on_train_batch_end` gets hold the loss alone.
+    def before_batch(self, trainer: Trainer, pl_module: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Called before the forward pass; batch_idx: counted from where the epoch has begun or was taken up again."""
+
+    def after_batch(self, trainer: Trainer, pl_module: Any, loss: Tensor, batch_idx: int) -> None:
+        """Called after the backward pass and the optimizer's step, if one was due; loss: divided by `accumulate`."""
+
+
+class ChunkedClassifier(LitClassifier):
+    """`LitClassifier` under manual optimization, for the loader `Chunks`; `trainer.global_step` counts optimizer steps.
+
+    accumulate: batches to an optimizer step, of which an epoch's last may have fewer. clip_grad: largest norm of the
+    gradients. steps: batches of a whole epoch, by which loggers number what they are given.
     """
 
-    graphed: GraphedSteps | None = None  # holds memory of the GPU
+    def __init__(
+        self, *args: Any, steps: int, accumulate: int = 1, clip_grad: float | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.automatic_optimization = False
+        self.steps, self.accumulate, self.clip_grad = steps, accumulate, clip_grad
+        self.compiled = False
+        self.graphed: GraphedSteps | None = None  # holds memory of the GPU
 
-    @property
-    def global_step(self) -> int:
-        """Optimiser steps so far; callbacks ask for it at every step."""
-        return self.automatic_optimization.optim_progress.optimizer.step.total.completed
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and the schedule, which is stepped here and by `PlateauSchedule`."""
+        configured = super().configure_optimizers()
+        configured.get("lr_scheduler", {}).pop("monitor", None)
+        return configured
 
-    def on_run_start(self, data_fetcher: Any) -> None:
-        """Leave Lightning's prefetching aside: the loader is iterated over as it is."""
-        data_fetcher.batches.clear()  # it has one already
-
-    def advance(self, data_fetcher: Any) -> None:
-        """Run all steps of the epoch; the base class goes on with the validation."""
-        trainer = self.trainer
-        module: Any = trainer.lightning_module
-        device = module.device
-        strategy: Any = trainer.strategy
-        accumulate = trainer.accumulate_grad_batches
-        wrapped = strategy.model is not module  # in DistributedDataParallel
-        learn: Callable[[Any], Tensor] = module.learn
-        backward: Callable[[Tensor], None] = Tensor.backward
-        if wrapped:
-            learn = partial(strategy._forward_redirection, strategy.model, module, "learn")
-        elif recordable(module):
-            self.graphed = self.graphed or GraphedSteps(module, accumulate)
+    def on_train_epoch_start(self) -> None:
+        """Look who watches, and how gradients are made."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        self.observers = [callback for callback in callbacks if isinstance(callback, BatchObserver)]
+        self.zeroing, self.differentiating, self.differentiated = (_overridden(callbacks, name) for name in HOOKS[1:4])
+        self.schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs if config.interval == "step"]
+        self.compute_loss: Callable[[Any], Tensor] = self.learn
+        self.compute_gradients: Callable[[Tensor], None] = Tensor.backward
+        if self.trainer.world_size > 1:
+            self.compute_gradients = self.manual_backward  # prepares DDP, and calls the hooks
+            self.differentiating = self.differentiated = []
+        elif recordable(self):
+            self.graphed = self.graphed or GraphedSteps(self, self.accumulate)
             self.graphed.begin()
-            learn, backward = self.graphed.learn, self.graphed.backward
-        optimizer = trainer.optimizers[0]
-        schedules = [config.scheduler for config in trainer.lr_scheduler_configs if config.interval == "step"]
-        starting, zeroing, differentiating, differentiated, stepping, ended = (_overridden(trainer, x) for x in HOOKS)
-        clip: dict[str, Any] = {"gradient_clip_val": trainer.gradient_clip_val}
-        clip["gradient_clip_algorithm"] = trainer.gradient_clip_algorithm
-        batches, steps = self.batch_progress, self.automatic_optimization.optim_progress.optimizer.step
-        spare = device.type == "cpu" and 2 * torch.get_num_threads() * trainer.num_devices <= cpus()
-        loader: Any = trainer.train_dataloader
-        done = 0
-        for (images, targets), last in _with_last(prepared_ahead(loader) if spare else loader):
-            batch = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-            batches.current.ready += 1
-            for hook in starting:
-                hook(trainer, module, batch, done)
-            stepping_now = last or (done + 1) % accumulate == 0
-            if wrapped:
-                strategy.model.require_backward_grad_sync = stepping_now
-            loss = learn(batch)
-            if accumulate > 1:
-                loss = loss / accumulate
-            if done % accumulate == 0:
-                for hook in zeroing:
-                    hook(trainer, module, optimizer)
-                optimizer.zero_grad()
-            for hook in differentiating:
-                hook(trainer, module, loss)
-            backward(loss)
-            for hook in differentiated:
-                hook(trainer, module)
-            if stepping_now:
-                for hook in stepping:
-                    hook(trainer, module, optimizer)
-                if trainer.gradient_clip_val:
-                    module.configure_gradient_clipping(optimizer, **clip)
-                optimizer.step()
-                steps.total.completed += 1  # `trainer.global_step`
-                for schedule in schedules:
-                    module.lr_scheduler_step(schedule, None)
-            outputs = {"loss": loss.detach()}
-            for hook in ended:
-                hook(trainer, module, outputs, batch, done)
-            done += 1
-        batches.total.ready += done
-        batches.is_last_batch = True
-        self._batches_that_stepped += done - 1  # the base class counts one
-        self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+            self.compute_loss, self.compute_gradients = self.graphed.learn, self.graphed.backward
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Learn from a batch, or from each of a chunk; return the last one's loss."""
+        chunk = batch if isinstance(batch, Chunk) else Chunk(iter((batch,)), batch_idx, 1)
+        last = chunk.begin + chunk.length - 1 if self.trainer.is_last_batch else -1
+        for number, one in enumerate(chunk.batches, start=chunk.begin):
+            for observer in self.observers:
+                observer.before_batch(self.trainer, self, one, number)
+            loss = self.learn_and_step(one, number, number == last)
+            for observer in self.observers:
+                observer.after_batch(self.trainer, self, loss, number)
+        return {"loss": loss}
+
+    def learn_and_step(self, batch: tuple[Tensor, Tensor], number: int, last: bool) -> Tensor:
+        """Make the backward pass and, once enough batches have accumulated, the optimizer's step; return the loss."""
+        trainer, optimizer = self.trainer, self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        stepping = last or (number + 1) % self.accumulate == 0
+        loss = self.compute_loss(batch)
+        if self.accumulate > 1:
+            loss = loss / self.accumulate
+        if number % self.accumulate == 0:
+            for hook in self.zeroing:
+                hook(trainer, self, optimizer.optimizer)
+            optimizer.optimizer.zero_grad()
+        for hook in self.differentiating:
+            hook(trainer, self, loss)
+        with nullcontext() if stepping else self._without_averaging():
+            self.compute_gradients(loss)
+        for hook in self.differentiated:
+            hook(trainer, self)
+        if stepping:
+            optimizer.step()
+            for schedule in self.schedules:
+                self.lr_scheduler_step(schedule, None)
+        return loss.detach()
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Clip the gradients, after the callbacks have seen them."""
+        if self.clip_grad:
+            self.clip_gradients(optimizer, self.clip_grad, "norm")
+
+    def _without_averaging(self) -> AbstractContextManager[None]:
+        strategy: Any = self.trainer.strategy
+        return strategy.block_backward_sync() if self.trainer.world_size > 1 else nullcontext()
+
+    def _log_epoch(self, split: str, metrics: EpochMetrics) -> Tensor:
+        """Let loggers number the epoch by its last batch, whatever the chunks and however often it was taken up."""
+        self.log("step", float((self.trainer.current_epoch + 1) * self.steps - 1))
+        self.log("epoch", float(self.trainer.current_epoch))
+        return super()._log_epoch(split, metrics)
+
+
+class PlateauSchedule(Checkpoint):
+    """Steps a schedule that watches a metric, after the callbacks before it have seen the epoch and its lr."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show it the metric."""
+        for config in trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                monitored = trainer.callback_metrics[pl_module.hparams["monitor"]]
+                pl_module.lr_scheduler_step(config.scheduler, monitored)
+
+
+class Chunk:
+    """Consecutive batches of an epoch, made one after another; begin: the number of the first."""
+
+    def __init__(self, batches: Iterator[tuple[Tensor, Tensor]], begin: int, length: int) -> None:
+        self.batches, self.begin, self.length = batches, begin, length
+
+
+class Chunks:
+    """The Trainer's loader: an epoch's batches in chunks or, if `single`, as they are.
+
+    ahead: CPUs are left over, on which another thread makes the coming batches. Lightning looks one chunk ahead to find
+    the last; that makes no batch.
+    """
+
+    def __init__(self, batches: TrainBatches, single: bool, ahead: bool) -> None:
+        self.batches = self.sampler = batches
+        self.single, self.ahead = single, ahead
+        self.coming: Any = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the chunks of the current epoch, as far as it has not been trained."""
+        self.close()
+        self.coming = prepared_ahead(self.batches) if self.ahead else iter(self.batches)
+        if self.single:
+            yield from self.coming
+            return
+        count = self.batches.steps - self.batches.first_step(self.batches.epoch)
+        for begin in range(0, count, CHUNK):
+            length = min(CHUNK, count - begin)
+            yield Chunk(islice(self.coming, length), begin, length)
+
+    def close(self) -> None:
+        """End the thread of an epoch that was broken off."""
+        if self.coming is not None:
+            self.coming.close()
+
+
+def chunks(trainer: Trainer, batches: TrainBatches) -> Chunks:
+    """Return the loader that suits a trainer: single batches for several processes and for whom batches concern."""
+    foreign = [each for each in trainer.callbacks if not isinstance(each, BatchObserver)]  # type: ignore[attr-defined]
+    single = trainer.world_size > 1 or any(_overridden(foreign, name) for name in HOOKS)
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    return Chunks(batches, single, on_cpu and 2 * torch.get_num_threads() * trainer.num_devices <= cpus())
 
 
 def prepared_ahead(batches: Iterable[Any]) -> Iterator[Any]:
@@ -148,20 +226,7 @@ def prepared_ahead(batches: Iterable[Any]) -> Iterator[Any]:
         thread.join()
 
 
-def _with_last(batches: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
-    """Yield each batch with whether it is the last one."""
-    coming = iter(batches)
-    batch = next(coming, None)
-    while batch is not None:
-        following = next(coming, None)
-        yield batch, following is None
-        batch = following
-
-
-def _overridden(trainer: Trainer, name: str) -> list[Callable[..., None]]:
+def _overridden(callbacks: Iterable[Callback], name: str) -> list[Callable[..., None]]:
     """Return a hook of those callbacks that do something in it."""
-    return [
-        getattr(callback, name)
-        for callback in trainer.callbacks  # type: ignore[attr-defined]
-        if getattr(type(callback), name) is not getattr(Callback, name)
-    ]
+    hooks = [getattr(callback, name) for callback in callbacks]
+    return [hook for hook in hooks if getattr(hook, "__func__", None) is not getattr(Callback, name)]

@@ -3,14 +3,15 @@
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from reprise.training.module import LOSS_UNIT
+from reprise.training.steps import BatchObserver
 
 
-class WeightAverage(Callback):
+class WeightAverage(BatchObserver):
     """Exponential moving average of a network's weights and buffers, one update a step of the optimizer.
 
     The decay grows with the steps, up to the one given, so that short trainings gain too (timm's ModelEmaV3). Logs
@@ -30,9 +31,7 @@ class WeightAverage(Callback):
         """Follow the network to its device."""
         self.average.to(pl_module.device)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def after_batch(self, trainer: Trainer, pl_module: Any, loss: Tensor, batch_idx: int) -> None:
         """Update the average if the optimizer has stepped."""
         if trainer.global_step > self.updates:
             self.updates = trainer.global_step

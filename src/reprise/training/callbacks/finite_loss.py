@@ -3,13 +3,14 @@
 import math
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from reprise.runtime.errors import UserError
+from reprise.training.steps import BatchObserver
 
 
-class FiniteLoss(Callback):
+class FiniteLoss(BatchObserver):
     """Stops at a loss that is not a finite number, before it reaches a checkpoint or the best epoch's weights.
 
     Reading a loss makes the host wait for the device, so losses are looked at together: every so many steps, at an

@@ -5,11 +5,14 @@ import time
 from typing import Any, TextIO
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
+from torch import Tensor
 from tqdm import tqdm
 
+from reprise.training.steps import BatchObserver
 
-class Progress(Callback):
+
+class Progress(BatchObserver):
     """Epoch, loss, validation accuracy and images/s, on the screen only: the rate is written nowhere.
 
     The loss is read from the device when the bar is redrawn, five times a second, not at every step.
@@ -21,11 +24,11 @@ class Progress(Callback):
         self.stream = stream or sys.stderr
         self.val_acc = ""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Open the bar, over all images of all epochs, at what is done already."""
         self.bar = tqdm(
             total=self.steps * self.batch_size * int(trainer.max_epochs or 1),
-            initial=trainer.global_step * trainer.accumulate_grad_batches * self.batch_size,
+            initial=trainer.global_step * pl_module.accumulate * self.batch_size,
             unit=" images",
             unit_scale=True,
             file=self.stream,
@@ -41,15 +44,12 @@ class Progress(Callback):
         self.started = time.monotonic()
         self.images = 0
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def after_batch(self, trainer: Trainer, pl_module: Any, loss: Tensor, batch_idx: int) -> None:
         """Advance the bar by one batch."""
         self.images += self.batch_size
         if self.bar.update(self.batch_size):
-            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            self.bar.set_description_str(f"{epoch}  loss {loss:.4f}{self.val_acc} ")
+            self.bar.set_description_str(f"{epoch}  loss {float(loss) * pl_module.accumulate:.4f}{self.val_acc} ")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the epoch's clock: the rate counts training alone."""
