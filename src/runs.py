@@ -16,14 +16,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-import yaml
-
 import reprise.data
 from reprise.data.download.sources import download
 from reprise.data.prepare.prepare import preprocess
 from reprise.data.prepare.workers import available_cpus
 from reprise.params.dependencies import Dependencies, load_record, record_path
-from reprise.params.load import flat, load_params
+from reprise.params.load import as_yaml, flat, load_params
 from reprise.params.schema import DataParams, Params
 from reprise.runtime.atomic import Lock, publishing, remove
 from reprise.runtime.errors import UserError
@@ -198,11 +196,6 @@ class _Copied:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
-
-
-def as_yaml(params: Params) -> str:
-    """Return all params as the text of a params.yaml."""
-    return yaml.safe_dump(params.model_dump(), sort_keys=False)
 
 
 def write_params(params: Params, path: Path) -> None:
