@@ -57,7 +57,7 @@ class Section(BaseModel):
         """Take a blank for an empty list or section, and `true` for no number."""
         kind = cls.model_fields[info.field_name or ""].annotation
         if value is None and get_origin(kind) in (list, dict):
-            return get_origin(kind)()
+            return [] if get_origin(kind) is list else {}
         if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
             return str(value).lower()
         return value
