@@ -18,9 +18,8 @@ from pathlib import Path
 from measure import ROOT, machine
 from reprise.data.download.sources import download
 from reprise.data.prepare.prepare import preprocess
-from reprise.data.prepare.workers import available_cpus
 from reprise.params.load import load_params
-from reprise.runtime.environment import after_torch, before_torch
+from reprise.runtime.environment import after_torch, before_torch, cpus
 from reprise.runtime.errors import one_line_errors
 
 RECIPES = {
@@ -65,8 +64,9 @@ def main() -> None:
     print(f"{machine()}\n{' '.join(overrides)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         raw, processed = Path(folder, "raw"), Path(folder, "processed")
-        download("archive", raw, arguments.archive, Path(folder, "downloads"))
-        preprocess(raw, processed, 32, params.data.val_fraction, 0.2, seed=0, workers=available_cpus())
+        own = {"name": "archive", "path": str(arguments.archive.resolve())}
+        download(params.data.model_copy(update=own), raw, Path(folder, "downloads"))
+        preprocess(raw, processed, params.data, cpus())
         metadata = load_metadata(processed)
         tested, _ = create_network(params.model, metadata, params.train.seed)
         test = EvalBatches(load_split(processed, "test"), metadata, params.evaluate.batch_size)

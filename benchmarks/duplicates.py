@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from measure import PeakMemory, machine
+from measure import ROOT, PeakMemory, machine
 from reprise.data.download.sources import download
 from reprise.data.prepare.duplicates import MOST_BITS, Twins, similar_images
 from reprise.data.prepare.prepare import preprocess
 from reprise.data.prepare.report import write_report
-from reprise.data.prepare.workers import available_cpus
+from reprise.params.load import load_params
+from reprise.runtime.environment import cpus
 
 COUNTED = 0.033
 
@@ -39,11 +40,12 @@ def search(hashes: np.ndarray, splits: np.ndarray) -> str:
 
 
 def look(archive: Path, folder: Path, report: Path | None) -> None:
-    download("archive", folder / "raw", archive, folder)
+    data = load_params(ROOT / "params.yaml", ["data.name=archive", f"data.path={archive.resolve()}"]).data
+    download(data, folder / "raw", folder)
     memory = PeakMemory()
     memory.start()
     start = time.monotonic()
-    metadata, findings = preprocess(folder / "raw", folder / "out", 32, 0.1, 0.2, seed=0, workers=available_cpus())
+    metadata, findings = preprocess(folder / "raw", folder / "out", data, cpus())
     seconds = time.monotonic() - start
     memory.done.set()
     memory.join()

@@ -16,9 +16,8 @@ from pathlib import Path
 from measure import ROOT, in_turns, machine, print_header, print_row, ratio
 from reprise.data.download.sources import download
 from reprise.data.prepare.prepare import preprocess
-from reprise.data.prepare.workers import available_cpus
 from reprise.params.load import load_params
-from reprise.runtime.environment import after_torch, before_torch
+from reprise.runtime.environment import after_torch, before_torch, cpus
 from reprise.runtime.errors import one_line_errors
 
 PRESET = ROOT / "presets/cifar10-resnet.yaml"
@@ -55,8 +54,10 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {machine()}\n", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         raw, processed = Path(temporary, "raw"), Path(temporary, "processed")
-        download("archive", raw, arguments.archive, Path(temporary, "downloads"))
-        preprocess(raw, processed, 32, 0.02, 0.2, seed=0, workers=available_cpus())
+        own = ["data.name=archive", f"data.path={arguments.archive.resolve()}"]
+        data = load_params(ROOT / "params.yaml", own, PRESET).data
+        download(data, raw, Path(temporary, "downloads"))
+        preprocess(raw, processed, data, cpus())
 
         contenders = {
             "bare": lambda: bare_training(processed, alike, "cuda")[0],

@@ -28,9 +28,8 @@ import sys, time
 from pathlib import Path
 from reprise.data.prepare.prepare import preprocess
 from reprise.data.download.sources import download
-from reprise.data.prepare.workers import available_cpus
 from reprise.params.load import load_params
-from reprise.runtime.environment import after_torch, before_torch
+from reprise.runtime.environment import after_torch, before_torch, cpus
 import sklearn.datasets
 params, folder = load_params("params.yaml"), Path(sys.argv[1])
 data = params.data
@@ -39,9 +38,8 @@ from reprise.evaluation.evaluate import evaluate
 from reprise.training.train import train
 after_torch(params.train.threads, params.train.reproducible)
 started = time.perf_counter()
-download("digits", folder / "raw", Path(data.path), folder / "downloads")
-preprocess(folder / "raw", folder / "processed", data.image_size, data.val_fraction, data.test_fraction, data.seed,
-           workers=available_cpus())
+download(data, folder / "raw", folder / "downloads")
+preprocess(folder / "raw", folder / "processed", data, cpus())
 result = train(folder / "processed", params.model, params.train)
 settings = params.evaluate
 evaluate(result.network, result.card, folder / "processed", settings.batch_size, settings.calibration_bins)

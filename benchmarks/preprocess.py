@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from measure import PeakMemory, machine
+from measure import ROOT, PeakMemory, machine
 from reprise.data.download.sources import download
 from reprise.data.formats.raw import RawImage, write_archive
 from reprise.data.prepare.prepare import preprocess
+from reprise.params.load import load_params
 
 
 def measure(raw: Path, folder: Path, workers: int) -> tuple[float, int, int, str]:
@@ -30,7 +31,7 @@ def measure(raw: Path, folder: Path, workers: int) -> tuple[float, int, int, str
     memory = PeakMemory()
     memory.start()
     start = time.monotonic()
-    metadata, _ = preprocess(raw, folder, 32, 0.1, 0.2, seed=0, workers=workers)
+    metadata, _ = preprocess(raw, folder, load_params(ROOT / "params.yaml").data, workers)
     seconds = time.monotonic() - start
     memory.done.set()
     memory.join()
@@ -61,7 +62,8 @@ def main() -> None:
         for number, size in enumerate([None] * bool(arguments.folder) + arguments.synthetic):
             raw = Path(temporary, f"raw{number}")
             if size is None:
-                download("folder", raw, arguments.folder, Path(temporary))
+                own = ["data.name=folder", f"data.path={arguments.folder.resolve()}"]
+                download(load_params(ROOT / "params.yaml", own).data, raw, Path(temporary))
             else:
                 write_archive(raw, "synthetic", map(str, range(10)), synthetic(size))
             for workers in arguments.workers:

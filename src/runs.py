@@ -16,16 +16,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-import yaml
-
 import reprise.data
 from reprise.data.download.sources import download
 from reprise.data.prepare.prepare import preprocess
-from reprise.data.prepare.workers import available_cpus
 from reprise.params.dependencies import Dependencies, load_record, record_path
-from reprise.params.load import flat, load_params
+from reprise.params.load import as_yaml, flat, load_params
 from reprise.params.schema import DataParams, Params
 from reprise.runtime.atomic import Lock, publishing, remove
+from reprise.runtime.environment import cpus
 from reprise.runtime.errors import UserError
 from reprise.runtime.signals import Stopped
 
@@ -61,32 +59,8 @@ def prepared_data(root: Path, data: DataParams) -> Path:
         dependencies.begin(load_params(root / "params.yaml"))
         with publishing(folder, check=dependencies.check) as (partial,):
             partial.mkdir()
-            download(
-                data.name,
-                partial / "raw",
-                root / data.path,
-                root / "data/.downloads",
-                data.mirror,
-                data.split,
-                data.url,
-                data.sha256,
-            )
-            preprocess(
-                partial / "raw",
-                partial / "processed",
-                data.image_size,
-                data.val_fraction,
-                data.test_fraction,
-                data.seed,
-                workers=available_cpus(),
-                channels=data.channels,
-                resize=data.resize,
-                on_corrupt=data.on_corrupt,
-                on_leak=data.on_leak,
-                group=data.group,
-                folds=data.folds,
-                fold=data.fold,
-            )
+            download(data, partial / "raw", root / "data/.downloads", root)
+            preprocess(partial / "raw", partial / "processed", data, cpus())
     return folder / "processed"
 
 
@@ -198,11 +172,6 @@ class _Copied:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
-
-
-def as_yaml(params: Params) -> str:
-    """Return all params as the text of a params.yaml."""
-    return yaml.safe_dump(params.model_dump(), sort_keys=False)
 
 
 def write_params(params: Params, path: Path) -> None:

@@ -14,19 +14,10 @@ def main() -> None:
     outs = Path("data/raw"), Path("data/records/download.json")
     with publishing(*outs, check=dependencies.check) as (raw, record):
         params = dependencies.begin()
-        source = download(
-            params.data.name,
-            raw,
-            own=Path(params.data.path),
-            downloads=Path("data/.downloads"),
-            mirror=params.data.mirror,
-            variant=params.data.split,
-            url=params.data.url,
-            sha256=params.data.sha256,
-        )
+        source = download(params.data.source, raw, Path("data/.downloads"))
         dependencies.record().save(record)
     print(f"download: {source.name}, {source.images:,} images in {len(source.classes)} classes -> data/raw")
-    if source.origin and not params.data.sha256:
+    if source.origin and not params.data.source.sha256:
         print(f"  not pinned; to accept nothing else from now on: data.sha256: {source.origin['sha256']}")
 
 

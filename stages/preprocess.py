@@ -5,9 +5,9 @@ from pathlib import Path
 
 from reprise.data.prepare.prepare import preprocess
 from reprise.data.prepare.report import write_report
-from reprise.data.prepare.workers import available_cpus
 from reprise.params.dependencies import Dependencies
 from reprise.runtime.atomic import publishing
+from reprise.runtime.environment import cpus
 from reprise.runtime.errors import one_line_errors
 
 
@@ -18,22 +18,7 @@ def main() -> None:
     with publishing(*map(Path, names), check=dependencies.check) as (processed, report, metrics, record):
         params = dependencies.begin()
         dependencies.check_earlier("download")
-        metadata, findings = preprocess(
-            Path("data/raw"),
-            processed,
-            image_size=params.data.image_size,
-            val_fraction=params.data.val_fraction,
-            test_fraction=params.data.test_fraction,
-            seed=params.data.seed,
-            workers=available_cpus(),
-            channels=params.data.channels,
-            resize=params.data.resize,
-            on_corrupt=params.data.on_corrupt,
-            on_leak=params.data.on_leak,
-            group=params.data.group,
-            folds=params.data.folds,
-            fold=params.data.fold,
-        )
+        metadata, findings = preprocess(Path("data/raw"), processed, params.data.prepare, cpus())
         write_report(findings, report)
         metrics.write_text(json.dumps(findings.metrics(), indent=2) + "\n", encoding="utf-8")
         dependencies.record().save(record)

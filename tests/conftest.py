@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -20,7 +21,7 @@ import torch
 from reprise.data.download.sources import download
 from reprise.data.prepare.prepare import preprocess
 from reprise.params.load import load_params
-from reprise.params.schema import AugmentParams
+from reprise.params.schema import AugmentParams, DataParams
 
 for signum in (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):  # a job in the background is started to ignore them
     if signal.getsignal(signum) is signal.SIG_IGN:
@@ -38,6 +39,11 @@ TINY = [
     "train.epochs=2",
     "train.batch_size=16",
 ]
+
+
+def data_params(**changes: Any) -> DataParams:
+    """Params of the data, as params.yaml has them, with these changes; both stages take their part of them."""
+    return DataParams(**(load_params(ROOT / "params.yaml").data.model_dump() | changes))
 
 
 def augmentation(**changes):
@@ -160,8 +166,9 @@ def reproduced(reproduced_once: Workspace, tmp_path: Path) -> Workspace:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared digits of 32 x 32: about a tenth to train, a tenth to validate, the rest to test."""
     folder = tmp_path_factory.mktemp("digits")
-    download("digits", folder / "raw", folder / "own", folder / "downloads")
-    preprocess(folder / "raw", folder / "processed", 32, 0.1, 0.8, seed=0)
+    params = data_params(test_fraction=0.8)
+    download(params, folder / "raw", folder / "downloads")
+    preprocess(folder / "raw", folder / "processed", params)
     return folder / "processed"
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from reprise.params.schema import PrepareParams, SourceParams
+
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -70,19 +72,20 @@ def test_the_deps_of_a_stage_hold_all_that_it_imports_and_it_needs_each_of_them(
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_yaml_declares_exactly_the_parameters_that_a_stage_reads(stage):
     tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text())
-    chains = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    chains = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     read = {chain.removeprefix("params.") for chain in chains if chain.startswith("params.")}
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "params"]
+    assert len(names) == 1 + sum(
+        chain.count(".") == 1 for chain in chains if chain.startswith("params.")
+    )  # never whole
+    read = {name for name in read if not any(other.startswith(f"{name}.") for other in read)}  # `data` of `data.name`
+    for part, section in {"data.source": SourceParams, "data.prepare": PrepareParams}.items():
+        if any(name == part or name.startswith(f"{part}.") for name in read):
+            read = {name for name in read if not f"{name}.".startswith(f"{part}.")}
+            read |= {f"data.{field}" for field in section.model_fields}
     declared = set(STAGES[stage]["params"])
-    covered = {name for name in read if any(name == key or name.startswith(f"{key}.") for key in declared)}
-    prefixes = {
-        name for name in read if any(key.startswith(f"{name}.") for key in declared)
-    }  # `params.data` of `.name`
-    assert read - covered - prefixes == set()
-    assert {key for key in declared if key not in read and not any(n.startswith(f"{key}.") for n in read)} == set()
-    whole = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "params"]
-    assert len(whole) == 1 + sum(
-        isinstance(n, ast.Attribute) and ast.unparse(n.value) == "params" for n in ast.walk(tree)
-    )
+    assert {name for name in read if not {name, name.partition(".")[0]} & declared} == set()
+    assert {name for name in declared if not any(f"{other}.".startswith(f"{name}.") for other in read)} == set()
 
 
 def test_packages_import_in_one_direction():

@@ -8,7 +8,7 @@ import yaml
 from reprise.params.load import load_params
 from reprise.params.presets import applied, describe, find_preset
 from reprise.runtime.errors import UserError
-from tests.conftest import PARAMS, ROOT
+from tests.conftest import PARAMS, ROOT, fresh_clone
 
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 
@@ -84,7 +84,16 @@ def test_a_preset_replaces_the_arguments_of_another_model(tmp_path):
 def test_a_preset_with_a_wrong_value_or_name_is_refused(tmp_path):
     preset = tmp_path / "wrong.yaml"
     preset.write_text("train:\n  epochs: 0\n  epoch: 3\n")
-    with pytest.raises(UserError, match=r"train\.epochs = '0' is not allowed(.|\n)*train\.epoch: there is no such"):
+    with pytest.raises(UserError, match=r"train\.epochs = 0 is not allowed(.|\n)*train\.epoch: there is no such"):
         applied(preset, PARAMS)
     with pytest.raises(UserError, match="there is no preset 'mnist'; there are cifar10-resnet, finetune-photos, mnist"):
         find_preset(ROOT / "presets", "mnist")
+
+
+def test_an_experiment_changes_one_line_of_params_or_of_a_preset(tmp_path):
+    clone = fresh_clone(tmp_path / "clone")
+    clone.commit()
+    files = ["params.yaml", *(f"presets/{preset.name}" for preset in PRESETS)]
+    clone.run("dvc", "exp", "run", "--queue", *(part for file in files for part in ("-S", f"{file}:train.lr=0.5")))
+    counted = clone.run("git", "diff", "--numstat", "HEAD", "refs/exps/celery/stash", "--", "params.yaml", "presets")
+    assert sorted(counted.stdout.split()) == sorted(word for file in files for word in ("1", "1", file))

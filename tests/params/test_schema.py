@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from reprise.data.download.torchvision_sets import TORCHVISION_SETS
-from reprise.params.load import help_text, load_params
+from reprise.params.load import as_yaml, help_text, load_params
 from reprise.params.schema import DataParams, Params, Schedule, json_schema
 from reprise.runtime.errors import UserError
 from tests.conftest import PARAMS, ROOT
@@ -48,9 +48,9 @@ def test_numbers_mean_what_was_typed(tmp_path, written, read):
     assert load_params(edited(tmp_path, "lr: 0.003", written)).train.lr == read
 
 
-@pytest.mark.parametrize("name", ["no", "123", "1e5", "007", "null_net", "on"])
+@pytest.mark.parametrize("name", ["no", "123", "true", "null_net", "on", "1:30", "'1e5'", "'007'"])
 def test_a_name_that_looks_like_something_else_stays_a_name(tmp_path, name):
-    assert load_params(edited(tmp_path, "name: test_resnet", f"name: {name}")).model.name == name
+    assert load_params(edited(tmp_path, "name: test_resnet", f"name: {name}")).model.name == name.strip("'")
 
 
 @pytest.mark.parametrize(("written", "read"), [("no", False), ("yes", True), ("False", False), ("on", True)])
@@ -60,17 +60,17 @@ def test_switches_take_every_spelling(tmp_path, written, read):
 
 @pytest.mark.parametrize("written", ["", "null", "~"])
 def test_a_blank_is_null_where_null_is_allowed(tmp_path, written):
-    assert load_params(edited(tmp_path, "mirror: null", f"mirror: {written}")).data.mirror is None
+    assert load_params(edited(tmp_path, "mirror: ", f"mirror: {written} ")).data.mirror is None
 
 
 def test_a_blank_is_refused_where_a_value_is_needed(tmp_path):
-    assert "train.lr = '' is not allowed: expected a number > 0" in refusal(edited(tmp_path, "lr: 0.003", "lr:"))
+    assert "train.lr = null is not allowed: expected a number > 0" in refusal(edited(tmp_path, "lr: 0.003", "lr:"))
 
 
 def test_free_form_arguments_get_the_types_of_yaml_1_2(tmp_path):
     block = "kwargs:\n    drop_rate: 1e-1\n    depths: [1, 2]\n    act: no\n    flag: true\n    none:\n"
     kwargs = load_params(edited(tmp_path, "kwargs: {}", block)).model.kwargs
-    assert kwargs == {"drop_rate": 0.1, "depths": [1, 2], "act": False, "flag": True, "none": None}
+    assert kwargs == {"drop_rate": 0.1, "depths": [1, 2], "act": "no", "flag": True, "none": None}
 
 
 def test_overrides_reach_nested_and_free_form_keys():
@@ -91,10 +91,10 @@ def test_overrides_reach_nested_and_free_form_keys():
         ("train.lr=[1", "not readable as YAML"),
         ("train.lr=nan", "train.lr = 'nan' is not allowed: expected a number > 0 and <= 100"),
         ("train.lr=inf", "train.lr = 'inf' is not allowed"),
-        ("train.threads=0", "train.threads: '0' is not allowed: expected a whole number from 1 to 256, or auto"),
-        ("train.threads=many", "train.threads: 'many' is not allowed"),
-        ("train.lr=-1", "train.lr = '-1' is not allowed"),
-        ("train.epochs=2.5", "train.epochs = '2.5' is not allowed: expected a whole number >= 1"),
+        ("train.threads=0", "train.threads = 0 is not allowed: expected a whole number >= 1 and <= 256 or auto"),
+        ("train.threads=many", "train.threads = 'many' is not allowed"),
+        ("train.lr=-1", "train.lr = -1 is not allowed"),
+        ("train.epochs=2.5", "train.epochs = 2.5 is not allowed: expected a whole number >= 1"),
         ("data.name=cifar", "did you mean 'cifar10'?"),
         ("data.name=FashionMNIST", "did you mean 'fashion_mnist'?"),
         ("data.url=ftp://x/y.zip", "data.url = 'ftp://x/y.zip' is not allowed: expected text or null (http:// or"),
@@ -105,26 +105,26 @@ def test_overrides_reach_nested_and_free_form_keys():
             "warmup_epochs = 12: expected less than epochs = 12, and 0 with",
         ),
         ("train.schedule=cosin", "did you mean 'cosine'?"),
-        ("train.clip_grad=0", "train.clip_grad = '0' is not allowed: expected a number or null > 0"),
+        ("train.clip_grad=0", "train.clip_grad = 0 is not allowed: expected a number or null > 0"),
         ("train.loggers=[tensorbord]", "train.loggers.0 = 'tensorbord' is not allowed: expected a list, each one of"),
-        ("train=3", "train = '3' is not allowed: expected a section"),
+        ("train=3", "train = 3 is not allowed: expected a section"),
         ("model.kwargs=3", "model.kwargs = 3 is not allowed: expected a section"),
         ("data.val_fraction=0.9", "val_fraction + test_fraction must be below 1"),
-        ("data.channels=2", "data.channels = '2' is not allowed: expected one of auto, 1, 3"),
+        ("data.channels=2", "data.channels = 2 is not allowed: expected one of auto, 1, 3"),
         ("data.group=(", "data.group: ( is not a regular expression: missing ), unterminated subpattern at position 0"),
-        ("data.folds=1", "data.folds = '1' is not allowed: expected a whole number or null >= 2 and <= 1000"),
-        ("train.augment.flip=maybe", "train.augment.flip = 'maybe' is not allowed: expected one of auto, true, false"),
+        ("data.folds=1", "data.folds = 1 is not allowed: expected a whole number or null >= 2 and <= 1000"),
+        ("train.augment.flip=maybe", "train.augment.flip = 'maybe' is not allowed: expected true or false or auto"),
         (
             "train.augment.policy=autoaugment",
             "train.augment.policy = 'autoaugment' is not allowed: expected one of none, randaugment, trivialaugment",
         ),
         (
             "train.augment.resized_crop=1",
-            "train.augment.resized_crop = '1' is not allowed: expected a number >= 0 and < 1",
+            "train.augment.resized_crop = 1 is not allowed: expected a number >= 0 and < 1",
         ),
-        ("train.augment.hue=0.6", "train.augment.hue = '0.6' is not allowed: expected a number >= 0 and <= 0.5"),
-        ("train.augment.crop=1.5", "train.augment.crop = '1.5' is not allowed: expected a whole number >= 0"),
-        ("train.augment.mixup=-1", "train.augment.mixup = '-1' is not allowed: expected a number >= 0 and <= 100"),
+        ("train.augment.hue=0.6", "train.augment.hue = 0.6 is not allowed: expected a number >= 0 and <= 0.5"),
+        ("train.augment.crop=1.5", "train.augment.crop = 1.5 is not allowed: expected a whole number >= 0"),
+        ("train.augment.mixup=-1", "train.augment.mixup = -1 is not allowed: expected a number >= 0 and <= 100"),
         ("data.fold=3", "fold = 3 is not allowed: expected 0 as long as folds is null"),
     ],
 )
@@ -147,7 +147,7 @@ def test_a_switch_with_auto_takes_every_spelling(typed, read):
 def test_every_wrong_value_is_named_at_once():
     message = refusal(PARAMS, ["train.lr=abc", "train.seed=-1"])
     assert "train.lr = 'abc'" in message
-    assert "train.seed = '-1'" in message
+    assert "train.seed = -1" in message
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_every_wrong_value_is_named_at_once():
     [
         ("  epochs: 12\n", "", "train.epochs is missing: expected a whole number"),
         ("  epochs:", "  epoch: 1\n  epochs:", "train.epoch: there is no such parameter; did you mean 'train.epochs'?"),
-        ("  epochs:", "  lr: 1\n  epochs:", "the key 'lr' stands there twice"),
+        ("  epochs:", "  lr: 1\n  epochs:", 'found duplicate key "lr"'),
         ("train:", "train: [", "not readable as YAML in line"),
         ("evaluate:", "evaluation:", "evaluation: there is no such parameter; did you mean 'evaluate'?"),
     ],
@@ -366,10 +366,10 @@ def outcome(content, overrides=()):
 
 
 @quick(100)
-@given(TREES, st.booleans())
-def test_whatever_is_allowed_comes_back_from_yaml_as_it_was(tree, unicode):
-    read = outcome(yaml.safe_dump(tree, allow_unicode=unicode, sort_keys=False))
-    assert repr(read) == repr(Params.model_validate(tree))
+@given(TREES)
+def test_whatever_is_allowed_comes_back_from_yaml_as_it_was(tree):
+    params = Params.model_validate(tree)
+    assert repr(outcome(as_yaml(params))) == repr(params)
 
 
 @quick(60)
@@ -448,20 +448,20 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 
 HOSTILE = {
-    "alias bomb": (BOMB, "in line 2: an alias stands for more than one value"),
+    "alias bomb": (BOMB, "in line 1: an alias stands for more than one value"),
     "alias of itself": ("train: &a {x: *a}", "an alias stands for more than one value"),
     "alias of nothing": ("train: *nowhere", "found undefined alias 'nowhere'"),
-    "brackets": ("[" * 100_000, "more than 20 levels"),
-    "indentation": ("a:\n" + "".join(" " * n + "a:\n" for n in range(1, 1000)), "more than 20 levels"),
-    "dashes": ("- " * 50_000, "more than 20 levels"),
-    "braces": ("model: {kwargs: " + "{a: " * 900, "more than 20 levels"),
+    "brackets": ("[" * 100_000, "maximum depth"),
+    "indentation": ("a:\n" + "".join(" " * n + "a:\n" for n in range(1, 1000)), "maximum depth"),
+    "dashes": ("- " * 50_000, "maximum depth"),
+    "braces": ("model: {kwargs: " + "{a: " * 900, "maximum depth"),
     "no such character": ('a: "\\UFFFFFFFF"', "not readable as YAML"),
     "no such version": (f"%YAML {'1' * 5000}.1\n--- a", "not readable as YAML"),
     "escape sequence": ("a: \x1b[2J", "not readable as YAML: unacceptable character"),
-    "long key": (f"? {'k' * 1_000_000}\n: 1\n" * 2, "(1,000,000 characters)' stands there twice"),
-    "key twice": ("".join(f"key{n}: 1\n" for n in range(3000)) + "key1: 2\n", "'key1' stands there twice"),
+    "long key": (f"? {'k' * 1_000_000}\n: 1\n" * 2, "(1,000,059 characters)"),
+    "key twice": ("".join(f"key{n}: 1\n" for n in range(3000)) + "key1: 2\n", 'found duplicate key "key1"'),
     "many keys": ("".join(f"key{n}: 1\n" for n in range(3000)), "and 2,984 more"),
-    "a list as key": ("? [a, b]\n: 1", "unhashable key"),
+    "a list as key": ("? [a, b]\n: 1", "there is no such parameter"),
     "two documents": ("a: 1\n---\nb: 2", "found another document"),
     "no section": ("- a\n- b", "expected the sections"),
     "Latin 1": (b"data: \xff", "not UTF-8"),
@@ -480,10 +480,12 @@ def test_hostile_documents_are_refused_at_once(name):
 @pytest.mark.parametrize("tag", ["apply:os.system [touch X]", "apply:os.system {args: [touch X]}", "name:os.system ''"])
 def test_a_tag_runs_no_code_and_makes_no_object(tmp_path, tag):
     tag = tag.replace("X", str(tmp_path / "made"))
-    assert "train.lr = " in refusal(edited(tmp_path, "lr: 0.003", f"lr: !!python/object/{tag}"))
-    assert "train.lr = " in refusal(PARAMS, [f"train.lr=!!python/object/{tag}"])
-    read = load_params(edited(tmp_path, "kwargs: {}", f"kwargs: {{a: !!python/object/{tag}}}")).model.kwargs["a"]
-    assert type(read) in (list, dict, type(None))
+    for arguments in [
+        (edited(tmp_path, "lr: 0.003", f"lr: !!python/object/{tag}"),),
+        (edited(tmp_path, "kwargs: {}", f"kwargs: {{a: !!python/object/{tag}}}"),),
+        (PARAMS, [f"train.lr=!!python/object/{tag}"]),
+    ]:
+        assert "could not determine a constructor for the tag" in refusal(*arguments)
     assert not (tmp_path / "made").exists()
 
 
@@ -498,15 +500,20 @@ def test_an_alias_of_one_value_is_that_value(tmp_path):
 def test_a_wrong_value_of_a_megabyte_is_not_printed_whole_and_takes_one_line(value):
     text = PARAMS.read_text().replace("schedule: onecycle", "schedule: 1").replace("image_size: 32", "image_size: 7")
     first, second, third = outcome(text.replace("lr: 0.003", f"lr: {value}"))
-    assert "data.image_size = '7' is not allowed" in first
+    assert "data.image_size = 7 is not allowed" in first
     assert re.search(r"train\.lr = .{80}\.\.\. \([0-9,]+ characters\) is not allowed", second)
-    assert "train.schedule = '1' is not allowed" in third
+    assert "train.schedule = 1 is not allowed" in third
 
 
-@pytest.mark.parametrize("value", ["1e999", "-1e999", "9" * 400, "9" * 5000])
-def test_a_number_too_large_for_a_computer_is_refused_in_free_form_values_too(value):
-    assert "model.kwargs: " in refusal(PARAMS, [f"model.kwargs.a={value}"])
-    assert "too large a number" in refusal(PARAMS, [f"model.kwargs.a={value}"])
+@pytest.mark.parametrize("value", ["1e999", "-.inf", ".nan", "[1, {b: .nan}]"])
+def test_a_number_that_is_none_is_refused_in_free_form_values_too(value):
+    assert re.search(
+        r"model\.kwargs\.a.* is not allowed: Input should be a finite", refusal(PARAMS, [f"model.kwargs.a={value}"])
+    )
+
+
+def test_a_number_without_end_is_not_read():
+    assert "not readable as YAML: Exceeds the limit" in refusal(PARAMS, [f"train.lr={'9' * 5000}"])
 
 
 KEYS = ["train.lr", "model.name", "model.kwargs", "model.kwargs.a.b", "data.mirror", "train", "", ".", "nothing"]

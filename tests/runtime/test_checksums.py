@@ -11,6 +11,7 @@ from reprise.data.formats.raw import Extent, RawArchive, read_images, write_arch
 from reprise.data.prepare.prepare import preprocess
 from reprise.runtime.checksums import read_sealed, write_sealed
 from reprise.runtime.errors import UserError, one_line_errors
+from tests.conftest import data_params
 from tests.data.prepare.test_prepare import raw_images
 
 FAILING = Path("/proc/self/mem")  # opens like any file; reading at its beginning is an input/output error
@@ -22,7 +23,7 @@ def data(tmp_path_factory):
     """A folder with `raw` and `processed`."""
     folder = tmp_path_factory.mktemp("data")
     write_archive(folder / "raw", "folder", ["cat", "dog"], raw_images())
-    preprocess(folder / "raw", folder / "processed", 8, 0.2, 0.3, seed=0)
+    preprocess(folder / "raw", folder / "processed", data_params(image_size=8, val_fraction=0.2, test_fraction=0.3))
     return folder
 
 

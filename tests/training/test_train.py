@@ -20,6 +20,7 @@ from reprise.training.callbacks.finite_loss import FiniteLoss
 from reprise.training.module import LitClassifier
 from reprise.training.setup import lit_classifier
 from reprise.training.train import StatelessDropout, train
+from tests.conftest import data_params
 
 
 @pytest.fixture(scope="module")
@@ -274,8 +275,9 @@ def test_a_test_split_that_the_model_may_have_seen_is_refused(result, tmp_path):
     from reprise.data.download.sources import download
     from reprise.data.prepare.prepare import preprocess
 
-    download("digits", tmp_path / "raw", tmp_path / "own", tmp_path / "downloads")
-    preprocess(tmp_path / "raw", tmp_path / "processed", 32, 0.1, 0.8, seed=1)
+    params = data_params(test_fraction=0.8, seed=1)
+    download(params, tmp_path / "raw", tmp_path / "downloads")
+    preprocess(tmp_path / "raw", tmp_path / "processed", params)
     _, trained = result
     with pytest.raises(UserError, match="is split otherwise"):
         evaluate(trained.network, trained.card, tmp_path / "processed", 256, 15)

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from reprise.data.formats.packed import SPLITS
-from reprise.data.formats.raw import UNSPLIT
+from reprise.data.formats.raw import image_id
 from reprise.repo.revisions import PROCESSED, RAW, Predictions, Revision
 from reprise.runtime.errors import UserError
 
@@ -134,7 +134,7 @@ def _contents(revision: Revision) -> dict[str, tuple[int, int]] | None:
         return None
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-    return {entry.filename.removeprefix(f"{UNSPLIT}/"): (entry.CRC, entry.file_size) for entry in entries}
+    return {image_id(entry.filename): (entry.CRC, entry.file_size) for entry in entries}
 
 
 def _places(revision: Revision) -> dict[str, tuple[str, str]] | None:

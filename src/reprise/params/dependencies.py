@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
 
 from reprise.params.load import flat, load_params, read_yaml, validated
 from reprise.params.schema import Params
@@ -190,8 +190,8 @@ def _values(params: Params) -> dict[str, Any]:
 
 def _stages() -> dict[str, Any]:
     """Return the stages of the dvc.yaml in the working directory."""
-    stages: dict[str, Any] = yaml.load(Path("dvc.yaml").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return stages["stages"]
+    stages: dict[str, Any] = YAML(typ="safe", pure=True).load(Path("dvc.yaml"))["stages"]
+    return stages
 
 
 def _first(changes: list[str]) -> str:

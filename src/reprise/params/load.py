@@ -1,22 +1,23 @@
-"""params.yaml, presets and overrides as Params; every mistake in them in words, with what is allowed.
+"""params.yaml, presets and overrides as Params; every mistake in them in words, with what is allowed."""
 
-A file is read without guessing types: each scalar stays the text that was typed, to be read by the type of its field.
-"""
-
-import difflib
+import functools
+import io
 import json
 import types
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
-import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, ComposerError
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.nodes import Node, ScalarNode
 
-from reprise.params.schema import NULLS, Params, Section
-from reprise.runtime.errors import UserError, brief
+from reprise.params.schema import Params, Section
+from reprise.runtime.errors import UserError, brief, nearest, reason
 
 DEEPEST = 20  # levels of a file
 MOST_LINES = 20  # of a message
@@ -42,8 +43,12 @@ def validated(tree: dict[str, Any], name: str) -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        wrong = error.errors(include_url=False)
-        lines = [f"{name}: {_explain(detail)}" for detail in wrong[:MOST_LINES]]
+        wrong: dict[str, str] = {}
+        for detail in error.errors(include_url=False):
+            key, kind, field = _field(detail["loc"])
+            if key not in wrong:  # of a union there is an error for each member
+                wrong[key] = _explain(key, kind, field, detail) if len(wrong) < MOST_LINES else ""
+        lines = [f"{name}: {said}" for said in list(wrong.values())[:MOST_LINES]]
         if len(wrong) > MOST_LINES:
             lines.append(f"{name}: and {len(wrong) - MOST_LINES:,} more")
         raise UserError("\n       ".join(lines)) from None
@@ -60,7 +65,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def overlay(tree: dict[str, Any], values: dict[str, Any]) -> None:
     """Set some values of a nested tree; free-form ones (`model.kwargs`) are replaced whole: they belong together."""
     for key, value in values.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict) and not key.endswith("kwargs"):
+        if isinstance(value, dict) and isinstance(tree.get(key), dict) and not str(key).endswith("kwargs"):
             overlay(tree[key], value)
         else:
             tree[key] = value
@@ -68,60 +73,46 @@ def overlay(tree: dict[str, Any], values: dict[str, Any]) -> None:
 
 def help_text(params: Params) -> str:
     """Return a line for every parameter: its value here, what it means, what it may hold."""
-    values: dict[str, Any] = {}
+    lines = []
     for key in all_keys(Params):
-        *sections, name = key.split(".")
-        values[key] = getattr(values[".".join(sections)] if sections else params, name)
-    return "\n".join(
-        f"  {key} = {json.dumps(value)}: {field.description} ({_type_in_words(annotation)}{_bounds(field)})"
-        for key, value in values.items()
-        if not isinstance(value, Section)
-        for annotation, field in [_field(key)]
-    )
+        parts = key.split(".")
+        value = functools.reduce(getattr, parts, cast(Any, params))
+        _, kind, field = _field(parts)
+        if field and not isinstance(value, Section):
+            lines.append(f"  {key} = {json.dumps(value)}: {field.description} ({_in_words(kind)}{_bounds(field)})")
+    return "\n".join(lines)
 
 
-class _TextLoader(yaml.BaseLoader):
-    """Every scalar stays the text that was typed, whatever its tag; a key given twice is an error.
+def as_yaml(params: Params) -> str:
+    """Return all params as the text of a params.yaml, which reads as the same params."""
+    text = io.StringIO()
+    YAML().dump(params.model_dump(), text)
+    return text.getvalue()
 
-    A few aliases of aliased sections could stand for billions of values, so an alias is one value only.
-    """
 
-    depth = 0
+class _Composer(Composer):
+    """Composes what an alias stands for only if it is one value: a few, nested, could stand for billions."""
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        self.depth += 1
-        mark = self.peek_event().start_mark
-        if self.depth > DEEPEST:
-            raise yaml.MarkedYAMLError(problem=f"more than {DEEPEST} levels", problem_mark=mark)
-        alias = self.check_event(yaml.AliasEvent)
-        node = super().compose_node(parent, index)
-        if alias and not isinstance(node, yaml.ScalarNode):
-            raise yaml.MarkedYAMLError(problem="an alias stands for more than one value", problem_mark=mark)
-        self.depth -= 1
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep=deep)
-        if len(mapping) < len(node.value):
-            twice = Counter(key.value for key, _ in node.value).most_common(1)[0][0]
-            raise yaml.MarkedYAMLError(
-                problem=f"the key '{brief(twice)}' stands there twice", problem_mark=node.start_mark
-            )
-        return mapping
+    def return_alias(self, a: Node) -> Node:
+        if not isinstance(a, ScalarNode):
+            raise ComposerError(None, None, "an alias stands for more than one value", a.start_mark)
+        return a
 
 
 def _parse(text: str, where: str) -> Any:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer, yaml.max_depth = _Composer, DEEPEST
     try:
-        return yaml.load(text, _TextLoader)
-    except yaml.MarkedYAMLError as error:
+        return yaml.load(text)
+    except MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{where}: not readable as YAML{line}: {brief(str(error.problem), 200)}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two from absurd \U and %YAML
-        raise UserError(f"{where}: not readable as YAML: {brief(str(error).splitlines()[0], 200)}") from None
+    except Exception as error:  # whatever hostile text provokes in the parser
+        raise UserError(f"{where}: not readable as YAML: {brief(reason(error), 200)}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return a parameter file as a tree whose values are the text that was typed. Raises UserError if it is none."""
+    """Return a parameter file as a tree, read as YAML 1.2. Raises UserError if it is none."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -144,13 +135,13 @@ def _override(tree: dict[str, Any], override: str) -> None:
     free = len(sections) >= 2 and ".".join(sections[:2]) in FREE
     place: Any = tree
     for depth, section in enumerate(sections):
-        if free and depth >= 1 and isinstance(place, dict) and place.get(section, "") in NULLS:
+        if free and depth >= 1 and isinstance(place, dict) and place.get(section) is None:
             place[section] = {}
         place = place.get(section) if isinstance(place, dict) else None
     known = isinstance(place, dict) and (name in place or free)
     if not known or len(sections) >= DEEPEST:
         raise UserError(f"{brief(override)}: there is no parameter '{brief(key)}'{_near(key, all_keys(Params))}")
-    place[name] = _parse(text, brief(override)) if text else ""
+    place[name] = _parse(text, brief(override))
 
 
 def all_keys(section: type[Section], prefix: str = "") -> list[str]:
@@ -158,77 +149,74 @@ def all_keys(section: type[Section], prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            keys += all_keys(field.annotation, f"{prefix}{name}.")
+        if _is_section(field.annotation):
+            keys += all_keys(cast(type[Section], field.annotation), f"{prefix}{name}.")
     return keys
 
 
-def _near(word: str, words: Iterable[str]) -> str:
-    spelled = {known.lower(): known for known in words}
-    near = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=0.6)
-    if not near:  # the right name in the wrong section
-        last = word.lower().rpartition(".")[2]
-        near = [known for known in spelled if known.rpartition(".")[2] == last][:1]
-    return f"; did you mean {spelled[near[0]]!r}?" if near else ""
+def _near(word: str, words: list[str]) -> str:
+    """Suggest a name: one that is spelled alike, or the right one in the wrong section."""
+    last = word.rpartition(".")[2]
+    near = nearest(word, words, 1) or [known for known in words if known.rpartition(".")[2] == last]
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _explain(detail: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
+def _explain(key: str, kind: Any, field: FieldInfo | None, detail: ErrorDetails) -> str:
     value = detail["input"]
-    if detail["type"] == "missing":
-        section, _, name = key.rpartition(".")
-        return f"{key} is missing{_allowed(key)}; add `{name}:` to the section {section or 'at the top'}"
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] in ("extra_forbidden", "invalid_key"):
         return f"{brief(key)}: there is no such parameter{_near(key, all_keys(Params))}"
     if detail["type"] == "value_error":
         return f"{key}: {detail['ctx']['error']!s}" if key else str(detail["ctx"]["error"])
+    meaning = f" ({field.description})" if field and field.description else ""
+    allowed = f"expected {_in_words(kind)}{_bounds(field)}{meaning}"
+    if detail["type"] == "missing":
+        section, _, name = key.rpartition(".")
+        return f"{key} is missing: {allowed}; add `{name}:` to the section {section or 'at the top'}"
+    if get_origin(kind) is dict and detail["type"] != "dict_type":
+        allowed = detail["msg"]  # of something in it
     near = ""
     if detail["type"] == "literal_error" and isinstance(value, str):
-        near = _near(value, map(str, get_args(_field(key)[0])))
-    shown = "a section" if isinstance(value, dict) else brief(repr(value))
-    return f"{key} = {shown} is not allowed{_allowed(key)}{near}"
+        near = _near(value, [str(choice) for choice in get_args(kind)])
+    shown = "a section" if isinstance(value, dict) else "null" if value is None else brief(repr(value))
+    return f"{brief(key)} = {shown} is not allowed: {allowed}{near}"
 
 
-def _field(key: str) -> tuple[Any, Any]:
-    """Return the annotation and the FieldInfo of a dotted key (of its nearest known ancestor, in free-form values)."""
-    annotation: Any = Params
-    field: Any = None
-    for name in key.split("."):
-        if not (isinstance(annotation, type) and issubclass(annotation, Section) and name in annotation.model_fields):
-            break
-        field = annotation.model_fields[name]
-        annotation = field.annotation
-    return annotation, field
+def _field(loc: Sequence[int | str]) -> tuple[str, Any, FieldInfo | None]:
+    """Return the dotted key of a place in Params; type and field of it, or of its nearest ancestor in the schema.
+
+    The names that pydantic gives to what it has tried there, such as the members of a union, are left out of the key.
+    """
+    kind: Any = Params
+    field, depth = None, 0
+    while depth < len(loc) and _is_section(kind) and loc[depth] in kind.model_fields:
+        field = kind.model_fields[loc[depth]]
+        kind, depth = field.annotation, depth + 1
+    below = loc[depth:]
+    if not _is_section(kind):
+        below = below[::2] if get_origin(kind) in (list, dict) else ()
+    return ".".join(map(str, [*loc[:depth], *below])), kind, field
 
 
-def _allowed(key: str) -> str:
-    """Say in words what a key may hold, from its type, bounds and help."""
-    annotation, field = _field(key)
-    if field is None:
-        return ""
-    meaning = f" ({field.description})" if field.description else ""
-    return f": expected {_type_in_words(annotation)}{_bounds(field)}{meaning}"
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
 
 
-def _bounds(field: Any) -> str:
+def _bounds(field: FieldInfo | None) -> str:
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    bounds = [
-        f"{sign} {getattr(item, name)}"
-        for item in field.metadata
-        for name, sign in signs.items()
-        if hasattr(item, name)
-    ]
+    held = field.metadata if field else []
+    bounds = [f"{sign} {getattr(item, name)}" for item in held for name, sign in signs.items() if hasattr(item, name)]
     return f" {' and '.join(bounds)}" if bounds else ""
 
 
-def _type_in_words(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return "one of " + ", ".join(str(choice).lower() for choice in get_args(annotation))
-    if get_origin(annotation) is list:
-        return f"a list, each {_type_in_words(get_args(annotation)[0])}"
-    if get_origin(annotation) is Annotated:
-        return _type_in_words(get_args(annotation)[0])
-    if get_origin(annotation) in (types.UnionType, Union):
-        return " or ".join(_type_in_words(part) for part in get_args(annotation))
+def _in_words(kind: Any) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return "one of " * (len(parts) > 1) + ", ".join(map(str, parts))
+    if origin is list:
+        return f"a list, each {_in_words(parts[0])}"
+    if origin is Annotated:
+        return _in_words(parts[0]) + _bounds(parts[1])
+    if origin in (types.UnionType, Union):
+        return " or ".join(map(_in_words, parts))
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return words.get(annotation, "a section with keys and values")
+    return words.get(kind, "a section with keys and values")

@@ -33,9 +33,6 @@ def applied(preset: Path, params: Path) -> str:
     load_params(params, preset=preset)
     yaml = YAML()
     yaml.width = 4096  # no value is folded
-    yaml.representer.add_representer(
-        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
     tree: Any = yaml.load(params.read_text(encoding="utf-8"))  # with one kind of line end
     overlay(tree, YAML(typ="safe").load(preset))
     text = io.StringIO()

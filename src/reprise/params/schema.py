@@ -1,50 +1,31 @@
 """The typed shape of params.yaml: every hyperparameter's type, bounds and help; the values live in params.yaml alone.
 
-Each scalar comes as the text that was typed (see `params_file`) and is read by the type of its field. So `1e-05` is a
-number, `no` is False for a switch and the text "no" for a name, and a blank is null: exactly what `dvc exp run -S`
-leaves behind.
+What YAML 1.2 reads is taken for what the field's type makes of it: a name may look like a number, a switch may be
+written `yes` or `off`, and a blank is null, or an empty list or section.
 """
 
 import json
-import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from reprise.runtime.environment import Reproducibility
 from reprise.runtime.errors import brief
 
-SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-NULLS = ("", "~", "null", "Null", "NULL")
-
-
-def _as_typed(value: Any) -> Any:
-    """Read text in free-form values as null, a switch, a whole number, a number, else text."""
-    if isinstance(value, dict):
-        return {key: _as_typed(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_as_typed(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    if value in NULLS:
-        return None
-    if value.lower() in SWITCHES:
-        return SWITCHES[value.lower()]
-    if not re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", value):
-        return value
-    if math.isinf(float(value)):
-        raise ValueError(f"{brief(value)} is too large a number")
-    return int(value) if re.fullmatch(r"[-+]?[0-9]+", value) else float(value)
-
-
-FreeForm = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value in NULLS else _as_typed(value))]
-
-
-Names = Annotated[list[str], BeforeValidator(lambda value: [] if value in NULLS else value)]
-
-
+if TYPE_CHECKING:
+    FreeForm = dict[str, Any]
+else:
+    FreeForm = dict[str, JsonValue]
 DataSet = Literal[
     "digits", "folder", "archive",
     # torchvision's
@@ -53,59 +34,37 @@ DataSet = Literal[
     "inaturalist", "kmnist", "mnist", "omniglot", "oxford_iiit_pet", "pcam", "places365", "qmnist", "rendered_sst2",
     "semeion", "stanford_cars", "stl10", "sun397", "svhn", "usps",
 ]  # fmt: skip
-
-Channels = Annotated[Literal["auto", 1, 3], BeforeValidator(lambda value: int(value) if value in ("1", "3") else value)]
 Schedule = Literal[
     "onecycle", "cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "plateau", "none"
 ]  # fmt: skip
 LoggerName = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
-LoggerNames = Annotated[list[LoggerName], BeforeValidator(lambda value: [] if value in NULLS else value)]
 Policy = Literal["none", "randaugment", "trivialaugment"]
-AutoSwitch = Annotated[
-    Literal["auto", True, False],
-    BeforeValidator(lambda value: {**SWITCHES, "1": True, "0": False}.get(str(value).lower(), value)),
-]
 Precision = Literal["fp32", "bf16", "auto"]
-
-
-def _number_or_auto(least: int, most: int) -> BeforeValidator:
-    def read(value: Any) -> Any:
-        if value == "auto":
-            return value
-        if not re.fullmatch("[0-9]{1,4}", str(value)) or not least <= int(value) <= most:
-            raise ValueError(
-                f"{brief(repr(value))} is not allowed: expected a whole number from {least} to {most}, or auto"
-            )
-        return int(value)
-
-    return BeforeValidator(read)
-
-
-Processors = Annotated[Annotated[int, Field(ge=1, le=256)] | Literal["auto"], _number_or_auto(1, 256)]
-ImageSize = Annotated[Annotated[int, Field(ge=8, le=1024)] | Literal["auto"], _number_or_auto(8, 1024)]
+Processors = Annotated[int, Field(ge=1, le=256)] | Literal["auto"]
+ImageSize = Annotated[int, Field(ge=8, le=1024)] | Literal["auto"]
 
 
 class Section(BaseModel):
     """A group of parameters: unknown keys are refused, a blank means null where null is allowed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), coerce_numbers_to_str=True
+    )
 
-    @model_validator(mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _blank_is_null(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        fields = cls.model_fields
-        return {
-            key: None
-            if isinstance(value, str) and value in NULLS and key in fields and _optional(fields[key].annotation)
-            else value
-            for key, value in values.items()
-        }
+    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """Take a blank for an empty list or section, and `true` for no number."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if value is None and get_origin(kind) in (list, dict):
+            return [] if get_origin(kind) is list else {}
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            return str(value).lower()
+        return value
 
 
-class DataParams(Section):
-    """What the images are and how they are split."""
+class SourceParams(Section):
+    """Where the images come from."""
 
     name: DataSet = Field(
         description="data set, see `python src/data.py`; folder, archive: your own images at data.path"
@@ -122,8 +81,26 @@ class DataParams(Section):
     )
     split: str | None = Field(description="which of a data set's variants, see `python src/data.py`; null: the first")
     mirror: str | None = Field(description="address to download from in place of the data set's own; null: its own")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the images are the user's own, at `path`."""
+        return self.name in ("folder", "archive") and self.url is None
+
+    @model_validator(mode="after")
+    def _archive_params_with_an_archive(self) -> Self:
+        if self.name != "archive" and (self.url or self.sha256):
+            raise ValueError(f"url and sha256 are for data.name: archive, not {self.name}; set it, or leave them null")
+        return self
+
+
+class PrepareParams(Section):
+    """How they are prepared and split."""
+
     image_size: int = Field(ge=8, le=1024, description="height and width after resizing, in pixels")
-    channels: Channels = Field(description="1: grey, 3: RGB, auto: 1 where all images are grey, otherwise 3")
+    channels: Literal["auto", 1, 3] = Field(
+        description="1: grey, 3: RGB, auto: 1 where all images are grey, otherwise 3"
+    )
     resize: Literal["stretch", "fit", "crop"] = Field(
         description="stretch: to a square; fit: the whole image, on black; crop: the largest square in its middle"
     )
@@ -149,11 +126,6 @@ class DataParams(Section):
         ge=0, description="the part held out, from 0: for the test or, where that is given, for validation"
     )
 
-    @property
-    def is_own(self) -> bool:
-        """Whether the images are the user's own, at `path`."""
-        return self.name in ("folder", "archive") and self.url is None
-
     @field_validator("group")
     @classmethod
     def _is_an_expression(cls, group: str | None) -> str | None:
@@ -164,12 +136,6 @@ class DataParams(Section):
         return group
 
     @model_validator(mode="after")
-    def _archive_params_with_an_archive(self) -> Self:
-        if self.name != "archive" and (self.url or self.sha256):
-            raise ValueError(f"url and sha256 are for data.name: archive, not {self.name}; set it, or leave them null")
-        return self
-
-    @model_validator(mode="after")
     def _leave_something_to_train_on(self) -> Self:
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction must be below 1: nothing is left to train on")
@@ -178,6 +144,20 @@ class DataParams(Section):
         if self.fold >= (self.folds or 1):
             allowed = f"0 to {self.folds - 1} with folds = {self.folds}" if self.folds else "0 as long as folds is null"
             raise ValueError(f"fold = {self.fold} is not allowed: expected {allowed}")
+        return self
+
+
+class DataParams(PrepareParams, SourceParams):
+    """The images: each stage takes its own part of the section."""
+
+    @property
+    def source(self) -> SourceParams:
+        """What the stage `download` reads."""
+        return self
+
+    @property
+    def prepare(self) -> PrepareParams:
+        """What the stage `preprocess` reads."""
         return self
 
 
@@ -203,7 +183,7 @@ class AugmentParams(Section):
     rotate: float = Field(ge=0, le=180, description="largest turn to either side, in degrees")
     scale: float = Field(ge=0, lt=1, description="largest change of size, as a share: 0.1 is 0.9x to 1.1x")
     shift: float = Field(ge=0, lt=1, description="largest shift in x and in y, as a share of the image")
-    flip: AutoSwitch = Field(
+    flip: bool | Literal["auto"] = Field(
         description="mirror each image in every other epoch; auto: photos, not grey images, digits, letters, signs"
     )
     crop: int = Field(ge=0, le=1024, description="pixels of black put around the image, from which a window is cut")
@@ -305,7 +285,7 @@ class TrainParams(Section):
         description="Lightning's, for several processes; auto: ddp; the last: where some weights stay unused"
     )
     checkpoint_every: CheckpointParams
-    loggers: LoggerNames = Field(
+    loggers: list[LoggerName] = Field(
         description="of tensorboard, wandb, mlflow, dvclive: also log there (extras to install); changes no result"
     )
 
@@ -339,7 +319,7 @@ class EvaluateParams(Section):
 
     batch_size: int = Field(ge=1, le=65_536, description="images per forward pass")
     calibration_bins: int = Field(ge=1, le=1000, description="confidence bins of the expected calibration error")
-    metrics: Names = Field(description="further metrics, torchmetrics' multiclass ones, e.g. auroc, cohen_kappa")
+    metrics: list[str] = Field(description="further metrics, torchmetrics' multiclass ones, e.g. auroc, cohen_kappa")
 
 
 class Params(Section):
@@ -355,10 +335,6 @@ def json_schema() -> str:
     """Return the JSON schema of params.yaml, for completion and checks in an editor."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Params.model_json_schema()}
     return json.dumps(schema, indent=2) + "\n"
-
-
-def _optional(annotation: Any) -> bool:
-    return type(None) in get_args(annotation)
 
 
 if __name__ == "__main__":

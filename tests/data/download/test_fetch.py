@@ -4,7 +4,6 @@ import hashlib
 import http.server
 import os
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +11,7 @@ from reprise.data.download.fetch import TRIES, fetch
 from reprise.data.download.sources import download
 from reprise.data.formats.raw import RawArchive
 from reprise.runtime.errors import UserError
+from tests.conftest import data_params
 from tests.data.download.test_layouts import IMAGE, pack_zip
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB
@@ -187,7 +187,7 @@ def test_the_raw_archive_says_where_it_came_from_and_a_damaged_one_is_not_kept(s
 
     def brought(content):
         server.answers[:] = [{"content": content}]
-        return download("archive", tmp_path / "raw", Path("nowhere"), tmp_path / "downloads", url=server.url)
+        return download(data_params(name="archive", url=server.url), tmp_path / "raw", tmp_path / "downloads")
 
     with pytest.raises(UserError, match=f"{server.url}: cut short or damaged"):
         brought(packed[:-30])

@@ -17,6 +17,7 @@ from reprise.data.download.layouts import lay_out
 from reprise.data.download.sources import download
 from reprise.data.formats.raw import RawArchive
 from reprise.runtime.errors import UserError
+from tests.conftest import data_params
 
 
 def pack_tar(tree, path, mode="w:gz"):
@@ -52,7 +53,8 @@ def unfold(tree, folder):
 
 def brought(path, place, **options):
     place.mkdir(parents=True, exist_ok=True)
-    download("folder" if path.is_dir() else "archive", place / "raw", path, place / "downloads", **options)
+    source = data_params(name="folder" if path.is_dir() else "archive", path=str(path), **options)
+    download(source, place / "raw", place / "downloads")
     return RawArchive(place / "raw")
 
 
@@ -316,7 +318,7 @@ def test_an_archive_of_another_checksum_or_none_at_all_is_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     for own, there in ((tmp_path / "gone.zip", "does not exist"), (tmp_path / "folder", "is a folder, for which")):
         with pytest.raises(UserError, match=f"no archive {own} \\(it {there}"):
-            download("archive", tmp_path / "raw", own, tmp_path / "downloads")
+            download(data_params(name="archive", path=str(own)), tmp_path / "raw", tmp_path / "downloads")
 
 
 @pytest.mark.parametrize(("plain", "written"), [("kat__", "größe".encode("cp437")), ("kat", "日".encode())])

@@ -20,10 +20,11 @@ from reprise.data.download.sources import download
 from reprise.data.formats.raw import RawArchive
 from reprise.data.prepare.decode import decode
 from reprise.runtime.errors import UserError
+from tests.conftest import data_params
 
 
 def fetched(tmp_path, name, **options):
-    download(name, tmp_path / "raw", tmp_path / "own", tmp_path / "downloads", **options)
+    download(data_params(name=name, path="own", **options), tmp_path / "raw", tmp_path / "downloads", tmp_path)
     return RawArchive(tmp_path / "raw")
 
 
@@ -189,7 +190,7 @@ def test_splits_are_known_by_any_case_and_nothing_may_lie_beside_them(tmp_path):
     assert sorted(fetched(tmp_path, "folder").members) == ["test/cat/1.png", "train/cat/1.png"]
     photo(tmp_path / "own/unlabeled/x/1.png")
     with pytest.raises(UserError, match=r"own/unlabeled lies beside .*, a split"):
-        download("folder", tmp_path / "again", tmp_path / "own", tmp_path / "downloads")
+        download(data_params(name="folder", path=str(tmp_path / "own")), tmp_path / "again", tmp_path / "downloads")
 
 
 def test_classes_that_are_called_like_splits_are_classes(tmp_path):
@@ -232,11 +233,11 @@ def test_a_mirror_that_is_no_address_is_refused(tmp_path, mirror):
         fetched(tmp_path, "mnist", mirror=mirror)
 
 
-@pytest.mark.parametrize(("option", "key"), [("mirror", "mirror"), ("variant", "split")])
+@pytest.mark.parametrize("key", ["mirror", "split"])
 @pytest.mark.parametrize("name", ["digits", "folder", "archive"])
-def test_what_would_be_ignored_is_refused(tmp_path, name, option, key):
+def test_what_would_be_ignored_is_refused(tmp_path, name, key):
     with pytest.raises(UserError, match=rf"data\.{key} = http://x: {name} .*; set data\.{key}: null"):
-        fetched(tmp_path, name, **{option: "http://x"})
+        fetched(tmp_path, name, **{key: "http://x"})
 
 
 def test_a_missing_folder_says_so(tmp_path):

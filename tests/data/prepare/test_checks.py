@@ -18,6 +18,7 @@ from reprise.data.prepare.prepare import preprocess
 from reprise.data.prepare.report import write_report
 from reprise.data.prepare.signatures import difference_hash, signatures
 from reprise.runtime.errors import UserError
+from tests.conftest import data_params
 
 NO_TWINS = {"train": 0, "val": 0, "test": 0, "val_in_train": 0, "test_in_train": 0, "test_in_val": 0}
 
@@ -59,11 +60,11 @@ PLANTED = [
 ]
 
 
-def checked(folder, images, classes=("cat", "dog"), **options):
+def checked(folder, images, classes=("cat", "dog"), workers=1, **options):
     folder.mkdir(exist_ok=True)
     write_archive(folder / "raw", "folder", classes, images)
-    options = {"image_size": 32, "val_fraction": 0.2, "test_fraction": 0.3, "seed": 0} | options
-    return preprocess(folder / "raw", folder / "out", **options)
+    options = {"val_fraction": 0.2, "test_fraction": 0.3} | options
+    return preprocess(folder / "raw", folder / "out", data_params(**options), workers)
 
 
 def test_clean_data_have_nothing_to_report(tmp_path, capsys):

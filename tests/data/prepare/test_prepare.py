@@ -16,6 +16,7 @@ from reprise.data.prepare.prepare import preprocess
 from reprise.runtime.atomic import publishing
 from reprise.runtime.checksums import write_sealed
 from reprise.runtime.errors import UserError, one_line_errors
+from tests.conftest import data_params
 
 
 def raw_images(classes=("cat", "dog"), each=10, channels=3, split="unsplit"):
@@ -26,10 +27,10 @@ def raw_images(classes=("cat", "dog"), each=10, channels=3, split="unsplit"):
             yield RawImage(split, name, f"{number}.ppm", encode_array(np.full(shape, label * 100 + number, np.uint8)))
 
 
-def prepared(tmp_path, images, classes=("cat", "dog"), **options):
+def prepared(tmp_path, images, classes=("cat", "dog"), workers=1, **options):
     write_archive(tmp_path / "raw", "folder", classes, images)
-    options = {"image_size": 8, "val_fraction": 0.2, "test_fraction": 0.3, "seed": 0} | options
-    return preprocess(tmp_path / "raw", tmp_path / "out", **options)[0]
+    options = {"image_size": 8, "val_fraction": 0.2, "test_fraction": 0.3} | options
+    return preprocess(tmp_path / "raw", tmp_path / "out", data_params(**options), workers)[0]
 
 
 def test_every_image_lands_once_with_its_own_label_and_id(tmp_path):
@@ -190,7 +191,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing(tmp_path, full_disk, fi
     write_archive(tmp_path / "raw", "folder", ("cat", "dog"), raw_images())
     full_disk(file)
     with pytest.raises(SystemExit) as caught, one_line_errors(), publishing(tmp_path / "out") as (out,):
-        preprocess(tmp_path / "raw", out, 8, 0.2, 0.3, seed=0)
+        preprocess(tmp_path / "raw", out, data_params(image_size=8, val_fraction=0.2, test_fraction=0.3))
     assert caught.value.code == f"error: {out / file}: No space left on device; free some space and run it again"
     assert os.listdir(tmp_path) == ["raw"]
 

@@ -1,6 +1,7 @@
 """However the work ends, no worker stays behind; what a user can do about it stands in one line."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 
 from reprise.data.download.sources import encode_array
 from reprise.data.formats.raw import RawImage, write_archive
-from reprise.data.prepare.workers import available_cpus
+from reprise.runtime.environment import cpus
+from tests.conftest import ROOT
 from tests.data.prepare.test_prepare import raw_images
 
 # A stage with two workers. While one decodes an image of the first batch, and the other is stuck in the last batch,
@@ -21,6 +23,7 @@ import os, signal, threading
 from pathlib import Path
 from reprise.data.prepare import packing
 from reprise.data.prepare import prepare as module
+from reprise.params.load import load_params
 from reprise.runtime.errors import one_line_errors
 from reprise.runtime.atomic import publishing
 
@@ -42,7 +45,7 @@ module.MANY_IMAGES, packing.BATCH_IMAGES = 1, 3
 
 if __name__ == "__main__":
     with one_line_errors(), publishing(Path("out")) as (out,):
-        module.preprocess(Path("raw"), out, 8, 0.2, 0.3, seed=0, workers=2)
+        module.preprocess(Path("raw"), out, load_params("params.yaml", ["data.image_size=8"]).data, workers=2)
 """
 
 TIMEOUT = 60  # far beyond what it takes
@@ -58,6 +61,7 @@ def images():
 def run_stage(folder, happens):
     """Run the stage until it and all its workers have ended: they hold its output open."""
     write_archive(folder / "raw", "folder", ["cat", "dog"], images())
+    shutil.copy(ROOT / "params.yaml", folder)
     os.mkfifo(folder / "meeting")  # opened by one worker, it waits for the other
     (folder / "stage.py").write_text(STAGE.format(happens=happens))
     stage = subprocess.Popen(
@@ -90,7 +94,7 @@ def test_what_ends_a_worker_ends_the_stage_in_one_line_and_leaves_nothing(tmp_pa
     assert code == 1
     assert errors.startswith(said)
     assert errors.count("\n") == 1
-    assert sorted(os.listdir(tmp_path)) == ["meeting", "raw", "stage.py"]
+    assert sorted(os.listdir(tmp_path)) == ["meeting", "params.yaml", "raw", "stage.py"]
 
 
 @pytest.mark.parametrize(
@@ -111,8 +115,7 @@ def test_a_bug_in_a_worker_keeps_its_traceback(tmp_path):
 
 def test_only_the_cpus_that_the_process_may_use_are_counted(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
-    assert available_cpus() == 2
-    assert available_cpus(most=1) == 1
+    assert cpus() == 2
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert available_cpus() == 8
+    assert cpus() == 64

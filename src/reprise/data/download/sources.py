@@ -19,40 +19,27 @@ from reprise.data.download.fetch import fetch
 from reprise.data.download.layouts import Placed, lay_out
 from reprise.data.download.torchvision_sets import TORCHVISION_SETS, download_torchvision
 from reprise.data.formats.raw import UNSPLIT, RawImage, Source, encode_array, shown, write_archive
+from reprise.params.schema import SourceParams
 from reprise.runtime.checksums import file_sha256
 from reprise.runtime.errors import UserError
 
 
-def download(
-    name: str,
-    destination: Path,
-    own: Path,
-    downloads: Path,
-    mirror: str | None = None,
-    variant: str | None = None,
-    url: str | None = None,
-    sha256: str | None = None,
-) -> Source:
+def download(source: SourceParams, destination: Path, downloads: Path, root: Path = Path()) -> Source:
     """Bring one data set in, as a raw archive in the new folder `destination`.
 
-    `own` is the user's image folder (for `folder`) or archive (for `archive`, unless there is a `url`; with `sha256`,
-    only the one of that checksum); `downloads` keeps what was fetched, so that an interrupted or repeated download does
-    not fetch it again; `mirror` replaces the address; `variant` is one of torchvision's. Raises UserError without a
-    network, with an altered file, or with nothing usable in `own`.
+    `downloads` keeps what was fetched, so that an interrupted or repeated download does not fetch it again. root: what
+    `source.path` is relative to. Raises UserError without a network, with an altered file, or with nothing usable.
     """
-    if name in TORCHVISION_SETS:
-        return download_torchvision(name, destination, downloads, mirror, variant)
-    if variant is not None:
-        raise UserError(f"data.split = {variant}: {name} has no variants; set data.split: null")
-    if mirror is not None:
-        raise UserError(f"data.mirror = {mirror}: {name} is not downloaded from one; set data.mirror: null")
-    if name == "digits":
-        return write_archive(destination, name, [str(digit) for digit in range(10)], _digits())
-    if name == "folder":
-        return _own_images(name, folder_files(own), destination)
-    if name == "archive":
-        return _own_archive(name, own, destination, downloads, url, sha256)
-    raise UserError(f"data.name = {name}: there is no such data set")
+    if source.name in TORCHVISION_SETS:
+        return download_torchvision(source.name, destination, downloads, source.mirror, source.split)
+    for key, given in {"split": source.split, "mirror": source.mirror}.items():
+        if given is not None:
+            raise UserError(f"data.{key} = {given}: {source.name} has none to choose from; set data.{key}: null")
+    if source.name == "digits":
+        return write_archive(destination, source.name, [str(digit) for digit in range(10)], _digits())
+    if source.name == "folder":
+        return _own_images("folder", folder_files(root / source.path), destination)
+    return _own_archive(source, root / source.path, destination, downloads)
 
 
 def _digits() -> Iterator[RawImage]:
@@ -86,18 +73,17 @@ def _read_files(files: Files, images: list[Placed]) -> Iterator[RawImage]:
         raise UserError(f"{len(unreadable)} images cannot be read; replace or remove them:\n  {listed}")
 
 
-def _own_archive(
-    name: str, path: Path, destination: Path, downloads: Path, url: str | None, sha256: str | None
-) -> Source:
+def _own_archive(source: SourceParams, path: Path, destination: Path, downloads: Path) -> Source:
+    url, sha256 = source.url, source.sha256
     if url is None:
         with archive_files(path, str(path), destination.parent) as files:
             if sha256 is not None and (seen := file_sha256(path)) != sha256.lower():
                 raise UserError(f"{path}: its SHA-256 is {seen}, not {sha256}; correct data.sha256, or fetch it again")
-            return _own_images(name, files, destination)
+            return _own_images("archive", files, destination)
     fetched = fetch(url, sha256, downloads)
     try:
         with archive_files(fetched.path, url, destination.parent) as files:
-            return _own_images(name, files, destination, {"url": url, "sha256": fetched.sha256})
+            return _own_images("archive", files, destination, {"url": url, "sha256": fetched.sha256})
     except DamagedArchiveError:
         fetched.path.unlink(missing_ok=True)  # the next try fetches it anew
         raise

@@ -165,6 +165,11 @@ def encode_array(pixels: np.ndarray) -> bytes:
     return b"%s %d %d 255\n" % (kind, width, height) + np.ascontiguousarray(pixels, dtype=np.uint8).tobytes()
 
 
+def image_id(member: str) -> str:
+    """Return the id that every later stage knows an image by: its name in the archive, without `unsplit/`."""
+    return member.removeprefix(f"{UNSPLIT}/")
+
+
 def shown(name: str) -> str:
     """Return a name as one line of text: in quotes and escaped, if it holds a line break or the like."""
     return name if name.isprintable() else repr(name)

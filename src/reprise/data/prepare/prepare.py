@@ -9,16 +9,16 @@ import sys
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from reprise.data.formats.packed import SPLITS, Metadata, Resize, Split
-from reprise.data.formats.raw import UNSPLIT, RawArchive, shown
+from reprise.data.formats.packed import SPLITS, Metadata, Split
+from reprise.data.formats.raw import RawArchive, image_id, shown
 from reprise.data.prepare.checks import Findings, check
 from reprise.data.prepare.packing import all_grey, channel_statistics, leave_out, pack
 from reprise.data.prepare.splits import assign_splits, identify
 from reprise.data.prepare.workers import spread
+from reprise.params.schema import PrepareParams
 from reprise.runtime.checksums import file_sha256, naming, write_sealed
 from reprise.runtime.errors import UserError
 
@@ -26,88 +26,65 @@ LISTED = 50  # bad images named in an error; the rest are counted
 MANY_IMAGES, MANY_BYTES = 10_000, 32 << 20  # below both, one process is done before others have started
 
 
-def preprocess(
-    raw: Path,
-    destination: Path,
-    image_size: int,
-    val_fraction: float,
-    test_fraction: float,
-    seed: int,
-    workers: int = 1,
-    *,
-    channels: Literal["auto", 1, 3] = "auto",
-    resize: Resize = "stretch",
-    on_corrupt: Literal["error", "drop"] = "error",
-    on_leak: Literal["error", "warn", "drop"] = "warn",
-    group: str | None = None,
-    folds: int | None = None,
-    fold: int = 0,
-) -> tuple[Metadata, Findings]:
+def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int = 1) -> tuple[Metadata, Findings]:
     """Decode, convert, resize, split and check the images of a raw folder; write packed arrays into the new folder.
 
-    channels, auto: grey stays one channel where all images are grey, otherwise all become RGB. on_corrupt, drop: images
-    that cannot be read are left out and listed in `dropped.json`; nothing else moves. on_leak, drop: so are images of
-    train and val that a later split has too, equal or similar; warn: a line on stderr, as for all that is odd. group,
-    folds, fold: see `assign_splits`. workers: processes, at most; the result does not depend on them. Raises UserError
-    for fewer than two classes, a class with fewer images than splits, a class that only the test split has, for images
-    that cannot be read (all of them listed), for a leak with on_leak, error, for an altered archive, and when memory
-    runs out.
+    Images that are dropped are listed in `dropped.json`; nothing else moves. What is odd is a line on stderr. workers:
+    processes, at most; the result does not depend on them. Raises UserError for fewer than two classes, a class with
+    fewer images than splits, a class that only the test split has, for images that cannot be read (all of them listed)
+    and for leaks, as `params` say, for an altered archive, and when memory runs out.
     """
     archive = RawArchive(raw)
-    class_names = [class_name for _, class_name in archive.placed()]
     given = [split for split, _ in archive.placed()]
+    class_names = [class_name for _, class_name in archive.placed()]
     classes = archive.source.classes
     if len(classes) < 2:
         found = ", ".join(map(shown, classes))
         raise UserError(f"the data have one class ({found}); classification needs at least 2, each in its own folder")
-    ids = [member.removeprefix(f"{UNSPLIT}/") for member in archive.members]
-    identities = identify(archive, group)
-    splits = assign_splits(identities, class_names, given, val_fraction, test_fraction, seed, folds, fold)
+    ids = list(map(image_id, archive.members))
+    splits = assign_splits(identify(archive, params.group), class_names, given, params)
     rows_of = {split: [row for row, name in enumerate(splits) if name == split] for split in SPLITS}
 
     destination.mkdir()
     many = len(ids) >= MANY_IMAGES or sum(extent.size for extent in archive.members.values()) >= MANY_BYTES
     with spread(workers if many else 1) as map_tasks:
-        depth = channels if channels != "auto" else 1 if all_grey(archive, map_tasks) else 3
-        shape = (image_size, image_size, depth)
-        sums, seen, bad = pack(archive, rows_of, shape, resize, destination, map_tasks)
-    if bad and on_corrupt == "error":
+        depth = params.channels if params.channels != "auto" else 1 if all_grey(archive, map_tasks) else 3
+        shape = (params.image_size, params.image_size, depth)
+        sums, seen, bad = pack(archive, rows_of, shape, params.resize, destination, map_tasks)
+    if bad and params.on_corrupt == "error":
         raise UserError(_listed(bad, ids))
 
     label_of = {name: label for label, name in enumerate(classes)}
-    all_labels = np.array([label_of[name] for name in class_names])
+    labels = np.array([label_of[name] for name in class_names])
     placed = np.array([SPLITS.index(split) for split in splits])
     placed[list(bad)] = -1
-    findings = check(archive, ids, placed, all_labels, seen)
-    if on_leak == "error":
+    findings = check(archive, ids, placed, labels, seen)
+    findings.dropped.update(bad)
+    if params.on_leak == "error":
         findings.refuse_leaks()
-    dropped = findings.dropped  # row in the archive: reason
-    dropped |= bad
-    if on_leak == "drop":
-        dropped |= {row: findings.relation(row, twin) for row, twin in findings.leaks().items()}
-    rows_of, sums = leave_out(destination, rows_of, shape, dropped, sums)
-    _check_training(rows_of, class_names, classes, dropped)
-
+    if params.on_leak == "drop":
+        findings.dropped.update((row, findings.relation(row, twin)) for row, twin in findings.leaks().items())
+    rows_of, sums = leave_out(destination, rows_of, shape, findings.dropped, sums)
+    _check_training(rows_of, class_names, classes, findings.dropped)
     for split, rows in rows_of.items():
-        labels = BytesIO()  # not straight into the file: numpy's error on a full disk has no number
-        np.save(labels, all_labels[rows].astype(np.int64))
-        _write(destination / f"{split}_labels.npy", labels.getvalue())
-        _write(destination / f"{split}_ids.json", _json([ids[row] for row in rows]))
-    facts = [{"id": ids[row], "split": splits[row], "reason": dropped[row]} for row in sorted(dropped)]
-    _write(destination / "dropped.json", _json(facts))
+        _write_labels(destination / f"{split}_labels.npy", labels[rows])
+        _write_json(destination / f"{split}_ids.json", [ids[row] for row in rows])
+    dropped = sorted(findings.dropped.items())
+    facts = [{"id": ids[row], "split": splits[row], "reason": reason} for row, reason in dropped]
+    _write_json(destination / "dropped.json", facts)
 
-    mean, std = channel_statistics(sums, len(rows_of["train"]) * image_size**2)
-    placement = [f"{split} {ids[row]}" for row, split in enumerate(splits) if row not in dropped]
+    mean, std = channel_statistics(sums, len(rows_of["train"]) * params.image_size**2)
+    placement = [f"{split} {ids[row]}" for row, split in enumerate(splits) if row not in findings.dropped]
     metadata = Metadata(
         data=archive.source.name,
         classes=classes,
-        image_size=image_size,
+        image_size=params.image_size,
         channels=depth,
-        resize=resize,
+        resize=params.resize,
         mean=mean,
         std=std,
         counts={split: len(rows) for split, rows in rows_of.items()},
-        dropped=len(dropped),
+        dropped=len(findings.dropped),
         source_sha256=archive.source.sha256,
         splits_sha256=hashlib.sha256(json.dumps([archive.source.sha256, *placement]).encode()).hexdigest(),
         sha256={path.name: file_sha256(path) for path in sorted(destination.iterdir())},
@@ -137,10 +114,13 @@ def _listed(bad: Mapping[int, str], ids: list[str]) -> str:
     return f"{len(bad)} {noun} cannot be read; replace or remove them, or set data.on_corrupt: drop:\n  {listed}{more}"
 
 
-def _json(values: list[str] | list[dict[str, str]]) -> bytes:
-    return (json.dumps(values, indent=0) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> None:
+def _write_labels(path: Path, labels: np.ndarray) -> None:
+    content = BytesIO()  # not straight into the file: numpy's error on a full disk has no number
+    np.save(content, labels.astype(np.int64))
     with naming(path):
-        path.write_bytes(content)
+        path.write_bytes(content.getvalue())
+
+
+def _write_json(path: Path, values: list[str] | list[dict[str, str]]) -> None:
+    with naming(path):
+        path.write_text(json.dumps(values, indent=0) + "\n", encoding="utf-8")

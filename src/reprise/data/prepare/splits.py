@@ -9,9 +9,11 @@ images from another split; such a class, and what shares its groups, can see mov
 import hashlib
 import re
 from collections import Counter, defaultdict
+from typing import cast
 
 from reprise.data.formats.packed import Split
-from reprise.data.formats.raw import UNSPLIT, RawArchive, shown
+from reprise.data.formats.raw import UNSPLIT, RawArchive, image_id, shown
+from reprise.params.schema import PrepareParams
 from reprise.runtime.errors import UserError
 
 
@@ -27,7 +29,7 @@ def identify(archive: RawArchive, group: str | None = None) -> list[str]:
     columns = archive.source.columns
     found: list[str] = []
     for member in archive.members:
-        path = member.removeprefix(f"{UNSPLIT}/")
+        path = image_id(member)
         if group in columns:
             value = archive.columns.get(member, {}).get(group)
             reason = f"the column is empty for {shown(path)}; fill it in"
@@ -50,14 +52,7 @@ def identify(archive: RawArchive, group: str | None = None) -> list[str]:
 
 
 def assign_splits(
-    identities: list[str],
-    class_names: list[str],
-    given: list[str],
-    val_fraction: float,
-    test_fraction: float,
-    seed: int,
-    folds: int | None = None,
-    fold: int = 0,
+    identities: list[str], class_names: list[str], given: list[str], params: PrepareParams
 ) -> list[Split]:
     """Return the split of each image.
 
@@ -70,28 +65,24 @@ def assign_splits(
     has = set(given)
     pool = UNSPLIT if UNSPLIT in has else "train"
     missing: list[Split] = [split for split in ("test", "val") if split not in has]
-    if folds is not None and not missing:
+    if params.folds is not None and not missing:
         raise UserError("data.folds: the data have test and val splits of their own: nothing to fold; set it to null")
 
     classes_of: dict[str, set[str]] = defaultdict(set)
     for identity, class_name, split in zip(identities, class_names, given, strict=True):
         if split == pool:
             classes_of[identity].add(class_name)
-    ranks = {identity: _uniform(seed, identity) for identity in classes_of}
-    shares = {split: test_fraction if split == "test" else val_fraction for split in missing}
-    if folds is None:
+    ranks = {identity: _uniform(params.seed, identity) for identity in classes_of}
+    shares = {split: params.test_fraction if split == "test" else params.val_fraction for split in missing}
+    if params.folds is None:
         splits = {identity: _by_share(rank, shares) for identity, rank in ranks.items()}
     else:
-        splits = {identity: _by_fold(rank, shares, folds, fold) for identity, rank in ranks.items()}
+        splits = {identity: _by_fold(rank, shares, params.folds, params.fold) for identity, rank in ranks.items()}
     _give_each_class_one(splits, classes_of, sorted(set(class_names)), [*missing, "train"], ranks)
     return [
-        splits[identity] if split == pool else _own(split) for identity, split in zip(identities, given, strict=True)
+        splits[identity] if split == pool else cast(Split, split)
+        for identity, split in zip(identities, given, strict=True)
     ]
-
-
-def _own(split: str) -> Split:
-    """Return the split of an image that is not divided."""
-    return "val" if split == "val" else "test" if split == "test" else "train"
 
 
 def _uniform(seed: int, identity: str) -> float:

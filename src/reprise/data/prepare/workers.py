@@ -19,6 +19,7 @@ from reprise.runtime.errors import UserError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+MOST = 8
 WAY_OUT = "close other programs, or use fewer processes: `taskset -c 0 dvc repro` uses one"
 
 
@@ -29,15 +30,9 @@ class Map(Protocol):
         """Return the results in the order of the tasks."""
 
 
-def available_cpus(most: int = 8) -> int:
-    """Return the number of CPUs that this process may use, at most `most`."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, most)
-
-
 @contextmanager
 def spread(workers: int) -> Iterator[Map]:
-    """Yield a `map` over this many processes; 1 is this process itself. On an error the workers end at once.
+    """Yield a `map` over this many processes, at most MOST; 1 is this very one. On an error the workers end at once.
 
     Workers import the main script: it needs its `if __name__ == "__main__"`. Raises UserError if a worker is killed or
     memory runs out, and whatever the function raises.
@@ -46,7 +41,7 @@ def spread(workers: int) -> Iterator[Map]:
         if workers == 1:
             yield map
         else:
-            with _pool(workers) as pool:
+            with _pool(min(workers, MOST)) as pool:
                 yield pool.map
     except BrokenProcessPool:
         raise UserError(
