@@ -32,6 +32,7 @@ def main() -> None:
         from reprise.training import train
 
         after_torch(params.train.threads, params.train.reproducible)
+        dependencies.check_code()
         name = f"repro-{datetime.now():%Y-%m-%d_%H-%M-%S}"
         loggers = [] if number else create_loggers(params.train.loggers, RUNS / "logs" / name, name)
         model = params.model

@@ -165,7 +165,8 @@ def _train(
         average,
         params.freeze_epochs,
     )
-    provenance = _provenance(reproducible, metadata, model, params, origin, debug)
+    begun_with = [origin.sha256, made.start.classes, made.architecture.image_size] if origin and made.start else None
+    provenance = _provenance(reproducible, metadata, model, params, begun_with, debug)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
     for logger in loggers:
         logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
@@ -345,10 +346,10 @@ def _origin(start: Start, network: TIMMBackbone, metadata: Metadata, architectur
             + (f", new: {listed(new)}" if new else ""),
             file=sys.stderr,
         )
-    elif start.classes is None and not any(name.startswith(classifier_prefixes(network.model)) for name in missing):
-        print(
-            "  it does not name its classes: its classifier's rows are taken for those here, in order", file=sys.stderr
-        )
+    elif start.classes != metadata.classes and not any(
+        name.startswith(classifier_prefixes(network.model)) for name in missing
+    ):
+        print("  its classes are unknown: the classifier's rows are taken for those here, in order", file=sys.stderr)
     given, wanted = metadata.image_size, start.image_size or size
     if size != wanted:
         print(f"  trained on {wanted}x{wanted} images, it will see {size}x{size}", file=sys.stderr)
@@ -366,12 +367,12 @@ def _provenance(
     metadata: Metadata,
     model: ModelParams,
     params: TrainParams,
-    origin: Origin | None,
+    start: object,
     debug: Debug,
 ) -> Provenance:
     deciding = {
         "model": model.model_dump(exclude={"weights"}),
-        "start": origin.sha256 if origin else None,
+        "start": start,
         "train": params.model_dump(exclude={"threads", "reproducible", "checkpoint_every", "loggers"}),
         **debug.deciding(),
     }
