@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TextIO
 import reprise.data
 from reprise.data.download.sources import download
 from reprise.data.prepare.prepare import preprocess
-from reprise.params.dependencies import Dependencies, load_record, record_path
+from reprise.params.dependencies import Dependencies, load_record, other_params, record_path
 from reprise.params.load import as_yaml, flat, load_params
 from reprise.params.schema import DataParams, Params
 from reprise.runtime.atomic import Lock, publishing, remove
@@ -46,12 +46,12 @@ def prepared_data(root: Path, data: DataParams) -> Path:
         if failed:
             raise UserError("`dvc repro preprocess` failed, see above")
         record = load_record(root / record_path("preprocess"))
-        if record and (other := record.other_params(flat({"data": data.model_dump(mode="json")}))):
+        if record and (other := other_params(record.params, flat({"data": data.model_dump(mode="json")}))):
             raise UserError(f"edited while data/processed was made: {', '.join(other)}; run the same command again")
         return root / "data/processed"
-    folder = root / "runs/data" / _key(data, root / data.path)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with Lock(folder.parent):  # a second process finds what the first has prepared
+    (root / "runs/data").mkdir(parents=True, exist_ok=True)
+    with Lock(root / "runs/data"):  # a second process finds what the first has prepared
+        folder = root / "runs/data" / _key(data, root / data.path)
         if (folder / "processed").exists():
             return folder / "processed"
         own = [os.path.relpath(root / data.path, root)] if data.is_own else []
@@ -70,7 +70,7 @@ def _key(data: DataParams, own: Path) -> str:
     facts += [path.read_text() for path in sorted(Path(reprise.data.__path__[0]).rglob("*.py"))]
     if data.is_own:
         files = [own] if own.is_file() else sorted(path for path in own.rglob("*") if path.is_file())
-        facts += [f"{path.relative_to(own)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+        facts += [f"{path.relative_to(own)} {path.stat().st_size} {path.stat().st_ctime_ns}" for path in files]
     return f"{data.name}-{hashlib.sha256(chr(0).join(facts).encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
 
 

@@ -9,6 +9,7 @@ where it was, by the same command or by --resume.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from reprise.params.dependencies import KEPT, Dependencies
@@ -34,8 +35,8 @@ def main() -> int:
     number = rank(params.train)
     before_torch(params.train.threads, params.train.reproducible)
     processed = prepared_data(ROOT, params.data)
-    inputs = [str(path.relative_to(ROOT)) for path in (processed, ROOT / params.model.weights)]
-    dependencies = Dependencies("src/train.py", inputs, ["model", "train"], ROOT, KEPT)
+    inputs = [os.path.relpath(processed, ROOT), params.model.weights]
+    dependencies = Dependencies("stages/train.py", inputs, ["model", "train"], ROOT, KEPT)
     from reprise.training.debug import Debug
     from reprise.training.loggers import create_loggers
     from reprise.training.train import Options, train

@@ -18,7 +18,8 @@ def main() -> None:
         params = dependencies.begin()
         facts, weights = Path("models/model.json"), Path("models/model.safetensors")
         dependencies.check_earlier("train")
-        terms = load_card(facts).provenance
+        trained = load_card(facts)
+        terms = trained.provenance
         before_torch(terms.threads, terms.reproducible)
         from reprise.data.formats.packed import load_metadata
         from reprise.evaluation.evaluate import evaluate
@@ -26,12 +27,13 @@ def main() -> None:
         from reprise.model.backbone import load_model
 
         after_torch(terms.threads, terms.reproducible)
+        dependencies.check_code()
         network, card = load_model(weights, facts)
         data, given = Path("data/processed"), params.evaluate
         bins = given.calibration_bins
         result = evaluate(network, card, data, given.batch_size, bins, given.metrics)
         result.save(*outs)
-        settings = {"model": params.model.model_dump(), "train": params.train.model_dump()}
+        settings = trained.record.params if trained.record else {}
         page.write_text(model_card(card, load_metadata(data), settings, result, bins), encoding="utf-8")
         dependencies.record().save(record)
     print(f"evaluate: {card.architecture.model_name} on {len(result.ids):,} test images -> metrics/test.json")

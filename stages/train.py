@@ -33,6 +33,7 @@ def main() -> None:
         from reprise.training.train import Options, train
 
         after_torch(params.train.threads, params.train.reproducible)
+        dependencies.check_code()
         name = f"repro-{datetime.now():%Y-%m-%d_%H-%M-%S}"
         loggers = [] if number else create_loggers(params.train.loggers, RUNS / "logs" / name, name)
         model, weights = params.model, Path(params.model.weights)

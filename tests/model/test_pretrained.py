@@ -310,3 +310,17 @@ def test_what_holds_no_weights_of_the_model_is_refused(tmp_path, digits, tiny_pa
     torch.save({}, tmp_path / "y.pth")
     with pytest.raises(UserError, match="holds 2 files of weights; name one of them"):
         find_start(params(), tmp_path)
+
+
+def test_a_training_is_taken_up_only_from_one_that_began_with_the_same_classes(digits, tiny_params, tmp_path):
+    names = load_metadata(digits).classes
+    for folder, classes in (("one", names[::-1]), ("two", [*names[1:], names[0]])):
+        (tmp_path / folder).mkdir()
+        run_of(tmp_path / folder, classes)
+    keys = {}
+    for folder in ("one", "two", "one"):
+        params = tiny_params("train.epochs=1", f"model.weights={tmp_path / folder}")
+        result = train(digits, params.model, params.train, weights=tmp_path / folder)
+        keys.setdefault(folder, set()).add(result.card.provenance.key())
+    assert [len(each) for each in keys.values()] == [1, 1]
+    assert keys["one"] != keys["two"]

@@ -9,14 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from reprise.data.packed import load_metadata
 
-from reprise.data.formats.packed import load_metadata
 from reprise.runtime import provenance
 from reprise.runtime.code import closure, code_sha256, code_without_comments, read_code
 from reprise.runtime.errors import UserError
 from reprise.runtime.provenance import PACKAGES, trace
 from reprise.training.debug import Debug
-from reprise.training.result import provenance_of
+from reprise.training.train import _provenance
 from tests.conftest import ROOT
 from tests.test_structure import import_closure
 
@@ -61,7 +61,7 @@ def test_two_processes_in_two_folders_record_the_same(portable, tmp_path):
 
 
 def test_the_code_digest_changes_with_each_file_that_training_imports_and_with_no_other(portable):
-    name, sources = "src/reprise/training/train.py", read_code(ROOT / "src")
+    name, sources = "src/reprise/training/train.py", read_code(ROOT)
     plain = code_sha256(sources, name)
     assert portable["code_sha256"] == plain
     changed = {
@@ -73,7 +73,7 @@ def test_the_code_digest_changes_with_each_file_that_training_imports_and_with_n
 
 @pytest.mark.parametrize("script", [f"stages/{name}.py" for name in ("download", "preprocess", "train", "evaluate")])
 def test_the_closure_of_a_script_is_what_it_imports(script):
-    assert closure(read_code(ROOT / "src", script), script) == import_closure(ROOT / script) | {script}
+    assert closure(read_code(ROOT), script) == import_closure(ROOT / script) | {script}
 
 
 SAME = [
@@ -91,6 +91,12 @@ OTHER = [
     b"x = '# text'  # a comment\n",
     b"def f():\n    x = 1\n",
     b"if x:\n    x = 1\n",
+    b'x = """a\nb"""\n',
+    b'x = """a\n\nb"""\n',
+    b'x = """a\nb  \n"""\n',
+    b'x = """a\nb\n"""\n',
+    b"x = 1\n\x0c\nA = 5\n# c",
+    b"x = 1\n\x0c\nA = 6\n# c",
 ]
 
 
@@ -113,7 +119,7 @@ def test_a_file_that_is_no_python_is_taken_as_it_is():
 def test_a_library_that_was_edited_while_it_was_loaded_is_no_record(tmp_path, monkeypatch):
     for name, loaded in (("comment", b"# other\n"), ("code", b"x = 1\n")):
         path = "src/reprise/training/train.py"
-        monkeypatch.setattr(provenance, "LOADED", {**read_code(ROOT / "src"), path: TRAINING.read_bytes() + loaded})
+        monkeypatch.setattr(provenance, "LOADED", {**read_code(ROOT), path: TRAINING.read_bytes() + loaded})
         if name == "comment":
             trace("machine", 1, "cpu", {}, b"", "reprise.training")
         else:
@@ -134,7 +140,7 @@ def test_a_library_that_was_edited_while_it_was_loaded_is_no_record(tmp_path, mo
 )
 def test_what_changes_no_bits_changes_no_record(override, same, digits, tiny_params):
     one, two = (
-        provenance_of(load_metadata(digits), params.model, params.train, None, Debug())
+        _provenance("machine", load_metadata(digits), params.model, params.train, None, Debug())
         for params in (tiny_params(), tiny_params(override))
     )
     terms = {"params_sha256", "threads", "reproducible"}

@@ -174,11 +174,13 @@ def extra_metric(name: str, probabilities: Tensor, labels: Tensor) -> float | No
         raise UserError(f"evaluate.metrics: torchmetrics has no multiclass {name!r}; it has {', '.join(near or known)}")
     metric, classes = getattr(classification, f"multiclass_{name}"), probabilities.shape[1]
     images = labels.bincount(minlength=classes)
+    claims = probabilities.argmax(dim=1).bincount(minlength=classes)
     has_images, has_others = images > 0, images < len(labels)
     defined = {
         **dict.fromkeys(OF_IMAGES, has_images),
         **dict.fromkeys(OF_IMAGES_AND_OTHERS, has_images & has_others),
         "specificity": has_others,
+        "negative_predictive_value": claims < len(labels),
     }.get(name, torch.ones(classes, dtype=torch.bool))
     try:
         with warnings.catch_warnings():

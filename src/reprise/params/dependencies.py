@@ -11,13 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from ruamel.yaml import YAML
 
-from reprise.params.load import flat, load_params, read_yaml, validated
+from reprise.params.load import FREE, flat, load_params, read_yaml, validated
 from reprise.params.schema import Params
 from reprise.runtime.checksums import listing_md5, md5_listing, read_sealed, write_sealed
-from reprise.runtime.code import LOADED, SRC, closure, code_sha256, code_without_comments, read_code
+from reprise.runtime.code import LOADED, ROOT, closure, code_sha256, code_without_comments, read_code
 from reprise.runtime.errors import UserError
 
 MOST = 5  # changes that are named
@@ -28,8 +28,7 @@ KEPT = "Undo it and run the same command again: what is trained is kept, and is 
 class Record(BaseModel):
     """What a stage was run with: params by dotted name, the digest of its code, the MD5 of each input as DVC names it.
 
-    code_sha256: of the script and the library files that it imports, without comments and docstrings; of what trains,
-    the library alone, so that `dvc repro` and `src/train.py` record the same.
+    code_sha256: of the script and the library files that it imports, without comments and docstrings.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,18 +42,25 @@ class Record(BaseModel):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_sealed(path, self.model_dump(mode="json"))
 
-    def other_params(self, now: Mapping[str, Any]) -> list[str]:
-        """Return the recorded params that have another value in these, by dotted name, each with both."""
-        names = sorted(name for name, value in self.params.items() if now.get(name) != value)
-        return [f"{PARAMS} {name} (was {self.params[name]}, is {now.get(name, 'gone')})" for name in names]
-
     def differences(self, root: Path, stage: str, params: Params, inputs: Mapping[str, str]) -> list[str]:
         """Return what is not as recorded: params, code below the root, inputs, {path: MD5} of those that are known."""
-        other = self.other_params(_values(params))
-        script = f"stages/{stage}.py"
-        if code_sha256(read_code(root / "src", script), _deciding(script)) != self.code_sha256:
+        other = other_params(self.params, param_values(params))
+        if code_sha256(read_code(root), f"stages/{stage}.py") != self.code_sha256:
             other.append("its code")
         return other + [path for path, md5 in self.inputs.items() if inputs.get(path, md5) != md5]
+
+
+def param_values(params: Params) -> dict[str, Any]:
+    """Return all params by dotted name; a section of the user's own keys (`model.kwargs`) is one value."""
+    tree = params.model_dump(mode="json")
+    free = {name: tree[name.partition(".")[0]].pop(name.partition(".")[2]) for name in FREE}
+    return flat(tree) | free
+
+
+def other_params(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the params of `then` that have another value now, by dotted name, each with both."""
+    names = sorted(name for name, value in then.items() if now.get(name) != value)
+    return [f"{PARAMS} {name} (was {then[name]}, is {now.get(name, 'gone')})" for name in names]
 
 
 def record_path(stage: str) -> str:
@@ -74,9 +80,9 @@ def load_record(path: Path) -> Record | None:
 class Dependencies:
     """Params, code and inputs of a script, as they are when `begin` is called; `check` compares with them.
 
-    script: relative to the root. inputs: files and folders. names: the sections and params that it reads. kept: what a
-    refused run leaves for the next one, a part of the message, and `forget` removes it: called if an input has changed,
-    of which it may have seen both states.
+    script: relative to the root; what it imports is its code. inputs: files and folders. names: the sections and params
+    that it reads. kept: what a refused run leaves for the next one, a part of the message, and `forget` removes it:
+    called if images have changed that it may have seen in both states.
     """
 
     def __init__(
@@ -87,29 +93,32 @@ class Dependencies:
         self.forget: Callable[[], None] = lambda: None
 
     @classmethod
-    def of_stage(cls, name: str, kept: str = "") -> Self:
-        """Return those of a stage, as dvc.yaml in the working directory lists them."""
-        stage = _stages()[name]
+    def of_stage(cls, name: str, root: Path = Path(), kept: str = "") -> Self:
+        """Return those of a stage, as dvc.yaml lists them."""
+        stage = _stages(root)[name]
         data = [dep for dep in stage["deps"] if not dep.startswith(("src/", "stages/"))]
-        return cls(f"stages/{name}.py", data, stage["params"], kept=kept)
+        return cls(f"stages/{name}.py", data, stage["params"], root, kept)
 
     def begin(self, given: Params | None = None) -> Params:
         """Look at everything, and return the params: those given, else params.yaml's, which are to stay as they are.
 
         Raises UserError for params that are not allowed, and for code that has changed since the script was started.
         """
-        here = read_code(self.root / "src", self.script)
-        self.sources = here | (LOADED if (self.root / "src").resolve() == SRC else {})
+        self.sources = LOADED if self.root.resolve() == ROOT else read_code(self.root)
         tree = read_yaml(self.root / PARAMS) if given is None else {}
         self.typed, params = self._own(flat(tree)), given or validated(tree, PARAMS.name)
-        self.all_params, values = params, _values(params)
+        self.all_params, values = params, param_values(params)
         self.params = self._own(values)
         own = params.data.is_own  # other data sets do not look at data.path
         inputs = [path for path in self.inputs if own or path != "${data.path}"]
         self.inputs = [re.sub(r"\$\{(.+?)\}", lambda name: str(values[name[1]]), path) for path in inputs]
         self.listings = {path: md5_listing(self.root / path) for path in self.inputs}
-        self._refuse(self._changed_code())  # it may have been edited while it was loaded
+        self.check_code()
         return params
+
+    def check_code(self) -> None:
+        """Raise UserError if code was edited while it was loaded; to be called again after further imports."""
+        self._refuse(self._changed_code())
 
     def check_earlier(self, stage: str) -> None:
         """Raise UserError if the stage before has recorded something else than there is now.
@@ -120,27 +129,28 @@ class Dependencies:
         path = self.root / record_path(stage)
         with suppress(FileNotFoundError, ValueError):
             record = load_record(path)
-            if record is None or _stages()[stage].get("frozen"):
+            if record is None or _stages(self.root)[stage].get("frozen"):
                 return
             known = {path: listing_md5(listing) for path, listing in self.listings.items()}
             other = record.differences(self.root, stage, self.all_params, known)
             if other:
                 raise UserError(
-                    f"{path}: made with something else than dvc.lock says, for it was edited while the stage {stage} "
-                    f"ended: {_first(other)}; `dvc repro --force --single-item {stage}` makes it anew"
+                    f"{path}: made with something else than there is now: {_first(other)}; "
+                    f"`dvc repro --force --single-item {stage}` makes it anew"
                 )
 
     def record(self) -> Record:
         """Return what `begin` saw."""
         inputs = {path: listing_md5(listing) for path, listing in self.listings.items()}
-        return Record(params=self.params, code_sha256=code_sha256(self.sources, _deciding(self.script)), inputs=inputs)
+        return Record(params=self.params, code_sha256=code_sha256(self.sources, self.script), inputs=inputs)
 
     def check(self) -> None:
         """Raise UserError, naming what has changed, unless everything that matters is as it was."""
         inputs = self._changed_inputs()
-        if inputs:
+        seen = any(Path(path).name.startswith(("train_", "val_")) for path in inputs)
+        if seen:
             self.forget()
-        self._refuse([*self._changed_params(), *self._changed_code(), *inputs], "" if inputs else self.kept)
+        self._refuse([*self._changed_params(), *self._changed_code(), *inputs], "" if seen else self.kept)
 
     def _refuse(self, changed: list[str], kept: str = "") -> None:
         if changed:
@@ -154,14 +164,15 @@ class Dependencies:
         return {name: value for name, value in values.items() if name in names or name.startswith(_below(names))}
 
     def _changed_params(self) -> list[str]:
-        if not self.typed or self._own(flat(read_yaml(self.root / PARAMS))) == self.typed:
-            return []  # also where a value of another stage is no longer allowed
-        return Record(params=self.params, code_sha256="", inputs={}).other_params(
-            _values(load_params(self.root / PARAMS))
-        )
+        try:
+            if not self.typed or self._own(flat(read_yaml(self.root / PARAMS))) == self.typed:
+                return []  # also where a value of another stage is no longer allowed
+            return other_params(self.params, param_values(load_params(self.root / PARAMS)))
+        except UserError as error:
+            return [str(error)]
 
     def _changed_code(self) -> list[str]:
-        now = read_code(self.root / "src", self.script)
+        now = read_code(self.root)
         changed = [path for path in sorted(self.sources.keys() | now) if self.sources.get(path) != now.get(path)]
         if not changed:
             return []
@@ -179,19 +190,9 @@ class Dependencies:
         return changed
 
 
-def _deciding(script: str) -> str:
-    """Return the file whose imports decide what a script makes."""
-    return "src/reprise/training/train.py" if Path(script).name == "train.py" else script
-
-
-def _values(params: Params) -> dict[str, Any]:
-    return flat(params.model_dump(mode="json"))
-
-
-def _stages() -> dict[str, Any]:
-    """Return the stages of the dvc.yaml in the working directory."""
-    stages: dict[str, Any] = YAML(typ="safe", pure=True).load(Path("dvc.yaml"))["stages"]
-    return stages
+def _stages(root: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.load((root / "dvc.yaml").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return content["stages"]
 
 
 def _first(changes: list[str]) -> str:

@@ -162,14 +162,17 @@ class _Verifier:
             return True
         inputs = {out.def_path: out.hash_info.value for other in self.repo.index.stages for out in other.outs
                   if not other.is_data_source}  # fmt: skip
-        record = load_record(found)
+        try:
+            record = load_record(found)
+        except ValueError:  # recorded by `dvc commit` after it was altered
+            record = None
         for path in record.inputs.keys() - inputs if record else ():  # the user's, of which DVC ignores other files
             if (self.root / path).exists():
                 inputs[path] = listing_md5(md5_listing(self.root / path))
         params = load_params(self.root / "params.yaml")
         other = record.differences(self.root, name, params, inputs) if record else [record_path(name)]
         for what in other:
-            self._find(what, name, "not what its outs were made with: dvc.lock tells what came while the stage ran")
+            self._find(what, name, "not what its outs were made with")
             self.steps[3].append(f"dvc repro --force --single-item {shlex.quote(name)}; dvc repro")
         return not other
 

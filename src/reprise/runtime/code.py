@@ -7,22 +7,27 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from token import COMMENT, DEDENT, ENCODING, INDENT, NEWLINE, NL, STRING
 from tokenize import TokenError, tokenize
 
-SRC = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent.parent
 # `from reprise.x import (a, b)`, `import reprise.x`; a line of text that looks like one is one file too many
 IMPORT = re.compile(rb"^\s*(?:from|import)\s+([\w.]+)(?:\s+import\s+(\([^)]*\)|[^\n]*))?", re.MULTILINE)
 
 
-def read_code(src: Path, script: str = "") -> dict[str, bytes]:
-    """Return {path: content} of the library in a folder, as `src/...`, and of a script relative to its parent."""
-    files = [*src.glob("*.py"), *(src / "reprise").rglob("*.py")]
-    content = {f"src/{path.relative_to(src).as_posix()}": path.read_bytes() for path in files}
-    return content | ({script: (src.parent / script).read_bytes()} if script else {})
+def read_code(root: Path) -> dict[str, bytes]:
+    """Return {path relative to the root: content} of the library and the scripts, without editors' hidden files."""
+    code: dict[str, bytes] = {}
+    for pattern in ("stages/*.py", "src/*.py", "src/reprise/**/*.py"):
+        for path in root.glob(pattern):
+            if not path.name.startswith("."):
+                with suppress(FileNotFoundError):  # it was just removed or replaced
+                    code[path.relative_to(root).as_posix()] = path.read_bytes()
+    return code
 
 
 def closure(sources: Mapping[str, bytes], path: str) -> set[str]:
@@ -52,7 +57,7 @@ def code_sha256(sources: Mapping[str, bytes], path: str) -> str:
 @cache
 def code_without_comments(source: bytes) -> bytes:
     """Return a Python file without comments, docstrings and blank lines; one that is no Python as it is."""
-    lines = source.decode("utf-8", "surrogateescape").splitlines()
+    lines = source.decode("utf-8", "surrogateescape").split("\n")
     try:
         tokens = list(tokenize(io.BytesIO(source).readline))
     except (SyntaxError, TokenError):
@@ -61,14 +66,18 @@ def code_without_comments(source: bytes) -> bytes:
         if token.type == COMMENT:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column]
-    before = NEWLINE
+    before, dropped = NEWLINE, set()
     for token, following in pairwise(token for token in tokens if token.type not in (COMMENT, NL, ENCODING)):
         if token.type == STRING and before in (NEWLINE, INDENT, DEDENT) and following.type == NEWLINE:
             first, last = token.start[0], token.end[0]
             lines[first - 1 : last] = [""] * (last - first + 1)
+            dropped |= set(range(first, last + 1))
         before = token.type
-    kept = (line.rstrip() for line in lines)
-    return "\n".join(filter(None, kept)).encode("utf-8", "surrogateescape")
+    texts = {row for token in tokens for row in range(token.start[0], token.end[0]) if token.type not in (NEWLINE, NL)}
+    kept = [line if row in texts else line.rstrip() for row, line in enumerate(lines, start=1)]
+    return "\n".join(line for row, line in enumerate(kept, start=1) if line or row in texts - dropped).encode(
+        "utf-8", "surrogateescape"
+    )
 
 
-LOADED = read_code(SRC)  # imported before all else, see `reprise/__init__.py`
+LOADED = read_code(ROOT)  # imported before all else, see `reprise/__init__.py`

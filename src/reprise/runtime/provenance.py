@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from reprise.runtime.code import LOADED, SRC, code_sha256, read_code
+from reprise.runtime.code import LOADED, ROOT, code_sha256, read_code
 from reprise.runtime.errors import UserError
 
 Reproducible = Literal["portable", "machine", "off"]
@@ -77,7 +77,7 @@ def trace(
 def _loaded_code(path: str) -> str:
     """Return the digest of the code that this process has loaded. Raises UserError if that may not be what is there."""
     digest = code_sha256(LOADED, path)
-    if code_sha256(read_code(SRC), path) != digest:
+    if code_sha256(read_code(ROOT), path) != digest:
         raise UserError("the library was edited while this process loaded it; start it again")
     return digest
 

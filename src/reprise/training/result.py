@@ -88,10 +88,10 @@ def starting_point(made: Assembly, start: Start) -> Origin:
             + (f", new: {listed(new)}" if new else ""),
             file=sys.stderr,
         )
-    elif start.classes is None and not any(name.startswith(classifier_prefixes(network.model)) for name in missing):
-        print(
-            "  it does not name its classes: its classifier's rows are taken for those here, in order", file=sys.stderr
-        )
+    elif start.classes != metadata.classes and not any(
+        name.startswith(classifier_prefixes(network.model)) for name in missing
+    ):
+        print("  its classes are unknown: the classifier's rows are taken for those here, in order", file=sys.stderr)
     given, wanted = metadata.image_size, start.image_size or size
     if size != wanted:
         print(f"  trained on {wanted}x{wanted} images, it will see {size}x{size}", file=sys.stderr)
@@ -105,12 +105,12 @@ def starting_point(made: Assembly, start: Start) -> Origin:
 
 
 def provenance_of(
-    metadata: Metadata, model: ModelParams, params: TrainParams, origin: Origin | None, debug: Debug
+    metadata: Metadata, model: ModelParams, params: TrainParams, start: object, debug: Debug
 ) -> Provenance:
     """Return the record of what decides the bits of a training."""
     deciding = {
         "model": model.model_dump(exclude={"weights"}),
-        "start": origin.sha256 if origin else None,
+        "start": start,
         "train": params.model_dump(exclude={"threads", "reproducible", "checkpoint_every", "loggers"}),
         **debug.deciding(),
     }

@@ -114,7 +114,8 @@ def _train(
         WeightAverage(network, params.ema) if params.ema is not None else None,
         params.freeze_epochs,
     )
-    provenance = provenance_of(metadata, model, params, origin, options.debug)
+    begun_with = [origin.sha256, made.start.classes, made.architecture.image_size] if origin and made.start else None
+    provenance = provenance_of(metadata, model, params, begun_with, options.debug)
     checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
     for logger in options.loggers:
         logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})

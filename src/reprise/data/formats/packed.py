@@ -67,7 +67,8 @@ class PackedSplit:
 class Unaltered:
     """The files of some splits, which were verified; `check` raises UserError if one of them is another by now.
 
-    Looks at size and times first, and hashes where they differ: it costs nothing as long as nobody touches the files.
+    They are mapped, so one that was written to may have been seen in both states, and is refused even if it is as
+    before. One that another file has replaced, or whose rights have changed, is hashed: nothing read it meanwhile.
     """
 
     def __init__(self, folder: Path, splits: Sequence[Split]) -> None:
@@ -79,12 +80,16 @@ class Unaltered:
         self.states = {path: self._state(path) for path in self.sha256}
 
     def check(self) -> None:
-        """Compare."""
+        """Compare size, times and inode and, where these leave a doubt, the bytes."""
         for path, state in self.states.items():
-            if (now := self._state(path)) != state:
-                with reading("prepared data", "preprocess"):
-                    verify_file(path, self.sha256[path])
-                self.states[path] = now
+            now = self._state(path)
+            if now == state:
+                continue
+            with reading("prepared data", "preprocess"):
+                if now[:1] == state[:1] and now[1:3] != state[1:3]:
+                    raise ValueError(f"{path}: written to while it was in use")
+                verify_file(path, self.sha256[path])
+            self.states[path] = now
 
     @staticmethod
     def _state(path: Path) -> tuple[int, ...]:
