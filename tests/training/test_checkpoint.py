@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from reprise.runtime.signals import Stopped
@@ -103,6 +104,35 @@ def test_a_crash_with_everything_at_once_ends_in_the_same_bits(digits, tiny_para
         with pytest.raises(CrashError):
             train(digits, params.model, params.train, tmp_path / "scratch")
     resumed = train(digits, params.model, params.train, tmp_path / "scratch")
+    assert bits(resumed, tmp_path / "resumed") == bits(whole, tmp_path / "whole")
+
+
+class Numbers(Callback):
+    """Sees single batches; notes what epoch and step the trainer says it is."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append((trainer.current_epoch, trainer.global_step))
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.seen.append((trainer.current_epoch, trainer.global_step))
+
+
+def test_a_callback_that_sees_single_batches_is_told_the_same_after_a_resumption(
+    digits, tiny_params, tmp_path, monkeypatch
+):
+    params = tiny_params("train.epochs=3", "train.checkpoint_every.minutes=0", "train.accumulate=2")
+    before, after = Numbers(), Numbers()
+    whole = train(digits, params.model, params.train, options=Options(callbacks=[before]))
+    with monkeypatch.context() as patched:
+        at_step(patched, 9, raise_crash)  # in the second epoch
+        with pytest.raises(CrashError):
+            train(digits, params.model, params.train, tmp_path / "scratch", options=Options(callbacks=[Numbers()]))
+    resumed = train(digits, params.model, params.train, tmp_path / "scratch", options=Options(callbacks=[after]))
+    assert after.seen == before.seen[before.seen.index((1, 9)) :]
+    assert len(before.seen) == 3 * (STEPS + 1)
     assert bits(resumed, tmp_path / "resumed") == bits(whole, tmp_path / "whole")
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from reprise.params.resolve import rank
 from reprise.runtime.errors import UserError
+from reprise.training.distributed import slurm_environment
 from tests.conftest import ROOT, TINY
 
 SCRIPT = """
@@ -255,6 +256,22 @@ def test_slurm_and_the_params_agree_on_the_tasks(tiny_params, launched, override
     params = tiny_params(*overrides).train
     with pytest.raises(UserError, match=rf"^SLURM has started \d tasks .* --ntasks-per-node={params.devices}, or .*$"):
         rank(params)
+
+
+@pytest.mark.parametrize(
+    ("environment", "managed"),
+    [
+        ({}, False),
+        (SLURM, True),
+        (SLURM | {"SLURM_JOB_NAME": "bash"}, False),
+        (SLURM | {"TORCHELASTIC_RUN_ID": "x"}, False),
+    ],
+)
+def test_tasks_of_slurm_are_lightnings_without_its_requeueing(launched, environment, managed):
+    launched(environment)
+    found = slurm_environment()
+    assert (found is not None) == managed
+    assert not managed or not found.auto_requeue
 
 
 def test_torchrun_and_the_params_agree_on_the_number_of_processes(tiny_params, launched):

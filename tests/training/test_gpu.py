@@ -45,7 +45,7 @@ from reprise.training.train import StatelessDropout, train
 after_torch(params.train.threads, params.train.reproducible)
 from reprise.training import module as classifier
 from reprise.training import cuda_graphs as graphs
-from reprise.training import steps as lean_epoch
+from reprise.training import steps
 
 exec(os.environ.get("PATCH", ""))
 untouched_record = graphs.record
@@ -133,7 +133,7 @@ def test_replayed_graphs_end_in_the_bytes_of_single_kernels(overrides, times, di
     settings = ["train.reproducible=machine", *overrides]
     replayed, said = trained(digits, tmp_path / "replayed", *settings)
     assert said.count("recorded\n") == times
-    plain, said = trained(digits, tmp_path / "plain", *settings, PATCH="lean_epoch.recordable = lambda module: False")
+    plain, said = trained(digits, tmp_path / "plain", *settings, PATCH="steps.recordable = lambda module: False")
     assert "recorded" not in said
     assert len(replayed) == 4
     assert replayed == plain
@@ -158,7 +158,7 @@ def test_a_model_that_reads_from_the_gpu_is_trained_without_graphs(digits, tmp_p
     trained_so, said = trained(digits, tmp_path / "reading", *settings, PATCH=READING)
     assert said.count("steps run without CUDA graphs, slower: called a synchronizing CUDA operation\n") == 1
     assert "recorded" not in said
-    plain, _ = trained(digits, tmp_path / "plain", *settings, PATCH="lean_epoch.recordable = lambda module: False")
+    plain, _ = trained(digits, tmp_path / "plain", *settings, PATCH="steps.recordable = lambda module: False")
     assert trained_so == plain
 
 

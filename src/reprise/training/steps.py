@@ -7,7 +7,7 @@ one batch and Lightning calls the hook; so it is with several processes, for DDP
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from itertools import islice
 from queue import SimpleQueue
 from threading import Thread
@@ -69,20 +69,16 @@ class ChunkedClassifier(LitClassifier):
         return configured
 
     def on_train_epoch_start(self) -> None:
-        """Look who watches, and how gradients are made."""
+        """Look who watches, and whether to record CUDA graphs."""
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         self.observers = [callback for callback in callbacks if isinstance(callback, BatchObserver)]
         self.zeroing, self.differentiating, self.differentiated = (_overridden(callbacks, name) for name in HOOKS[1:4])
         self.schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs if config.interval == "step"]
-        self.compute_loss: Callable[[Any], Tensor] = self.learn
-        self.compute_gradients: Callable[[Tensor], None] = Tensor.backward
         if self.trainer.world_size > 1:
-            self.compute_gradients = self.manual_backward  # prepares DDP, and calls the hooks
-            self.differentiating = self.differentiated = []
+            self.differentiating = self.differentiated = []  # `manual_backward` calls them
         elif recordable(self):
             self.graphed = self.graphed or GraphedSteps(self, self.accumulate)
             self.graphed.begin()
-            self.compute_loss, self.compute_gradients = self.graphed.learn, self.graphed.backward
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Learn from a batch, or from each of a chunk; return the last one's loss."""
@@ -101,7 +97,8 @@ class ChunkedClassifier(LitClassifier):
         trainer, optimizer = self.trainer, self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         stepping = last or (number + 1) % self.accumulate == 0
-        loss = self.compute_loss(batch)
+        passes: Any = self.graphed or self
+        loss = passes.learn(batch)
         if self.accumulate > 1:
             loss = loss / self.accumulate
         if number % self.accumulate == 0:
@@ -110,8 +107,12 @@ class ChunkedClassifier(LitClassifier):
             optimizer.optimizer.zero_grad()
         for hook in self.differentiating:
             hook(trainer, self, loss)
-        with nullcontext() if stepping else self._without_averaging():
-            self.compute_gradients(loss)
+        if trainer.world_size == 1:
+            passes.backward(loss)
+        else:  # as DDP wants it: gradients are averaged when the optimizer is about to step
+            strategy: Any = trainer.strategy
+            with nullcontext() if stepping else strategy.block_backward_sync():
+                self.manual_backward(loss)
         for hook in self.differentiated:
             hook(trainer, self)
         if stepping:
@@ -124,10 +125,6 @@ class ChunkedClassifier(LitClassifier):
         """Clip the gradients, after the callbacks have seen them."""
         if self.clip_grad:
             self.clip_gradients(optimizer, self.clip_grad, "norm")
-
-    def _without_averaging(self) -> AbstractContextManager[None]:
-        strategy: Any = self.trainer.strategy
-        return strategy.block_backward_sync() if self.trainer.world_size > 1 else nullcontext()
 
     def _log_epoch(self, split: str, metrics: EpochMetrics) -> Tensor:
         """Let loggers number the epoch by its last batch, whatever the chunks and however often it was taken up."""
