@@ -21,7 +21,7 @@ import numpy as np
 
 from reprise.data.formats.raw import UNSPLIT, RawImage, Source, encode_array, write_archive
 from reprise.runtime.atomic import Lock
-from reprise.runtime.errors import OF_THE_DISK, UserError
+from reprise.runtime.errors import OF_THE_DISK, UserError, reason
 
 Arguments = Mapping[str, Any]  # for the constructor of torchvision's class
 
@@ -207,8 +207,7 @@ def download_torchvision(
     except REFUSALS as error:
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             raise
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise _refusal(name, row, mirror, root, reason) from None
+        raise _refusal(name, row, mirror, root, reason(error).rstrip(".")) from None
     lists = [class_names(row.names if isinstance(row.names, tuple) else getattr(p, row.names)) for p in parts.values()]
     if any(other != lists[0] for other in lists):
         raise _refusal(name, row, mirror, root, "its splits have different classes")
@@ -315,16 +314,16 @@ def _images(row: TorchvisionSet, split: str, data_set: Any, names: list[str], ro
         yield RawImage(split, class_name, path.name, encoded)
 
 
-def _refusal(name: str, row: TorchvisionSet, mirror: str | None, root: Path, reason: str) -> UserError:
+def _refusal(name: str, row: TorchvisionSet, mirror: str | None, root: Path, said: str) -> UserError:
     own = "put images into data/own/CLASS/ and set data.name: folder"
     if row.manual:
         return UserError(
-            f"data.name = {name}: {reason}; torchvision does not download this one: bring {row.note} below {root}, "
+            f"data.name = {name}: {said}; torchvision does not download this one: bring {row.note} below {root}, "
             f"or {own}"
         )
     where = mirror or "the data set's own address"
     copy = "set data.mirror to the http:// or https:// address of a copy, " if row.mirror else ""
     return UserError(
-        f"data.name = {name}: could not download from {where} ({reason}); check the network, {copy}or {own}; "
+        f"data.name = {name}: could not download from {where} ({said}); check the network, {copy}or {own}; "
         f"if an earlier download is damaged, remove {root}"
     )

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from reprise.data.formats.packed import Resize
+from reprise.runtime.errors import reason
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # no others: some start foreign programs
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
@@ -55,7 +56,7 @@ def decode_with_size(
     except BadImageError:
         raise
     except Exception as error:  # Pillow's plugins raise whatever hostile bytes provoke
-        raise BadImageError(_reason(error)) from None
+        raise BadImageError(reason(error)) from None
     pixels = np.asarray(_square(image, image_size, resize), dtype=np.uint8)
     return pixels.reshape(image_size, image_size, channels), (width, height)
 
@@ -74,7 +75,7 @@ def _open(encoded: bytes) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:
-        raise BadImageError(_reason(error)) from None
+        raise BadImageError(reason(error)) from None
     if image.width * image.height > MAX_PIXELS:
         raise BadImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: a decompression bomb?")
     return image
@@ -113,7 +114,3 @@ def _square(image: Image.Image, size: int, resize: Resize) -> Image.Image:
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side) if resize == "crop" else None
     return image.resize((size, size), Image.Resampling.BILINEAR, box)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
