@@ -16,7 +16,7 @@ from reprise.augment.functional import resized, to_unit
 from reprise.augment.pipeline import augment, fitted, mix
 from reprise.data.formats.packed import Metadata, PackedSplit
 from reprise.loader.images import Images
-from reprise.params.schema import AugmentParams
+from reprise.params.schema import TrainParams
 from reprise.runtime.device import to_device
 from reprise.runtime.errors import UserError
 
@@ -98,8 +98,8 @@ class TrainBatches:
     Yields images (batch_size, C, H, W) float32 and labels (batch_size,) int64 or, with mixup or cutmix, soft targets
     (batch_size, classes) float32, all on the device. Lightning calls `sampler.set_epoch` before each epoch, as it does
     for any loader. `steps` is the number of batches in a whole epoch; there is no `len()`, for an epoch that is taken
-    up again has fewer. With `balanced`, an epoch draws each class equally often on average, with replacement. The
-    processes of a training take the batches in turn: rank r of n has those that a single process has at r, r + n, ...
+    up again has fewer. With `balance: sampling`, an epoch draws each class equally often on average, with replacement.
+    The processes of a training take the batches in turn: rank r of n has those that a single one has at r, r + n, ...
     image_sizes: of each epoch, to which its images are resized; without them they stay as they are.
     Raises UserError if one batch of every process is larger than the split, or the augmentation does not fit.
     """
@@ -108,32 +108,28 @@ class TrainBatches:
         self,
         split: PackedSplit,
         metadata: Metadata,
-        batch_size: int,
-        augmentation: AugmentParams,
-        seed: int,
+        params: TrainParams,
         device: torch.device | str = "cpu",
-        balanced: bool = False,
         rank: int = 0,
         world: int = 1,
         image_sizes: Sequence[int] = (),
     ) -> None:
-        if batch_size * world > len(split):
+        if params.batch_size * world > len(split):
             processes = f" times {world} processes" if world > 1 else ""
             raise UserError(
-                f"train.batch_size = {batch_size}{processes} is larger than the training split of {len(split)} images; "
-                f"choose at most {len(split) // world}"
+                f"train.batch_size = {params.batch_size}{processes} is larger than the training split of {len(split)} "
+                f"images; choose at most {len(split) // world}"
             )
         self.images = Images(split.images, device)
         self.labels = torch.from_numpy(split.labels)
         self.classes = len(metadata.classes)
         self.normalize = Normalize(metadata, device)
-        self.batch_size = batch_size
-        self.augmentation = fitted(augmentation, metadata)
-        self.seed = seed
-        self.balanced = balanced
+        self.batch_size, self.seed = params.batch_size, params.seed
+        self.balanced = params.balance == "sampling"
+        self.augmentation = fitted(params.augment, metadata)
         self.rank, self.world = rank, world
         self.image_sizes = image_sizes
-        self.steps = len(split) // batch_size // world
+        self.steps = len(split) // params.batch_size // world
         self.epoch = 0
         self.begin = (0, 0)
         self.sampler = self
@@ -178,8 +174,8 @@ class TrainBatches:
         """Return which images of an epoch's order (N,) are turned left to right, bool (N,).
 
         Each by chance in the first epoch, then every other time: two epochs show it both ways, which chance alone does
-        for half of the images (alternating flip: Jordan, airbench, 2024). With `balanced`, which draws an image
-        several times an epoch or never, by chance each time.
+        for half of the images (alternating flip: Jordan, airbench, 2024). With `balance: sampling`, which draws an
+        image several times an epoch or never, by chance each time.
         """
         if self.balanced:
             return torch.rand(len(order), generator=stateless_generator(self.seed, "mirror", epoch)) < 0.5

@@ -75,11 +75,8 @@ def assemble(
     batches = TrainBatches(
         train_split,
         metadata,
-        params.batch_size,
-        params.augment,
-        params.seed,
+        params,
         where,
-        params.balance == "sampling",
         rank,
         world,
         growing_sizes(params.epochs, params.start_size or size, size),

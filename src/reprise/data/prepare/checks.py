@@ -5,7 +5,7 @@ prepared, or similar by its perceptual hash. What the later split measures is th
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -116,9 +116,12 @@ class Findings:
             lines.append(f"no images of class {listed}{more}")
         return lines
 
-    def refuse_leaks(self) -> None:
-        """Raise UserError if there is a leak, naming the first."""
-        if leaks := self.leaks():
+    def treat_leaks(self, on_leak: Literal["error", "warn", "drop"]) -> None:
+        """Leave the leaks out, or raise UserError that names the first; with `warn` do neither."""
+        leaks = self.leaks()
+        if on_leak == "drop":
+            self.dropped.update((row, self.relation(row, twin)) for row, twin in leaks.items())
+        if on_leak == "error" and leaks:
             listed = [
                 f"{shown(self.ids[row])} ({SPLITS[self.splits[row]]}), {self.relation(row, twin)}"
                 for row, twin in leaks.items()
