@@ -122,8 +122,9 @@ class Findings:
         if on_leak == "error" and leaks:
             more = f"; and {len(leaks) - NAMED:,} more" if len(leaks) > NAMED else ""
             raise UserError(
-                f"{_images(len(leaks))} of train or val in a later split too: {'; '.join(self._named(leaks))}{more}; remove "
-                "one of each pair, or set data.on_leak: drop (leaves out the one that is not in the later split) or warn"
+                f"{_images(len(leaks))} of train or val in a later split too: {'; '.join(self._named(leaks))}{more}; "
+                "remove one of each pair, or set data.on_leak: drop (leaves out the one that is not in the later "
+                "split) or warn"
             )
 
     def _named(self, leaks: dict[int, int]) -> list[str]:
