@@ -21,7 +21,7 @@ import torch
 from reprise.data.download.sources import download
 from reprise.data.prepare.prepare import preprocess
 from reprise.params.load import load_params
-from reprise.params.schema import AugmentParams, DataParams
+from reprise.params.schema import AugmentParams, DataParams, TrainParams
 
 for signum in (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):  # a job in the background is started to ignore them
     if signal.getsignal(signum) is signal.SIG_IGN:
@@ -50,6 +50,12 @@ def augmentation(**changes):
     """Params of an augmentation with these changes and no others."""
     still = dict.fromkeys(AugmentParams.model_fields, 0) | {"flip": False, "policy": "none"}
     return AugmentParams(**(still | changes))
+
+
+def batch_params(batch_size: int, augment: AugmentParams, seed: int = 0, balance: str = "none") -> TrainParams:
+    """Params of a training with such batches."""
+    changes = {"batch_size": batch_size, "augment": augment, "seed": seed, "balance": balance}
+    return load_params(ROOT / "params.yaml").train.model_copy(update=changes)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from reprise.augment.pipeline import augment, fitted, mix
 from reprise.data.formats.packed import PackedSplit
 from reprise.loader.batches import IGNORE_INDEX, TrainBatches, stateless_generator
 from reprise.runtime.errors import UserError
-from tests.conftest import ROOT, augmentation
+from tests.conftest import ROOT, augmentation, batch_params
 from tests.loader.test_batches import metadata
 
 GENERATORS = partial(stateless_generator, "test")
@@ -55,13 +55,13 @@ from reprise.params.load import load_params
 after_torch(1, "portable")
 
 def digest(channels, size, *overrides):
-    params = load_params("params.yaml", overrides).train.augment
+    params = load_params("params.yaml", ["train.batch_size=32", *overrides]).train
     facts = Metadata(
         data="digits", classes=["a", "b"], image_size=size, channels=channels, mean=[0.3] * channels,
         std=[0.25] * channels, counts={}, source_sha256="", splits_sha256="", sha256={},
     )
     images = np.random.RandomState(0).randint(0, 256, (96, size, size, channels)).astype(np.uint8)
-    batches = TrainBatches(PackedSplit(images, np.arange(96) % 2, [""] * 96), facts, 32, params, 0)
+    batches = TrainBatches(PackedSplit(images, np.arange(96) % 2, [""] * 96), facts, params)
     batches.set_epoch(3)
     total = hashlib.sha256()
     for images, labels in batches:
@@ -146,13 +146,16 @@ def test_all_of_it_runs_where_the_images_are():
     assert targets.shape == (8, 5)
 
 
-def epoch_of(seed, epoch, begin=0, **settings):
+def epoch_of(seed, epoch, begin=0, balance="none", **settings):
     """Return which of 400 images an epoch of batches of 40 has, in its order, and which of these it mirrors exactly."""
     images = np.zeros((400, 4, 4, 2), np.uint8)
     images[..., 0], images[..., 1] = np.arange(400)[:, None, None] % 200, np.arange(400)[:, None, None] // 200
     images[:, 3, :2] = 255
     batches = TrainBatches(
-        PackedSplit(images, np.arange(400), []), metadata(2), 40, augmentation(flip=True), seed, **settings
+        PackedSplit(images, np.arange(400), []),
+        metadata(2),
+        batch_params(40, augmentation(flip=True), seed, balance),
+        **settings,
     )
     batches.start(epoch, begin)
     changed, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -180,7 +183,7 @@ def test_each_image_is_mirrored_exactly_in_every_other_epoch_and_half_of_them_in
 
 def test_an_image_that_an_epoch_draws_several_times_is_mirrored_by_chance_each_time():
     twice = 0
-    for labels, mirrored in (epoch_of(0, 0, balanced=True), epoch_of(0, 1, balanced=True)):
+    for labels, mirrored in (epoch_of(0, 0, balance="sampling"), epoch_of(0, 1, balance="sampling")):
         assert 150 < mirrored.sum() < 250
         drawn = [mirrored[labels == label] for label in labels.unique()]
         twice += sum(bool(ways.any() and not ways.all()) for ways in drawn)
@@ -217,7 +220,7 @@ def test_auto_mirrors_photos_and_leaves_digits_alone(data, channels, flip, mirro
     facts = metadata(channels).model_copy(update={"data": data})
     assert fitted(augmentation(flip=flip), facts).flip is mirrored
     split = PackedSplit(np.arange(256 * channels, dtype=np.uint8).reshape(16, 4, 4, channels), np.zeros(16, int), [])
-    ((images, _),) = TrainBatches(split, facts, 16, augmentation(flip=flip), seed=0)
+    ((images, _),) = TrainBatches(split, facts, batch_params(16, augmentation(flip=flip)))
     originals = torch.from_numpy(split.images).permute(0, 3, 1, 2) / 255
     found = sum(bool((images == original).flatten(1).all(1).any()) for original in originals)
     assert (found < 16) is mirrored
@@ -382,7 +385,7 @@ def test_batches_carry_soft_targets_that_are_a_function_of_seed_epoch_and_step()
     split = PackedSplit(noise(32, channels=1).numpy(), np.arange(32) % 2, [])
 
     def batches(**changes):
-        return list(TrainBatches(split, metadata(), 8, augmentation(**changes), seed=3))
+        return list(TrainBatches(split, metadata(), batch_params(8, augmentation(**changes), seed=3)))
 
     first = batches(mixup=0.4, cutmix=1)
     torch.rand(10)

@@ -31,7 +31,7 @@ def parts(digits, tiny_params):
 def failed(parts, classes=10):
     """Return the names of the checks that fail."""
     params, metadata = parts["params"], parts["metadata"]
-    batches = TrainBatches(parts["train"], metadata, params.batch_size, params.augment, params.seed)
+    batches = TrainBatches(parts["train"], metadata, params)
     checks = check(parts["lit"], batches, EvalBatches(parts["val"], metadata, 64), classes)
     assert table(checks).count("FAIL") == sum(not each.passed for each in checks)
     return {each.name for each in checks if not each.passed}

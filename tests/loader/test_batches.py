@@ -20,7 +20,7 @@ from reprise.loader.batches import (
     stateless_generator,
 )
 from reprise.runtime.errors import UserError
-from tests.conftest import augmentation
+from tests.conftest import augmentation, batch_params
 
 STILL = augmentation()
 
@@ -48,7 +48,7 @@ def numbered(count):
 
 
 def batches(count=10, size=3, augmentation=STILL, seed=0, epoch=0):
-    train = TrainBatches(numbered(count), metadata(), size, augmentation, seed)
+    train = TrainBatches(numbered(count), metadata(), batch_params(size, augmentation, seed))
     train.sampler.set_epoch(epoch)
     return train
 
@@ -130,7 +130,7 @@ def test_a_small_split_is_not_padded_to_a_large_batch():
 def test_two_steps_of_one_epoch_draw_different_augmentation():
     same = PackedSplit(np.full((4, 4, 4, 1), 200, np.uint8), np.zeros(4, np.int64), list("abcd"))
     moving = augmentation(rotate=20, scale=0.1, shift=0.3)
-    (first, _), (second, _) = TrainBatches(same, metadata(), 2, moving, seed=0)
+    (first, _), (second, _) = TrainBatches(same, metadata(), batch_params(2, moving))
     assert not torch.equal(first, second)
     assert not torch.equal(first[0], first[1])
 
@@ -138,7 +138,7 @@ def test_two_steps_of_one_epoch_draw_different_augmentation():
 def test_what_moves_in_is_black_before_the_mean_is_subtracted():
     white = PackedSplit(np.full((2, 4, 4, 1), 255, np.uint8), np.zeros(2, np.int64), list("ab"))
     away = augmentation(shift=0.9)
-    train = TrainBatches(white, metadata(mean=0.5, std=0.25), 2, away, seed=0)
+    train = TrainBatches(white, metadata(mean=0.5, std=0.25), batch_params(2, away))
     ((images, _),) = train
     assert images.min().item() == pytest.approx((0 - 0.5) / 0.25)  # not 0, the mean
 
@@ -179,7 +179,7 @@ def test_each_epoch_has_images_of_its_size_and_evaluation_of_the_last():
     halves = np.zeros((4, 8, 8, 1), np.uint8)
     halves[:, :, 4:] = 200
     split = PackedSplit(halves, np.arange(4), list("abcd"))
-    train = TrainBatches(split, metadata(mean=0.5, std=0.25), 2, STILL, seed=0, image_sizes=[4, 6, 8])
+    train = TrainBatches(split, metadata(mean=0.5, std=0.25), batch_params(2, STILL), image_sizes=[4, 6, 8])
     for epoch, size in enumerate([4, 6, 8]):
         train.set_epoch(epoch)
         for images, _ in train:

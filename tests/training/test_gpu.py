@@ -26,7 +26,7 @@ from reprise.training.distributed import ddp_strategy, processes
 from reprise.training.setup import lit_classifier
 from reprise.training.steps import BatchObserver
 from reprise.training.train import Options, StatelessDropout, train
-from tests.conftest import ROOT, TINY, augmentation
+from tests.conftest import ROOT, TINY, augmentation, batch_params
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0"}
 SLURM = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2", "SLURM_NODEID": "1"}
@@ -224,7 +224,7 @@ def test_no_batch_waits_for_the_gpu_and_all_are_those_of_the_cpu(changes, digits
     sizes = {} if changes.get("policy") else {"image_sizes": [12]}
     made = {}
     for device in ("cpu", "cuda"):
-        batches = TrainBatches(split, metadata, 16, augmentation(**changes), 0, device, **sizes)
+        batches = TrainBatches(split, metadata, batch_params(16, augmentation(**changes)), device, **sizes)
         for mode in ("default", "error") if device == "cuda" else ():  # the first time, libraries are loaded
             torch.cuda.set_sync_debug_mode(mode)
             try:

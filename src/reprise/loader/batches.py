@@ -16,7 +16,7 @@ from reprise.augment.functional import resized, to_unit
 from reprise.augment.pipeline import augment, fitted, mix
 from reprise.data.formats.packed import Metadata, PackedSplit
 from reprise.loader.images import Images
-from reprise.params.schema import AugmentParams
+from reprise.params.schema import TrainParams
 from reprise.runtime.device import to_device
 from reprise.runtime.errors import UserError
 
@@ -101,7 +101,7 @@ class TrainBatches:
     float32 (batch_size, classes); all on the device. Lightning calls `sampler.set_epoch` before each epoch. `steps` is
     the number of batches in a whole epoch; there is no `len()`, because a resumed epoch has fewer.
 
-    balanced: draw each class equally often on average, with replacement. rank, world: rank r of n processes has the
+    `balance: sampling` draws each class equally often on average, with replacement. rank, world: rank r of n processes has the
     batches r, r + n, ... of a single process. image_sizes: the size that images are resized to in each epoch; empty:
     they are not resized. Raises UserError if one batch of every process is larger than the split, or as `fitted` does.
     """
@@ -110,32 +110,28 @@ class TrainBatches:
         self,
         split: PackedSplit,
         metadata: Metadata,
-        batch_size: int,
-        augmentation: AugmentParams,
-        seed: int,
+        params: TrainParams,
         device: torch.device | str = "cpu",
-        balanced: bool = False,
         rank: int = 0,
         world: int = 1,
         image_sizes: Sequence[int] = (),
     ) -> None:
-        if batch_size * world > len(split):
+        if params.batch_size * world > len(split):
             processes = f" times {world} processes" if world > 1 else ""
             raise UserError(
-                f"train.batch_size = {batch_size}{processes} is larger than the training split of {len(split)} images; "
-                f"choose at most {len(split) // world}"
+                f"train.batch_size = {params.batch_size}{processes} is larger than the training split of {len(split)} "
+                f"images; choose at most {len(split) // world}"
             )
         self.images = Images(split.images, device)
         self.labels = torch.from_numpy(split.labels)
         self.classes = len(metadata.classes)
         self.normalize = Normalize(metadata, device)
-        self.batch_size = batch_size
-        self.augmentation = fitted(augmentation, metadata)
-        self.seed = seed
-        self.balanced = balanced
+        self.batch_size, self.seed = params.batch_size, params.seed
+        self.balanced = params.balance == "sampling"
+        self.augmentation = fitted(params.augment, metadata)
         self.rank, self.world = rank, world
         self.image_sizes = image_sizes
-        self.steps = len(split) // batch_size // world
+        self.steps = len(split) // params.batch_size // world
         self.epoch = 0
         self.begin = (0, 0)
         self.sampler = self
@@ -180,7 +176,7 @@ class TrainBatches:
         """Return which images of an epoch are flipped left to right, bool (N,); order: row numbers, (N,).
 
         Alternating flip (Jordan, airbench, 2024): at random in the first epoch, then every other time, so that two
-        epochs show each image both ways. With `balanced`, which draws an image several times an epoch or never, at
+        epochs show each image both ways. With `balance: sampling`, which draws an image several times an epoch or never, at
         random each time.
         """
         if self.balanced:

@@ -160,8 +160,8 @@ class Dependencies:
             )
 
     def _own(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        names = tuple(self.names)
-        return {name: value for name, value in values.items() if name in names or name.startswith(_below(names))}
+        names = tuple(f"{name}." for name in self.names)
+        return {name: value for name, value in values.items() if f"{name}.".startswith(names)}
 
     def _changed_params(self) -> list[str]:
         try:
@@ -197,7 +197,3 @@ def _stages(root: Path) -> dict[str, Any]:
 
 def _first(changes: list[str]) -> str:
     return ", ".join(changes[:MOST]) + (f" and {len(changes) - MOST} more" if len(changes) > MOST else "")
-
-
-def _below(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{name}." for name in names)

@@ -5,14 +5,15 @@ leaves the old out (or none) under the final name, never a part of the new one. 
 gives back however its holder dies, keeps a second process waiting until the first is through.
 """
 
-import fcntl
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
+
+from filelock import FileLock, Timeout
 
 from reprise.runtime.errors import UserError
 from reprise.runtime.signals import StopSignals
@@ -81,50 +82,37 @@ class Lock:
     def __init__(self, target: Path) -> None:
         self.target = target
         self.path = target.with_name(f".{target.name}.lock")
+        self.lock = FileLock(self.path, mode=0o666, thread_local=False, fallback_to_soft=False)
 
     def acquire(self, wait: bool = True) -> bool:
         """Take the lock; return False, without it, if another process has it and `wait` is false."""
-        while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if not wait:
-                        os.close(descriptor)
-                        return False
-                    holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "another"
-                    if holder == str(os.getpid()):
-                        raise RuntimeError(f"{self.target} is locked by this very process") from None
-                    print(f"waiting for process {holder}, which is at work on {self.target}", file=sys.stderr)
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if self._is_still(descriptor):
-                    break
-            except OSError as error:
-                os.close(descriptor)
-                raise UserError(
-                    f"{self.path}: cannot be locked ({error.strerror}); keep the repository on a file system with locks"
-                ) from None
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        self.descriptor = descriptor
+        try:
+            if not self._taken(blocking=False):
+                if not wait:
+                    return False
+                with suppress(FileNotFoundError):  # given back this very moment
+                    holder = self.path.read_text() or "another"
+                    print(f"waiting for process {holder.strip()}, which is at work on {self.target}", file=sys.stderr)
+                self._taken(blocking=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be locked ({error.strerror}); keep the repository on a file system with locks"
+            ) from None
+        with suppress(OSError):  # on a full disk it has no name
+            self.path.write_text(f"{os.getpid()}\n")
+        return True
+
+    def _taken(self, blocking: bool) -> bool:
+        try:
+            self.lock.acquire(blocking=blocking, poll_interval=0.02)
+        except Timeout:
+            return False
         return True
 
     def release(self) -> None:
         """Give the lock back. Its file goes first, while it is held: who waits for it notices and makes a new one."""
         self.path.unlink(missing_ok=True)
-        os.close(self.descriptor)
-
-    def _is_still(self, descriptor: int) -> bool:
-        """Say whether the locked file is the one of that name, not one that its holder has removed meanwhile."""
-        try:
-            return os.path.samestat(os.fstat(descriptor), self.path.stat())
-        except FileNotFoundError:
-            return False
+        self.lock.release()
 
     def __enter__(self) -> Self:
         self.acquire()

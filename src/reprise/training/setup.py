@@ -82,11 +82,8 @@ def assemble(
     batches = TrainBatches(
         train_split,
         metadata,
-        params.batch_size,
-        params.augment,
-        params.seed,
+        params,
         process.device,
-        params.balance == "sampling",
         process.rank,
         process.world,
         growing_sizes(params.epochs, params.start_size or size, size),

@@ -66,7 +66,7 @@ def test_what_goes_in_comes_out_in_its_order(images):
         assert archive.source == written
         assert (archive.source.classes, archive.source.images) == (classes, len(images))
         assert list(archive.members) == [image.member for image in images]
-        assert list(archive.placed()) == [(image.split, image.class_name) for image in images]
+        assert list(zip(*archive.placed(), strict=True)) == [(image.split, image.class_name) for image in images]
         assert list(read_images(archive.path, archive.members.values())) == [image.encoded for image in images]
         assert [archive.read(image.member) for image in reversed(images)] == [i.encoded for i in reversed(images)]
 

@@ -18,7 +18,7 @@ from typing import IO, BinaryIO, NamedTuple, Self
 
 from reprise.data.download.layouts import IMAGE_SUFFIXES, is_hidden, is_suffix
 from reprise.data.formats.raw import shown
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, reason
 
 MOST_BYTES = 256 << 20  # of one member
 MOST_HEADER_BYTES = 1 << 20  # of a tar member's long name or attributes
@@ -172,6 +172,7 @@ def _undamaged(where: str, name: str = "") -> Iterator[None]:
     try:
         yield
     except OF_DAMAGE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         member = f", {shown(name)}" if name else ""
-        raise DamagedArchiveError(f"{where}{member}: cut short or damaged ({reason}); fetch or pack it again") from None
+        raise DamagedArchiveError(
+            f"{where}{member}: cut short or damaged ({reason(error)}); fetch or pack it again"
+        ) from None

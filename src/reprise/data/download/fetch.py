@@ -22,7 +22,7 @@ from tqdm import tqdm
 from reprise.data.download.containers import looks_like_html
 from reprise.runtime.atomic import Lock
 from reprise.runtime.checksums import file_sha256, naming
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, reason
 
 TRIES = 5  # without a byte more, one after the other
 TIMEOUT = 30  # seconds without a byte
@@ -82,26 +82,26 @@ def _fetch(url: str, sha256: str | None, path: Path, sleep: Callable[[float], No
                 raise UserError(
                     f"data.url = {url}: came with the SHA-256 {seen}, not {sha256}; correct data.sha256, or data.url"
                 )
-            reason = "the parts do not fit together"
+            said = "the parts do not fit together"
         except HTTPError as error:
-            reason = " ".join(f"HTTP {error.code} {error.reason}".split())
+            said = " ".join(f"HTTP {error.code} {error.reason}".split())
             if error.code not in PASSING:
-                raise UserError(f"data.url = {url}: {reason}; check the address") from None
+                raise UserError(f"data.url = {url}: {said}; check the address") from None
         except InvalidURL as error:
             raise UserError(f"data.url = {url}: not an address ({error}); correct it") from None
         except (OSError, HTTPException, BrokenOffError) as error:
             if isinstance(error, OSError) and error.filename:  # of the disk, not of the network
                 raise
-            reason = " ".join(str(error).split()) or type(error).__name__
+            said = reason(error)
         failures = 1 if partial.size > most else failures + 1
         most = max(most, partial.size)
         if failures >= TRIES:
             raise UserError(
-                f"data.url = {url}: could not be downloaded ({reason}; {partial.size:,} bytes so far); check the "
+                f"data.url = {url}: could not be downloaded ({said}; {partial.size:,} bytes so far); check the "
                 "network and run it again, which goes on from there, or bring the file here and set data.path to it"
             )
         seconds = 2 ** (failures - 1)
-        print(f"download: {reason}, after {partial.size:,} bytes; again in {seconds} s", file=sys.stderr)
+        print(f"download: {said}, after {partial.size:,} bytes; again in {seconds} s", file=sys.stderr)
         sleep(seconds)
 
 

@@ -56,7 +56,7 @@ def lay_out(names: Iterable[str], read: Callable[[str], bytes], where: str) -> L
     if not images:
         raise UserError(f"{where} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){_instead(visible)}")
     for name in images:
-        if not _is_text(name):
+        if name != name.encode(errors="ignore").decode():  # bytes that are no text come as lone surrogates
             raise UserError(f"{f'{where}/{name}'!a}: the name is not UTF-8; rename it")
     tables = [name for name in visible if is_suffix(name, {".csv"})]
     top = _redundant_top(images, tables)
@@ -102,15 +102,6 @@ def _instead(visible: list[str]) -> str:
     if packed:
         return f", but an archive, {shown(packed[0])}: unpack the outer one and set data.path to the inner one"
     return "; look whether it is the right one"
-
-
-def _is_text(name: str) -> bool:
-    """Say whether a file name is proper text; bytes that are not come from the system as lone surrogates."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _composed(name: str) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 from reprise.data.formats.raw import UNSPLIT, RawImage, Source, encode_array, write_archive
 from reprise.runtime.atomic import Lock
-from reprise.runtime.errors import OF_THE_DISK, UserError
+from reprise.runtime.errors import OF_THE_DISK, UserError, reason
 
 Arguments = Mapping[str, Any]  # for the constructor of torchvision's class
 
@@ -71,6 +71,7 @@ TRAIN_VAL = _each("split", "train", "val")
 TRAIN_VAL_TEST = _each("split", "train", "val", "test")
 WHOLE: dict[str, Arguments] = {UNSPLIT: {}}
 DIGITS = tuple("0123456789")
+FEELINGS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 TORCHVISION_SETS = {
     "caltech101": TorchvisionSet("Caltech101", 101, 8_677, WHOLE, names="categories", mirror=False),
@@ -88,70 +89,39 @@ TORCHVISION_SETS = {
     "eurosat": TorchvisionSet("EuroSAT", 10, 27_000, WHOLE, mirror=False),
     "fashion_mnist": TorchvisionSet("FashionMNIST", 10, 70_000, BY_FLAG),
     "fer2013": TorchvisionSet(
-        "FER2013",
-        7,
-        35_887,
-        TRAIN_TEST,
-        names=("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"),
-        mirror=False,
-        manual=True,
+        "FER2013", 7, 35_887, TRAIN_TEST, names=FEELINGS, mirror=False, manual=True,
         note="fer2013.csv or icml_face_data.csv in fer2013/",
     ),
     "fgvc_aircraft": TorchvisionSet(
-        "FGVCAircraft",
-        100,
-        10_000,
-        TRAIN_VAL_TEST,
-        _each("annotation_level", "variant", "family", "manufacturer"),
+        "FGVCAircraft", 100, 10_000, TRAIN_VAL_TEST, _each("annotation_level", "variant", "family", "manufacturer"),
         note="torchvision has no checksum",
     ),
     "flowers102": TorchvisionSet("Flowers102", 102, 8_189, TRAIN_VAL_TEST),
     "food101": TorchvisionSet("Food101", 101, 101_000, TRAIN_TEST),
     "gtsrb": TorchvisionSet(
-        "GTSRB",
-        43,
-        39_270,
-        TRAIN_TEST,
-        names=tuple(map(str, range(43))),
+        "GTSRB", 43, 39_270, TRAIN_TEST, names=tuple(map(str, range(43))), mirror=False,
         pairs=lambda data_set: data_set._samples,
-        mirror=False,
     ),
     "imagenette": TorchvisionSet("Imagenette", 10, 13_394, TRAIN_VAL, _each("size", "full", "320px", "160px")),
     "inaturalist": TorchvisionSet(
-        "INaturalist",
-        10_000,
-        500_000,
-        WHOLE,
-        _each("version", "2021_train_mini", "2021_train", "2021_valid", "2019", "2018", "2017"),
-        names="all_categories",
-        mirror=False,
+        "INaturalist", 10_000, 500_000, WHOLE, names="all_categories", mirror=False,
+        variants=_each("version", "2021_train_mini", "2021_train", "2021_valid", "2019", "2018", "2017"),
     ),
     "kmnist": TorchvisionSet("KMNIST", 10, 70_000, BY_FLAG),
     "mnist": TorchvisionSet("MNIST", 10, 70_000, BY_FLAG),
     "omniglot": TorchvisionSet(
-        "Omniglot",
-        964,
-        19_280,
-        WHOLE,
-        {"background": {"background": True}, "evaluation": {"background": False}},
-        names="_characters",
-        unsorted=True,
+        "Omniglot", 964, 19_280, WHOLE, {"background": {"background": True}, "evaluation": {"background": False}},
+        names="_characters", unsorted=True,
     ),
     "oxford_iiit_pet": TorchvisionSet(
-        "OxfordIIITPet",
-        37,
-        7_349,
-        {"train": {"split": "trainval"}, "test": {"split": "test"}},
+        "OxfordIIITPet", 37, 7_349, {**TRAIN_TEST, "train": {"split": "trainval"}},
         pairs=lambda data_set: zip(data_set._images, data_set._labels, strict=True),
     ),
     "pcam": TorchvisionSet(
         "PCAM", 2, 327_680, TRAIN_VAL_TEST, names=("normal", "tumor"), mirror=False, note="pip install gdown h5py"
     ),
     "places365": TorchvisionSet(
-        "Places365",
-        365,
-        1_839_960,
-        {"train": {"split": "train-standard"}, "val": {"split": "val"}},
+        "Places365", 365, 1_839_960, {**TRAIN_VAL, "train": {"split": "train-standard"}},
         {"small": {"small": True}, "large": {"small": False}},
     ),
     "qmnist": TorchvisionSet("QMNIST", 10, 120_000, BY_FLAG),
@@ -164,7 +134,7 @@ TORCHVISION_SETS = {
     "sun397": TorchvisionSet("SUN397", 397, 108_754, WHOLE),
     "svhn": TorchvisionSet("SVHN", 10, 99_289, TRAIN_TEST, names=DIGITS),
     "usps": TorchvisionSet("USPS", 10, 9_298, BY_FLAG, names=DIGITS),
-}
+}  # fmt: skip
 
 LEFT_OUT = {
     "captions": ("CocoCaptions", "Flickr30k", "Flickr8k", "SBU"),
@@ -207,8 +177,7 @@ def download_torchvision(
     except REFUSALS as error:
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             raise
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise _refusal(name, row, mirror, root, reason) from None
+        raise _refusal(name, row, mirror, root, reason(error).rstrip(".")) from None
     lists = [class_names(row.names if isinstance(row.names, tuple) else getattr(p, row.names)) for p in parts.values()]
     if any(other != lists[0] for other in lists):
         raise _refusal(name, row, mirror, root, "its splits have different classes")
@@ -228,16 +197,15 @@ def class_names(theirs: Iterable[Any]) -> list[str]:
 
 
 def _variant(name: str, row: TorchvisionSet, variant: str | None) -> Arguments:
-    if row.variants is None:
-        if variant is not None:
-            raise UserError(f"data.split = {variant}: {name} has no variants; set data.split: null")
-        return {}
+    variants = row.variants or {}
     if variant is None:
-        return next(iter(row.variants.values()))
-    if variant not in row.variants:
-        allowed = ", ".join(row.variants)
+        return next(iter(variants.values()), {})
+    if not variants:
+        raise UserError(f"data.split = {variant}: {name} has no variants; set data.split: null")
+    if variant not in variants:
+        allowed = ", ".join(variants)
         raise UserError(f"data.split = {variant} is not allowed: {name} has {allowed}; null is the first of them")
-    return row.variants[variant]
+    return variants[variant]
 
 
 def _kind(name: str, row: TorchvisionSet, mirror: str | None) -> Any:
@@ -315,16 +283,16 @@ def _images(row: TorchvisionSet, split: str, data_set: Any, names: list[str], ro
         yield RawImage(split, class_name, path.name, encoded)
 
 
-def _refusal(name: str, row: TorchvisionSet, mirror: str | None, root: Path, reason: str) -> UserError:
+def _refusal(name: str, row: TorchvisionSet, mirror: str | None, root: Path, said: str) -> UserError:
     own = "put images into data/own/CLASS/ and set data.name: folder"
     if row.manual:
         return UserError(
-            f"data.name = {name}: {reason}; torchvision does not download this one: bring {row.note} below {root}, "
+            f"data.name = {name}: {said}; torchvision does not download this one: bring {row.note} below {root}, "
             f"or {own}"
         )
     where = mirror or "the data set's own address"
     copy = "set data.mirror to the http:// or https:// address of a copy, " if row.mirror else ""
     return UserError(
-        f"data.name = {name}: could not download from {where} ({reason}); check the network, {copy}or {own}; "
+        f"data.name = {name}: could not download from {where} ({said}); check the network, {copy}or {own}; "
         f"if an earlier download is damaged, remove {root}"
     )

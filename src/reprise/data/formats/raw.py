@@ -131,11 +131,10 @@ class RawArchive:
             images: dict[str, dict[str, str]] = read_sealed(self.folder / "columns.json")["images"]
         return images
 
-    def placed(self) -> Iterator[tuple[str, str]]:
-        """Yield split and class name of every member."""
-        for member in self.members:
-            split, class_name, _ = member.split("/", 2)
-            yield split, class_name
+    def placed(self) -> tuple[list[str], list[str]]:
+        """Return split and class name of every member."""
+        parts = [member.split("/", 2) for member in self.members]
+        return [split for split, _, _ in parts], [class_name for _, class_name, _ in parts]
 
     def read(self, member: str) -> bytes:
         """Return one image's encoded bytes."""

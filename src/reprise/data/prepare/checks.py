@@ -5,7 +5,7 @@ prepared, or similar by its perceptual hash. What the later split measures is th
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -98,11 +98,9 @@ class Findings:
         lines = []
         leaks = {row: twin for row, twin in self.leaks().items() if row not in self.dropped}
         if leaks:
-            row, twin = next(iter(leaks.items()))
             lines.append(
                 f"{_images(len(leaks))} of train or val in a later split too, which flatters the result; the first: "
-                f"{shown(self.ids[row])} ({SPLITS[self.splits[row]]}), {self.relation(row, twin)}; "
-                "data.on_leak: drop leaves them out"
+                f"{self._named(leaks)[0]}; data.on_leak: drop leaves them out"
             )
         if two := self.two_labels("equal"):
             row, twin = next(iter(two.items()))
@@ -116,18 +114,25 @@ class Findings:
             lines.append(f"no images of class {listed}{more}")
         return lines
 
-    def refuse_leaks(self) -> None:
-        """Raise UserError if there is a leak, naming the first."""
-        if leaks := self.leaks():
-            listed = [
-                f"{shown(self.ids[row])} ({SPLITS[self.splits[row]]}), {self.relation(row, twin)}"
-                for row, twin in leaks.items()
-            ][:NAMED]
+    def treat_leaks(self, on_leak: Literal["error", "warn", "drop"]) -> None:
+        """Leave the leaks out, or raise UserError that names the first; with `warn` do neither."""
+        leaks = self.leaks()
+        if on_leak == "drop":
+            self.dropped.update((row, self.relation(row, twin)) for row, twin in leaks.items())
+        if on_leak == "error" and leaks:
             more = f"; and {len(leaks) - NAMED:,} more" if len(leaks) > NAMED else ""
             raise UserError(
-                f"{_images(len(leaks))} of train or val in a later split too: {'; '.join(listed)}{more}; remove one of "
-                "each pair, or set data.on_leak: drop (leaves out the one that is not in the later split) or warn"
+                f"{_images(len(leaks))} of train or val in a later split too: {'; '.join(self._named(leaks))}{more}; "
+                "remove one of each pair, or set data.on_leak: drop (leaves out the one that is not in the later "
+                "split) or warn"
             )
+
+    def _named(self, leaks: dict[int, int]) -> list[str]:
+        """Name the first leaks."""
+        first = list(leaks.items())[:NAMED]
+        return [
+            f"{shown(self.ids[row])} ({SPLITS[self.splits[row]]}), {self.relation(row, twin)}" for row, twin in first
+        ]
 
 
 def check(archive: RawArchive, ids: list[str], splits: np.ndarray, labels: np.ndarray, seen: np.ndarray) -> Findings:

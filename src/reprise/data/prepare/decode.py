@@ -5,12 +5,15 @@ The first frame of an animation and the first page of a TIFF count. Colour profi
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from reprise.data.formats.packed import Resize
+from reprise.runtime.errors import reason
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # no others: some start foreign programs
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
@@ -43,38 +46,37 @@ def decode_with_size(
     """Return what `decode` does, and the image's own width and height, upright."""
     image = _open(encoded)
     width, height = image.size
-    try:
+    with _refused():
         image.draft(None, (2 * image_size, 2 * image_size))
         image.load()
         if image.getexif().get(ORIENTATION) in (5, 6, 7, 8):  # on its side
             width, height = height, width
-        image = ImageOps.exif_transpose(image)
-        image = _flatten(image).convert("L" if channels == 1 else "RGB")
-    except MemoryError:
-        raise
-    except BadImageError:
-        raise
-    except Exception as error:  # Pillow's plugins raise whatever hostile bytes provoke
-        raise BadImageError(_reason(error)) from None
+        image = _flatten(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
     pixels = np.asarray(_square(image, image_size, resize), dtype=np.uint8)
     return pixels.reshape(image_size, image_size, channels), (width, height)
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Turn what hostile bytes provoke in Pillow's plugins, which may be anything, into a BadImageError."""
+    try:
+        yield
+    except Image.UnidentifiedImageError:
+        raise BadImageError("not an image, or its beginning is damaged") from None
+    except Image.DecompressionBombError:
+        raise BadImageError(f"more than {MAX_PIXELS:,} pixels: a decompression bomb?") from None
+    except (MemoryError, BadImageError):
+        raise
+    except Exception as error:
+        raise BadImageError(reason(error)) from None
 
 
 def _open(encoded: bytes) -> Image.Image:
     if not encoded:
         raise BadImageError("empty file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, by name
-            image: Any = Image.open(io.BytesIO(encoded), formats=FORMATS)
-    except Image.UnidentifiedImageError:
-        raise BadImageError("not an image, or its beginning is damaged") from None
-    except Image.DecompressionBombError:
-        raise BadImageError(f"more than {MAX_PIXELS:,} pixels: a decompression bomb?") from None
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise BadImageError(_reason(error)) from None
+    with _refused(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, by name
+        image: Any = Image.open(io.BytesIO(encoded), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise BadImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: a decompression bomb?")
     return image
@@ -101,19 +103,13 @@ def _square(image: Image.Image, size: int, resize: Resize) -> Image.Image:
     """Return a square of this size; an image of that size is returned as it is."""
     if image.size == (size, size):
         return image
-    width, height = image.size
+    if resize == "crop":
+        return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     if resize == "fit":
-        scale = size / max(width, height)
-        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        scale = size / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
         square = Image.new(image.mode, (size, size))
         whole = image.resize((width, height), Image.Resampling.BILINEAR)
         square.paste(whole, ((size - width) // 2, (size - height) // 2))
         return square
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side) if resize == "crop" else None
-    return image.resize((size, size), Image.Resampling.BILINEAR, box)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return image.resize((size, size), Image.Resampling.BILINEAR)

@@ -35,19 +35,16 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
     and for leaks, as `params` say, for an altered archive, and when memory runs out.
     """
     archive = RawArchive(raw)
-    given = [split for split, _ in archive.placed()]
-    class_names = [class_name for _, class_name in archive.placed()]
+    given, class_names = archive.placed()
     classes = archive.source.classes
     if len(classes) < 2:
-        found = ", ".join(map(shown, classes))
-        raise UserError(f"the data have one class ({found}); classification needs at least 2, each in its own folder")
+        raise UserError(f"the data have one class ({shown(classes[0])}); at least 2 are needed, each in its own folder")
     ids = list(map(image_id, archive.members))
     splits = assign_splits(identify(archive, params.group), class_names, given, params)
     rows_of = {split: [row for row, name in enumerate(splits) if name == split] for split in SPLITS}
 
     destination.mkdir()
-    many = len(ids) >= MANY_IMAGES or sum(extent.size for extent in archive.members.values()) >= MANY_BYTES
-    with spread(workers if many else 1) as map_tasks:
+    with spread(workers if _is_many(archive) else 1) as map_tasks:
         depth = params.channels if params.channels != "auto" else 1 if all_grey(archive, map_tasks) else 3
         shape = (params.image_size, params.image_size, depth)
         sums, seen, bad = pack(archive, rows_of, shape, params.resize, destination, map_tasks)
@@ -60,10 +57,7 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
     placed[list(bad)] = -1
     findings = check(archive, ids, placed, labels, seen)
     findings.dropped.update(bad)
-    if params.on_leak == "error":
-        findings.refuse_leaks()
-    if params.on_leak == "drop":
-        findings.dropped.update((row, findings.relation(row, twin)) for row, twin in findings.leaks().items())
+    findings.treat_leaks(params.on_leak)
     rows_of, sums = leave_out(destination, rows_of, shape, findings.dropped, sums)
     _check_training(rows_of, class_names, classes, findings.dropped)
     for split, rows in rows_of.items():
@@ -72,7 +66,6 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
     dropped = sorted(findings.dropped.items())
     facts = [{"id": ids[row], "split": splits[row], "reason": reason} for row, reason in dropped]
     _write_json(destination / "dropped.json", facts)
-
     mean, std = channel_statistics(sums, len(rows_of["train"]) * params.image_size**2)
     placement = [f"{split} {ids[row]}" for row, split in enumerate(splits) if row not in findings.dropped]
     metadata = Metadata(
@@ -93,6 +86,12 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
     for warning in findings.warnings():
         print(f"preprocess: warning: {warning}", file=sys.stderr)
     return metadata, findings
+
+
+def _is_many(archive: RawArchive) -> bool:
+    """Say whether several processes are worth their start."""
+    members = archive.members.values()
+    return len(members) >= MANY_IMAGES or sum(extent.size for extent in members) >= MANY_BYTES
 
 
 def _check_training(

@@ -42,7 +42,7 @@ def identify(archive: RawArchive, group: str | None = None) -> list[str]:
             raise UserError(f"data.group = {group}: {reason}")
         found.append(value)
     split_of: dict[str, str] = {}
-    for value, (split, _) in zip(found, archive.placed(), strict=True):
+    for value, split in zip(found, archive.placed()[0], strict=True):
         if split_of.setdefault(value, split) != split:
             raise UserError(
                 f"data.group = {group}: group {shown(value)} lies in two of the data's own splits, "
