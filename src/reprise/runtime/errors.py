@@ -1,9 +1,10 @@
 """Errors that a user can cause end in one clear line and a non-zero exit; bugs keep their traceback."""
 
+import difflib
 import errno
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from reprise.runtime.signals import Stopped, StopSignals, stop_with_parent
@@ -37,6 +38,17 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     """Return names for one line of a message, the first few and the number of the others."""
     shown = ", ".join(brief(name, 40) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+
+
+def reason(error: BaseException) -> str:
+    """Return an error's message in one line; its name, if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Return the names that are spelled most like a word, in any case; the nearest first."""
+    spelled = {name.lower(): name for name in known}
+    return [spelled[name] for name in difflib.get_close_matches(word.lower(), spelled, most)]
 
 
 @contextmanager
