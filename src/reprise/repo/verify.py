@@ -80,7 +80,7 @@ def _verifier(project: Project, commit: str | None = None) -> "Iterator[_Verifie
     if not project.read("dvc.lock", commit):
         raise UserError("dvc.lock: no such file; `dvc repro` writes it, `git checkout HEAD -- dvc.lock` brings it back")
     try:
-        with Repo(str(project.root), rev=commit) as repo:
+        with Repo(str(project.root)) as repo, repo.switch(commit or "workspace"):
             yield _Verifier(project, repo)
     except DvcException as error:
         raise UserError(
