@@ -25,16 +25,16 @@ repro: setup  ## run what has changed: download, preprocess, train, evaluate
 	@dvc repro
 
 verify: setup  ## hash workspace and cache anew and compare with dvc.lock
-	@python src/verify.py
+	@python -m reprise verify
 
 reproduce: setup  ## run the committed pipeline twice from scratch and compare every byte
-	@python src/reproduce.py
+	@python -m reprise reproduce
 
 review: setup  ## review this branch against main as CI does (ARGS=--reproduce runs every stage anew)
-	@python src/review.py $(ARGS)
+	@python -m reprise review $(ARGS)
 
 history: setup  ## show the test metrics over the commits of this branch (ARGS names metrics)
-	@python src/history.py $(ARGS)
+	@python -m reprise history $(ARGS)
 
 pull: setup  ## fetch data, model and known runs from the DVC remote
 	@dvc pull --run-cache
@@ -43,7 +43,7 @@ push: setup  ## send them there
 	@dvc push --run-cache
 
 doctor: setup  ## put the workspace right after a crash of DVC, saying how (ARGS=--dry-run only says it)
-	@python src/doctor.py $(ARGS)
+	@python -m reprise doctor $(ARGS)
 
 test: setup  ## run the tests
 	@python -m pytest

@@ -58,7 +58,7 @@ def main() -> None:
         options = [option for change in changes for option in ("-S", change)]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "PYTHONPATH": "src"}
-        preset = [sys.executable, "src/preset.py", "mnist-99"]
+        preset = [sys.executable, "-m", "reprise", "preset", "mnist-99"]
         subprocess.run(preset, cwd=clone, check=True, env=environment, stdout=subprocess.DEVNULL)
         start = time.monotonic()
         subprocess.run(["dvc", "exp", "run", *options], cwd=clone, check=True, env=environment)

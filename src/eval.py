@@ -9,25 +9,26 @@ from pathlib import Path
 
 from reprise.model.artifact import load_card
 from reprise.params.load import load_params
+from reprise.repo.project import Project
+from reprise.repo.runs import find_model, prepared_data
 from reprise.runtime.environment import after_torch, before_torch
 from reprise.runtime.errors import one_line_errors
-from runs import find_model, prepared_data
 
-ROOT = Path(__file__).resolve().parent.parent
+PROJECT = Project(Path(__file__).resolve().parent.parent)
 
 
 def main() -> None:
     """Find the model and its data, evaluate, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "model", nargs="?", type=Path, default=ROOT / "models", help="a run folder or .safetensors file"
+        "model", nargs="?", type=Path, default=PROJECT.root / "models", help="a run folder or .safetensors file"
     )
     weights, facts = find_model(parser.parse_args().model)
     of_run = weights.with_name("params.yaml")
-    params = load_params(of_run if of_run.exists() else ROOT / "params.yaml")
+    params = load_params(of_run if of_run.exists() else PROJECT.root / "params.yaml")
     terms = load_card(facts).provenance
     before_torch(terms.threads, terms.reproducible)
-    processed = prepared_data(ROOT, params.data)
+    processed = prepared_data(PROJECT, params.data)
     from reprise.evaluation.evaluate import evaluate
     from reprise.model.backbone import load_model
 

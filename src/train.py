@@ -9,7 +9,6 @@ where it was, by the same command or by --resume.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from reprise.params.dependencies import KEPT, Dependencies
@@ -17,12 +16,13 @@ from reprise.params.load import help_text, load_params
 from reprise.params.presets import find_preset
 from reprise.params.resolve import rank
 from reprise.params.schema import Params
+from reprise.repo.project import Project
+from reprise.repo.runs import RESULT, as_yaml, find_unfinished, point_latest, ready_to_train, run_folder
 from reprise.runtime.atomic import publishing
-from reprise.runtime.environment import after_torch, before_torch
 from reprise.runtime.errors import UserError, one_line_errors
-from runs import RESULT, as_yaml, find_unfinished, point_latest, prepared_data, run_folder
 
-ROOT = Path(__file__).resolve().parent.parent
+PROJECT = Project(Path(__file__).resolve().parent.parent)
+RUNS, PARAMS, PRESETS = PROJECT.root / "runs", PROJECT.root / "params.yaml", PROJECT.root / "presets"
 
 
 def main() -> int:
@@ -33,50 +33,43 @@ def main() -> int:
         print(as_yaml(params), end="")
         return 0
     number = rank(params.train)
-    before_torch(params.train.threads, params.train.reproducible)
-    processed = prepared_data(ROOT, params.data)
-    inputs = [os.path.relpath(processed, ROOT), params.model.weights]
-    dependencies = Dependencies("stages/train.py", inputs, ["model", "train"], ROOT, KEPT)
-    from reprise.training.debug import Debug
-    from reprise.training.loggers import create_loggers
-    from reprise.training.train import Options, train
-
-    after_torch(params.train.threads, params.train.reproducible)
+    inputs = ready_to_train(PROJECT, params)
     if options.profile:
         from reprise.diagnostics.profile import profile
 
-        print(profile(processed, params.model, params.train, ROOT / params.model.weights).table())
+        print(profile(*inputs).table())
         return 0
     if options.sanity:
         from reprise.diagnostics.sanity import sanity, table
 
-        checks = sanity(processed, params.model, params.train, ROOT / params.model.weights)
+        checks = sanity(*inputs)
         print(table(checks))
         return int(not all(check.passed for check in checks))
-    weights = ROOT / params.model.weights
+    from reprise.training.debug import Debug
+    from reprise.training.loggers import create_loggers
+    from reprise.training.train import Options, train
+
+    processed, model, settings, weights = inputs
     batches = 1 if options.fast_dev_run else options.overfit
     debug = Debug(options.limit, batches, options.overfit is not None, options.detect_anomaly)
-    alone = Options(debug=debug, rank=number)
-    if options.fast_dev_run:
-        result = train(processed, params.model, params.train, weights=weights, options=alone)
-        if number:
-            return 0
-        print(f"train: {result.summary()}; a fast run for bugs, nothing is kept")
+    if options.fast_dev_run or number:  # of several processes, the first one keeps the run
+        result = train(processed, model, settings, weights=weights, options=Options(debug=debug, rank=number))
+        if not number:
+            print(f"train: {result.summary()}; a fast run for bugs, nothing is kept")
         return 0
-    if number:  # the first process keeps the run
-        train(processed, params.model, params.train, weights=weights, options=alone)
-        return 0
-    scratch = None if debug.deciding() else ROOT / "runs/checkpoints"
+    scratch = None if debug.deciding() else RUNS / "checkpoints"
+    watched = [PROJECT.short(processed), params.model.weights]
+    dependencies = Dependencies("stages/train.py", watched, ["model", "train"], PROJECT.root, KEPT)
     dependencies.begin(params)
-    with run_folder(ROOT / "runs", params, resumed, debug=scratch is None) as run:
+    with run_folder(RUNS, params, resumed, debug=scratch is None) as run:
         loggers = create_loggers(params.train.loggers, run, run.name)
-        result = train(processed, params.model, params.train, scratch, weights, Options(loggers=loggers, debug=debug))
+        result = train(processed, model, settings, scratch, weights, Options(loggers=loggers, debug=debug))
         with publishing(*(run / name for name in RESULT), check=dependencies.check) as files:
             dependencies.forget = result.discard_checkpoints
             result.save(*files, record=dependencies.record())
         result.discard_checkpoints()
         point_latest(run)
-        print(f"train: {result.summary()} -> {run.relative_to(ROOT)}")
+        print(f"train: {result.summary()} -> {PROJECT.short(run)}")
     return 0
 
 
@@ -84,7 +77,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line; `--help` lists every parameter."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog=f"parameters, as they stand in params.yaml:\n{help_text(load_params(ROOT / 'params.yaml'))}",
+        epilog=f"parameters, as they stand in params.yaml:\n{help_text(load_params(PARAMS))}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -114,11 +107,11 @@ def what_to_train(options: argparse.Namespace) -> tuple[Path | None, Params]:
             raise UserError("--resume goes on with a run as it was begun: give it no parameters and no preset")
         if options.fast_dev_run or options.overfit is not None or options.limit != 1:
             raise UserError("--resume goes on with a run as it was begun: a debug mode begins one of its own")
-        run = find_unfinished(ROOT / "runs", options.resume)
+        run = find_unfinished(RUNS, options.resume)
         return run, load_params(run / "params.yaml")
-    preset = find_preset(ROOT / "presets", options.preset) if options.preset else None
+    preset = find_preset(PRESETS, options.preset) if options.preset else None
     overrides = options.overrides + ["train.epochs=1", "train.warmup_epochs=0"] * options.fast_dev_run
-    return None, load_params(ROOT / "params.yaml", overrides, preset)
+    return None, load_params(PARAMS, overrides, preset)
 
 
 if __name__ == "__main__":

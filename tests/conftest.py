@@ -68,6 +68,7 @@ class Workspace:
         """Return a user's environment with this interpreter's programs first on the path."""
         own = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.path / "src"),
             "HF_HUB_OFFLINE": "1",
             "GIT_CONFIG_GLOBAL": os.devnull,
             "CUDA_VISIBLE_DEVICES": "",

@@ -161,7 +161,7 @@ def trial(
         if kind.startswith("an input") and stage != "download":
             undo()  # after the stage: the out of an earlier one is altered, which `verify` names by itself
         own = ("download", "preprocess") if command == "src/train.py" else STAGES  # of which it says something
-        found = workspace.run("python", "src/verify.py", check=False).stdout
+        found = workspace.run("python", "-m", "reprise", "verify", check=False).stdout
         if any(f"stage {name}: " in found for name in own):
             return "found by verify"
         now, honest = result(workspace, command), from_scratch(workspace, command, scratch / "honest")

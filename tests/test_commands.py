@@ -57,7 +57,7 @@ def test_the_same_params_give_the_same_model_as_the_pipeline_and_the_log_is_what
 
 
 def test_a_log_keeps_the_last_state_of_a_line_that_is_redrawn(tmp_path, capsys):
-    from runs import run_folder
+    from reprise.repo.runs import run_folder
 
     params = load_params(PARAMS)
     with run_folder(tmp_path, params) as run:
@@ -71,14 +71,14 @@ def test_a_log_keeps_the_last_state_of_a_line_that_is_redrawn(tmp_path, capsys):
 
 
 def test_a_full_disk_takes_the_log_but_neither_the_params_nor_the_reason_of_the_end(tmp_path, monkeypatch, capsys):
-    from runs import run_folder
+    from reprise.repo.runs import run_folder
 
     params = load_params(PARAMS)
     with run_folder(tmp_path, params) as run:
         pass
     (run / "train.log").unlink()
     (run / "train.log").symlink_to("/dev/full")
-    monkeypatch.setattr("runs.write_params", None)  # those of a run that goes on stay as they are
+    monkeypatch.setattr("reprise.repo.runs.write_params", None)  # those of a run that goes on stay as they are
     with pytest.raises(Stopped), run_folder(tmp_path, params, run):
         print("epoch 1")
         raise Stopped(signal.SIGTERM)
@@ -87,7 +87,7 @@ def test_a_full_disk_takes_the_log_but_neither_the_params_nor_the_reason_of_the_
 
 
 def test_a_run_is_finished_with_the_last_file_of_its_result(tmp_path):
-    from runs import RESULT, find_unfinished, run_folder
+    from reprise.repo.runs import RESULT, find_unfinished, run_folder
 
     params = load_params(PARAMS)
     with run_folder(tmp_path, params) as run:
@@ -174,13 +174,13 @@ def test_help_shows_every_parameter_as_it_stands_in_params_yaml(reproduced):
 
 
 def test_a_preset_is_written_and_shown(reproduced):
-    assert "mnist-99" in reproduced.run("python", "src/preset.py").stdout
-    shown = reproduced.run("python", "src/preset.py", "finetune-photos").stdout
+    assert "mnist-99" in reproduced.run("python", "-m", "reprise", "preset").stdout
+    shown = reproduced.run("python", "-m", "reprise", "preset", "finetune-photos").stdout
     assert "-  name: digits" in shown
     assert re.search(r"^\+  name: folder +# folder, archive", shown, re.MULTILINE)
     written = (reproduced.path / "params.yaml").read_text()
     assert {line[1:] for line in shown.splitlines()[2:] if line[0] == "+"} <= set(written.splitlines())
-    assert "already" in reproduced.run("python", "src/preset.py", "finetune-photos").stdout
+    assert "already" in reproduced.run("python", "-m", "reprise", "preset", "finetune-photos").stdout
     assert reproduced.run("git", "status", "--porcelain").stdout == " M params.yaml\n"
 
 
@@ -305,6 +305,8 @@ def test_every_command_of_the_readme_works_in_the_order_given(reproduced):
             command = command.replace("make ", f"make VENV={sys.prefix} -o {sys.prefix}/.ready ", 1)
         if command.startswith(". .venv"):
             command = f". {sys.prefix}/bin/activate"
+        if command.startswith("reprise "):  # this code, also where another checkout is installed
+            command = f"{sys.executable} -m {command}"
         if "data.name=folder" in command:
             photos(reproduced.path / "data/own", each=200)  # a tenth of them trains, in batches of 16
         reproduced.run("sh", "-ec", command)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from reprise.cli import COMMANDS
 from reprise.params.load import all_keys
 from reprise.params.schema import Params
 from tests.conftest import ROOT
@@ -36,6 +37,7 @@ def test_every_parameter_flag_and_file_that_is_named_exists():
     assert set(re.findall(r"`(--[a-z-]+)", HERE)) - {"--queue"} <= FLAGS
     for command in re.findall(r"python (\S+\.py)", HERE):
         assert (ROOT / command).is_file(), command
+    assert set(re.findall(r"`reprise (\w+)", HERE)) <= {run.__name__ for run, _ in COMMANDS}
 
 
 @pytest.mark.parametrize("flag", sorted(FLAGS))

@@ -250,7 +250,8 @@ def test_images_elsewhere_are_a_dependency_whether_imported_or_in_an_archive(rep
     photos(reproduced.path / "photos", each=13)
     shutil.make_archive(str(reproduced.path / "own"), "gztar", reproduced.path / "photos")
     prepared = (
-        "import runs, pathlib; print(runs.prepared_data(pathlib.Path(), runs.load_params('params.yaml', {}).data))"
+        "from reprise.repo import project, runs; "
+        "print(runs.prepared_data(project.Project.find(project.Path()), runs.load_params('params.yaml', {}).data))"
     )
     command = ("python", "-c", prepared.format("['data.image_size=8']"))
     first, again = (reproduced.run(*command, PYTHONPATH="src").stdout for _ in range(2))

@@ -22,7 +22,7 @@ def test_a_second_clone_pulls_everything_and_reproduces_nothing(reproduced, tmp_
     shutil.rmtree(tmp_path / "clone")  # nothing but Git and the remote is left
     make(second, "pull")
     assert ran(second.run("dvc", "repro")) == []
-    assert "what dvc.lock records" in second.run("python", "src/verify.py").stdout
+    assert "what dvc.lock records" in second.run("python", "-m", "reprise", "verify").stdout
     assert second.clean()
     assert "test images of digits" in second.run("python", "src/eval.py").stdout
     assert list((second.path / ".dvc/cache/runs").iterdir())  # a run that somebody has done is not done again

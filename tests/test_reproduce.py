@@ -80,7 +80,7 @@ def reproduce(workspace, *overrides):
     """Run it with a temporary folder of its own, and see that nothing stays there."""
     temporary = workspace.path.parent / "temporary"
     temporary.mkdir(exist_ok=True)
-    done = workspace.run("python", "src/reproduce.py", *overrides, check=False, TMPDIR=str(temporary))
+    done = workspace.run("python", "-m", "reprise", "reproduce", *overrides, check=False, TMPDIR=str(temporary))
     assert list(temporary.iterdir()) == []
     return done
 
@@ -135,7 +135,7 @@ def test_a_stage_that_fails_in_the_other_surroundings_only_is_told(tmp_path):
 
 def test_surroundings_that_do_not_differ_are_no_proof(tmp_path):
     workspace = stand_in(tmp_path / "stand-in", steady=[STEADY])
-    source = workspace.path / "src/reproduce.py"
+    source = workspace.path / "src/reprise/repo/reproduce.py"
     first, second = re.findall(r"    (Surroundings\(.*\)),\n", source.read_text())
     source.write_text(source.read_text().replace(second, first.replace('"a"', '"b"')))
     workspace.commit()

@@ -77,7 +77,7 @@ def test_only_the_job_that_runs_the_bases_code_may_write_and_not_for_forks():
     (checkout,) = (step for step in comment["steps"] if "checkout" in step.get("uses", ""))
     assert checkout["with"]["ref"] == "${{ github.event.pull_request.base.sha }}"
     assert [step["run"] for step in comment["steps"] if "run" in step] == [
-        "python3 src/review.py --post runs/review/comment.md"
+        "python3 -m reprise review --post runs/review/comment.md"
     ]
     assert "secrets." not in str(jobs("review.yml")) + str(jobs("test.yml"))
 

@@ -149,7 +149,7 @@ def trial(workspace: Workspace, command: str, expected: Reference, kills: int, r
     while len(killed) < kills and (how := kill_once(workspace, command, expected, rng)):
         killed.append(how)
     if workspace.run(*COMMANDS[command], check=False).returncode:  # killed while it wrote a lock file of its own
-        workspace.run("python", "src/doctor.py")
+        workspace.run("python", "-m", "reprise", "doctor")
         workspace.run(*COMMANDS[command])
         killed[-1] += f" ({DOCTOR})"
     result = collect(workspace, command)

@@ -86,18 +86,20 @@ class Project:
         outs = [
             self.folder("data/raw", {"images.zip": packed.getvalue()}),
             self.folder("data/processed", processed),
-            {"path": "models/model.json", "md5": self.stored(json.dumps(model).encode())},
-            {"path": "models/model.safetensors", "md5": "0" * 32, "size": 1000},
-            {"path": "data/predictions.csv", "md5": self.stored(table.getvalue().encode())},
+            {"path": "models/model.json", "hash": "md5", "md5": self.stored(json.dumps(model).encode())},
+            {"path": "models/model.safetensors", "hash": "md5", "md5": "0" * 32, "size": 1000},
+            {"path": "data/predictions.csv", "hash": "md5", "md5": self.stored(table.getvalue().encode())},
         ]
-        deps = [{"path": "src/model.py", "md5": hashlib.md5(code.encode()).hexdigest()}]
+        deps = [{"path": "src/model.py", "hash": "md5", "md5": hashlib.md5(code.encode()).hexdigest()}]
         stages = {"all": {"cmd": "true", "deps": deps, "params": {"params.yaml": params}, "outs": outs}}
         self.write("dvc.lock", yaml.safe_dump({"schema": "2.0", "stages": stages}))
+        stage = {"cmd": "true", "deps": ["src/model.py"], "params": list(params), "outs": [out["path"] for out in outs]}
+        self.write("dvc.yaml", yaml.safe_dump({"stages": {"all": stage}}))
         return self
 
     def folder(self, path, files):
         listing = [{"md5": self.stored(content), "relpath": name} for name, content in sorted(files.items())]
-        return {"path": path, "md5": self.stored(json.dumps(listing).encode(), ".dir")}
+        return {"path": path, "hash": "md5", "md5": self.stored(json.dumps(listing).encode(), ".dir")}
 
     def write(self, path, content):
         (self.path / path).parent.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,17 @@ import time
 import numpy as np
 import pytest
 
-from reprise.comparison.compare import compare
+from reprise.comparison import compare as comparing
 from reprise.comparison.report import markdown, summary, write
-from reprise.repo.revisions import Repository
+from reprise.repo import project as repo
+from reprise.repo.revisions import find_revision
 from reprise.runtime.errors import UserError
 from tests.comparison.conftest import Project, answers
 from tests.conftest import ROOT
+
+
+def compare(path, base, head, seeds=False):
+    return comparing.compare(repo.Project.find(path), base, head, seeds)
 
 
 def test_the_verdict_follows_the_answers_and_the_gate_follows_the_verdict(project):
@@ -84,7 +89,7 @@ def test_an_image_is_known_by_its_content_and_not_by_its_name(project):
 
 def test_without_the_raw_images_names_have_to_do_and_the_report_says_so(project):
     project.state(answers(5, 5)).commit()
-    raw = Repository(project.path).revision("main").md5("data/raw")
+    raw = find_revision(repo.Project.find(project.path), "main").md5("data/raw")
     project.state(answers(5, 6)).commit("head")
     project.cached(raw).unlink()
     found = compare(project.path, "main", "head")
@@ -228,7 +233,7 @@ def test_mistakes_are_told_in_a_line_with_the_way_out(project, tmp_path):
     assert re.search(f"from before the pipeline existed.*{first} is the first", refused(project, before, "main"))
     project.state(answers(5, 5, prefix="other")).commit("others")
     assert "no common images" in refused(project, "main", "others")
-    predictions = Repository(project.path).revision("main").md5("data/predictions.csv")
+    predictions = find_revision(repo.Project.find(project.path), "main").md5("data/predictions.csv")
     project.cached(predictions).write_text("id,label\n")
     assert "altered since DVC stored it" in refused(project, "main", "others")
     subprocess.run(
@@ -237,7 +242,7 @@ def test_mistakes_are_told_in_a_line_with_the_way_out(project, tmp_path):
     shallow = type("Shallow", (), {"path": tmp_path / "shallow"})
     assert "`fetch-depth: 0`" in refused(shallow, "main~1", "workspace")
     (tmp_path / "empty").mkdir()
-    assert "not the root of a Git and DVC repository" in refused(type("No", (), {"path": tmp_path / "empty"}), "a", "b")
+    assert "not in a Git and DVC repository" in refused(type("No", (), {"path": tmp_path / "empty"}), "a", "b")
 
 
 def test_the_report_of_equal_revisions_is_the_same_bytes_each_time_and_small(tmp_path):
@@ -248,7 +253,9 @@ def test_the_report_of_equal_revisions_is_the_same_bytes_each_time_and_small(tmp
     project.git("branch", "twin")
     script = (
         "import pathlib, sys; from reprise.comparison import compare, report; "
-        "report.write(compare.compare(pathlib.Path(sys.argv[1]), 'main', 'twin'), pathlib.Path(sys.argv[2])); "
+        "from reprise.repo.project import Project; "
+        "project, out = map(pathlib.Path, sys.argv[1:]); "
+        "report.write(compare.compare(Project.find(project), 'main', 'twin'), out); "
         "assert not {'torch', 'lightning', 'scipy.stats'} & set(sys.modules)"
     )
     reports = []

@@ -30,7 +30,7 @@ def write(clone, content, message=None):
 
 
 def show(clone, *names):
-    *lines, last = clone.run("python", "src/history.py", *names).stdout.splitlines()
+    *lines, last = clone.run("python", "-m", "reprise", "history", *names).stdout.splitlines()
     assert last == f"history: {len(lines) - 1} points -> runs/history.svg"
     svg = (clone.path / "runs/history.svg").read_text()
     return lines, xml.etree.ElementTree.fromstring(svg), svg
@@ -71,15 +71,15 @@ def test_a_branch_shows_merges_as_one_commit_and_only_metrics_that_are_asked_for
     branch.run("git", "merge", "--quiet", "--no-ff", "--message", "merge side", "side")
     lines, _, _ = show(branch, "ece")
     assert [line.split()[1:] for line in lines] == [["ece"], ["0.1000", "base"], ["0.2000", "merge", "side"]]
-    said = refused(branch.run("python", "src/history.py", "recal", check=False))
+    said = refused(branch.run("python", "-m", "reprise", "history", "recal", check=False))
     assert "recal: no such metric; there are accuracy, ece" in said
 
 
 def test_no_metrics_and_a_shallow_clone_are_said(branch, tmp_path):
-    assert "no commit of this branch has it" in refused(branch.run("python", "src/history.py", check=False))
+    assert "no commit of this branch has it" in refused(branch.run("python", "-m", "reprise", "history", check=False))
     write(branch, {"accuracy": 0.5}, "one")
     write(branch, {"accuracy": 0.6}, "two")
     branch.run("git", "clone", "--quiet", "--depth=1", f"file://{branch.path}", str(tmp_path / "shallow"))
-    done = Workspace(tmp_path / "shallow").run("python", "src/history.py")
+    done = Workspace(tmp_path / "shallow").run("python", "-m", "reprise", "history")
     assert "shallow clone" in done.stderr
     assert "0.6000" in done.stdout

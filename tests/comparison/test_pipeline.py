@@ -15,7 +15,7 @@ PLANTED = "3"
 
 
 def compared(workspace, *arguments, check=True):
-    done = workspace.run("python", "src/compare.py", *arguments, "--out", "runs/out", check=check)
+    done = workspace.run("python", "-m", "reprise", "compare", *arguments, "--out", "runs/out", check=check)
     return done, (workspace.path / "runs/out/report.md").read_text()
 
 
@@ -109,6 +109,6 @@ def test_nothing_is_checked_out_and_plots_still_compare(branches):
 
 
 def test_a_mistake_is_one_line(branches):
-    done = branches.run("python", "src/compare.py", "nowhere", check=False)
+    done = branches.run("python", "-m", "reprise", "compare", "nowhere", check=False)
     assert done.returncode == 1
     assert re.fullmatch(r"error: nowhere: no Git revision and no DVC experiment has this name; .*\n", done.stderr)

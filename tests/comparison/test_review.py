@@ -11,13 +11,24 @@ from tests.comparison.test_comments import Site, serving
 from tests.conftest import ROOT, Workspace, fresh_clone
 from tests.test_pipeline import refused
 
-# stands in for the real one, which has tests of its own: it compares as it is told, and finds a regression
-COMPARE = """
-import pathlib, sys
-base, _, out, *gate = sys.argv[1:]
-pathlib.Path(out, "report.md").write_text(f"# compared with {base}")
-sys.exit(3 if gate == ["--fail-on", "regression"] else 0)
-"""
+# stand in for the real ones, which have tests of their own: a comparison that finds a regression, and its report
+STAND_INS = {
+    "compare": """
+class Comparison:
+    regressed = True
+
+def compare(project, base, head):
+    found = Comparison()
+    found.base = base
+    return found
+""",
+    "report": """
+def write(found, folder):
+    page = folder / "report.md"
+    page.write_text(f"# compared with {found.base}")
+    return page
+""",
+}
 
 
 # a pipeline of two stages in place of the real one: what the review does with stages does not depend on their work
@@ -43,7 +54,8 @@ stages:
 def branch_once(tmp_path_factory):
     """A branch with a change and its results; beside it a bare remote with its main."""
     branch = fresh_clone(tmp_path_factory.mktemp("review") / "clone")
-    (branch.path / "src/compare.py").write_text(COMPARE)
+    for name, code in STAND_INS.items():
+        (branch.path / f"src/reprise/comparison/{name}.py").write_text(code)
     (branch.path / "dvc.yaml").write_text(PIPELINE)
     (branch.path / "dvc.lock").unlink()
     branch.run("dvc", "repro")
@@ -67,7 +79,7 @@ def branch(branch_once, tmp_path):
 
 def review(workspace, *arguments, **environment):
     """Return what the page says and how the script ended."""
-    done = workspace.run("python", "src/review.py", *arguments, check=False, **environment)
+    done = workspace.run("python", "-m", "reprise", "review", *arguments, check=False, **environment)
     page = (workspace.path / "runs/review/comment.md").read_text()
     assert done.stdout == f"{page}\n"
     assert done.returncode == (1 if "**failed**" in page else 0)
@@ -141,18 +153,18 @@ def test_results_that_do_not_come_out_again_fail(branch):
 
 
 def test_the_base_must_be_there(branch, tmp_path):
-    said = refused(branch.run("python", "src/review.py", "--base", "nowhere", check=False))
+    said = refused(branch.run("python", "-m", "reprise", "review", "--base", "nowhere", check=False))
     assert "nowhere: no such branch, here or at origin" in said
     branch.run("git", "push", "--quiet", "origin", "try")
     address = f"file://{tmp_path}/remote.git"  # by a path, Git would copy the whole history
     branch.run("git", "clone", "--quiet", "--branch", "try", "--depth=1", address, str(tmp_path / "shallow"))
     shallow = Workspace(tmp_path / "shallow")
-    said = refused(shallow.run("python", "src/review.py", check=False))
+    said = refused(shallow.run("python", "-m", "reprise", "review", check=False))
     assert "shallow clone" in said
     assert "fetch-depth: 0" in said
     branch.run("git", "checkout", "--quiet", "--orphan", "alone")
     branch.commit()
-    assert "no commit in common" in refused(branch.run("python", "src/review.py", check=False))
+    assert "no commit in common" in refused(branch.run("python", "-m", "reprise", "review", check=False))
 
 
 def test_a_regression_fails_where_that_is_asked_for_and_a_comparison_that_fails_always(branch):
@@ -160,11 +172,16 @@ def test_a_regression_fails_where_that_is_asked_for_and_a_comparison_that_fails_
     page = review(branch, "--fail-on", "regression")
     assert results(page)["compared"] is False
     assert "# compared with" in page
-    (branch.path / "src/compare.py").write_text("import sys\nsys.exit('error: no @predictions there')")
-    page = review(branch)
-    assert results(page)["compared"] is False
-    assert "no &#64;&#8203;predictions there" in page
-    assert "# compared with" not in page  # of the review before
+    failing = "from reprise.runtime.errors import UserError\n\ndef compare(*_):\n    raise {}"
+    for error, said in (
+        ("UserError('no @predictions there')", "no &#64;&#8203;predictions there"),
+        ("ValueError('a bug')", "it failed, see the log"),
+    ):
+        (branch.path / "src/reprise/comparison/compare.py").write_text(failing.format(error))
+        page = review(branch)
+        assert results(page)["compared"] is False
+        assert said in page
+        assert "# compared with" not in page  # of the review before
 
 
 def test_posting_needs_no_packages_and_updates_the_comment(tmp_path):
@@ -173,8 +190,8 @@ def test_posting_needs_no_packages_and_updates_the_comment(tmp_path):
     page.write_text("## Review\n\n@everyone\n")
     site = Site("github")
     # -S: without any installed package, as in the job that holds the token
-    command = (sys.executable, "-S", "src/review.py", "--post", str(page))
-    known = {"GITHUB_REPOSITORY": "own/er", "PULL_REQUEST": "7", "GITHUB_TOKEN": "secret", "PYTHONPATH": ""}
+    command = (sys.executable, "-S", "-m", "reprise", "review", "--post", str(page))
+    known = {"GITHUB_REPOSITORY": "own/er", "PULL_REQUEST": "7", "GITHUB_TOKEN": "secret"}
     with serving(site.answer) as api:
         for _ in range(2):
             here.run(*command, GITHUB_API_URL=api, **known)

@@ -210,11 +210,11 @@ def test_a_lock_that_says_what_the_outs_are_not_made_with_passes_no_check(lie, r
     reproduced.run("dvc", "commit", "--force")  # as an edit between a stage's last look and DVC's first
     assert "up to date" in reproduced.run("dvc", "status").stdout
     reproduced.commit()
-    verified = reproduced.run("python", "src/verify.py", check=False)
+    verified = reproduced.run("python", "-m", "reprise", "verify", check=False)
     assert verified.returncode == 1
     assert f"stage {stage}: not what its outs were made with" in verified.stdout
     assert f"dvc repro --force --single-item {stage}; dvc repro" in verified.stdout
-    reviewed = reproduced.run("python", "src/review.py", "--base", "main", check=False)
+    reviewed = reproduced.run("python", "-m", "reprise", "review", "--base", "main", check=False)
     assert reviewed.returncode == 1
     assert "dvc.lock is fresh | **failed**" in reviewed.stdout
     if following:
@@ -222,7 +222,7 @@ def test_a_lock_that_says_what_the_outs_are_not_made_with_passes_no_check(lie, r
         assert done.returncode != 0
         assert "made with something else than there is now: " in done.stderr
     reproduced.run("sh", "-c", f"dvc repro --force --single-item {stage} && dvc repro")
-    assert reproduced.run("python", "src/verify.py").returncode == 0
+    assert reproduced.run("python", "-m", "reprise", "verify").returncode == 0
 
 
 def test_a_frozen_stage_is_not_asked(reproduced):

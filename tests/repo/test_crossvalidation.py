@@ -69,13 +69,13 @@ def test_a_fold_that_ran_twice_counts_once_and_the_commit_itself_counts_too():
 
 
 def test_an_experiment_on_a_fold_is_found(reproduced):
-    done = reproduced.run("python", "src/folds.py", check=False)
+    done = reproduced.run("python", "-m", "reprise", "folds", check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: this commit has no finished experiment with data.folds")
     reproduced.run("dvc", "exp", "run", "-S", "train.epochs=1", "-S", "data.folds=3", "-S", "data.fold=2")
     measured = json.loads((reproduced.path / "metrics/test.json").read_text())
     assert 500 < measured["images"] < 700
-    text = reproduced.run("python", "src/folds.py").stdout
+    text = reproduced.run("python", "-m", "reprise", "folds").stdout
     assert text.startswith("1 of 3 folds, missing: data.fold=0,1\n")
     assert f"| accuracy | {measured['accuracy']:.4f} | - |" in text
     assert "| val_accuracy | " in text

@@ -7,7 +7,7 @@ from zipfile import ZipFile, ZipInfo
 import numpy as np
 import pytest
 
-from reprise.repo.differences import compare, compare_files
+from reprise.repo.differences import difference, differences
 
 
 def safetensors(path, metadata=None, **tensors):
@@ -50,8 +50,8 @@ def f32(*values):
 )
 def test_weights_differ_in_a_tensor(tmp_path, one, two, said):
     first, second = safetensors(tmp_path / "1.safetensors", **one), safetensors(tmp_path / "2.safetensors", **two)
-    assert compare_files(first, first) is None
-    assert re.search(said, compare_files(first, second))
+    assert difference(first, first) is None
+    assert re.search(said, difference(first, second))
 
 
 def test_a_damaged_file_differs_in_a_byte(tmp_path):
@@ -59,7 +59,7 @@ def test_a_damaged_file_differs_in_a_byte(tmp_path):
     cut = tmp_path / "2.safetensors"
     cut.write_bytes(whole.read_bytes()[:-3])
     size = whole.stat().st_size
-    assert compare_files(whole, cut) == f"byte {size - 3} of {size} -> {size - 3}"
+    assert difference(whole, cut) == f"byte {size - 3} of {size} -> {size - 3}"
 
 
 def test_arrays_differ_in_a_row(tmp_path):
@@ -68,8 +68,8 @@ def test_arrays_differ_in_a_row(tmp_path):
     array[2, 1, 0] = array[4, 0, 0] = 1
     np.save(tmp_path / "2.npy", array)
     np.save(tmp_path / "3.npy", array[:3])
-    assert compare_files(tmp_path / "1.npy", tmp_path / "2.npy") == "row 2, the first of 2 of 5"
-    assert compare_files(tmp_path / "1.npy", tmp_path / "3.npy") == "uint8 [5, 2, 2] -> uint8 [3, 2, 2]"
+    assert difference(tmp_path / "1.npy", tmp_path / "2.npy") == "row 2, the first of 2 of 5"
+    assert difference(tmp_path / "1.npy", tmp_path / "3.npy") == "uint8 [5, 2, 2] -> uint8 [3, 2, 2]"
 
 
 def test_archives_differ_in_a_member(tmp_path):
@@ -78,9 +78,9 @@ def test_archives_differ_in_a_member(tmp_path):
             for member in members:
                 archive.writestr(ZipInfo(member.lower()), member)
     one = tmp_path / "1.zip"
-    assert compare_files(one, tmp_path / "2.zip") == "member 1: b -> c"
-    assert compare_files(one, tmp_path / "3.zip") == "member 2, c: its content"
-    assert compare_files(one, tmp_path / "4.zip") == "member 2: c -> nothing"
+    assert difference(one, tmp_path / "2.zip") == "member 1: b -> c"
+    assert difference(one, tmp_path / "3.zip") == "member 2, c: its content"
+    assert difference(one, tmp_path / "4.zip") == "member 2: c -> nothing"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_archives_differ_in_a_member(tmp_path):
 def test_text_differs_in_a_line_and_anything_else_in_a_byte(tmp_path, one, two, said):
     (tmp_path / "1").write_bytes(one)
     (tmp_path / "2").write_bytes(two)
-    assert compare_files(tmp_path / "1", tmp_path / "2") == said
+    assert difference(tmp_path / "1", tmp_path / "2") == said
 
 
 def test_a_difference_beyond_the_first_block_is_found(tmp_path):
@@ -104,7 +104,7 @@ def test_a_difference_beyond_the_first_block_is_found(tmp_path):
     (tmp_path / "1").write_bytes(data)
     data[2**21 + 5] = 1
     (tmp_path / "2").write_bytes(data)
-    assert compare_files(tmp_path / "1", tmp_path / "2") == "byte 2,097,157 of 3,145,728 -> 3,145,728"
+    assert difference(tmp_path / "1", tmp_path / "2") == "byte 2,097,157 of 3,145,728 -> 3,145,728"
 
 
 def test_folders_are_compared_file_by_file(tmp_path):
@@ -113,13 +113,13 @@ def test_folders_are_compared_file_by_file(tmp_path):
             path = tmp_path / folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-    found = compare(tmp_path / "1", tmp_path / "2", "out")
+    found = differences(tmp_path / "1", tmp_path / "2", "out")
     assert found.files == 4
     assert found.bytes == 4
-    assert found.differences == [
+    assert found.found == [
         ("out/a/x", "only in the first"),
         ("out/c", "line 1: '3' -> '4'"),
         ("out/d", "only in the second"),
     ]
-    assert compare(tmp_path / "1/b", tmp_path / "2/b", "out").differences == []
-    assert compare(tmp_path / "1/b", tmp_path / "2", "out").differences == [("out", "only in the first")]
+    assert differences(tmp_path / "1/b", tmp_path / "2/b", "out").found == []
+    assert differences(tmp_path / "1/b", tmp_path / "2", "out").found == [("out", "only in the first")]

@@ -100,7 +100,7 @@ def killed(workspace, step, *arguments):
 
 
 def doctor(workspace, *arguments, expect=0):
-    done = workspace.run("python", "src/doctor.py", *arguments, check=False)
+    done = workspace.run("python", "-m", "reprise", "doctor", *arguments, check=False)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout
 
@@ -258,10 +258,10 @@ def test_it_waits_for_dvc_and_for_a_stage_that_outlives_it_then_frees_the_dead_o
     dvc = subprocess.Popen(command, cwd=breakable.path, env=environment, stdout=subprocess.DEVNULL)
     with fifo.open() as arrived:
         stage = next(child for child in psutil.Process(dvc.pid).children(recursive=True) if "python" in child.name())
-        assert f"process {dvc.pid} (" in refused(breakable.run("python", "src/doctor.py", check=False))
+        assert f"process {dvc.pid} (" in refused(breakable.run("python", "-m", "reprise", "doctor", check=False))
         dvc.kill()
         wait_for_the_end(dvc.pid)
-        said = refused(breakable.run("python", "src/doctor.py", check=False))
+        said = refused(breakable.run("python", "-m", "reprise", "doctor", check=False))
         assert f"process {stage.pid} (" in said
         assert f"process {dvc.pid} (" not in said
         stage.kill()
@@ -294,11 +294,11 @@ def test_it_waits_for_whoever_holds_dvcs_locks(breakable):
     with subprocess.Popen(["dvc", "60"], executable=shutil.which("sleep"), cwd="/") as elsewhere:
         locks = {"write": {"models": {"pid": elsewhere.pid, "cmd": "dvc repro"}}}
         (breakable.path / ".dvc/tmp/rwlock").write_text(json.dumps(locks))
-        assert f"process {elsewhere.pid} (" in refused(breakable.run("python", "src/doctor.py", check=False))
+        assert f"process {elsewhere.pid} (" in refused(breakable.run("python", "-m", "reprise", "doctor", check=False))
         elsewhere.terminate()
     with (breakable.path / ".dvc/tmp/lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as a dvc in another container does
-        assert "holds .dvc/tmp/lock" in refused(breakable.run("python", "src/doctor.py", check=False))
+        assert "holds .dvc/tmp/lock" in refused(breakable.run("python", "-m", "reprise", "doctor", check=False))
     assert (breakable.path / ".git/index.lock").exists()
 
 
@@ -358,6 +358,6 @@ def test_a_healthy_workspace_needs_nothing(breakable, tmp_path):
 def test_outside_a_repository_it_says_so(tmp_path):
     folder = fresh_clone(tmp_path / "clone")
     (folder.path / ".git").rename(tmp_path / "elsewhere")
-    said = refused(folder.run("python", "src/doctor.py", check=False))
-    assert "not the root of a Git and DVC repository" in said
+    said = refused(folder.run("python", "-m", "reprise", "doctor", check=False))
+    assert "not in a Git and DVC repository" in said
     assert str(ROOT) not in said

@@ -108,7 +108,7 @@ def test_when_dvc_is_killed_the_orphan_stops_with_a_checkpoint_and_the_same_comm
     assert not (reproduced.path / "models/model.json").exists() or "--temp" in command
     checkpoint = max((reproduced.path / "runs/checkpoints").glob("*/*.ckpt"))
     if command == "exp run":
-        reproduced.run("python", "src/doctor.py")
+        reproduced.run("python", "-m", "reprise", "doctor")
     again = popen("-m", "dvc", *COMMANDS[command], cwd=reproduced.path, start_new_session=True, **environment)
     for line in again.stderr:
         if line.startswith(("continuing", "epoch")):

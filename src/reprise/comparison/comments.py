@@ -8,8 +8,9 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from reprise.runtime.errors import UserError
@@ -152,6 +153,21 @@ def pages(platform: GitHub | GitLab, path: str) -> Iterator[Any]:
         items = platform._call("GET", f"{path}?per_page={PER_PAGE}&page={page}")
         yield from items
         page += 1
+
+
+def post_page(page: Path, environment: Mapping[str, str]) -> str:
+    """Post a page by what CI sets in the environment; return the comment's address. Raises UserError if it lacks it."""
+    if not page.exists():
+        raise UserError(f"{page}: no such page; `make review` writes it")
+    names = {
+        GitHub: ("GITHUB_API_URL", "GITHUB_REPOSITORY", "PULL_REQUEST", "GITHUB_TOKEN"),
+        GitLab: ("CI_API_V4_URL", "CI_MERGE_REQUEST_PROJECT_ID", "CI_MERGE_REQUEST_IID", "REVIEW_TOKEN"),
+    }
+    site = GitLab if "CI_API_V4_URL" in environment else GitHub
+    if lacking := [name for name in names[site] if not environment.get(name)]:
+        raise UserError(f"{', '.join(lacking)}: not set; posting needs {', '.join(names[site])} in the environment")
+    api, project, number, token = (environment[name] for name in names[site])
+    return post(site(api, project, int(number), token), page.read_text(encoding="utf-8"))
 
 
 class _StayHere(urllib.request.HTTPRedirectHandler):

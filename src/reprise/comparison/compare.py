@@ -1,7 +1,7 @@
 """Two revisions, compared: everything that a report says, as data."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -9,7 +9,9 @@ from reprise.comparison import changes
 from reprise.comparison.flips import Flip, flips
 from reprise.comparison.pairing import DataChanges, Pairing
 from reprise.comparison.verdict import LEVEL, Answers, Seeds, Verdict, judge, over_seeds
-from reprise.repo.revisions import PREDICTIONS, PROCESSED, Repository, Revision
+from reprise.repo.project import Project
+from reprise.repo.revisions import PREDICTIONS, PROCESSED, Revision, experiments, find_revision
+from reprise.repo.verify import stale_code
 from reprise.runtime.errors import UserError
 
 SEED_PARAM = "train.seed"
@@ -49,14 +51,13 @@ class Comparison:
         return [change for change in reversed(self.classes) if change.difference > 0 and change.p <= LEVEL]
 
 
-def compare(root: Path, base: str, head: str, seeds: bool = False) -> Comparison:
-    """Compare two revisions of the repository at `root`, each a name that `Repository.revision` takes.
+def compare(project: Project, base: str, head: str, seeds: bool = False) -> Comparison:
+    """Compare two revisions of a project, each a name that `find_revision` takes.
 
     seeds: judge by all of DVC's experiments that differ from the revisions in nothing but the seed. Raises UserError
     where a revision is not to be had or the two have nothing in common.
     """
-    repository = Repository(root)
-    one, other = repository.revision(base), repository.revision(head)
+    one, other = find_revision(project, base), find_revision(project, head)
     pairing = Pairing(one, other)
     base_rows, head_rows, classes = pairing.test_images()
     answers = _answers(one, other, base_rows, head_rows)
@@ -117,7 +118,7 @@ def _over_seeds(base: Revision, head: Revision, base_rows: np.ndarray, head_rows
 def _runs(revision: Revision) -> dict[int, Revision]:
     """Return seed -> run, of the revision and all experiments with its params, code and data."""
     runs = {int(revision.params.get(SEED_PARAM, 0)): revision}
-    for run in revision.repository.experiments():
+    for run in experiments(revision.project):
         if _setting(run) == _setting(revision) and run.out(PREDICTIONS):
             runs.setdefault(int(run.params.get(SEED_PARAM, 0)), run)
     return runs
@@ -155,11 +156,14 @@ def _on_numbers(base: Revision, head: Revision, verdict: Verdict) -> list[str]:
 
 def _on_revisions(base: Revision, head: Revision) -> list[str]:
     notes = []
-    if uncommitted := [*base.uncommitted(), *head.uncommitted()]:
+    if uncommitted := base.project.changed("HEAD") if None in (base.commit, head.commit) else []:
         listed = ", ".join(uncommitted[:5]) + (", ..." if len(uncommitted) > 5 else "")
         notes.append(f"The workspace has uncommitted changes ({listed}): nobody else can repeat this comparison yet.")
     for revision in dict.fromkeys((base, head)):
-        if stale := revision.stale():
+        stale: list[str] = []
+        with suppress(UserError):  # of a pipeline that this DVC does not read
+            stale = stale_code(revision.project, revision.commit)
+        if stale:
             listed = ", ".join(stale[:5]) + (f" and {len(stale) - 5} more" if len(stale) > 5 else "")
             notes.append(
                 f"The results of {revision} are older than its {listed}: `dvc repro` there brings them up to date."
@@ -168,11 +172,11 @@ def _on_revisions(base: Revision, head: Revision) -> list[str]:
         notes.append("The two are one and the same revision.")
     if head.params.get("data.group"):
         notes.append("Test images of one group are counted as independent: the intervals are rather too narrow.")
-    if base.commit and base.repository.lines("rev-parse", "--is-shallow-repository") != ["true"]:
-        ahead = base.repository.lines("rev-list", "--count", f"{head.commit or 'HEAD'}..{base.commit}")
-        if ahead and ahead[0] != "0":
+    if base.commit and not base.project.is_shallow:
+        ahead = base.project.git("rev-list", "--count", f"{head.commit or 'HEAD'}..{base.commit}", check=False).strip()
+        if ahead not in ("", "0"):
             notes.append(
-                f"{base} has commits that {head} lacks, {ahead[0]} of them: what they changed reads here as undone. "
+                f"{base} has commits that {head} lacks, {ahead} of them: what they changed reads here as undone. "
                 "Merge or rebase."
             )
     return notes

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from reprise.repo.workspace import Workspace
+from reprise.repo.project import Project
+from reprise.repo.revisions import TEST, WORKSPACE
 from reprise.runtime.errors import UserError
 from reprise.runtime.intervals import wilson
 from reprise.runtime.markup import HIDDEN
 
-FILE = "metrics/test.json"
 USUAL = ("accuracy", "loss", "f1", "ece")
 LONGEST = 50  # characters of a commit's subject
 STEP, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 28, 110, 70, 20, 26, 18  # of a panel, pixels
@@ -28,21 +28,20 @@ class Point:
     metrics: dict[str, float]
 
 
-def history(workspace: Workspace) -> list[Point]:
+def history(project: Project) -> list[Point]:
     """Return a point for each commit that changed the test metrics, oldest first; merges count as one commit.
 
     The workspace comes last where it differs. Commits whose metrics are no JSON are left out. Raises UserError if there
     is no point at all.
     """
-    log = ("log", "--first-parent", "--reverse", "--format=%h %s", "--", FILE)
-    commits = [line.partition(" ") for line in workspace.git(*log, check=False).splitlines()]
-    found = [(name, subject, workspace.git("show", f"{name}:{FILE}", check=False)) for name, _, subject in commits]
-    path = workspace.root / FILE
-    if path.exists() and workspace.changed("HEAD", "--", FILE):
-        found.append(("workspace", "not committed", path.read_text(encoding="utf-8", errors="replace")))
+    log = ("log", "--first-parent", "--reverse", "--format=%h %s", "--", TEST)
+    commits = [line.partition(" ") for line in project.git(*log, check=False).splitlines()]
+    found = [(name, subject, project.read(TEST, name)) for name, _, subject in commits]
+    if project.changed("HEAD", "--", TEST):
+        found.append((WORKSPACE, "not committed", project.read(TEST)))
     points = [Point(name, subject, metrics) for name, subject, text in found if (metrics := _metrics(text))]
     if not points:
-        raise UserError(f"{FILE}: no commit of this branch has it; `make repro` writes it, then `git commit`")
+        raise UserError(f"{TEST}: no commit of this branch has it; `make repro` writes it, then `git commit`")
     return points
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from reprise.data.formats.packed import SPLITS
 from reprise.data.formats.raw import image_id
-from reprise.repo.revisions import PROCESSED, RAW, Predictions, Revision
+from reprise.evaluation.predictions import Predictions
+from reprise.repo.revisions import PROCESSED, RAW, Revision
 from reprise.runtime.errors import UserError
 
 

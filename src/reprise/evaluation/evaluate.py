@@ -4,8 +4,6 @@ Everything is computed in fp32 on images without augmentation; padding is droppe
 counts once.
 """
 
-import csv
-import difflib
 import json
 import math
 import warnings
@@ -19,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reprise.data.formats.packed import PackedSplit, load_metadata, load_split
+from reprise.evaluation.predictions import write_csv, write_predictions
 from reprise.loader.batches import EvalBatches, mask_outputs
 from reprise.model.artifact import ModelCard
 from reprise.model.backbone import TIMMBackbone, count_flops
 from reprise.model.convolutions import repaired
 from reprise.runtime.device import device
-from reprise.runtime.errors import UserError, listed
+from reprise.runtime.errors import UserError, listed, nearest
 
 # torchmetrics' metrics that need images of the class, and those that need images of other classes too
 OF_IMAGES = ("accuracy", "average_precision", "hamming_distance", "recall")
@@ -77,7 +76,7 @@ class Evaluation:
     def save(self, metrics: Path, per_class: Path, confusion: Path, predictions: Path) -> None:
         """Write metrics (JSON), the table by class, the confusion counts and the predictions of each image (CSV)."""
         metrics.write_text(json.dumps(self.metrics, indent=2) + "\n", encoding="utf-8")
-        _write_csv(
+        write_csv(
             per_class,
             ["class", "images", "precision", "recall", "f1"],
             [[row.label, row.images, row.precision, row.recall, row.f1] for row in self.per_class],
@@ -85,22 +84,12 @@ class Evaluation:
         # the diagonal first, so that a plot meets the classes in their order; then the confusions that occurred
         cells = [(label, label) for label in range(len(self.classes))]
         cells += [(label, guess) for label, guess in self.confusion.nonzero().tolist() if label != guess]
-        _write_csv(
+        write_csv(
             confusion,
             ["label", "predicted", "images"],
             [[self.classes[label], self.classes[guess], int(self.confusion[label, guess])] for label, guess in cells],
         )
-        predicted = self.probabilities.argmax(dim=1).tolist()
-        _write_csv(
-            predictions,
-            ["id", "label", "predicted", *(f"p({name})" for name in self.classes)],
-            [
-                [image_id, self.classes[label], self.classes[guess], *(f"{p:.6g}" for p in row)]
-                for image_id, label, guess, row in zip(
-                    self.ids, self.labels.tolist(), predicted, self.probabilities.tolist(), strict=True
-                )
-            ],
-        )
+        write_predictions(predictions, self.classes, self.ids, self.labels.tolist(), self.probabilities.numpy())
 
 
 def shown(value: float | int | None) -> str:
@@ -170,7 +159,7 @@ def extra_metric(name: str, probabilities: Tensor, labels: Tensor) -> float | No
 
     known = [key.removeprefix("multiclass_") for key in dir(classification) if key.startswith("multiclass_")]
     if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
+        near = nearest(name, known)
         raise UserError(f"evaluate.metrics: torchmetrics has no multiclass {name!r}; it has {', '.join(near or known)}")
     metric, classes = getattr(classification, f"multiclass_{name}"), probabilities.shape[1]
     images = labels.bincount(minlength=classes)
@@ -259,10 +248,3 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int) -> Tenso
 def _rounded(value: Tensor) -> float | None:
     number = float(f"{float(value):.6g}")
     return number if math.isfinite(number) else None
-
-
-def _write_csv(path: Path, header: list[str], rows: list[list[object]]) -> None:
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)

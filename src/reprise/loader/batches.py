@@ -101,9 +101,10 @@ class TrainBatches:
     float32 (batch_size, classes); all on the device. Lightning calls `sampler.set_epoch` before each epoch. `steps` is
     the number of batches in a whole epoch; there is no `len()`, because a resumed epoch has fewer.
 
-    `balance: sampling` draws each class equally often on average, with replacement. rank, world: rank r of n processes has the
-    batches r, r + n, ... of a single process. image_sizes: the size that images are resized to in each epoch; empty:
-    they are not resized. Raises UserError if one batch of every process is larger than the split, or as `fitted` does.
+    `balance: sampling` draws each class equally often on average, with replacement. rank, world: rank r of n processes
+    has the batches r, r + n, ... of a single process. image_sizes: the size that images are resized to in each epoch;
+    empty: they are not resized. Raises UserError if one batch of every process is larger than the split, or as `fitted`
+    does.
     """
 
     def __init__(
@@ -176,8 +177,8 @@ class TrainBatches:
         """Return which images of an epoch are flipped left to right, bool (N,); order: row numbers, (N,).
 
         Alternating flip (Jordan, airbench, 2024): at random in the first epoch, then every other time, so that two
-        epochs show each image both ways. With `balance: sampling`, which draws an image several times an epoch or never, at
-        random each time.
+        epochs show each image both ways. With `balance: sampling`, which draws an image several times an epoch or
+        never, at random each time.
         """
         if self.balanced:
             return torch.rand(len(order), generator=stateless_generator(self.seed, "mirror", epoch)) < 0.5

@@ -4,7 +4,6 @@ The tensors carry timm's own names, so `timm.create_model(...).load_state_dict(s
 without Reprise.
 """
 
-import difflib
 import logging
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ from reprise.model.artifact import Architecture, ModelCard, load_card
 from reprise.model.pretrained import Start, classifier_prefixes, file_start, not_loaded, published_start
 from reprise.params.schema import ModelParams
 from reprise.runtime.checksums import file_sha256, write_sealed
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, nearest
 
 UNTRACKED = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}  # of timm.create_model
 
@@ -73,7 +72,7 @@ def check_name(name: str) -> None:
                 f"model.name = {name!r}: timm has no weights of that tag; it has {', '.join(tags) or 'none'}"
             )
         return
-    near = difflib.get_close_matches(name.lower(), timm.list_models(), n=3, cutoff=0.6)
+    near = nearest(name, timm.list_models())
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`timm.list_models()` names them all"
     raise UserError(f"model.name = {name!r} is not a model of timm {timm.__version__}; {hint}")
 

@@ -1,5 +1,6 @@
 """Presets: small overlays on params.yaml for a known purpose; each file's first comment states its cost and result."""
 
+import difflib
 import io
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from reprise.params.load import load_params, overlay
+from reprise.runtime.atomic import publishing
 from reprise.runtime.errors import UserError
 
 
@@ -38,3 +40,13 @@ def applied(preset: Path, params: Path) -> str:
     text = io.StringIO()
     yaml.dump(tree, text)
     return text.getvalue()
+
+
+def rewrite(params: Path, folder: Path, name: str) -> str:
+    """Write a preset of the folder into params.yaml; return what that has changed, as a diff."""
+    before, after = params.read_text(encoding="utf-8"), applied(find_preset(folder, name), params)
+    with publishing(params) as (partial,):
+        partial.write_text(after, encoding="utf-8")
+    titles = "params.yaml", f"params.yaml with {name}"
+    changed = difflib.unified_diff(before.splitlines(), after.splitlines(), *titles, lineterm="", n=0)
+    return "\n".join(changed) or f"params.yaml has the values of {name} already"

@@ -66,9 +66,7 @@ class Section(BaseModel):
 class SourceParams(Section):
     """Where the images come from."""
 
-    name: DataSet = Field(
-        description="data set, see `python src/data.py`; folder, archive: your own images at data.path"
-    )
+    name: DataSet = Field(description="data set, see `reprise data`; folder, archive: your own images at data.path")
     path: str = Field(
         pattern=r"^[^\x00]+$", description="the folder, or the .zip, .tar or .tar.gz, with your own images"
     )
@@ -79,7 +77,7 @@ class SourceParams(Section):
     sha256: str | None = Field(
         pattern="^[0-9a-fA-F]{64}$", description="checksum of the archive, 64 hexadecimal digits"
     )
-    split: str | None = Field(description="which of a data set's variants, see `python src/data.py`; null: the first")
+    split: str | None = Field(description="which of a data set's variants, see `reprise data`; null: the first")
     mirror: str | None = Field(description="address to download from in place of the data set's own; null: its own")
 
     @property

@@ -9,6 +9,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+from reprise.params.load import flat
+
 
 @dataclass(frozen=True)
 class Run:
@@ -56,12 +58,12 @@ def summarise(runs: list[Run]) -> str:
         if data.get("folds"):
             rest = {**run.params, "data": {key: value for key, value in data.items() if key != "fold"}}
             groups[json.dumps([rest, run.inputs], sort_keys=True)][data["fold"]] = run  # the newest of each fold
-    every = [_flat(next(iter(folds.values())).params) for folds in groups.values()]
-    differing = {key for flat in every for key in flat if len({str(other.get(key)) for other in every}) > 1}
+    every = [flat(next(iter(folds.values())).params) for folds in groups.values()]
+    differing = {key for params in every for key in params if len({str(other.get(key)) for other in every}) > 1}
     parts = []
-    for flat, folds in zip(every, groups.values(), strict=True):
-        differences = [f"{key}={flat.get(key)}" for key in sorted(differing - {"data.fold"})]
-        parts.append(_table(flat["data.folds"], folds, differences))
+    for params, folds in zip(every, groups.values(), strict=True):
+        differences = [f"{key}={params.get(key)}" for key in sorted(differing - {"data.fold"})]
+        parts.append(_table(params["data.folds"], folds, differences))
     return "\n\n".join(parts)
 
 
@@ -77,10 +79,3 @@ def _table(count: int, runs: dict[int, Run], differences: list[str]) -> str:
         fewer = f" (defined in {len(values)} folds)" if len(values) < len(metrics) else ""
         lines.append(f"| {name}{fewer} | {statistics.mean(values):.4f} | {spread} |")
     return "\n".join(lines)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -18,32 +18,32 @@ DTYPES |= {f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for si
 
 
 @dataclass
-class Comparison:
+class Differences:
     """What was compared, and (path, what differs) for each file that differs."""
 
     files: int = 0
     bytes: int = 0
-    differences: list[tuple[str, str]] = field(default_factory=list)
+    found: list[tuple[str, str]] = field(default_factory=list)
 
 
-def compare(one: Path, two: Path, name: str) -> Comparison:
+def differences(one: Path, two: Path, name: str) -> Differences:
     """Compare two files, or two folders file by file, byte for byte; `name` stands for both in the result's paths."""
-    result = Comparison()
+    result = Differences()
     if one.is_dir() and two.is_dir():
         here, there = ({path.relative_to(top) for path in top.rglob("*") if path.is_file()} for top in (one, two))
         pairs = [(one / path, two / path, f"{name}/{path.as_posix()}") for path in sorted(here | there)]
     else:
         pairs = [(one, two, name)]
     for first, second, path in pairs:
-        difference = compare_files(first, second)
+        found = difference(first, second)
         result.files += 1
         result.bytes += first.stat().st_size if first.is_file() else 0
-        if difference:
-            result.differences.append((path, difference))
+        if found:
+            result.found.append((path, found))
     return result
 
 
-def compare_files(one: Path, two: Path) -> str | None:
+def difference(one: Path, two: Path) -> str | None:
     """Say where two files first differ, `one -> two`; None if they are the same bytes."""
     for path, other in ((one, "second"), (two, "first")):
         if not path.is_file():
@@ -53,10 +53,10 @@ def compare_files(one: Path, two: Path) -> str | None:
         return None
     explain = {".safetensors": _tensors, ".npy": _rows, ".zip": _members}.get(one.suffix, _lines)
     try:
-        difference = explain(one, two)
+        found = explain(one, two)
     except Exception:  # not what its name promises, as after damage: the byte has to do
-        difference = None
-    return difference or f"byte {offset:,} of {one.stat().st_size:,} -> {two.stat().st_size:,}"
+        found = None
+    return found or f"byte {offset:,} of {one.stat().st_size:,} -> {two.stat().st_size:,}"
 
 
 def _first_byte(one: Path, two: Path) -> int | None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from reprise.repo.workspace import Workspace, git_at_work, owners
+from reprise.repo.processes import git_at_work, owners, rwlocks, scratch
+from reprise.repo.project import EXPERIMENT, Project
 from reprise.runtime.atomic import Lock, remove
 from reprise.runtime.errors import UserError
 
@@ -23,11 +24,10 @@ EXEC = "refs/exps/exec"
 RUNNING = {f"{EXEC}/EXEC_BASELINE", f"{EXEC}/EXEC_BRANCH", f"{EXEC}/EXEC_MERGE"}
 WAITING = "refs/exps/stash"
 TEMP = "refs/exps/temp"
-EXPERIMENT = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/.+")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Leftover:
     """One thing that a crash left: what is wrong, what is done about it, and how; None leaves it to a person."""
 
     problem: str
@@ -35,68 +35,68 @@ class Finding:
     repair: Callable[[], object] | None
 
 
-def examine(workspace: Workspace, published: list[Path]) -> list[Finding]:
+def examine(project: Project, published: list[Path]) -> list[Leftover]:
     """Return what crashes left, in the order in which it is to be repaired; `published` are folders that hold outs.
 
     Call it `at_rest`: whatever looks taken then is taken by the dead.
     """
     return [
-        *_git_locks(workspace),
-        *_killed_run(workspace),
-        *_scratch_refs(workspace),
-        *_queue(workspace),
-        *_scratch_folders(workspace),
-        *_rwlocks(workspace),  # after all that reads them
-        *_partials(workspace, published),
+        *_git_locks(project),
+        *_killed_run(project),
+        *_scratch_refs(project),
+        *_queue(project),
+        *_scratch_folders(project),
+        *_rwlocks(project),  # after all that reads them
+        *_partials(project, published),
     ]
 
 
-def _git_locks(workspace: Workspace) -> Iterator[Finding]:
+def _git_locks(project: Project) -> Iterator[Leftover]:
     """Find lock files of Git: each commit, checkout and experiment fails on them."""
-    paths = [workspace.git_path(name) for name in ("index.lock", "HEAD.lock", "packed-refs.lock")]
-    locks = [path for path in (*paths, *workspace.git_path("refs/exps").rglob("*.lock")) if path.exists()]
-    git = git_at_work(workspace) if locks else []
+    paths = [project.git_path(name) for name in ("index.lock", "HEAD.lock", "packed-refs.lock")]
+    locks = [path for path in (*paths, *project.git_path("refs/exps").rglob("*.lock")) if path.exists()]
+    git = git_at_work(project) if locks else []
     for lock in locks:
         if git:
-            yield Finding(f"{workspace.short(lock)}: git (process {git[0]}) is at work", "wait for it", None)
+            yield Leftover(f"{project.short(lock)}: git (process {git[0]}) is at work", "wait for it", None)
         else:
-            yield Finding(f"{workspace.short(lock)}: no git lives that could hold it", "remove it", lock.unlink)
+            yield Leftover(f"{project.short(lock)}: no git lives that could hold it", "remove it", lock.unlink)
 
 
-def _killed_run(workspace: Workspace) -> Iterator[Finding]:
+def _killed_run(project: Project) -> Iterator[Leftover]:
     """Find what `dvc exp run` had done to the user's edits, HEAD and the index when it was killed."""
-    exec_refs = workspace.refs(EXEC)
-    steps = {owner.path for path in workspace.rwlocks for owner in owners(path) or []}
+    exec_refs = project.refs(EXEC)
+    steps = {owner.path for path in rwlocks(project) for owner in owners(path) or []}
     preparing = "workspace" in steps  # the user's edits stashed, the values of -S being set
     if not preparing and not RUNNING & exec_refs.keys():
         return
     to_decide = False
     if preparing:
-        yield from _stashed_edits(workspace)
-    if not workspace.git("symbolic-ref", "-q", "HEAD", check=False):
+        yield from _stashed_edits(project)
+    if not project.git("symbolic-ref", "-q", "HEAD", check=False):
         if EXEC in steps:
-            yield from _overwritten_edits(workspace, exec_refs)
-        head = workspace.git("rev-parse", "HEAD").strip()
+            yield from _overwritten_edits(project, exec_refs)
+        head = project.git("rev-parse", "HEAD").strip()
         base = exec_refs.get(f"{EXEC}/EXEC_HEAD", head) if RUNNING & exec_refs.keys() else head
-        for finding in _detached_head(workspace, head, base):
+        for finding in _detached_head(project, head, base):
             to_decide = finding.repair is None
             yield finding
         if not to_decide:
-            yield from _staged_by_dvc(workspace, base)
+            yield from _staged_by_dvc(project, base)
     if RUNNING & exec_refs.keys() and not to_decide:
-        yield Finding(
+        yield Leftover(
             f"{EXEC}: DVC's notes on an experiment that was killed; what it had changed is in the working tree",
             "remove the notes; then `dvc repro` finishes the work, or `git checkout . && dvc checkout` drops it with "
             "every uncommitted edit",
-            partial(_forget_run, workspace, [ref for ref in exec_refs if not ref.endswith("EXEC_APPLY")]),
+            partial(_forget_run, project, [ref for ref in exec_refs if not ref.endswith("EXEC_APPLY")]),
         )
 
 
-def _stashed_edits(workspace: Workspace) -> Iterator[Finding]:
+def _stashed_edits(project: Project) -> Iterator[Leftover]:
     """Find the user's uncommitted edits in `git stash`, where DVC puts them while it prepares an experiment."""
-    began = (workspace.tmp / "exps/rwlock").stat().st_mtime
-    log = workspace.git_path("logs/refs/stash")
-    listed = workspace.git("stash", "list", "--format=%gd %ct %s").splitlines()
+    began = (scratch(project) / "exps/rwlock").stat().st_mtime
+    log = project.git_path("logs/refs/stash")
+    listed = project.git("stash", "list", "--format=%gd %ct %s").splitlines()
     entries = [
         name
         for name, time, subject in (line.split(" ", 2) for line in listed)
@@ -105,15 +105,15 @@ def _stashed_edits(workspace: Workspace) -> Iterator[Finding]:
     if not entries or log.stat().st_mtime < began:
         return
     entry = entries[-1]  # newer ones are the user's, from after the crash
-    untouched = not workspace.changed("HEAD")
-    if untouched and workspace.git("rev-parse", f"{entry}^") == workspace.git("rev-parse", "HEAD"):
-        yield Finding(
+    untouched = not Project(project.top).changed("HEAD")
+    if untouched and project.git("rev-parse", f"{entry}^") == project.git("rev-parse", "HEAD"):
+        yield Leftover(
             f"{entry} of `git stash list`: your uncommitted edits, which DVC had set aside",
             "give them back",
-            partial(workspace.git, "stash", "pop", "--index", entry),
+            partial(project.git, "stash", "pop", "--index", entry),
         )
     else:
-        yield Finding(
+        yield Leftover(
             f"{entry} of `git stash list`: your uncommitted edits as they were before the killed run; the working tree "
             "may have them too, with the run's parameters",
             f"yours to decide: keep the working tree and `git stash drop '{entry}'`, or go back to your edits: "
@@ -122,58 +122,59 @@ def _stashed_edits(workspace: Workspace) -> Iterator[Finding]:
         )
 
 
-def _overwritten_edits(workspace: Workspace, exec_refs: dict[str, str]) -> Iterator[Finding]:
+def _overwritten_edits(project: Project, exec_refs: dict[str, str]) -> Iterator[Leftover]:
     """Find edits that live only in EXEC_MERGE: DVC checks HEAD out by force before it lays them over it again."""
     base, merge = exec_refs.get(f"{EXEC}/EXEC_HEAD"), exec_refs.get(f"{EXEC}/EXEC_MERGE")
     if not base or not merge:
         return
+    whole = Project(project.top)
     lost = {}
-    for path in sorted(workspace.changed(base, merge, "--", ".", ":(exclude).dvc/tmp")):
-        patch = workspace.git("diff-tree", "-p", "--binary", base, merge, "--", path)
+    for path in whole.changed(base, merge, "--", ".", f":(exclude){project.prefix / '.dvc/tmp'}"):
+        patch = whole.git("diff-tree", "-p", "--binary", base, merge, "--", path)
         with suppress(UserError):  # does not apply: it is there already, or the user has gone on from it
-            workspace.git("apply", "--check", stdin=patch)
+            whole.git("apply", "--check", stdin=patch)
             lost[path] = patch
     if lost:
-        yield Finding(
+        yield Leftover(
             f"{', '.join(lost)}: changed before the run, or by its -S, and overwritten by DVC when it was killed",
             "give the changes back",
-            partial(workspace.git, "apply", "--whitespace=nowarn", stdin="".join(lost.values())),
+            partial(whole.git, "apply", "--whitespace=nowarn", stdin="".join(lost.values())),
         )
-    if workspace.refs("refs/stash").get("refs/stash") == merge:  # where DVC applies it from
-        yield Finding("stash@{0} of `git stash list`: DVC's own", "drop it", partial(workspace.git, "stash", "drop"))
+    if project.refs("refs/stash").get("refs/stash") == merge:  # where DVC applies it from
+        yield Leftover("stash@{0} of `git stash list`: DVC's own", "drop it", partial(project.git, "stash", "drop"))
 
 
-def _detached_head(workspace: Workspace, head: str, base: str) -> Iterator[Finding]:
+def _detached_head(project: Project, head: str, base: str) -> Iterator[Leftover]:
     """Find out what DVC detached HEAD from, at `base`; one that the user had detached stays so."""
-    left = _left_by_dvc(workspace)
-    tips = workspace.refs("refs/heads")
+    left = _left_by_dvc(project)
+    tips = project.refs("refs/heads")
     branches = [name for name, tip in tips.items() if tip == base]
     candidates = [left] if left in branches else branches if left == "" else []
     problem = f"HEAD is detached at {head[:7]}: DVC had no time to put it back"
-    if own := _unreachable(workspace, head):
+    if own := _unreachable(project, head):
         name = (left or "refs/heads/BRANCH").removeprefix("refs/heads/")
-        yield Finding(
+        yield Leftover(
             f"{problem}, and commits were made there that no branch has: {len(own)}",
             f"yours to decide: `git checkout -B {name}` puts them on {name}, `git branch NEW {head[:7]}` keeps them "
             "apart",
             None,
         )
     elif len(candidates) == 1:
-        yield Finding(
+        yield Leftover(
             problem,
             f"back to {candidates[0].removeprefix('refs/heads/')}, without touching a file",
-            partial(workspace.git, "symbolic-ref", "-m", "doctor: back to the branch", "HEAD", candidates[0]),
+            partial(project.git, "symbolic-ref", "-m", "doctor: back to the branch", "HEAD", candidates[0]),
         )
     elif candidates:
         commands = " or ".join(f"`git symbolic-ref HEAD {name}`" for name in candidates)
-        yield Finding(f"{problem}, and {len(candidates)} branches are there", f"yours to decide: {commands}", None)
+        yield Leftover(f"{problem}, and {len(candidates)} branches are there", f"yours to decide: {commands}", None)
     elif head != base:
-        yield Finding(problem, f"back to {base[:7]}", partial(workspace.git, "update-ref", "--no-deref", "HEAD", base))
+        yield Leftover(problem, f"back to {base[:7]}", partial(project.git, "update-ref", "--no-deref", "HEAD", base))
 
 
-def _left_by_dvc(workspace: Workspace) -> str | None:
+def _left_by_dvc(project: Project) -> str | None:
     """Return the branch that DVC took HEAD off, by HEAD's log; empty if the log is silent, None if the user did it."""
-    for line in workspace.git("reflog", "show", "--format=%gs", "HEAD", check=False).splitlines():
+    for line in project.git("reflog", "show", "--format=%gs", "HEAD", check=False).splitlines():
         move = re.fullmatch(r"checkout: moving from (\S+) to (\S+)", line)
         if move and not re.fullmatch("[0-9a-f]{40}", move[2]):  # DVC moves to whole commit ids
             return None
@@ -182,105 +183,106 @@ def _left_by_dvc(workspace: Workspace) -> str | None:
     return ""
 
 
-def _unreachable(workspace: Workspace, head: str) -> list[str]:
+def _unreachable(project: Project, head: str) -> list[str]:
     """Return the commits behind HEAD that neither a branch, a tag nor a finished experiment holds."""
     scratch = [f"--exclude={name}" for name in ("refs/stash", WAITING, f"{EXEC}/*", f"{TEMP}/*", "refs/exps/celery/*")]
-    return workspace.git("rev-list", head, "--not", *scratch, "--glob=refs/*").split()
+    return project.git("rev-list", head, "--not", *scratch, "--glob=refs/*").split()
 
 
-def _staged_by_dvc(workspace: Workspace, base: str) -> Iterator[Finding]:
+def _staged_by_dvc(project: Project, base: str) -> Iterator[Leftover]:
     """Find what DVC staged and, after a run that fails, unstages; what differs on disk may be the user's."""
-    apart = {name for name in workspace.changed() if not name.startswith(".dvc/tmp/")}
-    if paths := sorted(workspace.changed("--cached", base) - apart):
-        yield Finding(
+    whole = Project(project.top)
+    apart = whole.changed("--", ".", f":(exclude){project.prefix / '.dvc/tmp'}")
+    if paths := [path for path in whole.changed("--cached", base) if path not in apart]:
+        yield Leftover(
             f"{', '.join(paths)}: staged by DVC",
             "unstage, the files stay as they are",
-            partial(workspace.git, "reset", "--quiet", "--", *paths),
+            partial(whole.git, "reset", "--quiet", "--", *paths),
         )
 
 
-def _forget_run(workspace: Workspace, refs: list[str]) -> None:
+def _forget_run(project: Project, refs: list[str]) -> None:
     for ref in refs:  # --no-deref: EXEC_BRANCH is a symbolic ref to a finished experiment
-        workspace.git("update-ref", "--no-deref", "-d", ref)
-    shutil.rmtree(workspace.tmp / "exps/run/workspace", ignore_errors=True)
+        project.git("update-ref", "--no-deref", "-d", ref)
+    shutil.rmtree(scratch(project) / "exps/run/workspace", ignore_errors=True)
 
 
-def _scratch_refs(workspace: Workspace) -> Iterator[Finding]:
+def _scratch_refs(project: Project) -> Iterator[Leftover]:
     """Find refs of runs that died between their steps."""
-    if workspace.refs(WAITING):
-        entries = workspace.git("reflog", "show", "--format=%h %gs", WAITING).splitlines()
+    if project.refs(WAITING):
+        entries = project.git("reflog", "show", "--format=%h %gs", WAITING).splitlines()
         names = [f"{entry.rpartition(':')[2]} ({entry.partition(' ')[0]})" for entry in entries]
-        yield Finding(
+        yield Leftover(
             f"{WAITING}: {', '.join(names)}, killed before it began; the next `dvc exp run` would run it too, and "
             "leave its values in the workspace",
             "forget it; `git stash show -p COMMIT` shows its changes",
-            partial(workspace.git, "update-ref", "-d", WAITING),
+            partial(project.git, "update-ref", "-d", WAITING),
         )
-    if refs := workspace.refs(TEMP):
-        yield Finding(
+    if refs := project.refs(TEMP):
+        yield Leftover(
             f"{TEMP}: {len(refs)} refs of a run that was killed while it was set up",
             "remove them",
-            partial(workspace.git, "update-ref", "--stdin", stdin="".join(f"delete {ref}\n" for ref in refs)),
+            partial(project.git, "update-ref", "--stdin", stdin="".join(f"delete {ref}\n" for ref in refs)),
         )
 
 
-def _queue(workspace: Workspace) -> Iterator[Finding]:
+def _queue(project: Project) -> Iterator[Leftover]:
     """Find queued experiments that DVC shows as running for ever: their worker is dead."""
-    if not list((workspace.tmp / "exps/celery/broker/processed").glob("*.celery.msg")):
+    if not list((scratch(project) / "exps/celery/broker/processed").glob("*.celery.msg")):
         return
-    listed = workspace.dvc("queue", "status")
+    listed = project.dvc("queue", "status")
     for commit, name in re.findall(r"^([0-9a-f]{7,})\s+(\S*)\s.*\bRunning\s*$", listed, re.MULTILINE):
-        yield Finding(
+        yield Leftover(
             f"experiment {name or commit} of the queue: shown as running, but its worker is dead",
             "mark it as failed; queue it anew if you still want it",
-            partial(_fail_task, workspace, commit),
+            partial(_fail_task, project, commit),
         )
 
 
-def _fail_task(workspace: Workspace, commit: str) -> None:
+def _fail_task(project: Project, commit: str) -> None:
     # without an exit status there, `dvc queue kill` signals the recorded pid, and another process may have that by now
-    for path in (workspace.tmp / "exps/run").glob(f"{commit}*/{commit}*.json"):
+    for path in (scratch(project) / "exps/run").glob(f"{commit}*/{commit}*.json"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "returncode": -9}))
-    workspace.dvc("queue", "kill", commit)
+    project.dvc("queue", "kill", commit)
 
 
-def _scratch_folders(workspace: Workspace) -> Iterator[Finding]:
+def _scratch_folders(project: Project) -> Iterator[Leftover]:
     """Find folders of `--temp` and queued runs; a finished experiment that DVC had no time to collect comes first."""
-    exps = workspace.tmp / "exps"
-    known = workspace.refs("refs/exps")
+    exps = scratch(project) / "exps"
+    known = project.refs("refs/exps")
     for folder in sorted([*exps.glob("tmp*"), *exps.glob("standalone/tmp*")]):
         git_dir = folder / ".git"
-        listed = workspace.git(f"--git-dir={git_dir}", "for-each-ref", "--format=%(refname)", check=False).split()
+        listed = project.git(f"--git-dir={git_dir}", "for-each-ref", "--format=%(refname)", check=False).split()
         finished = [ref for ref in listed if EXPERIMENT.fullmatch(ref) and ref not in known]
         if finished:
-            yield Finding(
-                f"{workspace.short(folder)}: {finished[0].rpartition('/')[2]}, finished but not collected",
+            yield Leftover(
+                f"{project.short(folder)}: {finished[0].rpartition('/')[2]}, finished but not collected",
                 "collect it, see `dvc exp show`",
-                partial(workspace.git, "fetch", "--no-tags", str(git_dir), *(f"{ref}:{ref}" for ref in finished)),
+                partial(project.git, "fetch", "--no-tags", str(git_dir), *(f"{ref}:{ref}" for ref in finished)),
             )
-        yield Finding(
-            f"{workspace.short(folder)}: the folder of a killed run, in which no process works",
+        yield Leftover(
+            f"{project.short(folder)}: the folder of a killed run, in which no process works",
             "remove it",
             partial(shutil.rmtree, folder),
         )
 
 
-def _rwlocks(workspace: Workspace) -> Iterator[Finding]:
+def _rwlocks(project: Project) -> Iterator[Leftover]:
     """Find locks of dead processes: DVC takes them for real where the pid is in use again, or still a zombie's."""
-    for path in workspace.rwlocks:
+    for path in rwlocks(project):
         held = owners(path)
         if held is None:
-            yield Finding(f"{workspace.short(path)}: cut off, and DVC fails on it", "remove it", path.unlink)
+            yield Leftover(f"{project.short(path)}: cut off, and DVC fails on it", "remove it", path.unlink)
         elif held:
             dead = ", ".join(sorted({f"`{owner.command}` (process {owner.pid})" for owner in held}))
-            yield Finding(f"{workspace.short(path)}: locks of {dead}, which is dead", "remove it", path.unlink)
+            yield Leftover(f"{project.short(path)}: locks of {dead}, which is dead", "remove it", path.unlink)
 
 
-def _partials(workspace: Workspace, published: list[Path]) -> Iterator[Finding]:
+def _partials(project: Project, published: list[Path]) -> Iterator[Leftover]:
     """Find outs that were half written, or half replaced, when their process died (see `reprise.runtime.atomic`)."""
     for path in sorted(path for folder in published for path in folder.glob(".*.partial")):
         name = path.name.removeprefix(".").removesuffix(".partial").removesuffix(".replaced")
         lock = Lock(path.with_name(name))
         if lock.acquire(wait=False):  # otherwise a living process is at it
             lock.release()
-            yield Finding(f"{workspace.short(path)}: half written", "remove it", partial(remove, path))
+            yield Leftover(f"{project.short(path)}: half written", "remove it", partial(remove, path))

@@ -7,7 +7,6 @@ read and hashed anew: the stages' deps and outs, the files in folders one by one
 import hashlib
 import json
 import shlex
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,12 +21,16 @@ from dvc.stage import Stage
 
 from reprise.params.dependencies import load_record, record_path
 from reprise.params.load import load_params
+from reprise.repo.project import Project
+from reprise.repo.revisions import CODE
 from reprise.runtime.checksums import listing_md5, md5_listing
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, reason
+
+UNKNOWN = " (which file: unknown, the cache has no intact list of them)"  # of code it never has one
 
 
 @dataclass(frozen=True)
-class Finding:
+class Mismatch:
     """One thing that is not as dvc.lock records it."""
 
     path: str
@@ -46,47 +49,50 @@ class Verification:
     stages: int = 0
     files: int = 0
     bytes: int = 0
-    findings: list[Finding] = field(default_factory=list)
+    mismatches: list[Mismatch] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)
 
 
-def verify(root: Path) -> Verification:
-    """Re-hash everything that `root`'s dvc.lock refers to.
-
-    Raises UserError without a dvc.lock, or if it or dvc.yaml cannot be read.
-    """
-    with _verifier(root) as verifier:
+def verify(project: Project) -> Verification:
+    """Hash everything anew that dvc.lock refers to. Raises UserError without it, or if it or dvc.yaml is unreadable."""
+    with _verifier(project) as verifier:
         return verifier.run()
 
 
-def stale(root: Path) -> list[Finding]:
+def stale(project: Project) -> list[Mismatch]:
     """Return why `dvc repro` would run a stage that dvc.lock records as done; nothing if dvc.lock is fresh.
 
     Needs no data: an out that is in DVC's cache or remote may be missing here, not the others, which Git holds.
     `dvc repro --dry --allow-missing` is no such check, it succeeds either way. Raises what `verify` raises.
     """
-    with _verifier(root) as verifier:
+    with _verifier(project) as verifier:
         return verifier.stale()
 
 
+def stale_code(project: Project, commit: str | None = None) -> list[str]:
+    """Return what `stale` finds of code, params and commands, for a commit too, by DVC's own word; needs no data."""
+    with _verifier(project, commit) as verifier:
+        return verifier.stale_code()
+
+
 @contextmanager
-def _verifier(root: Path) -> "Iterator[_Verifier]":
-    if not (root / "dvc.lock").exists():
+def _verifier(project: Project, commit: str | None = None) -> "Iterator[_Verifier]":
+    if not project.read("dvc.lock", commit):
         raise UserError("dvc.lock: no such file; `dvc repro` writes it, `git checkout HEAD -- dvc.lock` brings it back")
     try:
-        with Repo(str(root)) as repo:
-            yield _Verifier(root, repo)
+        with Repo(str(project.root)) as repo, repo.switch(commit or "workspace"):
+            yield _Verifier(project, repo)
     except DvcException as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{reason}; `git diff HEAD -- dvc.yaml dvc.lock params.yaml` shows what was edited") from None
+        raise UserError(
+            f"{reason(error)}; `git diff HEAD -- dvc.yaml dvc.lock params.yaml` shows what was edited"
+        ) from None
 
 
 class _Verifier:
     """Collects the findings stage by stage, and the repairs by the order in which they have to run."""
 
-    def __init__(self, root: Path, repo: Repo) -> None:
-        self.root = root.resolve()
-        self.repo = repo
+    def __init__(self, project: Project, repo: Repo) -> None:
+        self.project, self.root, self.repo = project, project.root, repo
         self.result = Verification()
         self.hashes: dict[Path, str] = {}
         self.steps: tuple[list[str], ...] = ([], [], [], [])  # clear the cache, restore files, refill the cache, repro
@@ -108,7 +114,7 @@ class _Verifier:
         self.result.repairs = [command for step in self.steps for command in dict.fromkeys(step)]
         return self.result
 
-    def stale(self) -> list[Finding]:
+    def stale(self) -> list[Mismatch]:
         stages = self.repo.index.stages
         made = {out.fs_path: out.hash_info.value for stage in stages for out in stage.outs}
         for stage in stages:
@@ -126,17 +132,30 @@ class _Verifier:
                     listing = self._cached_listing(out) if out.hash_info.isdir else None
                     for file, state in self._workspace(path, oid, listing):
                         self._find(file, name, f"{state}, not what dvc.lock records")
-        return self.result.findings
+        return self.result.mismatches
 
-    def _check_inputs(self, stage: Stage, name: str, made: dict[str, str]) -> bool:
-        """Name what has changed since the stage ran; say whether nothing has."""
+    def stale_code(self) -> list[str]:
+        found = set()
+        for stage in self.repo.index.stages:
+            found |= {path for path, _ in self._changed_terms(stage)}
+            found |= {dep.def_path for dep in stage.deps if dep.def_path.startswith(CODE) and dep.status()}
+        return sorted(found)
+
+    def _changed_terms(self, stage: Stage) -> list[tuple[str, str]]:
+        """Return (what, how) of the command and the params that have changed since the stage ran."""
         changed = [("dvc.yaml", "command modified")] if getattr(stage, "cmd_changed", False) else []
         for dep in stage.deps:
             if isinstance(dep, ParamsDependency):
                 for states in dep.status().values():
                     values = states if isinstance(states, dict) else {"": states}
                     changed += [(f"{dep.def_path} {key}".strip(), state) for key, state in values.items()]
-            elif dep.hash_info.value is None:
+        return changed
+
+    def _check_inputs(self, stage: Stage, name: str, made: dict[str, str]) -> bool:
+        """Name what has changed since the stage ran; say whether nothing has."""
+        changed = self._changed_terms(stage)
+        for dep in (dep for dep in stage.deps if not isinstance(dep, ParamsDependency)):
+            if dep.hash_info.value is None:
                 changed.append((dep.def_path, "added"))
             elif dep.fs_path not in made:
                 listing = self._cached_listing(dep) if dep.hash_info.isdir else None
@@ -144,7 +163,7 @@ class _Verifier:
             elif made[dep.fs_path] != dep.hash_info.value:
                 changed.append((dep.def_path, "made anew"))
         for path, what in changed:
-            self._find(path, name, f"{what} since dvc.lock was written")
+            self._find(path, name, f"{what.removesuffix(UNKNOWN)} since dvc.lock was written")
             self.steps[3].append("dvc repro")
         return not changed
 
@@ -220,8 +239,7 @@ class _Verifier:
             return [(name, "a file, not a folder" if path.exists() else "missing")]
         here = self._listing(path)
         if listing is None:
-            whole = "altered (which file: unknown, the cache has no intact list of them)"
-            return [] if listing_md5(here) == oid else [(name, whole)]
+            return [] if listing_md5(here) == oid else [(name, f"altered{UNKNOWN}")]
         wrong = []
         for file in sorted(here.keys() | listing.keys()):
             state = "extra" if file not in listing else self._state(path / file, listing[file])
@@ -275,11 +293,11 @@ class _Verifier:
 
     def _committed(self, name: str) -> str | None:
         """Return the MD5 of a file in Git's HEAD, None if it is not there."""
-        show = subprocess.run(["git", "show", f"HEAD:./{name}"], cwd=self.root, capture_output=True)
-        return None if show.returncode else hashlib.md5(show.stdout).hexdigest()
+        content = self.project.read(name, "HEAD").encode("utf-8", "surrogateescape")
+        return hashlib.md5(content).hexdigest() if content else None
 
     def _find(self, path: str, stage: str, what: str) -> None:
-        self.result.findings.append(Finding(path, stage, what))
+        self.result.mismatches.append(Mismatch(path, stage, what))
 
     def _relative(self, path: Path) -> str:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)

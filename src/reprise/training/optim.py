@@ -5,7 +5,6 @@ scales: lower for earlier layers (`layer_decay`) and for everything but the clas
 timm's Muon is made to orthogonalise in fp32 on CPUs: one without bf16 takes 4 to 32 times as long in bf16.
 """
 
-import difflib
 import inspect
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from reprise.params.schema import Reproducibility, TrainParams
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, nearest
 from reprise.training.callbacks.finetuning import classifier_parameters
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # on CPUs and GPUs
@@ -49,7 +48,7 @@ def check_optimizer(name: str, reproducible: Reproducibility) -> None:
     base = name.removeprefix("lookahead_")
     names = [str(known) for known in list_optimizers()]
     if base not in names:
-        near = difflib.get_close_matches(base.lower(), names, n=3, cutoff=0.6)
+        near = nearest(base, names)
         hint = f"did you mean {' or '.join(near)}?" if near else "`timm.optim.list_optimizers()` names them all"
         raise UserError(f"train.optimizer = {name!r} is not an optimizer of timm; {hint}")
     info = get_optimizer_info(base)

@@ -438,7 +438,7 @@ def test_every_class_of_the_installed_torchvision_is_in_the_table_or_left_out_wi
 
 
 def test_the_list_names_every_data_set_without_importing_torch():
-    code = "import runpy, sys; sys.argv = ['']; runpy.run_path('src/data.py', run_name='__main__')"
+    code = "import sys; from reprise.cli import main; main(['data'])"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], cwd=ROOT, capture_output=True, text=True
     )

@@ -1,14 +1,10 @@
 """Prove that `dvc repro` gives the same bytes every time: run it twice from scratch, in different surroundings.
 
-    python src/reproduce.py                   with the params of the commit
-    python src/reproduce.py train.epochs=2    with some changed, e.g. to be quicker
-
 Two fresh clones of the commit, each with an empty cache of its own, differ in folder, time zone, locale, umask, hash
 seed, order of directories and number of CPUs (and with it of workers). All outs are compared byte for byte, and then
 dvc.lock. Takes two runs of the pipeline, and the disk space of two, in the system's temporary folder.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -19,14 +15,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
-
 from reprise.params.load import load_params
-from reprise.repo.differences import compare, compare_files
-from reprise.runtime.errors import UserError, one_line_errors
-from runs import write_params
+from reprise.repo.differences import difference, differences
+from reprise.repo.project import Project, environment
+from reprise.repo.revisions import Revision, workspace
+from reprise.repo.runs import write_params
+from reprise.runtime.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+PREFIX = "reproduce-"
 
 # Python runs this at each start of a stage (src/ is on its path): directories list their names in a fixed order, the
 # one clone forwards and the other backwards, whatever the file system does.
@@ -90,17 +86,18 @@ class Surroundings:
     one_cpu: bool
 
     def run(self, clone: Path, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run a command in them, with this interpreter's programs first on the path."""
+        """Run a command in them."""
         foreign = ("PYTHON", "LC_", "LANG", "DVC_", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX", "MAKE", "MFLAGS")
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+        inherited = {key: value for key, value in environment().items() if not key.startswith(foreign)}
         own = {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "TZ": self.time_zone,
             "LC_ALL": self.locale,
             "LANG": self.locale,
             "PYTHONHASHSEED": self.hash_seed,
             "REPRODUCE_DIRECTORIES": self.directories,
-            "TMPDIR": str(clone.parents[self.folder.count("/")]),  # what libraries leave there goes with the clones
+            "TMPDIR": str(
+                next(path for path in clone.parents if path.name.startswith(PREFIX))
+            ),  # what libraries leave there goes with the clones
             "DVC_SITE_CACHE_DIR": str(clone / ".dvc/tmp/site"),
         }
         return subprocess.run(
@@ -131,69 +128,60 @@ BOTH = (
 )
 
 
-def main() -> None:
-    """Clone twice, run, compare, print; exit with 1 if anything differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="a parameter of params.yaml and its new value"
-    )
-    overrides = parser.parse_args().overrides
-    refuse_uncommitted(ROOT)
-    with TemporaryDirectory(prefix="reproduce-") as temporary:
-        clones = [clone_afresh(ROOT, Path(temporary), place, overrides) for place in BOTH]
+def reproduce(project: Project, overrides: list[str]) -> str | None:
+    """Run the commit's pipeline twice and print what comes out; return the first difference, None without one."""
+    refuse_uncommitted(project)
+    with TemporaryDirectory(prefix=PREFIX) as temporary:
+        clones = [clone_afresh(project, Path(temporary), place, overrides) for place in BOTH]
         print(f"reproduce: two clones that differ in {', '.join(check_surroundings(clones))}", file=sys.stderr)
         for number, (clone, place) in enumerate(zip(clones, BOTH, strict=True), start=1):
-            print(f"reproduce: run {number} of 2, in {clone}: {place}", file=sys.stderr)
-            if place.run(clone, sys.executable, "-m", "dvc", "repro", stdout=sys.stderr).returncode:
+            print(f"reproduce: run {number} of 2, in {clone.root}: {place}", file=sys.stderr)
+            if place.run(clone.root, sys.executable, "-m", "dvc", "repro", stdout=sys.stderr).returncode:
                 raise UserError(f"`dvc repro` failed in run {number} of 2, see above; it ran in {place}")
         first = first_difference(*clones)
-        if first:
-            sys.exit(f"reproduce: the two runs differ, first in {first}")
-        print("reproduce: two runs from scratch gave the same bytes in every out and in dvc.lock")
-        if not overrides:
-            print(f"reproduce: {against_committed(ROOT, clones[0])}")
+        if first is None:
+            print("reproduce: two runs from scratch gave the same bytes in every out and in dvc.lock")
+            if not overrides:
+                print(f"reproduce: {against_committed(project, clones[0])}")
+        return first
 
 
-def refuse_uncommitted(root: Path) -> None:
+def refuse_uncommitted(project: Project) -> None:
     """Raise UserError if tracked files have uncommitted changes: the clones would be without them."""
-    status = subprocess.run(
-        ["git", "status", "--porcelain", "--untracked-files=no"], cwd=root, capture_output=True, text=True
-    )
-    if status.returncode:
-        raise UserError(f"{root}: not a Git repository; `make reproduce` clones the commit that is checked out")
-    if changed := [line[3:] for line in status.stdout.splitlines()]:
+    if changed := project.changed("HEAD"):
         files = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
         raise UserError(f"uncommitted changes ({files}): the runs are of the commit; `git commit` or `git stash` first")
 
 
-def clone_afresh(root: Path, temporary: Path, place: Surroundings, overrides: list[str]) -> Path:
+def clone_afresh(project: Project, temporary: Path, place: Surroundings, overrides: list[str]) -> Project:
     """Clone the commit, without results; bring the user's own images along; order directories; set params."""
-    clone = temporary / place.folder
-    clone.mkdir(parents=True)
-    place.run(clone, "git", "clone", "--quiet", str(root), ".", check=True)
-    for stage in read_stages(clone).values():
-        for out in (clone / out["path"] for out in stage.get("outs", [])):
-            shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
-    (clone / "dvc.lock").unlink(missing_ok=True)
-    (clone / ".dvc/config.local").write_text("[cache]\n    dir = cache\n")  # also where a shared one is configured
-    path = root / load_params(root / "params.yaml", overrides).data.path
+    folder = temporary / place.folder
+    folder.mkdir(parents=True)
+    place.run(folder, "git", "clone", "--quiet", str(project.top), ".", check=True)
+    clone = Project(folder / project.prefix)
+    for out in (clone.root / out for out in workspace(clone).locked("outs")):
+        shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
+    (clone.root / "dvc.lock").unlink(missing_ok=True)
+    (clone.root / ".dvc/config.local").write_text("[cache]\n    dir = cache\n")  # also where a shared one is configured
+    params = load_params(project.root / "params.yaml", overrides)
+    path = project.root / params.data.path
     own = [path] if path.is_file() else sorted(below for below in path.rglob("*") if below.is_file())
-    own = [path.relative_to(root) for path in own if path.is_relative_to(root)]  # elsewhere it is there for both
+    own = [path.relative_to(project.root) for path in own if path.is_relative_to(project.root)]  # both have others
     for path in own if place.directories == "forwards" else reversed(own):
-        (clone / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / path, clone / path)
-    with (clone / ".git/info/exclude").open("a") as exclude:
-        exclude.write("/src/sitecustomize.py\n")
-    (clone / "src/sitecustomize.py").write_text(DIRECTORY_ORDER)
+        (clone.root / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(project.root / path, clone.root / path)
+    with clone.git_path("info/exclude").open("a") as exclude:
+        exclude.write("sitecustomize.py\n")
+    (clone.root / "src/sitecustomize.py").write_text(DIRECTORY_ORDER)
     if overrides:
-        write_params(load_params(root / "params.yaml", overrides), clone / "params.yaml")
+        write_params(params, clone.root / "params.yaml")
     return clone
 
 
-def check_surroundings(clones: list[Path]) -> list[str]:
+def check_surroundings(clones: list[Project]) -> list[str]:
     """Return what a stage sees differ between the two runs; RuntimeError if anything is the same that need not be."""
     probes = [
-        place.run(clone, "sh", "-c", f"PYTHONPATH=src python -c '{PROBE}'", check=True, stdout=subprocess.PIPE)
+        place.run(clone.root, "sh", "-c", f"PYTHONPATH=src python -c '{PROBE}'", check=True, stdout=subprocess.PIPE)
         for clone, place in zip(clones, BOTH, strict=True)
     ]
     one, two = (json.loads(probe.stdout) for probe in probes)
@@ -203,44 +191,32 @@ def check_surroundings(clones: list[Path]) -> list[str]:
     return [f"{fact} (not here: there is one)" if fact in same else fact for fact in one]
 
 
-def first_difference(one: Path, two: Path) -> str | None:
+def first_difference(one: Project, two: Project) -> str | None:
     """Compare all outs, stage by stage, and then dvc.lock; print each; return the first difference."""
     found = []
-    for name, stage in read_stages(one).items():
+    for name, stage in workspace(one).stages.items():
         for out in stage.get("outs", []):
-            result = compare(one / out["path"], two / out["path"], out["path"])
-            verdict = f"{len(result.differences)} differ" if result.differences else "the same"
+            result = differences(one.root / out["path"], two.root / out["path"], out["path"])
+            verdict = f"{len(result.found)} differ" if result.found else "the same"
             files = f"{result.files:,} file{'' if result.files == 1 else 's'}"
             print(f"{name:<12} {out['path']}: {files}, {result.bytes:,} bytes: {verdict}")
-            for path, difference in result.differences:
-                print(f"{'':<12} {path}: {difference}")
-                found.append(f"stage {name}, {path}: {difference}")
-    lock = compare_files(one / "dvc.lock", two / "dvc.lock")
+            for path, what in result.found:
+                print(f"{'':<12} {path}: {what}")
+                found.append(f"stage {name}, {path}: {what}")
+    lock = difference(one.root / "dvc.lock", two.root / "dvc.lock")
     print(f"{'':<12} dvc.lock: {lock or 'the same'}")
     return next(iter(found), f"dvc.lock: {lock}" if lock else None)
 
 
-def against_committed(root: Path, clone: Path) -> str:
+def against_committed(project: Project, clone: Project) -> str:
     """Say whether the outcome is what the commit's dvc.lock records, and if not, in what first."""
-    show = subprocess.run(["git", "show", "HEAD:dvc.lock"], cwd=root, capture_output=True)
-    if show.returncode:
+    committed, made = Revision(project, "HEAD", "HEAD").stages, workspace(clone).stages
+    if not committed:
         return "no dvc.lock is committed to compare with"
-    committed, made = yaml.safe_load(show.stdout)["stages"], read_stages(clone)
-    for name, stage in made.items():
+    for name in made:
         for kind in ("cmd", "params", "deps", "outs"):
-            before, now = committed.get(name, {}).get(kind), stage.get(kind)
+            before, now = (stages.get(name, {}).get(kind) for stages in (committed, made))
             if before != now:
-                paths = [e["path"] for e in now if e not in (before or [])] if kind in ("deps", "outs") else []
+                paths = [e["path"] for e in now or [] if e not in (before or [])] if kind in ("deps", "outs") else []
                 return f"that is NOT what the committed dvc.lock records: stage {name}, {', '.join([kind, *paths[:1]])}"
     return "that is what the committed dvc.lock records, to the last bit"
-
-
-def read_stages(clone: Path) -> dict[str, Any]:
-    """Return the stages of dvc.lock, in the order in which they ran; none without one."""
-    lock = clone / "dvc.lock"
-    return yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if lock.exists() else {}
-
-
-if __name__ == "__main__":
-    with one_line_errors():
-        main()

@@ -7,7 +7,6 @@ other `data.*` than params.yaml's.
 
 import hashlib
 import os
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
@@ -21,29 +20,42 @@ from reprise.data.download.sources import download
 from reprise.data.prepare.prepare import preprocess
 from reprise.params.dependencies import Dependencies, load_record, other_params, record_path
 from reprise.params.load import as_yaml, flat, load_params
-from reprise.params.schema import DataParams, Params
+from reprise.params.schema import DataParams, ModelParams, Params, TrainParams
+from reprise.repo.project import Project
 from reprise.runtime.atomic import Lock, publishing, remove
-from reprise.runtime.environment import cpus
+from reprise.runtime.environment import after_torch, before_torch, cpus
 from reprise.runtime.errors import UserError
 from reprise.runtime.signals import Stopped
 
 RESULT = ("model.safetensors", "model.json", "train.json", "history.csv")
 
 
-def prepared_data(root: Path, data: DataParams) -> Path:
+def ready_to_train(project: Project, params: Params) -> tuple[Path, ModelParams, TrainParams, Path]:
+    """Settle what torch reads when it loads, bring the data up to date, load torch; return the arguments of `train`.
+
+    They are the prepared data, the params of model and training, and where weights to start from would lie.
+    """
+    terms = params.train.threads, params.train.reproducible
+    before_torch(*terms)
+    processed = prepared_data(project, params.data)
+    import reprise.training.train  # noqa: F401
+
+    after_torch(*terms)
+    return processed, params.model, params.train, project.root / params.model.weights
+
+
+def prepared_data(project: Project, data: DataParams) -> Path:
     """Return a folder of prepared data for these params, brought up to date first.
 
     With params.yaml's own `data.*` that is the pipeline's data/processed, by way of `dvc repro preprocess`; with others
     a folder under runs/data, made once. Raises UserError if DVC cannot reproduce, and whatever the stages raise.
     """
+    root = project.root
     if data == load_params(root / "params.yaml").data:
-        # the stages call `python`: let it be this one, also where the environment is not activated
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-        command = [sys.executable, "-m", "dvc", "repro", "preprocess"]
         (root / "runs").mkdir(exist_ok=True)
         with Lock(root / "runs/preprocess"):  # the processes of one training come here together
-            failed = subprocess.run(command, cwd=root, env=environment, stdout=sys.stderr).returncode
-        if failed:
+            done = project.dvc_shown("repro", "preprocess")
+        if not done:
             raise UserError("`dvc repro preprocess` failed, see above")
         record = load_record(root / record_path("preprocess"))
         if record and (other := other_params(record.params, flat({"data": data.model_dump(mode="json")}))):
@@ -55,7 +67,7 @@ def prepared_data(root: Path, data: DataParams) -> Path:
         if (folder / "processed").exists():
             return folder / "processed"
         own = [os.path.relpath(root / data.path, root)] if data.is_own else []
-        dependencies = Dependencies("src/runs.py", own, root=root)
+        dependencies = Dependencies("src/reprise/repo/runs.py", own, root=root)
         dependencies.begin(load_params(root / "params.yaml"))
         with publishing(folder, check=dependencies.check) as (partial,):
             partial.mkdir()

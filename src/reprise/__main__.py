@@ -1,0 +1,5 @@
+"""`python -m reprise SUBCOMMAND`."""
+
+from reprise.cli import main
+
+raise SystemExit(main())

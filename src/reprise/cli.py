@@ -1,0 +1,312 @@
+"""`reprise COMMAND`: what a person types beyond src/train.py and src/eval.py, on the project in the working directory.
+
+Each command imports what it needs when it is called, so that the help is quick, `doctor` works where torch does not,
+and `review --post` needs the standard library alone.
+"""
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from inspect import cleandoc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reprise.runtime.errors import UserError, one_line_errors
+
+if TYPE_CHECKING:
+    from reprise.repo.project import Project
+
+Command = Callable[[Namespace], int | None]
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+COMMANDS: list[tuple[Command, tuple[Argument, ...]]] = []
+
+
+def argument(*names: str, **options: Any) -> Argument:
+    """Return what `ArgumentParser.add_argument` takes."""
+    return names, options
+
+
+OVERRIDES = argument("overrides", nargs="*", metavar="key=value", help="a parameter of params.yaml and its new value")
+
+
+def command(*arguments: Argument) -> Callable[[Command], Command]:
+    """Make a function a subcommand: its docstring is the help, what it returns the exit code."""
+
+    def add(run: Command) -> Command:
+        COMMANDS.append((run, arguments))
+        return run
+
+    return add
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; return the exit code."""
+    parser = ArgumentParser(
+        prog="reprise",
+        description="Judge and repair the project in the working directory. `reprise COMMAND --help` tells more.",
+        epilog="`python src/train.py key=value` trains without the pipeline, `python src/eval.py` measures a model.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for run, its_arguments in COMMANDS:
+        text = cleandoc(str(run.__doc__))
+        sub = commands.add_parser(
+            run.__name__, help=text.splitlines()[0], description=text, formatter_class=RawDescriptionHelpFormatter
+        )
+        sub.set_defaults(run=run)
+        for names, settings in its_arguments:
+            sub.add_argument(*names, **settings)
+    options: Namespace = parser.parse_args(arguments)
+    with one_line_errors():
+        return int(options.run(options) or 0)
+
+
+def here() -> "Project":
+    """Return the project that the working directory lies in."""
+    from reprise.repo.project import Project
+
+    return Project.find(Path.cwd())
+
+
+@command(
+    argument("base", nargs="?", default="main", help="compared with (main)"),
+    argument("head", nargs="?", default="workspace", help="what is new (workspace)"),
+    argument("--out", type=Path, help="folder for the report (runs/compare)"),
+    argument("--seeds", action="store_true", help="judge by all experiments over train.seed"),
+    argument("--fail-on", choices=["regression"], help="exit with 3 on a regression"),
+)
+def compare(options: Namespace) -> int:
+    """Say whether one revision's model is better than another's.
+
+    reprise compare                       the workspace against main
+    reprise compare main try-resnet18     branches, tags, commits, names of DVC experiments
+    reprise compare v1.0 workspace --fail-on regression
+
+    Says what changed and which images broke; writes report.md and its pictures. Exits with 0; with --fail-on regression
+    with 3 where HEAD is worse than BASE or has metrics that are no numbers.
+    """
+    from reprise.comparison.compare import compare
+    from reprise.comparison.report import summary, write
+
+    project = here()
+    found = compare(project, options.base, options.head, options.seeds)
+    page = write(found, options.out or project.root / "runs/compare")
+    print(summary(found))
+    print(f"compare: {found.head} against {found.base} -> {page}")
+    return 3 if options.fail_on and found.regressed else 0
+
+
+@command(
+    argument("--base", metavar="BRANCH", help="the branch to merge into (that of the pull request, or main)"),
+    argument("--remote", default="origin", help="the Git remote that has it (default: %(default)s)"),
+    argument("--reproduce", action="store_true", help="run every stage anew"),
+    argument("--fail-on", choices=["regression"], help="exit with 1 also if the model is worse"),
+    argument("--out", type=Path, help="folder to write to (runs/review)"),
+    argument("--post", type=Path, metavar="PAGE", help="only post this page"),
+)
+def review(options: Namespace) -> int:
+    """Review the branch that is checked out, as CI does, on one page.
+
+    reprise review                                   against main: runs/review/comment.md, report and pictures
+    reprise review --base develop --reproduce        against another branch; run the whole pipeline anew first
+    reprise review --post runs/review/comment.md     post the page as a comment, or update the one that is there
+
+    Outs come from the DVC remote or, where none is set up, from the pipeline itself. Exits with 1 if dvc.lock is stale,
+    if the results do not come out again, or if the comparison fails. Posting needs no packages, and these variables,
+    which CI sets: on GitHub GITHUB_API_URL, GITHUB_REPOSITORY, GITHUB_TOKEN and PULL_REQUEST (its number), on GitLab
+    CI_API_V4_URL, CI_MERGE_REQUEST_PROJECT_ID, CI_MERGE_REQUEST_IID and REVIEW_TOKEN.
+    """
+    if options.post:
+        from reprise.comparison.comments import post_page
+
+        print(f"review: posted, {post_page(options.post, os.environ)}")
+        return 0
+    from reprise.comparison.review import artifact_link, merge_base, review
+
+    project, found = here(), os.environ
+    out = options.out or project.root / "runs/review"
+    branch = found.get("GITHUB_BASE_REF") or found.get("CI_MERGE_REQUEST_TARGET_BRANCH_NAME") or "main"
+    base = merge_base(project, options.remote, options.base or branch)
+    artifact = artifact_link(project.short(out), found)
+    result = review(project, base, out, artifact, options.reproduce, bool(options.fail_on))
+    page = out / "comment.md"
+    page.write_text(result.page(), encoding="utf-8")
+    print(result.page())
+    print(f"review: {'passed' if result.passed else 'FAILED'} -> {page}", file=sys.stderr)
+    return int(not result.passed)
+
+
+@command()
+def verify(options: Namespace) -> int:
+    """Name every file that is not as dvc.lock records it.
+
+    Hashes workspace and cache anew (DVC itself trusts a corrupted cache) and ends with the commands that put it right.
+    Exits with 1 if anything differs.
+    """
+    from reprise.repo.verify import verify
+
+    found = verify(here())
+    checked = f"{found.stages} stages, {found.files:,} files, {found.bytes:,} bytes hashed"
+    if not found.mismatches:
+        print(f"verify: {checked}: workspace and cache are what dvc.lock records")
+        return 0
+    print(*found.mismatches, sep="\n")
+    print(f"verify: {checked}: {len(found.mismatches)} not as dvc.lock records. The way out, in this order:")
+    print(*(f"  {way}" for way in found.repairs), sep="\n")
+    return 1
+
+
+@command(OVERRIDES)
+def reproduce(options: Namespace) -> None:
+    """Prove that `dvc repro` gives the same bytes every time, by running it twice.
+
+    reprise reproduce                   with the params of the commit
+    reprise reproduce train.epochs=2    with some changed, e.g. to be quicker
+
+    Two fresh clones of the commit, each with an empty cache of its own, differ in folder, time zone, locale, umask,
+    hash seed, order of directories and number of CPUs (and with it of workers). All outs are compared byte for byte,
+    and then dvc.lock. Takes two runs of the pipeline, and the disk space of two, in the system's temporary folder.
+    """
+    from reprise.repo.reproduce import reproduce
+
+    if first := reproduce(here(), options.overrides):
+        sys.exit(f"reproduce: the two runs differ, first in {first}")
+
+
+@command(argument("--dry-run", action="store_true", help="print the findings, change nothing"))
+def doctor(options: Namespace) -> int:
+    """Put a workspace right after a DVC that was killed.
+
+    Says each finding and what is done about it, and does it. Exits with 0 if all is well now, with 1 if DVC still works
+    here, or something is yours to decide.
+    """
+    from reprise.repo.doctor import examine
+    from reprise.repo.processes import at_rest
+
+    project = here()
+    published = [project.root / folder for folder in ("data", "models", "metrics", "runs", "runs/data")]
+    with at_rest(project):
+        found = examine(project, published)
+        for leftover in found:
+            print(f"{leftover.problem}\n  -> {leftover.remedy}", flush=True)
+            if leftover.repair and not options.dry_run:
+                leftover.repair()
+    if not found:
+        print("nothing to do")
+    return int(any(leftover.repair is None for leftover in found))
+
+
+@command(argument("metric", nargs="*", help="a metric of metrics/test.json"))
+def history(options: Namespace) -> None:
+    """Show the test metrics over the commits of this branch, as table and picture.
+
+    reprise history                 accuracy, loss, F1 and calibration error -> runs/history.svg
+    reprise history ece flops       these metrics
+    """
+    from reprise.comparison.history import chosen, history, picture, table
+    from reprise.runtime.atomic import publishing
+
+    project = here()
+    points = history(project)
+    names = chosen(points, options.metric)
+    with publishing(project.root / "runs/history.svg") as (page,):
+        page.write_text(picture(points, names), encoding="utf-8")
+    print(table(points, names))
+    print(f"history: {len(points):,} points -> runs/history.svg")
+    if project.is_shallow:
+        print("history: a shallow clone, earlier commits are missing: `git fetch --unshallow`", file=sys.stderr)
+
+
+@command()
+def folds(options: Namespace) -> None:
+    """Show mean and deviation over the folds of this commit's cross-validations.
+
+    dvc exp run --queue -S data.folds=5 -S 'data.fold=0,1,2,3,4'
+    dvc queue start
+    reprise folds
+    """
+    import json
+
+    from reprise.repo.crossvalidation import finished_runs, summarise
+
+    summary = summarise(finished_runs(json.loads(here().dvc("exp", "show", "--json"))))
+    if not summary:
+        raise UserError(
+            "this commit has no finished experiment with data.folds; queue them with "
+            "dvc exp run --queue -S data.folds=5 -S 'data.fold=0,1,2,3,4', then `dvc queue start`"
+        )
+    print(summary)
+
+
+@command()
+def data(options: Namespace) -> None:
+    """List the data sets that data.name can be.
+
+    With classes, images, splits and variants of each, and whether data.mirror works.
+    """
+    from reprise.data.download.torchvision_sets import LEFT_OUT, TORCHVISION_SETS
+
+    line = "{:<21}{:>7}{:>11}  {:<18}{:<8}{}"
+    print(line.format("data.name", "classes", "images", "splits", "mirror", "data.split (the first is the default)"))
+    print(line.format("digits", 10, "1,797", "unsplit", "-", ""))
+    print(line.format("folder", "", "", "yours", "-", "your own images at data.path"))
+    print(line.format("archive", "", "", "yours", "-", "the same in a .zip, .tar or .tar.gz, at data.path or data.url"))
+    for name, row in TORCHVISION_SETS.items():
+        mirror = "yes" if row.mirror else "-"
+        rest = "; ".join(filter(None, [", ".join(row.variants or ()), row.note]))
+        print(line.format(name, f"{row.classes:,}", f"{row.images:,}", ", ".join(row.splits), mirror, rest).rstrip())
+    print("\nNot of use here, of torchvision's:")
+    print(*(f"  {why}: {', '.join(names)}" for why, names in LEFT_OUT.items()), sep="\n")
+
+
+@command(argument("name", nargs="?", help="the preset to write into params.yaml; none: list them"))
+def preset(options: Namespace) -> None:
+    """List the presets, or write one into params.yaml.
+
+    reprise preset
+    reprise preset mnist-99
+
+    Values change, comments stay, and what changed is shown. `python src/train.py --preset mnist-99` uses one for a run
+    and leaves params.yaml alone.
+    """
+    from reprise.params.presets import describe, rewrite
+
+    root = here().root
+    if options.name is None:
+        print("\n\n".join(f"{path.stem}\n{describe(path)}" for path in sorted((root / "presets").glob("*.yaml"))))
+    else:
+        print(rewrite(root / "params.yaml", root / "presets", options.name))
+
+
+@command(OVERRIDES)
+def sanity(options: Namespace) -> int:
+    """Check data and network before a long training.
+
+    Takes parameters as src/train.py does. Exits with 1 if a check failed.
+    """
+    from reprise.params.load import load_params
+    from reprise.repo.runs import ready_to_train
+
+    project = here()
+    inputs = ready_to_train(project, load_params(project.root / "params.yaml", options.overrides))
+    from reprise.diagnostics.sanity import sanity, table
+
+    checks = sanity(*inputs)
+    print(table(checks))
+    return int(not all(check.passed for check in checks))
+
+
+@command(OVERRIDES)
+def profile(options: Namespace) -> None:
+    """Say where a training step's time goes.
+
+    And how near the training comes to a bare loop. Takes parameters as src/train.py does; keeps nothing.
+    """
+    from reprise.params.load import load_params
+    from reprise.repo.runs import ready_to_train
+
+    project = here()
+    inputs = ready_to_train(project, load_params(project.root / "params.yaml", options.overrides))
+    from reprise.diagnostics.profile import profile
+
+    print(profile(*inputs).table())

@@ -1,0 +1,52 @@
+"""predictions.csv: what a model said of each test image, by name; read and written here, without torch."""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COLUMNS = ["id", "label", "predicted"]  # and p(CLASS) of each class
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of N images: ids (N), labels and predicted (N,) by name, probabilities (N, classes)."""
+
+    classes: list[str]
+    ids: list[str]
+    labels: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray
+
+
+def write_predictions(
+    path: Path, classes: list[str], ids: list[str], labels: list[int], probabilities: np.ndarray
+) -> None:
+    """Write ids (N), labels (N) by index and probabilities (N, classes), of 6 digits each."""
+    rows = zip(ids, labels, probabilities.argmax(axis=1).tolist(), probabilities.tolist(), strict=True)
+    header = [*COLUMNS, *(f"p({name})" for name in classes)]
+    write_csv(
+        path, header, [[i, classes[label], classes[guess], *(f"{p:.6g}" for p in row)] for i, label, guess, row in rows]
+    )
+
+
+def read_predictions(content: str) -> Predictions:
+    """Return what a file says, by its text. Raises ValueError if this version has not written it."""
+    header, *rows = csv.reader(io.StringIO(content, newline=""))
+    classes = [name[2:-1] for name in header[3:]]
+    ids, labels, predicted = ([row[column] for row in rows if len(row) == len(header)] for column in range(3))
+    if header[:3] != COLUMNS or not rows or len(set(ids)) < len(rows):
+        raise ValueError("not predictions of this version")
+    probabilities = np.array([row[3:] for row in rows], dtype=np.float64).reshape(len(rows), len(classes))
+    return Predictions(classes, ids, np.array(labels, dtype=object), np.array(predicted, dtype=object), probabilities)
+
+
+def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    """Write a table, whatever the names of classes and files hold."""
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -1,0 +1,108 @@
+"""Who works in a project's repository, and who holds DVC's locks, as a crash may have left them.
+
+"Still works" is decided by living processes, not by pids in files: a pid is used again, and a killed process that
+nobody waited for keeps its own.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from reprise.repo.project import Project
+from reprise.runtime.errors import UserError
+
+
+class Owner(NamedTuple):
+    """Who has taken a path in a file of DVC's locks."""
+
+    path: str
+    pid: int
+    command: str
+
+
+def scratch(project: Project) -> Path:
+    """Return where DVC keeps locks and scratch."""
+    return project.root / ".dvc/tmp"
+
+
+def rwlocks(project: Project) -> list[Path]:
+    """Return the files in which DVC notes who reads and writes which out, and which step of an experiment."""
+    return [path for path in (scratch(project) / "rwlock", scratch(project) / "exps/rwlock") if path.exists()]
+
+
+@contextmanager
+def at_rest(project: Project) -> Iterator[None]:
+    """Hold DVC's own lock while the block runs. Raises UserError while DVC, or a stage that it began, still works."""
+    working = _working(project)
+    if working:
+        raise UserError(f"DVC works here: {'; '.join(working)}. Wait for it, or stop it, and run this again")
+    if not scratch(project).is_dir():
+        yield
+        return
+    with (scratch(project) / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError("DVC works here: a process holds .dvc/tmp/lock. Wait for it, or stop it") from None
+        yield
+
+
+def owners(path: Path) -> list[Owner] | None:
+    """Return who holds what by one of `rwlocks`; None if the file is cut off."""
+    try:
+        content = json.loads(path.read_text())
+        held = list(content.get("write", {}).items())
+        held += [(name, owner) for name, readers in content.get("read", {}).items() for owner in readers]
+        return [Owner(name, int(owner["pid"]), str(owner["cmd"])) for name, owner in held]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def git_at_work(project: Project) -> list[int]:
+    """Return the pids of git's processes in this work tree."""
+    return [
+        process["pid"]
+        for process in _processes()
+        if process["cmdline"]
+        and Path(process["cmdline"][0]).name == "git"
+        and not any("daemon" in word for word in process["cmdline"])
+        and _inside(process["cwd"], [project.top])
+    ]
+
+
+def _working(project: Project) -> list[str]:
+    """Describe the processes of DVC, and of stages that outlived theirs, in this repository and its work trees."""
+    listed = project.git("worktree", "list", "--porcelain").splitlines()
+    roots = [Path(line.removeprefix("worktree ")).resolve() for line in listed if line.startswith("worktree ")]
+    roots.append(project.top)  # of a submodule, Git lists another folder
+    noted = {owner.pid for path in rwlocks(project) for owner in owners(path) or []}
+    found = []
+    for process in _processes():
+        ours = process["pid"] in noted or _inside(process["cwd"], roots)
+        is_stage = _inside((process["environ"] or {}).get("DVC_ROOT"), roots)
+        if is_stage or (ours and _is_dvc(process["cmdline"] or [])):
+            found.append(f"process {process['pid']} ({' '.join(process['cmdline'] or ['?'])[:80]})")
+    return found
+
+
+def _processes() -> Iterator[dict[str, Any]]:
+    """Yield the living processes other than this one and those that wait for it."""
+    mine = {os.getpid(), *(process.pid for process in psutil.Process().parents())}
+    for process in psutil.process_iter(["pid", "cmdline", "cwd", "environ", "status"]):
+        if process.pid not in mine and process.info["status"] != psutil.STATUS_ZOMBIE:
+            yield process.info
+
+
+def _is_dvc(command: list[str]) -> bool:
+    program, *rest = [Path(word).name for word in command[:6]] or [""]
+    return program == "dvc" or (program.startswith("python") and "dvc" in rest)
+
+
+def _inside(path: str | None, roots: list[Path]) -> bool:
+    return path is not None and any(Path(path).is_relative_to(root) for root in roots)

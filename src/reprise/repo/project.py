@@ -1,0 +1,110 @@
+"""The project, as Git and DVC see it: the folder with dvc.yaml and .dvc, which is a Git repository or a part of one.
+
+Git's commands run in that folder, so that paths are relative to it wherever in the repository it lies.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from reprise.runtime.errors import UserError
+
+EXPERIMENT = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]+/.+")  # the ref of a finished one
+
+
+def environment() -> dict[str, str]:
+    """Return the environment for DVC: `python`, as stages call it, is this interpreter, activated or not."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project by its root."""
+
+    root: Path
+
+    @classmethod
+    def find(cls, folder: Path) -> "Project":
+        """Return the project that a folder is, or lies in. Raises UserError if there is none."""
+        for root in (folder.resolve(), *folder.resolve().parents):
+            if (root / "dvc.yaml").is_file() and (root / ".dvc").is_dir():
+                project = cls(root)
+                if project.git("rev-parse", "--show-toplevel", check=False):
+                    return project
+        raise UserError(
+            f"{folder}: not in a Git and DVC repository, a folder with dvc.yaml and .dvc; `git clone` makes one"
+        )
+
+    @cached_property
+    def top(self) -> Path:
+        """The root of the Git work tree that the project lies in."""
+        return Path(self.git("rev-parse", "--show-toplevel").removesuffix("\n"))
+
+    @property
+    def prefix(self) -> Path:
+        """Where the project lies in the Git work tree."""
+        return self.root.relative_to(self.top)
+
+    @cached_property
+    def dvc_repo(self) -> Any:
+        """DVC's own view of the project, loaded when it is asked for."""
+        from dvc.repo import Repo
+
+        return Repo(str(self.root))
+
+    @property
+    def is_shallow(self) -> bool:
+        """Whether Git lacks earlier commits."""
+        return self.git("rev-parse", "--is-shallow-repository").strip() == "true"
+
+    def git(self, *arguments: str, check: bool = True, stdin: str | None = None) -> str:
+        """Return what git prints; if it fails, raise UserError or, without `check`, return nothing."""
+        return self._run(["git", *arguments], check, stdin)
+
+    def dvc(self, *arguments: str) -> str:
+        """Return what dvc prints; raise UserError if it fails."""
+        return self._run([sys.executable, "-m", "dvc", *arguments])
+
+    def dvc_shown(self, *arguments: str) -> bool:
+        """Run dvc, all that it prints on stderr; say whether it succeeded."""
+        command = [sys.executable, "-m", "dvc", *arguments]
+        return subprocess.run(command, cwd=self.root, env=environment(), stdout=sys.stderr).returncode == 0
+
+    def _run(self, command: list[str], check: bool = True, stdin: str | None = None) -> str:
+        given = None if stdin is None else stdin.encode("utf-8", "surrogateescape")
+        done = subprocess.run(command, cwd=self.root, env=environment(), capture_output=True, input=given)
+        if check and done.returncode:
+            raise UserError(f"`{' '.join(command)}` failed: {done.stderr.decode(errors='replace').strip()}")
+        return "" if done.returncode else done.stdout.decode("utf-8", "surrogateescape")
+
+    def git_path(self, name: str) -> Path:
+        """Return where Git keeps a file of its own."""
+        return self.root / self.git("rev-parse", "--git-path", name).removesuffix("\n")
+
+    def changed(self, *arguments: str) -> list[str]:
+        """Return the paths of the project that `git diff` lists."""
+        listed = self.git("diff", "--name-only", "--no-renames", "--relative", "-z", *arguments, check=False)
+        return [path for path in listed.split("\0") if path]
+
+    def refs(self, prefix: str) -> dict[str, str]:
+        """Return the refs below a prefix, each with its commit."""
+        listed = self.git("for-each-ref", "--format=%(refname) %(objectname)", prefix).splitlines()
+        return {name: commit for name, _, commit in (line.partition(" ") for line in listed)}
+
+    def read(self, path: str, commit: str | None = None) -> str:
+        """Return a file as a commit has it or, without one, the working tree; nothing where there is no such file."""
+        if commit is not None:
+            return self.git("show", f"{commit}:./{path}", check=False)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return (self.root / path).read_bytes().decode("utf-8", "surrogateescape")
+        return ""
+
+    def short(self, path: Path) -> str:
+        """Return a path as a person in the root would type it."""
+        return os.path.relpath(path, self.root)
