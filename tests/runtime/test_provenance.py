@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from reprise.data.packed import load_metadata
 
+from reprise.data.formats.packed import load_metadata
 from reprise.runtime import provenance
 from reprise.runtime.code import closure, code_sha256, code_without_comments, read_code
 from reprise.runtime.errors import UserError
