@@ -82,7 +82,7 @@ class Lock:
     def __init__(self, target: Path) -> None:
         self.target = target
         self.path = target.with_name(f".{target.name}.lock")
-        self.lock = FileLock(self.path, mode=0o666, thread_local=False, fallback_to_soft=False)
+        self.lock = FileLock(self.path, thread_local=False, fallback_to_soft=False)
 
     def acquire(self, wait: bool = True) -> bool:
         """Take the lock; return False, without it, if another process has it and `wait` is false."""
