@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from reprise.runtime.errors import UserError
 
@@ -28,24 +28,7 @@ PER_PAGE = 100
 TIMEOUT = 30  # seconds
 
 
-class Platform(Protocol):
-    """Where comments are kept."""
-
-    @property
-    def limit(self) -> int:
-        """Characters of one comment."""
-
-    def comments(self) -> Iterator[tuple[int, str]]:
-        """Yield (number, text) of the comments that this token's owner has written."""
-
-    def add(self, body: str) -> str:
-        """Write a new comment; return its address."""
-
-    def replace(self, number: int, body: str) -> str:
-        """Put another text into a comment; return its address."""
-
-
-def post(platform: Platform, markdown: str) -> str:
+def post(platform: "GitHub | GitLab", markdown: str) -> str:
     """Post the comment, or update the one that is there; return its address. Raises UserError if the site refuses."""
     body = f"{MARKER}\n{shortened(harmless(markdown), platform.limit - len(MARKER) - 1)}"
     for number, text in platform.comments():

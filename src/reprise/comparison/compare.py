@@ -12,7 +12,7 @@ from reprise.comparison.verdict import LEVEL, Answers, Seeds, Verdict, judge, ov
 from reprise.repo.project import Project
 from reprise.repo.revisions import PREDICTIONS, PROCESSED, Revision, experiments, find_revision
 from reprise.repo.verify import stale_code
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, listed
 
 SEED_PARAM = "train.seed"
 BINS = 15  # of a revision whose params do not say
@@ -157,17 +157,15 @@ def _on_numbers(base: Revision, head: Revision, verdict: Verdict) -> list[str]:
 def _on_revisions(base: Revision, head: Revision) -> list[str]:
     notes = []
     if uncommitted := base.project.changed("HEAD") if None in (base.commit, head.commit) else []:
-        listed = ", ".join(uncommitted[:5]) + (", ..." if len(uncommitted) > 5 else "")
-        notes.append(f"The workspace has uncommitted changes ({listed}): nobody else can repeat this comparison yet.")
+        notes.append(
+            f"The workspace has uncommitted changes ({listed(uncommitted, 5)}): nobody else can repeat this yet."
+        )
     for revision in dict.fromkeys((base, head)):
         stale: list[str] = []
         with suppress(UserError):  # of a pipeline that this DVC does not read
             stale = stale_code(revision.project, revision.commit)
         if stale:
-            listed = ", ".join(stale[:5]) + (f" and {len(stale) - 5} more" if len(stale) > 5 else "")
-            notes.append(
-                f"The results of {revision} are older than its {listed}: `dvc repro` there brings them up to date."
-            )
+            notes.append(f"The results of {revision} are older than its {listed(stale, 5)}: run `dvc repro` there.")
     if base == head or (base.commit and base.commit == head.commit):
         notes.append("The two are one and the same revision.")
     if head.params.get("data.group"):

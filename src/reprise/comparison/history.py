@@ -4,8 +4,8 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from xml.sax.saxutils import escape
 
+from reprise.comparison.pictures import HEAD, Axes, document, escaped, label
 from reprise.repo.project import Project
 from reprise.repo.revisions import TEST, WORKSPACE
 from reprise.runtime.errors import UserError
@@ -16,7 +16,6 @@ USUAL = ("accuracy", "loss", "f1", "ece")
 LONGEST = 50  # characters of a commit's subject
 STEP, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 28, 110, 70, 20, 26, 18  # of a panel, pixels
 NAMES = 64  # pixels below the panels, for the commits
-COLOUR = "#0b67b2"
 
 
 @dataclass(frozen=True)
@@ -81,46 +80,28 @@ def table(points: Sequence[Point], names: Sequence[str]) -> str:
 
 def picture(points: Sequence[Point], names: Sequence[str]) -> str:
     """Return an SVG with a panel for each metric, the commits from left to right; accuracy with its 95 % interval."""
-    width = LEFT + max(len(points) - 1, 8) * STEP + RIGHT
-    panel = TOP + HEIGHT + BOTTOM
+    width, panel = LEFT + max(len(points) - 1, 8) * STEP + RIGHT, TOP + HEIGHT + BOTTOM
     parts = [line for row, name in enumerate(names) for line in _panel(points, name, row * panel + TOP, width)]
     for index, point in enumerate(points):
         x, y = LEFT + index * STEP + 4, panel * len(names) - BOTTOM + 8
-        parts.append(f"<text x='{x}' y='{y}' text-anchor='end' transform='rotate(-90 {x} {y})'>{point.commit}</text>")
-    height = panel * len(names) + NAMES
-    return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' viewBox='0 0 {width} {height}' "
-        f"font-family='sans-serif' font-size='11'>\n<rect width='{width}' height='{height}' fill='white'/>\n"
-        + "\n".join(parts)
-        + "\n</svg>\n"
-    )
+        parts.append(label(x, y, point.commit, "end", f"transform='rotate(-90 {x} {y})'"))
+    return document(width, panel * len(names) + NAMES, parts)
 
 
 def _panel(points: Sequence[Point], name: str, top: int, width: int) -> list[str]:
-    spans = [_span(point.metrics, name) for point in points]
-    known = [end for span in spans if span for end in span]
-    low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    scale = HEIGHT / ((high - low) or 1)
-    bottom = top + HEIGHT
-    frame = f"x='{LEFT - 8}' y='{top}' width='{width - LEFT - RIGHT + 16}' height='{HEIGHT}'"
-    parts = [
-        f"<text x='{LEFT}' y='{top - 8}' font-weight='bold'>{escape(HIDDEN.sub('?', name))}</text>",
-        f"<rect {frame} fill='none' stroke='#ccc'/>",
-        f"<text x='{LEFT - 12}' y='{top + 10}' text-anchor='end'>{high:.4g}</text>",
-        f"<text x='{LEFT - 12}' y='{bottom}' text-anchor='end'>{low:.4g}</text>",
-    ]
-    line = []
-    for index, (point, span) in enumerate(zip(points, spans, strict=True)):
-        if not span:
-            continue
-        x, y = LEFT + index * STEP, bottom - (point.metrics[name] - low) * scale
-        line.append(f"{x},{y:.1f}")
-        title = escape(HIDDEN.sub("?", f"{point.commit} {point.subject}: {point.metrics[name]:.6g}"))
-        parts.append(f"<circle cx='{x}' cy='{y:.1f}' r='3' fill='{COLOUR}'><title>{title}</title></circle>")
+    spans = [(index, point, span) for index, point in enumerate(points) if (span := _span(point.metrics, name))]
+    known = [end for *_, span in spans for end in span] or [0.0, 1.0]
+    across = width - LEFT - RIGHT
+    axes = Axes(LEFT, top, (across, HEIGHT), (0, across / STEP), (min(known), max(known)), name)
+    parts = axes.frame(across=False)
+    for index, point, span in spans:
+        x, y = axes.place((index, point.metrics[name]))
+        title = escaped(f"{point.commit} {point.subject}: {point.metrics[name]:.6g}")
+        parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3' fill='{HEAD}'><title>{title}</title></circle>")
         if span[0] < span[1]:
-            ends = " ".join(f"y{end}='{bottom - (value - low) * scale:.1f}'" for end, value in enumerate(span, start=1))
-            parts.append(f"<line x1='{x}' x2='{x}' {ends} stroke='{COLOUR}' opacity='0.4'/>")
-    return [*parts, f"<polyline points='{' '.join(line)}' fill='none' stroke='{COLOUR}'/>"]
+            ends = " ".join(f"y{end}='{axes.place((index, value))[1]:.1f}'" for end, value in enumerate(span, start=1))
+            parts.append(f"<line x1='{x:.1f}' x2='{x:.1f}' {ends} stroke='{HEAD}' opacity='0.4'/>")
+    return [*parts, axes.line([(index, point.metrics[name]) for index, point, _ in spans], HEAD)]
 
 
 def _span(metrics: dict[str, float], name: str) -> tuple[float, float] | None:

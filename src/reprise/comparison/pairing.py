@@ -16,7 +16,7 @@ from reprise.data.formats.packed import SPLITS
 from reprise.data.formats.raw import image_id
 from reprise.evaluation.predictions import Predictions
 from reprise.repo.revisions import PROCESSED, RAW, Revision
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, listed
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Pairing:
         shared = [name for name in other.classes if name in set(one.classes)]
         if set(one.classes) != set(other.classes):
             gone, new = sorted(set(one.classes) - set(shared)), sorted(set(other.classes) - set(shared))
-            parts = [f"only {self.base} has {_listed(gone)}"] * bool(gone)
-            parts += [f"only {self.head} has {_listed(new)}"] * bool(new)
+            parts = [f"only {self.base} has {listed(gone, 10)}"] * bool(gone)
+            parts += [f"only {self.head} has {listed(new, 10)}"] * bool(new)
             self.notes.append(
                 f"The classes differ: {'; '.join(parts)}. Compared are the images of the {len(shared)} shared classes; "
                 "an answer that names another class counts as wrong."
@@ -152,7 +152,3 @@ def _places(revision: Revision) -> dict[str, tuple[str, str]] | None:
         for name, label in zip(json.loads(ids.read_bytes()), np.load(labels, allow_pickle=False).tolist(), strict=True):
             places[name] = (split, classes[label])
     return places
-
-
-def _listed(names: list[str], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""Pictures of a comparison as SVG, written by hand: they show in any browser, without a network."""
+"""Pictures as SVG, written by hand: they show in any browser, without a network."""
 
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
@@ -13,7 +13,8 @@ BLANK = "fill='none' stroke='#ccc'"
 Point = tuple[float, float]
 
 
-def _document(width: int, height: int, parts: Sequence[str]) -> str:
+def document(width: int, height: int, parts: Sequence[str]) -> str:
+    """Return an SVG of these parts, by its size in pixels."""
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' "
         f"viewBox='0 0 {width} {height}' {FONT}>"
@@ -21,9 +22,14 @@ def _document(width: int, height: int, parts: Sequence[str]) -> str:
     )
 
 
-def _text(x: float, y: float, content: object, anchor: str = "start", extra: str = "") -> str:
-    shown = escape(HIDDEN.sub("?", str(content)))
-    return f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' {extra}>{shown}</text>"
+def label(x: float, y: float, content: object, anchor: str = "start", extra: str = "") -> str:
+    """Return a text at a place, whatever it holds."""
+    return f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' {extra}>{escaped(content)}</text>"
+
+
+def escaped(content: object) -> str:
+    """Return a value as text within SVG."""
+    return escape(HIDDEN.sub("?", str(content)))
 
 
 def _short(name: str, most: int = 22) -> str:
@@ -33,13 +39,13 @@ def _short(name: str, most: int = 22) -> str:
 def _legend(x: float, y: float) -> list[str]:
     return [
         f"<rect x='{x:.1f}' y='{y - 9:.1f}' width='10' height='10' fill='{BASE}'/>",
-        _text(x + 14, y, "base"),
+        label(x + 14, y, "base"),
         f"<rect x='{x + 56:.1f}' y='{y - 9:.1f}' width='10' height='10' fill='{HEAD}'/>",
-        _text(x + 70, y, "head"),
+        label(x + 70, y, "head"),
     ]
 
 
-class _Axes:
+class Axes:
     """A frame with numbers at its ends, and the way from values to places in it."""
 
     def __init__(self, left: float, top: float, size: Point, x: Point, y: Point, title: str) -> None:
@@ -52,17 +58,20 @@ class _Axes:
         up = (point[1] - self.y[0]) / ((self.y[1] - self.y[0]) or 1)
         return self.left + self.width * across, self.top + self.height * (1 - min(max(up, 0), 1))
 
-    def frame(self) -> list[str]:
-        """Return frame, title and the numbers at the ends."""
+    def frame(self, across: bool = True) -> list[str]:
+        """Return frame, title and the numbers at the ends, without `across` of the y axis alone."""
         bottom = self.top + self.height
-        return [
+        parts = [
             f"<rect x='{self.left}' y='{self.top}' width='{self.width}' height='{self.height}' {BLANK}/>",
-            _text(self.left, self.top - 8, self.title, extra="font-weight='bold'"),
-            _text(self.left - 6, self.top + 10, f"{self.y[1]:.3g}", "end"),
-            _text(self.left - 6, bottom, f"{self.y[0]:.3g}", "end"),
-            _text(self.left, bottom + 16, f"{self.x[0]:.3g}"),
-            _text(self.left + self.width, bottom + 16, f"{self.x[1]:.3g}", "end"),
+            label(self.left, self.top - 8, self.title, extra="font-weight='bold'"),
+            label(self.left - 6, self.top + 10, f"{self.y[1]:.3g}", "end"),
+            label(self.left - 6, bottom, f"{self.y[0]:.3g}", "end"),
         ]
+        ends = [
+            label(self.left, bottom + 16, f"{self.x[0]:.3g}"),
+            label(self.left + self.width, bottom + 16, f"{self.x[1]:.3g}", "end"),
+        ]
+        return [*parts, *ends * across]
 
     def line(self, points: Sequence[Point], colour: str, extra: str = "") -> str:
         """Return a line through the points; those that are no numbers are left out."""
@@ -85,33 +94,33 @@ def curves(base: dict[str, list[float]], head: dict[str, list[float]]) -> str:
         epochs = [epoch for xs, _, _, _ in series for epoch in xs]
         if values and epochs:
             low = 0.0 if quantity == "loss" else min(values)
-            axes = _Axes(left, 30, (280, 180), (min(epochs), max(epochs)), (low, max(values)), f"{quantity} by epoch")
+            axes = Axes(left, 30, (280, 180), (min(epochs), max(epochs)), (low, max(values)), f"{quantity} by epoch")
             parts += axes.frame()
             parts += [axes.line(list(zip(xs, ys, strict=False)), colour, dash) for xs, ys, colour, dash in series]
         left += 360
-    return _document(740, 270, [*parts, *_legend(60, 256), _text(200, 256, "dashed: training, solid: validation")])
+    return document(740, 270, [*parts, *_legend(60, 256), label(200, 256, "dashed: training, solid: validation")])
 
 
 def class_bars(changes: Sequence[ClassChange]) -> str:
     """Draw the recall of each class of both models; the rows as given."""
     parts = [
-        _text(180, 20, "recall by class", extra="font-weight='bold'"),
+        label(180, 20, "recall by class", extra="font-weight='bold'"),
         *_legend(300, 20),
-        _text(432, 20, f"* p \u2264 {LEVEL} (Holm)"),
+        label(432, 20, f"* p \u2264 {LEVEL} (Holm)"),
     ]
     for row, change in enumerate(changes):
         top = 34 + row * 24
-        parts.append(_text(172, top + 13, _short(change.name), "end"))
+        parts.append(label(172, top + 13, _short(change.name), "end"))
         for offset, right, colour in ((0, change.base_right, BASE), (9, change.head_right, HEAD)):
             width = 360 * right / change.images
             parts.append(f"<rect x='180' y='{top + offset}' width='{width:.1f}' height='8' fill='{colour}'/>")
-        parts.append(_text(548, top + 13, f"{change.difference:+.3f}" + (" *" if change.p <= LEVEL else "")))
-    return _document(620, 44 + 24 * len(changes), parts)
+        parts.append(label(548, top + 13, f"{change.difference:+.3f}" + (" *" if change.p <= LEVEL else "")))
+    return document(620, 44 + 24 * len(changes), parts)
 
 
 def reliability(base: Calibration, head: Calibration) -> str:
     """Draw accuracy over confidence of both models; on the diagonal a model is as sure as it is right."""
-    axes = _Axes(60, 30, (280, 280), (0, 1), (0, 1), "accuracy by confidence")
+    axes = Axes(60, 30, (280, 280), (0, 1), (0, 1), "accuracy by confidence")
     parts = [*axes.frame(), axes.line([(0, 0), (1, 1)], "#ccc", "stroke-dasharray='4 3'")]
     for found, colour in ((base, BASE), (head, HEAD)):
         parts.append(axes.line([(confidence, accuracy) for _, confidence, accuracy in found.bins], colour))
@@ -120,7 +129,7 @@ def reliability(base: Calibration, head: Calibration) -> str:
             x, y = axes.place((confidence, accuracy))
             radius = 2 + 4 * (count / most) ** 0.5
             parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{radius:.1f}' fill='{colour}' fill-opacity='0.7'/>")
-    return _document(370, 350, [*parts, *_legend(60, 344)])
+    return document(370, 350, [*parts, *_legend(60, 344)])
 
 
 def confusion_difference(classes: Sequence[str], changed: Sequence[tuple[str, str, int, int]]) -> str:
@@ -129,22 +138,22 @@ def confusion_difference(classes: Sequence[str], changed: Sequence[tuple[str, st
     number = {name: index for index, name in enumerate(classes)}
     size = cell * len(classes)
     parts = [
-        _text(10, 20, "confusions: head less base", extra="font-weight='bold'"),
-        _text(10, 38, "rows: label, columns: prediction; red: more now"),
+        label(10, 20, "confusions: head less base", extra="font-weight='bold'"),
+        label(10, 38, "rows: label, columns: prediction; red: more now"),
         f"<rect x='{left}' y='{top}' width='{size}' height='{size}' {BLANK}/>",
     ]
     for index, name in enumerate(classes):
         middle = (index + 0.5) * cell
-        parts.append(_text(left - 6, top + middle + 4, _short(name), "end"))
+        parts.append(label(left - 6, top + middle + 4, _short(name), "end"))
         x = left + middle + 4
-        parts.append(_text(x, top - 6, _short(name, 18), extra=f"transform='rotate(-90 {x:.1f} {top - 6})'"))
+        parts.append(label(x, top - 6, _short(name, 18), extra=f"transform='rotate(-90 {x:.1f} {top - 6})'"))
     most = max((abs(after - before) for _, _, before, after in changed), default=1)
-    for label, guess, before, after in changed:
-        if label in number and guess in number:
-            x, y = left + number[guess] * cell, top + number[label] * cell
+    for name, guess, before, after in changed:
+        if name in number and guess in number:
+            x, y = left + number[guess] * cell, top + number[name] * cell
             more = after - before
             shade = f"fill='{NEW if more > 0 else GONE}' fill-opacity='{0.25 + 0.75 * abs(more) / most:.2f}'"
             parts.append(f"<rect x='{x}' y='{y}' width='{cell}' height='{cell}' {shade}/>")
             if cell >= 20:
-                parts.append(_text(x + cell / 2, y + cell / 2 + 4, f"{more:+d}", "middle"))
-    return _document(max(left + size, 300) + 20, top + size + 20, parts)
+                parts.append(label(x + cell / 2, y + cell / 2 + 4, f"{more:+d}", "middle"))
+    return document(max(left + size, 300) + 20, top + size + 20, parts)

@@ -1,6 +1,7 @@
 """The comparison as one Markdown page with pictures beside it, and as a few lines for a terminal."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,8 @@ def summary(found: Comparison) -> str:
     lines = [f"{found.verdict.word}: {_sentence(found)}"]
     for word, some in (("worse", found.worse_classes), ("better", found.better_classes)):
         if some:
-            recalls = (f"{_cut(c.name)} {c.base_right}/{c.images} -> {c.head_right}/{c.images}" for c in some[:5])
-            more = f" and {len(some) - 5} more" if len(some) > 5 else ""
-            lines.append(f"classes found {word} than before: {', '.join(recalls)}{more}")
+            recalls = [f"{_cut(c.name)} {c.base_right}/{c.images} -> {c.head_right}/{c.images}" for c in some]
+            lines.append(f"classes found {word} than before: {_listed(recalls)}")
     lines += [f"note: {note}" for note in found.notes]
     return "\n".join(HIDDEN.sub("?", line) for line in lines)
 
@@ -158,9 +158,8 @@ def _named_classes(found: Comparison) -> list[str]:
     lines = []
     for word, some in (("worse", found.worse_classes), ("better", found.better_classes)):
         if some:
-            named = ", ".join(f"**{_name(c.name)}** ({_points(c.difference)} points)" for c in some[:5])
-            more = f" and {len(some) - 5} more" if len(some) > 5 else ""
-            lines.append(f"Classes found {word} than before: {named}{more}.")
+            named = [f"**{_name(c.name)}** ({_points(c.difference)} points)" for c in some]
+            lines.append(f"Classes found {word} than before: {_listed(named)}.")
     return lines
 
 
@@ -244,19 +243,15 @@ def _data(found: Comparison) -> str:
     data = found.data
     if data is None:
         return "Not to be had, see above."
-    rows: list[list[object]] = []
-    for what, names in (("added", data.added), ("removed", data.removed), ("other content", data.replaced)):
-        if names:
-            rows.append(
-                [what, f"{len(names):,}", ", ".join(map(_name, names[:5])) + (", ..." if len(names) > 5 else "")]
-            )
-    for what, moves in (("moved between splits", data.moved), ("relabelled", data.relabelled)):
-        if moves:
-            shown = ", ".join(f"{_name(name)} ({_name(one)} -> {_name(other)})" for name, one, other in moves[:5])
-            rows.append([what, f"{len(moves):,}", shown + (", ..." if len(moves) > 5 else "")])
-    return (
-        table(["images", "number", ""], rows) if rows else "The same images, in the same splits, with the same labels."
-    )
+    names = {"added": data.added, "removed": data.removed, "other content": data.replaced}
+    moves = {"moved between splits": data.moved, "relabelled": data.relabelled}
+    cells = {what: [_name(name) for name in some] for what, some in names.items()}
+    for what, some in moves.items():
+        cells[what] = [f"{_name(name)} ({_name(one)} -> {_name(other)})" for name, one, other in some]
+    rows = [[what, f"{len(some):,}", _listed(some)] for what, some in cells.items() if some]
+    if not rows:
+        return "The same images, in the same splits, with the same labels."
+    return table(["images", "number", ""], rows)
 
 
 def _provenance(found: Comparison) -> list[str]:
@@ -271,8 +266,7 @@ def _provenance(found: Comparison) -> list[str]:
     if changed:
         parts.append("Results may differ because of these, and not because of what was meant to change.")
     if files:
-        listed = ", ".join(map(_name, files[:ROWS])) + (f" and {len(files) - ROWS} more" if len(files) > ROWS else "")
-        parts.append(f"Code of the stages that differs: {listed}.")
+        parts.append(f"Code of the stages that differs: {_listed([_name(file) for file in files], ROWS)}.")
     else:
         parts.append("The stages' code is the same.")
     return parts
@@ -291,6 +285,10 @@ def _picture(name: str, description: str, files: set[str]) -> str:
 
 def _more(count: int, what: str) -> str:
     return f"\n\nand {count:,} more {what}" if count > 0 else ""
+
+
+def _listed(cells: Sequence[str], most: int = 5) -> str:
+    return ", ".join(cells[:most]) + (f" and {len(cells) - most:,} more" if len(cells) > most else "")
 
 
 def _name(value: object) -> str:

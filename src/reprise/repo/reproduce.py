@@ -20,7 +20,7 @@ from reprise.repo.differences import difference, differences
 from reprise.repo.project import Project, environment
 from reprise.repo.revisions import Revision, workspace
 from reprise.repo.runs import write_params
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, listed
 
 PREFIX = "reproduce-"
 
@@ -38,20 +38,9 @@ class Entries:
         with scandir(path) as entries:
             self.entries = iter(sorted(entries, key=lambda entry: entry.name, reverse=backwards))
 
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        return next(self.entries)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def close(self):
-        pass
+    __iter__ = __enter__ = lambda self: self
+    __next__ = lambda self: next(self.entries)
+    __exit__ = close = lambda *_: None
 
 
 os.listdir = lambda path=".": sorted(listdir(path), reverse=backwards)
@@ -149,8 +138,9 @@ def reproduce(project: Project, overrides: list[str]) -> str | None:
 def refuse_uncommitted(project: Project) -> None:
     """Raise UserError if tracked files have uncommitted changes: the clones would be without them."""
     if changed := project.changed("HEAD"):
-        files = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
-        raise UserError(f"uncommitted changes ({files}): the runs are of the commit; `git commit` or `git stash` first")
+        raise UserError(
+            f"uncommitted changes ({listed(changed, 3)}): the runs are of the commit; `git commit` or `git stash` first"
+        )
 
 
 def clone_afresh(project: Project, temporary: Path, place: Surroundings, overrides: list[str]) -> Project:
