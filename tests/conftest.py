@@ -138,6 +138,7 @@ def fresh_clone(path: Path) -> Workspace:
         if (ROOT / name).is_file() and not OWN.fullmatch(name):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, path / name)
+    (path / "metrics").mkdir(exist_ok=True)
     shutil.copy(PARAMS, path / "params.yaml")
     clone = Workspace(path)
     clone.run("git", "init", "--quiet", "--initial-branch", "main")

@@ -14,8 +14,6 @@ from tests.test_pipeline import refused
 def branch(tmp_path):
     """A repository without metrics and without commits yet."""
     clone = fresh_clone(tmp_path / "clone")
-    for path in (clone.path / "metrics").iterdir():
-        path.unlink()
     clone.commit()
     return clone
 

@@ -57,7 +57,6 @@ def branch_once(tmp_path_factory):
     for name, code in STAND_INS.items():
         (branch.path / f"src/reprise/comparison/{name}.py").write_text(code)
     (branch.path / "dvc.yaml").write_text(PIPELINE)
-    (branch.path / "dvc.lock").unlink()
     branch.run("dvc", "repro")
     branch.commit()
     branch.run("git", "init", "--quiet", "--bare", "--initial-branch", "main", "../remote.git")

@@ -73,7 +73,6 @@ NOT_YET_COLLECTED = *QUEUE, "collect_executor", "1"
 def quick_once(tmp_path_factory):
     """A clone with a pipeline of one quick stage, reproduced, and a finished experiment."""
     clone = fresh_clone(tmp_path_factory.mktemp("doctor") / "clone")
-    (clone.path / "dvc.lock").unlink()
     (clone.path / "dvc.yaml").write_text(PIPELINE)
     (clone.path / "stages/quick.py").write_text(STAGE)
     clone.commit()
