@@ -198,8 +198,8 @@ def test_what_was_edited_since_is_named_as_such(reproduced):
         f"params.yaml data.seed, stage preprocess: modified{since}",
         f"params.yaml train, stage train: modified{since}",
         f"params.yaml train, stage evaluate: modified{since}",
-        f"src/reprise/loader, stage train: altered{since}",
-        f"src/reprise/loader, stage evaluate: altered{since}",
+        f"src/reprise/loader/batches.py, stage train: missing{since}",
+        f"src/reprise/loader/batches.py, stage evaluate: missing{since}",
         f"dvc.yaml, stage evaluate: command modified{since}",
     }
     assert way_out == "  dvc repro"
@@ -295,7 +295,7 @@ def test_a_stale_lock_is_named_where_dvc_itself_reports_success(reproduced, tmp_
     since = "since dvc.lock was written"
     assert reasons(fresh) == {
         "params.yaml train": f"modified {since}",
-        "src/reprise/loader": f"altered {since}",
+        "src/reprise/loader/batches.py": f"altered {since}",
         "data/raw": f"made anew {since}",
         "metrics/per_class.csv": "altered, not what dvc.lock records",
         "metrics/test.json": "missing, not what dvc.lock records",

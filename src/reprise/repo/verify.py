@@ -158,7 +158,7 @@ class _Verifier:
             if dep.hash_info.value is None:
                 changed.append((dep.def_path, "added"))
             elif dep.fs_path not in made:
-                listing = self._cached_listing(dep) if dep.hash_info.isdir else None
+                listing = self._cached_listing(dep) or self._committed_listing(dep) if dep.hash_info.isdir else None
                 changed += self._workspace(Path(dep.fs_path), dep.hash_info.value, listing)
             elif made[dep.fs_path] != dep.hash_info.value:
                 changed.append((dep.def_path, "made anew"))
@@ -264,6 +264,17 @@ class _Verifier:
             return None
         entries: list[dict[str, Any]] = json.loads(stored.read_bytes())
         return {entry["relpath"]: entry["md5"] for entry in entries}
+
+    def _committed_listing(self, item: Output) -> dict[str, str] | None:
+        """Return {file: md5} of a folder of code as Git holds it beside dvc.lock; None if that is another state."""
+        git, folder = self.project.git, self._relative(Path(item.fs_path))
+        commit = git("log", "-1", "--format=%H", "--", "dvc.lock", check=False).strip()
+        names = git("ls-tree", "-r", "--name-only", "-z", commit, "--", folder, check=False).split("\0")[:-1]
+        contents = {name: self.project.read(name, commit).encode("utf-8", "surrogateescape") for name in names}
+        listing = {
+            name.removeprefix(f"{folder}/"): hashlib.md5(content).hexdigest() for name, content in contents.items()
+        }
+        return listing if listing_md5(listing) == item.hash_info.value else None
 
     def _listing(self, folder: Path) -> dict[str, str]:
         """Return {file: md5} of a folder as it is, without what .dvcignore excludes."""
