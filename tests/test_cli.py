@@ -1,0 +1,70 @@
+"""`reprise`: its help is the map and is quick, its commands need no more than they use."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from reprise.cli import COMMANDS
+from tests.conftest import ROOT
+from tests.test_pipeline import refused
+
+NAMES = [run.__name__ for run, _ in COMMANDS]
+
+
+def reprise(*arguments, before="pass"):
+    """Run it in a process of its own, after these statements."""
+    code = f"import sys; {before}; from reprise.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": "src", "PATH": ""}, capture_output=True, text=True)
+
+
+def children():
+    """Return the CPU time of processes that have ended, in seconds."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_the_help_names_every_command_in_a_line_or_two_and_loads_nothing():
+    start = children()
+    done = reprise("--help", before="sys.path[2:] = [path for path in sys.path[2:] if 'site-packages' not in path]")
+    assert children() - start < 0.3
+    assert done.returncode == 0, done.stderr
+    listed = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("    ") and line[4] != " "]
+    assert listed == NAMES
+    assert len(done.stdout.splitlines()) < 40
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_a_help_of_its_own(name):
+    done = reprise(name, "--help")
+    assert done.stdout.startswith(f"usage: reprise {name}")
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("repo.doctor", "repo.verify", "repo.crossvalidation", "repo.reproduce", "comparison.review"),
+        *("comparison.history", "params.presets", "data.download.torchvision_sets"),
+    ],
+)
+def test_what_trains_nothing_works_where_torch_is_broken(module):
+    done = reprise("--help", before=f"sys.modules['torch'] = None; import reprise.{module}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_outside_of_a_project_it_says_so_in_a_line(tmp_path):
+    command = [sys.executable, "-m", "reprise", "verify"]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True)
+    assert f"{tmp_path}: not in a Git and DVC repository, a folder with dvc.yaml and .dvc" in refused(done)
+
+
+@pytest.mark.parametrize("name", ["sanity", "profile"])
+def test_sanity_and_profile_take_params_as_train_does(reproduced, name):
+    done = reproduced.run("python", "-m", "reprise", name, "train.epoch=1", check=False)
+    assert "did you mean 'train.epochs'?" in refused(done)
+    done = reproduced.run("python", "-m", "reprise", name, "train.batch_size=32")
+    assert ("a step of 32 images" if name == "profile" else "pass  ") in done.stdout
+    assert reproduced.clean()
+    assert not list((reproduced.path / "runs").glob("*/params.yaml"))
