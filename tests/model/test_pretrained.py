@@ -167,7 +167,7 @@ def test_a_file_of_any_kind_sets_everything_that_fits(suffix, tmp_path):
 HEADS = {
     "test_resnet": ({}, ["fc"]),
     "deit_tiny_distilled_patch16_224": ({"depth": 1, "embed_dim": 24, "num_heads": 3}, ["head", "head_dist"]),
-    "resnetv2_50": ({"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32), "stem_chs": 8}, ["head.fc"]),
+    "resnetv2_50": ({"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32], "stem_chs": 8}, ["head.fc"]),
 }
 
 

@@ -139,7 +139,7 @@ def test_code_that_was_edited_after_it_was_loaded_is_noticed_at_once(root, monke
         if name == "a comment":
             begun.begin()
         else:
-            with pytest.raises(UserError, match=r"changed while this ran: src/reprise/errors\.py; nothing"):
+            with pytest.raises(UserError, match=r"changed while this ran: src/reprise/runtime/errors\.py; nothing"):
                 begun.begin()
 
 
