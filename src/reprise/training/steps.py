@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -83,19 +82,19 @@ class ChunkedClassifier(LitClassifier):
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Learn from a batch, or from each of a chunk; return the last one's loss."""
         chunk = batch if isinstance(batch, Chunk) else Chunk(iter((batch,)), batch_idx, 1)
-        last = chunk.begin + chunk.length - 1 if self.trainer.is_last_batch else -1
+        trainer, optimizer = self.trainer, self.optimizers()
+        last = chunk.begin + chunk.length - 1 if trainer.is_last_batch else -1
         for number, one in enumerate(chunk.batches, start=chunk.begin):
             for observer in self.observers:
-                observer.before_batch(self.trainer, self, one, number)
-            loss = self.learn_and_step(one, number, number == last)
+                observer.before_batch(trainer, self, one, number)
+            loss = self.learn_and_step(one, optimizer, number, number == last)
             for observer in self.observers:
-                observer.after_batch(self.trainer, self, loss, number)
+                observer.after_batch(trainer, self, loss, number)
         return {"loss": loss}
 
-    def learn_and_step(self, batch: tuple[Tensor, Tensor], number: int, last: bool) -> Tensor:
+    def learn_and_step(self, batch: tuple[Tensor, Tensor], optimizer: Any, number: int, last: bool) -> Tensor:
         """Make the backward pass and, once enough batches have accumulated, the optimizer's step; return the loss."""
-        trainer, optimizer = self.trainer, self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
+        trainer = self.trainer
         stepping = last or (number + 1) % self.accumulate == 0
         passes: Any = self.graphed or self
         loss = passes.learn(batch)

@@ -17,7 +17,7 @@ EMA = ["train.ema=0.9", "train.schedule=none", "train.epochs=2"]
 
 def test_the_average_follows_the_weights_of_every_optimizer_step(digits, tiny_params, monkeypatch):
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    untouched = WeightAverage.on_train_batch_end
+    untouched = WeightAverage.after_batch
 
     def watch(self, trainer, pl_module, *rest):
         before = self.updates
@@ -26,7 +26,7 @@ def test_the_average_follows_the_weights_of_every_optimizer_step(digits, tiny_pa
             parts = next(pl_module.net.parameters()), next(self.average.module.parameters())
             seen.append(tuple(part.detach().clone() for part in parts))
 
-    monkeypatch.setattr(WeightAverage, "on_train_batch_end", watch)
+    monkeypatch.setattr(WeightAverage, "after_batch", watch)
     given = tiny_params(*EMA, "train.epochs=1", "train.accumulate=2")
     train(digits, given.model, given.train)
     assert len(seen) == 6  # of 11 batches, two to a step
