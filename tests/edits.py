@@ -40,9 +40,7 @@ OWN = {  # a value of a stage's own: before, after
     "train": ("label_smoothing: 0.05", "label_smoothing: 0.1"),
     "evaluate": ("calibration_bins: 15", "calibration_bins: 10"),
 }
-OTHER = {stage: OWN["preprocess" if stage == "download" else "download"] for stage in STAGES} | {
-    "train": OWN["evaluate"]
-}
+OTHER = {stage: OWN["evaluate" if stage in ("download", "train") else "download"] for stage in STAGES}
 CODE = {
     "download": "data/sources.py",
     "preprocess": "data/splits.py",
