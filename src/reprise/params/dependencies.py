@@ -52,9 +52,7 @@ class Record(BaseModel):
 
 def param_values(params: Params) -> dict[str, Any]:
     """Return all params by dotted name; a section of the user's own keys (`model.kwargs`) is one value."""
-    tree = params.model_dump(mode="json")
-    free = {name: tree[name.partition(".")[0]].pop(name.partition(".")[2]) for name in FREE}
-    return flat(tree) | free
+    return flat(params.model_dump(mode="json"), whole=FREE)
 
 
 def other_params(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ import functools
 import io
 import json
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
@@ -54,11 +54,13 @@ def validated(tree: dict[str, Any], name: str) -> Params:
         raise UserError("\n       ".join(lines)) from None
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested params with dotted names; an empty section is a value."""
+def flat(tree: dict[str, Any], prefix: str = "", whole: Collection[str] = ()) -> dict[str, Any]:
+    """Return nested params with dotted names; an empty section is a value, and so is each that is named in `whole`."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        name = f"{prefix}{key}"
+        divided = isinstance(value, dict) and value and name not in whole
+        found |= flat(value, f"{name}.", whole) if divided else {name: value}
     return found
 
 
