@@ -183,6 +183,8 @@ def test_each_stage_imports_these_heavy_modules_and_no_others(tmp_path, tiny_par
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump()))
     (tmp_path / "data/own").mkdir(parents=True)
     (tmp_path / "data/weights").mkdir()
+    for name in ("dvc.yaml", "src", "stages"):
+        (tmp_path / name).symlink_to(ROOT / name)
     for stage, allowed in STARTUP.items():
         command = [sys.executable, "-X", "importtime", str(ROOT / f"stages/{stage}.py")]
         environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": os.environ["PATH"]}

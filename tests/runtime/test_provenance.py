@@ -29,10 +29,10 @@ RECORD = """
 import json, sys
 from reprise.runtime.environment import after_torch, before_torch
 before_torch(1, sys.argv[1])
-import reprise.training
+import reprise.training.train
 after_torch(1, sys.argv[1])
 from reprise.runtime.provenance import trace
-print(trace(sys.argv[1], 1, "cpu", {"b": 1, "a": [2, 3]}, b"data", "reprise.training").model_dump_json())
+print(trace(sys.argv[1], 1, "cpu", {"b": 1, "a": [2, 3]}, b"data", "reprise.training.train").model_dump_json())
 """
 
 
@@ -121,10 +121,10 @@ def test_a_library_that_was_edited_while_it_was_loaded_is_no_record(tmp_path, mo
         path = "src/reprise/training/train.py"
         monkeypatch.setattr(provenance, "LOADED", {**read_code(ROOT), path: TRAINING.read_bytes() + loaded})
         if name == "comment":
-            trace("machine", 1, "cpu", {}, b"", "reprise.training")
+            trace("machine", 1, "cpu", {}, b"", "reprise.training.train")
         else:
             with pytest.raises(UserError, match="edited while this process loaded it"):
-                trace("machine", 1, "cpu", {}, b"", "reprise.training")
+                trace("machine", 1, "cpu", {}, b"", "reprise.training.train")
 
 
 @pytest.mark.parametrize(
