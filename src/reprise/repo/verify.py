@@ -26,6 +26,7 @@ from reprise.repo.revisions import CODE
 from reprise.runtime.checksums import listing_md5, md5_listing
 from reprise.runtime.errors import UserError, reason
 
+COMMITS = 10  # of a folder of code, among which the recorded state is looked for
 UNKNOWN = " (which file: unknown, the cache has no intact list of them)"  # of code it never has one
 
 
@@ -266,15 +267,17 @@ class _Verifier:
         return {entry["relpath"]: entry["md5"] for entry in entries}
 
     def _committed_listing(self, item: Output) -> dict[str, str] | None:
-        """Return {file: md5} of a folder of code as Git holds it beside dvc.lock; None if that is another state."""
+        """Return {file: md5} of a folder of code by the newest of some commits that has it as recorded, if one has."""
         git, folder = self.project.git, self._relative(Path(item.fs_path))
-        commit = git("log", "-1", "--format=%H", "--", "dvc.lock", check=False).strip()
-        names = git("ls-tree", "-r", "--name-only", "-z", commit, "--", folder, check=False).split("\0")[:-1]
-        contents = {name: self.project.read(name, commit).encode("utf-8", "surrogateescape") for name in names}
-        listing = {
-            name.removeprefix(f"{folder}/"): hashlib.md5(content).hexdigest() for name, content in contents.items()
-        }
-        return listing if listing_md5(listing) == item.hash_info.value else None
+        for commit in git("log", f"-{COMMITS}", "--format=%H", "--", folder, check=False).split():
+            names = git("ls-tree", "-r", "--name-only", "-z", commit, "--", folder, check=False).split("\0")[:-1]
+            contents = {name: self.project.read(name, commit).encode("utf-8", "surrogateescape") for name in names}
+            listing = {
+                name.removeprefix(f"{folder}/"): hashlib.md5(code).hexdigest() for name, code in contents.items()
+            }
+            if listing_md5(listing) == item.hash_info.value:
+                return listing
+        return None
 
     def _listing(self, folder: Path) -> dict[str, str]:
         """Return {file: md5} of a folder as it is, without what .dvcignore excludes."""
