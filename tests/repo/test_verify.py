@@ -197,7 +197,6 @@ def test_what_was_edited_since_is_named_as_such(reproduced):
         f"Makefile, stage preprocess: added{since}",
         f"params.yaml data.seed, stage preprocess: modified{since}",
         f"params.yaml train, stage train: modified{since}",
-        f"params.yaml train, stage evaluate: modified{since}",
         f"src/reprise/loader/batches.py, stage train: missing{since}",
         f"src/reprise/loader/batches.py, stage evaluate: missing{since}",
         f"dvc.yaml, stage evaluate: command modified{since}",
