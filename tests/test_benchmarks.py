@@ -16,6 +16,7 @@ import timm_models
 ONE_EPOCH = ["train.epochs=1", "data.test_fraction=0.8"]
 
 
+@pytest.mark.slow
 def test_equal_and_different_revisions_are_told_apart(tmp_path):
     clone = fresh_clone(tmp_path / "clone")
     clone.set("data.image_size=16")

@@ -103,6 +103,7 @@ def test_a_run_is_finished_with_the_last_file_of_its_result(tmp_path):
     assert (run / "params.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_in_its_own_folder_by_resume_or_by_the_same_command(reproduced):
     reproduced.set("train.epochs=10")
     command = ["python", "src/train.py", "train.lr=0.001"]
@@ -132,6 +133,7 @@ def test_a_stopped_run_goes_on_in_its_own_folder_by_resume_or_by_the_same_comman
     assert "every run is finished" in refused(reproduced.run("python", "src/train.py", "--resume", check=False))
 
 
+@pytest.mark.slow
 def test_debug_modes_of_the_command_line(reproduced):
     warm = ["train.schedule=cosine", "train.warmup_epochs=3"]  # more epochs than the one that is run
     done = reproduced.run("python", "src/train.py", "--fast-dev-run", "train.devices=2", *warm)

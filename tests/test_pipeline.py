@@ -98,6 +98,7 @@ def test_a_changed_library_file_reruns_its_stages_in_the_clone_that_has_it(repro
     assert 650 < json.loads(shown)["images"] < 790  # 0.8 of 900
 
 
+@pytest.mark.slow
 def test_an_experiment_compares_with_the_commit(reproduced):
     before = metrics(reproduced)
     done = reproduced.run("dvc", "exp", "run", "-S", "model.name=test_efficientnet", "-S", "train.lr=1e-5")
@@ -129,6 +130,7 @@ def test_an_experiment_compares_with_the_commit(reproduced):
     }
 
 
+@pytest.mark.slow
 def test_queued_experiments_all_finish(reproduced):
     reproduced.run("dvc", "exp", "run", "--queue", "-S", "train.lr=0.001,0.003")
     reproduced.run("dvc", "exp", "run", "--run-all", "--jobs", "1")
@@ -212,6 +214,7 @@ def photos(folder, classes=("cat", "dog"), each=12):
             image.save(folder / name / f"{index}.jpg")
 
 
+@pytest.mark.slow
 def test_the_users_own_images_train_a_classifier(reproduced):
     photos(reproduced.path / "data/own")
     reproduced.set("data.name=folder", "data.test_fraction=0.25", "train.batch_size=8")
@@ -235,6 +238,7 @@ def test_own_images_handed_to_dvc_reach_an_experiment_in_a_folder_of_its_own(rep
     assert ran(reproduced.run("dvc", "exp", "run", "--temp")) == STAGES
 
 
+@pytest.mark.slow
 def test_images_elsewhere_are_a_dependency_whether_imported_or_in_an_archive(reproduced):
     photos(reproduced.path.parent / "far")
     photos(reproduced.path / "photos")

@@ -85,6 +85,7 @@ def reproduce(workspace, *overrides):
     return done
 
 
+@pytest.mark.slow
 def test_the_real_pipeline_gives_the_same_bytes_twice_and_those_committed(reproduced):
     done = reproduce(reproduced)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -6,6 +6,8 @@ import pytest
 
 from tests.torture import COMMANDS, base, reference, trial
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_killed_command_repeated_ends_in_the_bytes_of_an_undisturbed_run(command, tmp_path):

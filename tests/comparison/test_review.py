@@ -109,6 +109,7 @@ def test_a_branch_is_compared_with_where_it_left_the_remotes_main(branch, tmp_pa
     assert branch.clean()
 
 
+@pytest.mark.slow
 def test_the_real_comparison_is_on_the_page(reproduced):
     page = review(reproduced)
     assert results(page) == {"dvc.lock is fresh": True, "compared": True}
@@ -127,6 +128,7 @@ def test_a_stale_lock_fails_and_says_why(branch):
     assert "reproduced" not in results(page)
 
 
+@pytest.mark.slow
 def test_without_a_remote_what_a_fresh_clone_lacks_is_reproduced_on_both_sides(branch, tmp_path):
     branch.run("git", "push", "--quiet", "origin", "try")
     branch.run("git", "clone", "--quiet", "--branch", "try", str(tmp_path / "remote.git"), str(tmp_path / "runner"))
@@ -166,6 +168,7 @@ def test_the_base_must_be_there(branch, tmp_path):
     assert "no commit in common" in refused(branch.run("python", "-m", "reprise", "review", check=False))
 
 
+@pytest.mark.slow
 def test_a_regression_fails_where_that_is_asked_for_and_a_comparison_that_fails_always(branch):
     assert results(review(branch))["compared"] is True
     page = review(branch, "--fail-on", "regression")

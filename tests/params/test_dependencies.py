@@ -152,6 +152,7 @@ def test_a_record_keeps_the_params_of_the_stage_and_the_inputs_as_dvc_names_them
     assert record.inputs == {"data/raw": f"{hashlib.md5(listing.encode()).hexdigest()}.dir"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("dvc", "repro"), ("dvc", "exp", "run"), ("python", "src/train.py")])
 def test_an_edit_during_the_training_publishes_nothing_and_undone_it_publishes_without_training(command, reproduced):
     workspace = reproduced
@@ -203,6 +204,7 @@ LIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lock_that_says_what_the_outs_are_not_made_with_passes_no_check(lie, reproduced):
     stage, file, old, new, following = LIES[lie]

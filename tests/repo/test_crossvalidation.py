@@ -3,6 +3,8 @@
 import json
 import re
 
+import pytest
+
 from reprise.repo.crossvalidation import finished_runs, summarise
 
 
@@ -68,6 +70,7 @@ def test_a_fold_that_ran_twice_counts_once_and_the_commit_itself_counts_too():
     assert "| accuracy | 0.3000 | 0.1414 |" in text
 
 
+@pytest.mark.slow
 def test_an_experiment_on_a_fold_is_found(reproduced):
     done = reproduced.run("python", "-m", "reprise", "folds", check=False)
     assert done.returncode == 1

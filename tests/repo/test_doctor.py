@@ -204,6 +204,7 @@ def test_an_experiment_killed_before_it_began_does_not_run_with_the_next_one(bre
     assert "lr: 0.7" in (breakable.path / "params.yaml").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "options", "changed"),
     [
@@ -227,6 +228,7 @@ def test_a_finished_experiment_survives(breakable, step, options, changed):
     assert (breakable.path / "models/model.json").read_text() == "0.5"
 
 
+@pytest.mark.slow
 def test_a_queued_experiment_whose_worker_died_is_marked_as_failed(breakable):
     exps = breakable.path / ".dvc/tmp/exps"
     breakable.run("dvc", "exp", "run", "--queue", "--name", "lost", "-S", LR)

@@ -10,6 +10,8 @@ from reprise.runtime.errors import UserError
 from tests.conftest import Workspace
 from tests.repo.test_doctor import EDITS_STASHED, HEAD_CHECKED_OUT, LR, killed
 
+pytestmark = pytest.mark.slow
+
 
 def committed(path):
     """Make a new repository of what lies at a path, as far as its ignore files let it."""

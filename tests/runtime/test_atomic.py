@@ -179,6 +179,7 @@ def test_a_file_system_without_locks_is_one_clear_line(tmp_path, monkeypatch):
     new=st.dictionaries(st.sampled_from("abc"), st.binary(max_size=20), min_size=1),
     dies_at=st.integers(0, 30),
 )
+@pytest.mark.slow
 def test_whatever_call_of_the_system_is_the_last_every_name_holds_all_of_the_old_or_all_of_the_new(
     old, new, dies_at, tmp_path_factory
 ):

@@ -157,6 +157,7 @@ def test_scipys_signals_load_only_where_somebody_wants_them(between, loaded):
     assert done.stdout == f"{loaded}\nTrue True\n", done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["torchvision", "timm", "lightning", "torchmetrics"])
 def test_after_the_repair_each_library_imports(module):
     done = python(f"import reprise; import {module}; print('imported')", OMP_WAIT_POLICY="passive")

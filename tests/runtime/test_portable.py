@@ -21,9 +21,10 @@ from PIL import Image
 from reprise.runtime.environment import PORTABLE
 from tests.conftest import ROOT, Workspace, fresh_clone
 
-pytestmark = pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64"), reason="portable is a promise about x86-64"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="portable is a promise about x86-64"),
+]
 
 LOADER = Path("/lib64/ld-linux-x86-64.so.2")  # of every x86-64 Linux with glibc
 LESSER_CPU = {

@@ -33,6 +33,7 @@ def training(workspace):
     raise AssertionError("it never trained")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_stopped_training_leaves_a_checkpoint_and_the_old_outs(reproduced, signum, code):
     before = (reproduced.path / "models/model.safetensors").read_bytes()
@@ -90,6 +91,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_when_dvc_is_killed_the_orphan_stops_with_a_checkpoint_and_the_same_command_goes_on_from_it(
     command, reproduced

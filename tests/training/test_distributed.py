@@ -185,6 +185,7 @@ def test_a_signal_ends_the_wait_for_a_task_that_never_comes(digits, tmp_path):
     assert "Traceback" not in process.stderr.read()
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_training_which_goes_on_under_torchrun_to_the_same_bits(run):
     given = (*TWO, "model.name=test_resnet", "train.optimizer=adamw", "train.batch_size=4", "train.freeze_epochs=1")
     whole, out = run("whole", *given)
@@ -304,6 +305,7 @@ if __name__ == "__main__":  # the processes import this file
 """
 
 
+@pytest.mark.slow
 def test_spawned_processes_train_the_mnist_module(tmp_path):
     script = tmp_path / "spawning.py"
     script.write_text(SPAWNING)

@@ -240,6 +240,7 @@ def test_no_batch_waits_for_the_gpu_and_all_are_those_of_the_cpu(changes, digits
             torch.testing.assert_close(images, theirs, atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_auto_without_a_gpu_gives_the_bytes_of_portable(digits, tmp_path):
     auto, _ = trained(digits, tmp_path / "auto", "train.reproducible=auto", CUDA_VISIBLE_DEVICES="")
     portable, _ = trained(digits, tmp_path / "portable", "train.reproducible=portable")
