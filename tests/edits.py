@@ -42,10 +42,10 @@ OWN = {  # a value of a stage's own: before, after
 }
 OTHER = {stage: OWN["evaluate" if stage in ("download", "train") else "download"] for stage in STAGES}
 CODE = {
-    "download": "data/sources.py",
-    "preprocess": "data/splits.py",
-    "train": "optimization.py",
-    "evaluate": "evaluation.py",
+    "download": "data/download/sources.py",
+    "preprocess": "data/prepare/splits.py",
+    "train": "training/optim.py",
+    "evaluate": "evaluation/evaluate.py",
 }
 INPUTS = {
     "download": "data/own/3/5.png",
