@@ -148,10 +148,12 @@ def trial(
     begin = "schedule" if command == "src/train.py" and stage == "train" else f"Running stage '{stage}'"
     while begin not in Path(log.name).read_text() and process.poll() is None:
         time.sleep(0.01)
-    time.sleep(share * seconds)
-    over = process.poll() is not None
+    time.sleep(share * seconds / (4 if command == "src/train.py" and stage == "train" else 1))
+    begun = [line for line in Path(log.name).read_text().splitlines() if line.startswith("Running stage")]
+    over = process.poll() is not None or (command != "src/train.py" and begun[-1:] != [f"Running stage '{stage}':"])
     undo = edit(workspace.path, kind, stage)
     if over:
+        process.wait(timeout=300)
         return "too late"
     code = process.wait(timeout=300)
     said = Path(log.name).read_text()
@@ -190,7 +192,7 @@ def main() -> int:
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     ended: collections.Counter[str] = collections.Counter()
-    seconds = {"download": 0.9, "preprocess": 1.5, "train": 6.5, "evaluate": 5.0}
+    seconds = {"download": 0.9, "preprocess": 1.2, "train": 4.5, "evaluate": 3.5}
     with tempfile.TemporaryDirectory() as folder:
         clone = base(Path(folder) / "base")
         for number in range(arguments.edits):
