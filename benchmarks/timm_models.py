@@ -146,7 +146,7 @@ def main() -> None:
     import timm
 
     import reprise.runtime.torchvision_repair
-    import reprise.training  # noqa: F401 (loaded once, not in each process)
+    import reprise.training.train  # noqa: F401 (loaded once, not in each process)
 
     after_torch(1, "machine")
     KEPT.parent.mkdir(exist_ok=True)

@@ -191,6 +191,7 @@ def refused(done):
         ("train.batch_size=5000", "larger than the training split of "),
         ("model.name=vgg11", "cannot take 32x32 images"),
         ("model.pretrained=true", "cannot get the weights of test_resnet"),
+        ("model.weights=runs/latest", "the pipeline watches data/weights alone"),
     ],
 )
 def test_a_mistake_stops_with_one_line_and_the_old_results_come_back(reproduced, change, said):
