@@ -17,6 +17,7 @@ os.environ.pop("HF_HUB_OFFLINE", None)  # read when the hub's library loads; tes
 
 import pytest
 import torch
+from filelock import FileLock
 
 from reprise.data.download.sources import download
 from reprise.data.prepare.prepare import preprocess
@@ -156,12 +157,33 @@ def tiny_clone(path: Path) -> Workspace:
 
 
 @pytest.fixture(scope="session")
-def reproduced_once(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Call it with a name and a function that fills a folder: the first worker to ask makes it, the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+        folder = shared / name / "clone"
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / f"{name}.made").exists():
+                make(folder)
+                (shared / f"{name}.made").touch()
+        return folder
+
+    return make_once
+
+
+@pytest.fixture(scope="session")
+def reproduced_once(once: Callable[[str, Callable[[Path], object]], Path]) -> Workspace:
     """A tiny clone after `dvc repro` and a commit; tests copy it."""
-    clone = tiny_clone(tmp_path_factory.mktemp("pipeline") / "clone")
-    clone.run("dvc", "repro")
-    clone.commit()
-    return clone
+
+    def make(path: Path) -> None:
+        clone = tiny_clone(path)
+        clone.run("dvc", "repro")
+        clone.commit()
+
+    return Workspace(once("pipeline", make))
 
 
 @pytest.fixture

@@ -71,17 +71,13 @@ def test_a_second_repro_does_nothing(reproduced):
     assert reproduced.clean()
 
 
-@pytest.mark.parametrize(
-    ("change", "reruns"),
-    [
-        ("train.lr=0.002", ["train", "evaluate"]),
-        ("evaluate.batch_size=100", ["evaluate"]),
-        ("data.image_size=24", ["preprocess", "train", "evaluate"]),
-    ],
-)
-def test_a_changed_parameter_reruns_what_depends_on_it_and_nothing_else(reproduced, change, reruns):
-    reproduced.set(change)
-    assert ran(reproduced.run("dvc", "repro")) == reruns
+def test_a_changed_parameter_reruns_what_depends_on_it_and_nothing_else(reproduced):
+    reproduced.set("evaluate.batch_size=100")
+    assert ran(reproduced.run("dvc", "repro")) == ["evaluate"]
+    reproduced.set("train.lr=0.002")
+    assert set(json.loads(reproduced.run("dvc", "status", "--json").stdout)) == {"train"}
+    reproduced.set("data.image_size=24")
+    assert ran(reproduced.run("dvc", "repro")) == ["preprocess", "train", "evaluate"]
 
 
 def test_a_changed_library_file_reruns_its_stages_in_the_clone_that_has_it(reproduced):
@@ -91,11 +87,11 @@ def test_a_changed_library_file_reruns_its_stages_in_the_clone_that_has_it(repro
     whole = "    for index, (pixels, label) in enumerate(zip(images, table[:, 64].astype(int), strict=True)):"
     assert whole in text
     source.write_text(text.replace(whole, whole.replace("images, table[:, 64]", "images[:900], table[:900, 64]")))
-    done = reproduced.run("dvc", "exp", "run", "--temp", "--name", "fewer")
-    assert ran(done) == STAGES
+    done = reproduced.run("dvc", "exp", "run", "--temp", "--name", "fewer", "preprocess")
+    assert ran(done) == STAGES[:2]
     reference = reproduced.run("git", "for-each-ref", "--format=%(refname)", "refs/exps/**/fewer").stdout.strip()
-    shown = reproduced.run("git", "show", f"{reference}:metrics/test.json").stdout
-    assert 650 < json.loads(shown)["images"] < 790  # 0.8 of 900
+    shown = json.loads(reproduced.run("git", "show", f"{reference}:metrics/data.json").stdout)
+    assert sum(shown["images"].values()) == 900
 
 
 @pytest.mark.slow
@@ -186,19 +182,14 @@ def refused(done):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("model.name=efficentnet_b0", "did you mean 'efficientnet_b0'"),
         ("train.lr=fast", "train.lr = 'fast' is not allowed: expected a number > 0"),
-        ("train.batch_size=5000", "larger than the training split of "),
-        ("model.name=vgg11", "cannot take 32x32 images"),
-        ("model.pretrained=true", "cannot get the weights of test_resnet"),
         ("model.weights=runs/latest", "the pipeline watches data/weights alone"),
     ],
 )
 def test_a_mistake_stops_with_one_line_and_the_old_results_come_back(reproduced, change, said):
     before = (reproduced.path / "models/model.safetensors").read_bytes()
-    reproduced.set(change, *(["data.image_size=16"] if "vgg" in change else []))
-    done = reproduced.run("dvc", "repro", check=False)
-    assert said.replace("32x32", "16x16") in refused(done)
+    reproduced.set(change)
+    assert said in refused(reproduced.run("dvc", "repro", check=False))
     assert not list(reproduced.path.rglob("*.partial"))
     reproduced.run("git", "checkout", "--quiet", ".")
     reproduced.run("dvc", "checkout")
@@ -267,26 +258,15 @@ def test_images_elsewhere_are_a_dependency_whether_imported_or_in_an_archive(rep
     assert "download" in ran(reproduced.run("dvc", "repro", "download"))
 
 
-@pytest.mark.parametrize(
-    ("break_it", "said"),
-    [
-        (lambda own: None, "holds no images"),
-        (lambda own: photos(own, ("cat",)), "at least 2"),
-        (lambda own: (photos(own), photos(own, ("rare",), each=2)), "too few images .* class rare \\(2\\)"),
-        (
-            lambda own: (photos(own), (own / "cat/x.jpg").write_bytes(b""), (own / "dog/y.png").write_text("?")),
-            r"2 images cannot be read; replace or remove them, or set data\.on_corrupt: drop:\n"
-            r"  cat/x\.jpg: empty file\n  dog/y\.png: not an image",
-        ),
-    ],
-    ids=["empty", "one-class", "rare-class", "broken-images"],
-)
-def test_unusable_images_stop_with_one_clear_message(reproduced, break_it, said):
+def test_unusable_images_stop_with_one_clear_message(reproduced):
     own = reproduced.path / "data/own"
-    break_it(own)
+    photos(own)
+    (own / "cat/x.jpg").write_bytes(b"")
+    (own / "dog/y.png").write_text("?")
     reproduced.set("data.name=folder")
-    done = reproduced.run("dvc", "repro", check=False)
-    assert re.search(said, refused(done)), done.stderr
+    said = refused(reproduced.run("dvc", "repro", check=False))
+    assert "2 images cannot be read; replace or remove them, or set data.on_corrupt: drop:\n" in said
+    assert "  cat/x.jpg: empty file\n  dog/y.png: not an image" in said
     assert not list(reproduced.path.rglob("*.partial"))
 
 

@@ -3,6 +3,8 @@
 import shutil
 import sys
 
+import pytest
+
 from tests.conftest import Workspace
 from tests.test_pipeline import ran
 
@@ -12,6 +14,7 @@ def make(workspace, target):
     return workspace.run("make", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.ready", target)
 
 
+@pytest.mark.slow
 def test_a_second_clone_pulls_everything_and_reproduces_nothing(reproduced, tmp_path):
     reproduced.run("dvc", "remote", "add", "--default", "storage", "../storage")
     reproduced.commit()
