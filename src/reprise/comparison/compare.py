@@ -1,4 +1,4 @@
-"""Two revisions, compared: everything that a report says, as data."""
+"""The comparison of two revisions: everything that a report says, as data."""
 
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +20,12 @@ BINS = 15  # of a revision whose params do not say
 
 @dataclass(frozen=True)
 class Comparison:
-    """All there is to say of two revisions; notes: what the reader has to know, most important first."""
+    """All there is to say of two revisions.
+
+    confusions: (label, predicted, images of base, images of head). broken, fixed: images that only base, only head has
+    right. bad_metrics: those that are not numbers in head alone. notes: what the reader has to know, most important
+    first.
+    """
 
     base: Revision
     head: Revision
@@ -28,7 +33,7 @@ class Comparison:
     metrics: list[changes.MetricChange]
     classes: list[changes.ClassChange]
     confusions: list[tuple[str, str, int, int]]
-    calibrations: tuple[changes.Calibration, changes.Calibration]
+    calibrations: list[changes.Calibration]
     broken: list[Flip]
     fixed: list[Flip]
     data: DataChanges | None
@@ -37,18 +42,16 @@ class Comparison:
 
     @property
     def regressed(self) -> bool:
-        """Whether a gate should close: head is worse, or has metrics that are no numbers where base has numbers."""
+        """Whether head is worse, or has metrics that are not numbers where base has numbers."""
         return self.verdict.word == "worse" or bool(self.bad_metrics)
 
     @property
-    def worse_classes(self) -> list[changes.ClassChange]:
-        """The classes whose recall fell by more than chance, the largest loss first."""
-        return [change for change in self.classes if change.difference < 0 and change.p <= LEVEL]
-
-    @property
-    def better_classes(self) -> list[changes.ClassChange]:
-        """The classes whose recall rose by more than chance, the largest gain first."""
-        return [change for change in reversed(self.classes) if change.difference > 0 and change.p <= LEVEL]
+    def changed_classes(self) -> dict[str, list[changes.ClassChange]]:
+        """The classes whose recall is significantly "worse" or "better", if there are any; the largest change first."""
+        significant = [change for change in self.classes if change.p <= LEVEL]
+        worse = [change for change in significant if change.difference < 0]
+        better = [change for change in reversed(significant) if change.difference > 0]
+        return {word: some for word, some in (("worse", worse), ("better", better)) if some}
 
 
 def compare(project: Project, base: str, head: str, seeds: bool = False) -> Comparison:
@@ -57,17 +60,15 @@ def compare(project: Project, base: str, head: str, seeds: bool = False) -> Comp
     seeds: judge by all of DVC's experiments that differ from the revisions in nothing but the seed. Raises UserError
     where a revision is not to be had or the two have nothing in common.
     """
-    one, other = find_revision(project, base), find_revision(project, head)
+    both = one, other = find_revision(project, base), find_revision(project, head)
     pairing = Pairing(one, other)
-    base_rows, head_rows, classes = pairing.test_images()
-    answers = _answers(one, other, base_rows, head_rows)
-    several = _over_seeds(one, other, base_rows, head_rows) if seeds else None
-    verdict = judge(answers, several, _only_the_seed_differs(one, other))
-    ids = [other.predictions.ids[row] for row in head_rows.tolist()]
+    rows, classes = pairing.test_images()
+    answers = _answers(both, rows)
+    verdict = judge(answers, _over_seeds(both, rows) if seeds else None, _only_the_seed_differs(one, other))
+    ids = [other.predictions.ids[row] for row in rows[1].tolist()]
     bins = other.params.get("evaluate.calibration_bins")
     bins = bins if isinstance(bins, int) and bins > 0 else BINS
-    data = pairing.data_changes()
-    notes = [*_on_numbers(one, other, verdict), *pairing.notes, *_on_revisions(one, other)]
+    data = pairing.data_changes()  # which adds to the notes
     return Comparison(
         base=one,
         head=other,
@@ -75,58 +76,51 @@ def compare(project: Project, base: str, head: str, seeds: bool = False) -> Comp
         metrics=changes.metric_changes(one, other),
         classes=changes.class_changes(answers, classes),
         confusions=changes.confusion_changes(answers),
-        calibrations=(
-            changes.calibration(answers.base_confidence, answers.base_right, bins),
-            changes.calibration(answers.head_confidence, answers.head_right, bins),
-        ),
+        calibrations=[changes.calibration(*of, bins) for of in zip(answers.confidence, answers.right, strict=True)],
         broken=flips(answers, ids, fixed=False),
         fixed=flips(answers, ids, fixed=True),
         data=data,
         bad_metrics=sorted(set(changes.not_numbers(other)) - set(changes.not_numbers(one))),
-        notes=notes,
+        notes=[*_on_numbers(one, other, verdict), *pairing.notes, *_on_revisions(one, other)],
     )
 
 
-def _answers(base: Revision, head: Revision, base_rows: np.ndarray, head_rows: np.ndarray) -> Answers:
-    labels = head.predictions.labels[head_rows]
-    of_label, confidence = [], []
-    for revision, rows in ((base, base_rows), (head, head_rows)):
-        found = revision.predictions
-        column = {name: index for index, name in enumerate(found.classes)}
-        of_label.append(found.probabilities[rows, [column[label] for label in labels]])
-        confidence.append(found.probabilities[rows, [column[guess] for guess in found.predicted[rows]]])
-    return Answers(
-        labels, base.predictions.predicted[base_rows], head.predictions.predicted[head_rows], *of_label, *confidence
-    )
+def _answers(both: tuple[Revision, Revision], rows: np.ndarray) -> Answers:
+    """Return the predictions of both revisions, by the rows (2, N) of the images they have in common."""
+    labels = both[1].predictions.labels[rows[1]]
+    found = []
+    for revision, own in zip(both, rows, strict=True):
+        said = revision.predictions
+        column = {name: index for index, name in enumerate(said.classes)}
+        predicted, shares = said.predicted[own], said.probabilities[own]
+        of_names = [shares[range(len(own)), [column[name] for name in names]] for names in (labels, predicted)]
+        found.append([predicted, *of_names])
+    return Answers(labels, *map(np.stack, zip(*found, strict=True)))
 
 
-def _over_seeds(base: Revision, head: Revision, base_rows: np.ndarray, head_rows: np.ndarray) -> Seeds:
-    """Gather the runs of both settings over seeds. Raises UserError if neither has three."""
-    labels = head.predictions.labels[head_rows]
+def _over_seeds(both: tuple[Revision, Revision], rows: np.ndarray) -> Seeds:
+    """Compare the runs of both settings over seeds. Raises UserError if neither has three."""
+    labels = both[1].predictions.labels[rows[1]]
     runs = [
-        {seed: run.predictions.predicted[rows] == labels for seed, run in _runs(revision).items()}
-        for revision, rows in ((base, base_rows), (head, head_rows))
+        {seed: run.predictions.predicted[own] == labels for seed, run in _runs(revision).items()}
+        for revision, own in zip(both, rows, strict=True)
     ]
     if max(map(len, runs)) < 3:
         raise UserError(
-            f"--seeds: fewer than 3 runs differ from {base} or {head} in {SEED_PARAM} alone; on each of them, run "
-            f"`dvc exp run --queue -S '{SEED_PARAM}=1,2,3,4'` and `dvc queue start`"
+            f"--seeds: fewer than 3 runs differ from {both[0]} or {both[1]} in {SEED_PARAM} alone; on each of them, "
+            f"run `dvc exp run --queue -S '{SEED_PARAM}=1,2,3,4'` and `dvc queue start`"
         )
     return over_seeds(*runs)
 
 
 def _runs(revision: Revision) -> dict[int, Revision]:
-    """Return seed -> run, of the revision and all experiments with its params, code and data."""
-    runs = {int(revision.params.get(SEED_PARAM, 0)): revision}
-    for run in experiments(revision.project):
-        if _setting(run) == _setting(revision) and run.out(PREDICTIONS):
-            runs.setdefault(int(run.params.get(SEED_PARAM, 0)), run)
+    """Return {seed: run} of the revision and all experiments with its params, code and data."""
+    setting = revision.setting(SEED_PARAM, "models/")
+    others = (run for run in experiments(revision.project) if run.setting(SEED_PARAM, "models/") == setting)
+    runs: dict[int, Revision] = {}
+    for run in (revision, *(run for run in others if run.out(PREDICTIONS))):
+        runs.setdefault(int(run.params.get(SEED_PARAM, 0)), run)
     return runs
-
-
-def _setting(revision: Revision) -> tuple[dict[str, object], dict[str, object]]:
-    deps = {path: entry.get("md5") for path, entry in revision.locked("deps").items() if not path.startswith("models/")}
-    return {**revision.params, SEED_PARAM: None}, deps
 
 
 def _only_the_seed_differs(base: Revision, head: Revision) -> bool:
@@ -139,7 +133,7 @@ def _only_the_seed_differs(base: Revision, head: Revision) -> bool:
 
 
 def _on_numbers(base: Revision, head: Revision, verdict: Verdict) -> list[str]:
-    """Say loudly what is no number, and what the seeds have no say in."""
+    """Return notes on what is not a number, and on what the seeds do not decide."""
     notes = []
     if verdict.seeds:
         notes.append(f"The seeds decide the verdict alone: all else, classes too, is of two runs, {base} and {head}.")
@@ -155,17 +149,16 @@ def _on_numbers(base: Revision, head: Revision, verdict: Verdict) -> list[str]:
 
 
 def _on_revisions(base: Revision, head: Revision) -> list[str]:
+    """Return notes on what is uncommitted, stale, one and the same, grouped, or not merged."""
     notes = []
     if uncommitted := base.project.changed("HEAD") if None in (base.commit, head.commit) else []:
         notes.append(
             f"The workspace has uncommitted changes ({listed(uncommitted, 5)}): nobody else can repeat this yet."
         )
     for revision in dict.fromkeys((base, head)):
-        stale: list[str] = []
         with suppress(UserError):  # of a pipeline that this DVC does not read
-            stale = stale_code(revision.project, revision.commit)
-        if stale:
-            notes.append(f"The results of {revision} are older than its {listed(stale, 5)}: run `dvc repro` there.")
+            if stale := stale_code(revision.project, revision.commit):
+                notes.append(f"The results of {revision} are older than its {listed(stale, 5)}: run `dvc repro` there.")
     if base == head or (base.commit and base.commit == head.commit):
         notes.append("The two are one and the same revision.")
     if head.params.get("data.group"):

@@ -1,7 +1,7 @@
-"""Which images two revisions share, by their content and not by their names alone, and what became of the others.
+"""Which images two revisions have in common, by content and not by name alone, and what became of the others.
 
-Two raw archives that are equal hold the same images under the same names. Where they differ, an image is known by the
-CRC-32 and size that the archive records, so it stays the same one when it is renamed or relabelled.
+Two raw archives that are equal hold the same images under the same names. Where they differ, an image is identified by
+the CRC-32 and size that the archive records, also after it was renamed or relabelled.
 """
 
 import json
@@ -14,14 +14,13 @@ import numpy as np
 
 from reprise.data.formats.packed import SPLITS
 from reprise.data.formats.raw import image_id
-from reprise.evaluation.predictions import Predictions
 from reprise.repo.revisions import PROCESSED, RAW, Revision
 from reprise.runtime.errors import UserError, listed
 
 
 @dataclass(frozen=True)
 class DataChanges:
-    """Images by name: added, removed, replaced under the same name, and (name, before, after) of what else changed."""
+    """Images by name. replaced: by another under the same name. moved (split) and relabelled: (name, before, after)."""
 
     added: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
@@ -31,7 +30,7 @@ class DataChanges:
 
 
 class Pairing:
-    """The images of two revisions, side by side. notes: what the reader has to know of how they were matched."""
+    """The matching of the images of two revisions. notes: what the reader has to know of it."""
 
     def __init__(self, base: Revision, head: Revision) -> None:
         self.base, self.head = base, head
@@ -40,20 +39,20 @@ class Pairing:
 
     @cached_property
     def contents(self) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]] | None:
-        """Name -> (CRC-32, size) of every image of both; None where that is not known."""
-        found = _contents(self.base), _contents(self.head)
-        if found[0] is None or found[1] is None:
-            both = zip((self.base, self.head), found, strict=True)
-            lacking = [str(revision) for revision, known in both if known is None]
-            self.notes.append(
-                f"The raw images differ, and those of {' and '.join(lacking)} are not in DVC's cache: images are "
-                "matched by name alone. `dvc fetch --all-branches` brings them."
-            )
-            return None
-        return found[0], found[1]
+        """Of base and of head, {name: (CRC-32, size)} of every image; None where that is not known."""
+        base, head = _contents(self.base), _contents(self.head)
+        if base is not None and head is not None:
+            return base, head
+        found = {str(self.base): base, str(self.head): head}
+        lacking = " and ".join(name for name, known in found.items() if known is None)
+        self.notes.append(
+            f"The raw images differ, and those of {lacking} are not in DVC's cache: images are matched by name alone. "
+            "`dvc fetch --all-branches` brings them."
+        )
+        return None
 
     def match(self, base: list[str], head: list[str]) -> dict[str, str]:
-        """Return head's name -> base's name of the same image, for these names of the two."""
+        """Return {head's name: base's name} of the images that are the same, of these names of base and of head."""
         ours = set(base)
         if self.same_raw or self.contents is None:
             return {name: name for name in head if name in ours}
@@ -67,8 +66,8 @@ class Pairing:
                 same[name] = left[of_head[name]].pop()
         return same
 
-    def test_images(self) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Return where the common test images stand in base's and in head's predictions, and the classes of both.
+    def test_images(self) -> tuple[np.ndarray, list[str]]:
+        """Return the rows (2, N) of the common test images in base's and in head's predictions, and the common classes.
 
         Only images are kept whose label, head's, is a class of both. Raises UserError if that leaves none.
         """
@@ -82,13 +81,10 @@ class Pairing:
                 f"The classes differ: {'; '.join(parts)}. Compared are the images of the {len(shared)} shared classes; "
                 "an answer that names another class counts as wrong."
             )
-        same = {name: name for name in one.ids} if self._one_test_set(one, other) else self.match(one.ids, other.ids)
+        same = self.match(one.ids, other.ids)
         row_of, labels = {name: row for row, name in enumerate(one.ids)}, set(shared)
-        rows = [
-            (row_of[same[name]], row)
-            for row, name in enumerate(other.ids)
-            if name in same and other.labels[row] in labels
-        ]
+        common = [(row, name) for row, name in enumerate(other.ids) if name in same and other.labels[row] in labels]
+        rows = [(row_of[same[name]], row) for row, name in common]
         if not rows:
             raise UserError(
                 f"no common images: {self.base} tested {len(one.ids):,} images, {self.head} {len(other.ids):,}, and "
@@ -102,14 +98,10 @@ class Pairing:
         changed = sum(one.labels[row] != other.labels[column] for row, column in rows)
         if changed:
             self.notes.append(f"{changed:,} of these have a new label: both models are judged by that of {self.head}.")
-        indices = np.array(rows)
-        return indices[:, 0], indices[:, 1], shared
-
-    def _one_test_set(self, one: Predictions, other: Predictions) -> bool:
-        return self.same_raw and one.ids == other.ids
+        return np.array(rows).T, shared
 
     def data_changes(self) -> DataChanges | None:
-        """Return what became of the images of all splits; None where that is not to be had."""
+        """Return what became of the images of all splits; None if a revision's prepared data are not to be had."""
         if self.base.md5(PROCESSED) == self.head.md5(PROCESSED):
             return DataChanges()
         before, after = (_places(revision) for revision in (self.base, self.head))
@@ -139,7 +131,7 @@ def _contents(revision: Revision) -> dict[str, tuple[int, int]] | None:
 
 
 def _places(revision: Revision) -> dict[str, tuple[str, str]] | None:
-    """Return name -> (split, label) of every prepared image."""
+    """Return {name: (split, label)} of every prepared image; None if they are not to be had."""
     metadata = revision.out(f"{PROCESSED}/metadata.json")
     if metadata is None:
         return None

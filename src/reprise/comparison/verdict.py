@@ -1,7 +1,7 @@
-"""Better, worse, or no difference shown: what the answers of two models on the same images allow one to say.
+"""The verdict on two models by their predictions for the same images: better, worse, or no difference shown.
 
-One run each: McNemar's exact test of the two models. Several seeds each: the difference of the mean accuracies has to
-exceed what seeds do (Welch's standard error over the runs) and what the choice of test images does, taken together.
+Of one run each: McNemar's exact test of the two models. Of several seeds each: a t-test of the mean accuracies, whose
+standard error combines that over the seeds (Welch's) and that over the test images.
 """
 
 import math
@@ -19,10 +19,9 @@ from reprise.comparison.statistics import (
     shown_by_means,
     welch,
 )
-from reprise.runtime.intervals import wilson
 
-LEVEL = 0.05  # how often runs that are equally good may be told apart all the same
-POWER = 0.8  # how often the smallest difference named is shown where it is real
+LEVEL = 0.05  # of significance: how often runs that are equally good may be told apart all the same
+POWER = 0.8  # how often the minimum detectable difference is shown where it is real
 FLOOR = 1e-12  # of a probability: the file has 6 digits, and a 0 among them is not an infinite loss
 
 Word = Literal["better", "worse", "no difference shown"]
@@ -31,34 +30,29 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Answers:
-    """What two models said of the same N images.
+    """The predictions of two models, base and head, for the same N images.
 
-    labels, base and head are class names (N,); base_of_label and head_of_label, the probabilities given to the label;
-    base_confidence and head_confidence, to the class predicted.
+    labels (N,) and predicted (2, N): class names. of_label (2, N): the probability of the label. confidence (2, N): the
+    probability of the predicted class.
     """
 
     labels: np.ndarray
-    base: np.ndarray
-    head: np.ndarray
-    base_of_label: np.ndarray
-    head_of_label: np.ndarray
-    base_confidence: np.ndarray
-    head_confidence: np.ndarray
+    predicted: np.ndarray
+    of_label: np.ndarray
+    confidence: np.ndarray
 
     @property
-    def base_right(self) -> np.ndarray:
-        """(N,) bool."""
-        return self.base == self.labels
-
-    @property
-    def head_right(self) -> np.ndarray:
-        """(N,) bool."""
-        return self.head == self.labels
+    def right(self) -> np.ndarray:
+        """Which images base, and which head has right: (2, N) bool."""
+        return self.predicted == self.labels
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """Several runs each: accuracy by seed; the difference of their means with interval and p-value; what would show."""
+    """Several runs of each setting: {seed: accuracy}, and the difference of the means with its 95 % interval and p.
+
+    detectable: the minimum detectable difference.
+    """
 
     base: dict[int, float]
     head: dict[int, float]
@@ -70,19 +64,22 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The word and everything behind it. broken, fixed: images that only base, only head has right. Losses in nats."""
+    """The verdict in a word, and everything behind it; pairs of values are base's and head's.
+
+    right: images that are right; broken, fixed: images that only base, only head has right. loss: mean, in nats.
+    interval: of the difference of the accuracies, as loss_interval of the losses, 95 %. without_loss: images with a
+    probability that is not a number.
+    """
 
     word: Word
     images: int
-    base_right: int
-    head_right: int
+    right: tuple[int, int]
     broken: int
     fixed: int
     interval: Interval
     p: float
     detectable: float
-    base_loss: float
-    head_loss: float
+    loss: tuple[float, float]
     loss_interval: Interval
     without_loss: int
     seeds: Seeds | None = None
@@ -90,18 +87,8 @@ class Verdict:
 
     @property
     def difference(self) -> float:
-        """Head's accuracy less base's, of one run each."""
-        return (self.head_right - self.base_right) / self.images
-
-    @property
-    def base_interval(self) -> Interval:
-        """Wilson's, of the accuracy."""
-        return wilson(self.base_right, self.images)
-
-    @property
-    def head_interval(self) -> Interval:
-        """Wilson's, of the accuracy."""
-        return wilson(self.head_right, self.images)
+        """Head's accuracy minus base's, of one run each."""
+        return (self.fixed - self.broken) / self.images
 
 
 def judge(answers: Answers, seeds: Seeds | None = None, same_setting: bool = False) -> Verdict:
@@ -109,27 +96,26 @@ def judge(answers: Answers, seeds: Seeds | None = None, same_setting: bool = Fal
 
     same_setting: the two differ in nothing but the seed, so neither is better, however much the models differ.
     """
-    base, head = answers.base_right, answers.head_right
+    base, head = answers.right
     broken, fixed = int((base & ~head).sum()), int((head & ~base).sum())
-    images = len(base)
-    p = mcnemar(broken, fixed)
-    losses = -np.log(np.maximum(np.stack([answers.base_of_label, answers.head_of_label]), FLOOR))
+    images, p = len(base), mcnemar(broken, fixed)
+    losses = -np.log(np.maximum(answers.of_label, FLOOR))
     word = _word(seeds.difference, seeds.p) if seeds else _word(fixed - broken, p)
     finite = np.isfinite(losses).all(axis=0)
-    base_loss, head_loss = losses[:, finite].mean(axis=1) if finite.any() else (math.nan, math.nan)
+    mean, interval = (math.nan, math.nan), (math.nan, math.nan)
+    if finite.any():
+        mean, interval = losses[:, finite].mean(axis=1), mean_interval(losses[1, finite] - losses[0, finite])
     return Verdict(
         word="no difference shown" if same_setting else word,
         images=images,
-        base_right=int(base.sum()),
-        head_right=int(head.sum()),
+        right=(int(base.sum()), int(head.sum())),
         broken=broken,
         fixed=fixed,
         interval=accuracy_difference(broken, fixed, images),
         p=p,
         detectable=detectable(broken, fixed, images, POWER, LEVEL),
-        base_loss=float(base_loss),
-        head_loss=float(head_loss),
-        loss_interval=mean_interval(losses[1, finite] - losses[0, finite]) if finite.any() else (math.nan, math.nan),
+        loss=(float(mean[0]), float(mean[1])),
+        loss_interval=interval,
         without_loss=int((~finite).sum()),
         seeds=seeds,
         same_setting=same_setting,

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from reprise.repo.project import Project
+from reprise.runtime.atomic import publishing
 from reprise.runtime.errors import UserError, reason
 
 
@@ -48,9 +49,6 @@ def _fetch(project: Project, md5: str) -> None:
             return
         except Exception as error:  # each kind of remote has its own
             raise UserError(f"the DVC remote cannot be read ({reason(error)}); see `dvc remote list`") from None
-        target = cache_path(project, md5)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.copyfile(copy, partial)
-        partial.chmod(0o444)
-        partial.replace(target)
+        with publishing(cache_path(project, md5)) as (partial,):
+            shutil.copyfile(copy, partial)
+            partial.chmod(0o444)

@@ -1,4 +1,4 @@
-"""The project, as Git and DVC see it: the folder with dvc.yaml and .dvc, which is a Git repository or a part of one.
+"""A project: the folder with dvc.yaml and .dvc, which is a Git repository or lies in one; and its commands git and dvc.
 
 Git's commands run in that folder, so that paths are relative to it wherever in the repository it lies.
 """
@@ -25,7 +25,7 @@ def environment() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Project:
-    """A project by its root."""
+    """A project by the path of its root."""
 
     root: Path
 
@@ -64,7 +64,7 @@ class Project:
         return self.git("rev-parse", "--is-shallow-repository").strip() == "true"
 
     def git(self, *arguments: str, check: bool = True, stdin: str | None = None) -> str:
-        """Return what git prints; if it fails, raise UserError or, without `check`, return nothing."""
+        """Return what git prints; if it fails, raise UserError or, without `check`, return ""."""
         return self._run(["git", *arguments], check, stdin)
 
     def dvc(self, *arguments: str) -> str:
@@ -72,7 +72,7 @@ class Project:
         return self._run([sys.executable, "-m", "dvc", *arguments])
 
     def dvc_shown(self, *arguments: str) -> bool:
-        """Run dvc, all that it prints on stderr; say whether it succeeded."""
+        """Run dvc, with all that it prints on stderr; return whether it succeeded."""
         command = [sys.executable, "-m", "dvc", *arguments]
         return subprocess.run(command, cwd=self.root, env=environment(), stdout=sys.stderr).returncode == 0
 
@@ -93,12 +93,13 @@ class Project:
         return [path for path in listed.split("\0") if path]
 
     def refs(self, prefix: str) -> dict[str, str]:
-        """Return the refs below a prefix, each with its commit."""
-        listed = self.git("for-each-ref", "--format=%(refname) %(objectname)", prefix).splitlines()
-        return {name: commit for name, _, commit in (line.partition(" ") for line in listed)}
+        """Return {name: commit} of the refs below a prefix, the oldest commit first."""
+        form = "--format=%(refname) %(objectname)"
+        listed = self.git("for-each-ref", "--sort=creatordate", form, prefix).splitlines()
+        return dict(line.split(" ") for line in listed)
 
     def read(self, path: str, commit: str | None = None) -> str:
-        """Return a file as a commit has it or, without one, the working tree; nothing where there is no such file."""
+        """Return the text of a file in a commit or, without one, in the working tree; "" if there is no such file."""
         if commit is not None:
             return self.git("show", f"{commit}:./{path}", check=False)
         with suppress(FileNotFoundError, NotADirectoryError):
