@@ -128,12 +128,12 @@ def review(options: Namespace) -> int:
     named = (variables.get(name) for name in ("GITHUB_BASE_REF", "CI_MERGE_REQUEST_TARGET_BRANCH_NAME"))
     base = merge_base(project, options.remote, options.base or next(filter(None, named), "main"))
     artifact = artifact_link(project.short(out), variables)
-    result = review(project, base, out, artifact, options.reproduce, bool(options.fail_on))
-    page = out / "comment.md"
-    page.write_text(result.page(), encoding="utf-8")
-    print(result.page())
-    print(f"review: {'passed' if result.passed else 'FAILED'} -> {page}", file=sys.stderr)
-    return int(not result.passed)
+    page, passed = review(project, base, out, artifact, options.reproduce, bool(options.fail_on))
+    path = out / "comment.md"
+    path.write_text(page, encoding="utf-8")
+    print(page)
+    print(f"review: {'passed' if passed else 'FAILED'} -> {path}", file=sys.stderr)
+    return int(not passed)
 
 
 @command()

@@ -74,11 +74,13 @@ def test_an_image_is_known_by_its_content_and_not_by_its_name(project):
     head["ant/moves"] = ("ant", "ant")
     project.state(head, train=["ant/stays"], content={"ant/2": "another picture"}).commit("head")
     found = compare(project.path, "main", "head")
-    assert found.data.added == ["ant/new"]
-    assert found.data.removed == ["ant/1", "ant/goes"]
-    assert found.data.replaced == ["ant/2"]
-    assert found.data.moved == [("ant/moves", "train", "test")]
-    assert found.data.relabelled == [("cat/b0", "bee", "cat")]
+    assert found.data == {
+        "added": [("ant/new",)],
+        "removed": [("ant/1",), ("ant/goes",)],
+        "other content": [("ant/2",)],
+        "moved between splits": [("ant/moves", "train", "test")],
+        "relabelled": [("cat/b0", "bee", "cat")],
+    }
     assert found.verdict.images == 12  # of 14: not ant/1, ant/2
     assert (found.verdict.broken, found.verdict.fixed) == (0, 1)  # judged by the new label
     assert any("Only the 12 that both have" in note for note in found.notes)

@@ -13,6 +13,8 @@ import time
 import psutil
 import pytest
 
+from reprise.repo import revisions
+from reprise.repo.project import Project
 from tests.conftest import ROOT, fresh_clone
 from tests.test_pipeline import refused
 
@@ -125,7 +127,7 @@ def healthy(workspace):
 
 
 def experiments(workspace):
-    return set(workspace.run("dvc", "exp", "list", "--all-commits", "--name-only").stdout.split())
+    return {experiment.name for experiment in revisions.experiments(Project(workspace.path))}
 
 
 def wait_for_the_end(pid):

@@ -1,13 +1,13 @@
 """The comparison of two revisions: everything that a report says, as data."""
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from reprise.comparison import changes
 from reprise.comparison.flips import Flip, flips
-from reprise.comparison.pairing import DataChanges, Pairing
+from reprise.comparison.pairing import Pairing
 from reprise.comparison.verdict import LEVEL, Answers, Seeds, Verdict, judge, over_seeds
 from reprise.repo.project import Project
 from reprise.repo.revisions import PREDICTIONS, PROCESSED, Revision, experiments, find_revision
@@ -36,9 +36,9 @@ class Comparison:
     calibrations: list[changes.Calibration]
     broken: list[Flip]
     fixed: list[Flip]
-    data: DataChanges | None
+    data: dict[str, list[tuple[str, ...]]] | None
     bad_metrics: list[str]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
     @property
     def regressed(self) -> bool:

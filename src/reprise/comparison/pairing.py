@@ -7,7 +7,6 @@ the CRC-32 and size that the archive records, also after it was renamed or relab
 import json
 import zipfile
 from collections import defaultdict
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -16,17 +15,6 @@ from reprise.data.formats.packed import SPLITS
 from reprise.data.formats.raw import image_id
 from reprise.repo.revisions import PROCESSED, RAW, Revision
 from reprise.runtime.errors import UserError, listed
-
-
-@dataclass(frozen=True)
-class DataChanges:
-    """Images by name. replaced: by another under the same name. moved (split) and relabelled: (name, before, after)."""
-
-    added: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    replaced: list[str] = field(default_factory=list)
-    moved: list[tuple[str, str, str]] = field(default_factory=list)
-    relabelled: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 class Pairing:
@@ -100,10 +88,13 @@ class Pairing:
             self.notes.append(f"{changed:,} of these have a new label: both models are judged by that of {self.head}.")
         return np.array(rows).T, shared
 
-    def data_changes(self) -> DataChanges | None:
-        """Return what became of the images of all splits; None if a revision's prepared data are not to be had."""
+    def data_changes(self) -> dict[str, list[tuple[str, ...]]] | None:
+        """Return {change: images}, each image as (name,) or (name, before, after), of all splits.
+
+        None if a revision's prepared data are not to be had.
+        """
         if self.base.md5(PROCESSED) == self.head.md5(PROCESSED):
-            return DataChanges()
+            return {}
         before, after = (_places(revision) for revision in (self.base, self.head))
         if before is None or after is None:
             lacking = self.base if before is None else self.head
@@ -112,13 +103,13 @@ class Pairing:
         same = self.match(list(before), list(after))
         added, removed = after.keys() - same.keys(), before.keys() - set(same.values())
         pairs = [(name, before[same[name]], after[name]) for name in sorted(same)]
-        return DataChanges(
-            sorted(added - removed),
-            sorted(removed - added),
-            sorted(added & removed),
-            [(name, one[0], other[0]) for name, one, other in pairs if one[0] != other[0]],
-            [(name, one[1], other[1]) for name, one, other in pairs if one[1] != other[1]],
-        )
+        return {
+            "added": [(name,) for name in sorted(added - removed)],
+            "removed": [(name,) for name in sorted(removed - added)],
+            "other content": [(name,) for name in sorted(added & removed)],
+            "moved between splits": [(name, one[0], other[0]) for name, one, other in pairs if one[0] != other[0]],
+            "relabelled": [(name, one[1], other[1]) for name, one, other in pairs if one[1] != other[1]],
+        }
 
 
 def _contents(revision: Revision) -> dict[str, tuple[int, int]] | None:

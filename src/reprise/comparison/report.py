@@ -196,14 +196,12 @@ def _calibration(found: Comparison) -> str:
 
 
 def _data(found: Comparison) -> str:
-    data = found.data
-    if data is None:
+    if found.data is None:
         return "Not to be had, see above."
-    names = {"added": data.added, "removed": data.removed, "other content": data.replaced}
-    cells = {what: [_name(name) for name in some] for what, some in names.items()}
-    for what, moves in {"moved between splits": data.moved, "relabelled": data.relabelled}.items():
-        cells[what] = [f"{_name(name)} ({_name(one)} -> {_name(other)})" for name, one, other in moves]
-    rows = [[what, f"{len(some):,}", _listed(some)] for what, some in cells.items() if some]
+    rows = []
+    for what, some in found.data.items():
+        names = [_name(name) + (f" ({' -> '.join(map(_name, moved))})" if moved else "") for name, *moved in some]
+        rows += [[what, f"{len(some):,}", _listed(names)]] * bool(some)
     return _table(["images", "number", ""], rows) or "The same images, in the same splits, with the same labels."
 
 

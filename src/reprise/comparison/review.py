@@ -4,7 +4,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,64 +31,44 @@ class Gate:
     details: str = ""
 
 
-@dataclass
-class Review:
-    """The results of all checks. base, head: commits; report: the comparison; artifact: where the pictures are."""
-
-    base: str
-    head: str
-    artifact: str
-    gates: list[Gate] = field(default_factory=list)
-    report: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether every check has passed."""
-        return all(gate.passed for gate in self.gates)
-
-    def page(self) -> str:
-        """Return the page, Markdown."""
-        rows = [(gate.name, "passed" if gate.passed else "**failed**", gate.said) for gate in self.gates]
-        parts = [
-            f"## Review of {text(self.head)} against {text(self.base)}",
-            table(["check", "result", ""], rows),
-            *(gate.details for gate in self.gates),
-            self.report.strip(),
-            f"Pictures and the whole report: {self.artifact}",
-        ]
-        return "\n\n".join(filter(None, parts)) + "\n"
-
-
 def review(
     project: Project, base: Revision, out: Path, artifact: str, reproduce: bool, fail_on_regression: bool
-) -> Review:
-    """Review what is checked out against the commit `base`, and write the comparison and its pictures.
+) -> tuple[str, bool]:
+    """Review what is checked out against the commit `base`; write the comparison and its pictures into a folder.
 
-    Outs come from the DVC remote or, where none is set up, from the pipeline itself.
+    Returns the page, Markdown, and whether every check has passed. Outs come from the DVC remote or, where none is set
+    up, from the pipeline itself. artifact: where a reader finds the pictures, Markdown.
     """
-    head = project.git("rev-parse", "HEAD").strip()
-    uncommitted = " with uncommitted changes" if project.changed("HEAD") else ""
-    result = Review(f"{str(base.commit)[:7]} ({base.name})", f"{head[:7]}{uncommitted}", artifact)
-
+    head = project.git("rev-parse", "HEAD")[:7] + " with uncommitted changes" * bool(project.changed("HEAD"))
     remote = project.dvc("remote", "list").strip()
     if missing(project):
         project.dvc_shown("pull" if remote else "checkout", "--allow-missing")  # what lacks now is found below
     mismatches = stale(project)
-    result.gates.append(freshness(mismatches))
+    gates = [freshness(mismatches)]
     before = Revision(project).md5s("outs")
     if reproduce or (not remote and not mismatches and missing(project)):
         done = project.dvc_shown("repro", *["--force"] * reproduce)
         after = Revision(project).md5s("outs") if done else None
-        result.gates.append(reproduction(before, after, fresh=not mismatches))
+        gates.append(reproduction(before, after, fresh=not mismatches))
     predictions = base.md5(PREDICTIONS)
     if (reproduce or not remote) and predictions and not cache_path(project, predictions).exists():
         reproduce_base(project, str(base.commit))  # the comparison says what still lacks
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").unlink(missing_ok=True)
-    gate, result.report = comparison(project, str(base.commit), out, fail_on_regression)
-    result.gates.append(gate)
-    return result
+    gate, report = comparison(project, str(base.commit), out, fail_on_regression)
+    gates.append(gate)
+    parts = [
+        f"## Review of {text(head)} against {text(f'{str(base.commit)[:7]} ({base.name})')}",
+        table(
+            ["check", "result", ""],
+            [[each.name, "passed" if each.passed else "**failed**", each.said] for each in gates],
+        ),
+        *(each.details for each in gates),
+        report.strip(),
+        f"Pictures and the whole report: {artifact}",
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n", all(each.passed for each in gates)
 
 
 def missing(project: Project) -> bool:

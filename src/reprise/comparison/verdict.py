@@ -128,7 +128,7 @@ def over_seeds(base: dict[int, np.ndarray], head: dict[int, np.ndarray]) -> Seed
     Raises ValueError if neither has three runs.
     """
     means = [{seed: float(right.mean()) for seed, right in sorted(runs.items())} for runs in (base, head)]
-    _, of_seeds, freedom = welch(list(means[0].values()), list(means[1].values()))
+    of_seeds, freedom = welch(list(means[0].values()), list(means[1].values()))
     differences = np.mean(list(head.values()), axis=0) - np.mean(list(base.values()), axis=0)
     difference = float(differences.mean())
     error = math.hypot(of_seeds, float(differences.std()) / math.sqrt(len(differences)))

@@ -9,11 +9,11 @@ import hashlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 import reprise.data
 from reprise.data.download.sources import download
@@ -107,13 +107,17 @@ def run_folder(runs: Path, params: Params, run: Path | None = None, debug: bool 
             with publishing(folder / "params.yaml") as (partial,):
                 write_params(params, partial)
         with (folder / "train.log").open("ab", buffering=0) as file:
-            log = _Log(file)
+
+            def log(text: str) -> None:
+                with suppress(OSError):  # on a full disk the log has gaps: it ends no training that can still be saved
+                    file.write(text.encode("utf-8", "replace"))
+
             try:
                 with redirect_stdout(_Copied(sys.stdout, log)), redirect_stderr(_Copied(sys.stderr, log)):
                     yield folder
             except BaseException as error:
                 short = f"stopped by {error.name}" if isinstance(error, Stopped) else f"error: {error}"
-                log.write(f"{short}\n" if isinstance(error, UserError | Stopped) else traceback.format_exc())
+                log(f"{short}\n" if isinstance(error, UserError | Stopped) else traceback.format_exc())
                 raise
     except UserError:
         files = {path.name for path in folder.rglob("*") if path.is_file()}
@@ -155,26 +159,15 @@ def _has_params(run: Path, params: Params) -> bool:
     return False
 
 
-class _Log:
-    """A log file, written at once. On a full disk it has gaps: it ends no training that could still be saved."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-
-    def write(self, text: str) -> None:
-        with suppress(OSError):
-            self.file.write(text.encode("utf-8", "replace"))
-
-
 class _Copied:
     """A stream whose whole lines also go to a log; of a line that was redrawn, like a progress bar, its last state."""
 
-    def __init__(self, stream: TextIO, log: _Log) -> None:
+    def __init__(self, stream: TextIO, log: Callable[[str], None]) -> None:
         self.stream, self.log, self.line = stream, log, ""
 
     def write(self, text: str) -> int:
         *lines, self.line = (self.line + text).split("\n")
-        self.log.write("".join(f"{line.rpartition(chr(13))[2]}\n" for line in lines))
+        self.log("".join(f"{line.rpartition(chr(13))[2]}\n" for line in lines))
         return self.stream.write(text)
 
     def __getattr__(self, name: str) -> Any:

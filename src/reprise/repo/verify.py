@@ -81,6 +81,7 @@ class Verification:
         self.hashes: dict[Path, str] = {}
         self.bytes = 0
         self.mismatches: list[Mismatch] = []
+        self.checkouts: list[str] = []
         self.steps: tuple[list[str], ...] = ([], [], [], [])  # clear the cache, restore files, refill the cache, repro
         stages = repo.index.stages
         self.stages = [(self._relative(stage.path) if stage.is_data_source else stage.name, stage) for stage in stages]
@@ -89,7 +90,10 @@ class Verification:
     @property
     def repairs(self) -> list[str]:
         """The commands, each once."""
-        return [command for step in self.steps for command in dict.fromkeys(step)]
+        clear, restore, refill, repro = self.steps
+        outs = " ".join(self.checkouts)
+        checkout = [f"rm -rf {outs} && dvc checkout {outs}"] if outs else []
+        return list(dict.fromkeys([*clear, *checkout, *restore, *refill, *repro]))
 
     def run(self) -> Self:
         """Check deps, outs and cache."""
@@ -208,7 +212,7 @@ class Verification:
         if here and stage.is_data_source:
             self.steps[1].append(f"dvc add {quoted}  # if the change is meant; `dvc checkout {quoted}` undoes it")
         elif here and out.use_cache:
-            self.steps[1].append(f"rm -rf {quoted} && dvc checkout {quoted}")
+            self.checkouts.append(quoted)
         elif here and _md5_of(self.project.read(out.def_path, "HEAD")) == out.hash_info.value:
             self.steps[1].append(f"git checkout HEAD -- {quoted}")
         elif here:
