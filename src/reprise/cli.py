@@ -282,7 +282,29 @@ def sanity(options: Namespace) -> int:
 
     Takes parameters as src/train.py does. Exits with 1 if a check failed.
     """
-    inputs = inputs_of_training(options)
+    return print_sanity(inputs_of_training(options))
+
+
+@command(OVERRIDES)
+def profile(options: Namespace) -> int:
+    """Say where a training step's time goes.
+
+    And how near the training comes to a bare loop. Takes parameters as src/train.py does; keeps nothing.
+    """
+    return print_profile(inputs_of_training(options))
+
+
+def inputs_of_training(options: Namespace) -> tuple[Any, ...]:
+    """Return the arguments of `train` for params.yaml with the overrides; load torch."""
+    from reprise.params.load import load_params
+    from reprise.repo.runs import ready_to_train
+
+    project = here()
+    return ready_to_train(project, load_params(project.root / "params.yaml", options.overrides))
+
+
+def print_sanity(inputs: tuple[Any, ...]) -> int:
+    """Print the checks of data and network, by the arguments of `train`; return the exit code."""
     from reprise.diagnostics.sanity import sanity, table
 
     checks = sanity(*inputs)
@@ -290,22 +312,9 @@ def sanity(options: Namespace) -> int:
     return int(not all(check.passed for check in checks))
 
 
-@command(OVERRIDES)
-def profile(options: Namespace) -> None:
-    """Say where a training step's time goes.
-
-    And how near the training comes to a bare loop. Takes parameters as src/train.py does; keeps nothing.
-    """
-    inputs = inputs_of_training(options)
+def print_profile(inputs: tuple[Any, ...]) -> int:
+    """Print the times of a training step, by the arguments of `train`; return 0."""
     from reprise.diagnostics.profile import profile
 
     print(profile(*inputs).table())
-
-
-def inputs_of_training(options: Namespace) -> tuple[Any, ...]:
-    """Return the arguments of `sanity` and `profile` for the overrides; load torch."""
-    from reprise.params.load import load_params
-    from reprise.repo.runs import ready_to_train
-
-    project = here()
-    return ready_to_train(project, load_params(project.root / "params.yaml", options.overrides))
+    return 0

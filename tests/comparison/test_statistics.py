@@ -16,7 +16,7 @@ from reprise.comparison.statistics import (
     shown_by_means,
     welch,
 )
-from reprise.comparison.verdict import LEVEL, over_seeds
+from reprise.comparison.verdict import LEVEL, Seeds
 from reprise.runtime.intervals import wilson
 
 
@@ -102,7 +102,7 @@ def test_settings_that_differ_only_in_seeds_are_seldom_told_apart(base_runs, hea
             {seed: ease + generator.normal(0, 0.5) + generator.normal(size=300) > 0 for seed in range(count)}
             for count in (base_runs, head_runs)
         ]
-        said.append(over_seeds(*runs).p <= LEVEL)
+        said.append(Seeds(*runs).p <= LEVEL)
     assert np.mean(said) <= LEVEL
 
 

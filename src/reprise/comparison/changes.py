@@ -38,17 +38,6 @@ BETTER = {1: "higher", -1: "lower", 0: "-"}
 
 
 @dataclass(frozen=True)
-class MetricChange:
-    """One metric; None where a revision lacks it, or it is undefined. better: one of BETTER; change: in a few words."""
-
-    name: str
-    base: float | None
-    head: float | None
-    better: str
-    change: str
-
-
-@dataclass(frozen=True)
 class ClassChange:
     """One class: its test images, how many each model has right, and the p-value, corrected for all classes."""
 
@@ -64,8 +53,12 @@ class ClassChange:
         return (self.head_right - self.base_right) / self.images
 
 
-def metric_changes(base: Revision, head: Revision) -> list[MetricChange]:
-    """Return the metrics of both in a stable order: those known here, then others by name, then costs."""
+def metric_changes(base: Revision, head: Revision) -> list[tuple[str, float | None, float | None, str, str]]:
+    """Return (name, base's value, head's value, which is better, the change in a few words) of the metrics of both.
+
+    They come in a stable order: those known here, then others by name, then costs. A value is None where a revision
+    lacks the metric, or it is undefined.
+    """
     before, after = _metrics_and_costs(base), _metrics_and_costs(head)
     known = before.keys() | after.keys()
     rows = []
@@ -75,7 +68,7 @@ def metric_changes(base: Revision, head: Revision) -> list[MetricChange]:
         undefined = None in (before.get(name, 0), after.get(name, 0))
         word = "undefined" if undefined else _change(one, other, sign, threshold)
         if name in known:
-            rows.append(MetricChange(name, one, other, BETTER[sign], word))
+            rows.append((name, one, other, BETTER[sign], word))
     return rows
 
 

@@ -1,14 +1,13 @@
 """The comparison of two revisions: everything that a report says, as data."""
 
 from contextlib import suppress
-from dataclasses import dataclass
 
 import numpy as np
 
 from reprise.comparison import changes
-from reprise.comparison.flips import Flip, flips
+from reprise.comparison.flips import flips
 from reprise.comparison.pairing import Pairing
-from reprise.comparison.verdict import LEVEL, Answers, Seeds, Verdict, judge, over_seeds
+from reprise.comparison.verdict import LEVEL, Answers, Seeds, Verdict
 from reprise.repo.project import Project
 from reprise.repo.revisions import PREDICTIONS, PROCESSED, Revision, experiments, find_revision
 from reprise.repo.verify import stale_code
@@ -18,32 +17,33 @@ SEED_PARAM = "train.seed"
 BINS = 15  # of a revision whose params do not say
 
 
-@dataclass(frozen=True)
 class Comparison:
-    """All there is to say of two revisions.
+    """All there is to say of two revisions, base and head: verdict and changes.
 
-    confusions: (label, predicted, images of base, images of head). broken, fixed: images that only base, only head has
-    right. bad_metrics: those that are not numbers in head alone. notes: what the reader has to know, most important
-    first.
+    broken, fixed: images that only base, only head has right. regressed: whether head is worse, or has metrics that are
+    not numbers where base has numbers. notes: what the reader has to know, most important first.
     """
 
-    base: Revision
-    head: Revision
-    verdict: Verdict
-    metrics: list[changes.MetricChange]
-    classes: list[changes.ClassChange]
-    confusions: list[tuple[str, str, int, int]]
-    calibrations: list[changes.Calibration]
-    broken: list[Flip]
-    fixed: list[Flip]
-    data: dict[str, list[tuple[str, ...]]] | None
-    bad_metrics: list[str]
-    notes: list[str]
-
-    @property
-    def regressed(self) -> bool:
-        """Whether head is worse, or has metrics that are not numbers where base has numbers."""
-        return self.verdict.word == "worse" or bool(self.bad_metrics)
+    def __init__(self, base: Revision, head: Revision, seeds: bool = False) -> None:
+        """Read and compare; see `compare`."""
+        self.base, self.head = base, head
+        pairing = Pairing(base, head)
+        rows, classes = pairing.test_images()
+        answers = _answers((base, head), rows)
+        several = _over_seeds((base, head), rows) if seeds else None
+        self.verdict = Verdict(answers, several, _only_the_seed_differs(base, head))
+        self.metrics = changes.metric_changes(base, head)
+        self.classes = changes.class_changes(answers, classes)
+        self.confusions = changes.confusion_changes(answers)
+        bins = head.params.get("evaluate.calibration_bins")
+        bins = bins if isinstance(bins, int) and bins > 0 else BINS
+        self.calibrations = [changes.calibration(answers.confidence[i], answers.right[i], bins) for i in (0, 1)]
+        ids = [head.predictions.ids[row] for row in rows[1].tolist()]
+        self.broken, self.fixed = (flips(answers, ids, fixed) for fixed in (False, True))
+        self.data = pairing.data_changes()
+        bad = set(changes.not_numbers(head)) - set(changes.not_numbers(base))
+        self.regressed = self.verdict.word == "worse" or bool(bad)
+        self.notes = [*_on_numbers(base, head, self.verdict), *pairing.notes, *_on_revisions(base, head)]
 
     @property
     def changed_classes(self) -> dict[str, list[changes.ClassChange]]:
@@ -60,29 +60,7 @@ def compare(project: Project, base: str, head: str, seeds: bool = False) -> Comp
     seeds: judge by all of DVC's experiments that differ from the revisions in nothing but the seed. Raises UserError
     where a revision is not to be had or the two have nothing in common.
     """
-    both = one, other = find_revision(project, base), find_revision(project, head)
-    pairing = Pairing(one, other)
-    rows, classes = pairing.test_images()
-    answers = _answers(both, rows)
-    verdict = judge(answers, _over_seeds(both, rows) if seeds else None, _only_the_seed_differs(one, other))
-    ids = [other.predictions.ids[row] for row in rows[1].tolist()]
-    bins = other.params.get("evaluate.calibration_bins")
-    bins = bins if isinstance(bins, int) and bins > 0 else BINS
-    data = pairing.data_changes()  # which adds to the notes
-    return Comparison(
-        base=one,
-        head=other,
-        verdict=verdict,
-        metrics=changes.metric_changes(one, other),
-        classes=changes.class_changes(answers, classes),
-        confusions=changes.confusion_changes(answers),
-        calibrations=[changes.calibration(*of, bins) for of in zip(answers.confidence, answers.right, strict=True)],
-        broken=flips(answers, ids, fixed=False),
-        fixed=flips(answers, ids, fixed=True),
-        data=data,
-        bad_metrics=sorted(set(changes.not_numbers(other)) - set(changes.not_numbers(one))),
-        notes=[*_on_numbers(one, other, verdict), *pairing.notes, *_on_revisions(one, other)],
-    )
+    return Comparison(find_revision(project, base), find_revision(project, head), seeds)
 
 
 def _answers(both: tuple[Revision, Revision], rows: np.ndarray) -> Answers:
@@ -110,7 +88,7 @@ def _over_seeds(both: tuple[Revision, Revision], rows: np.ndarray) -> Seeds:
             f"--seeds: fewer than 3 runs differ from {both[0]} or {both[1]} in {SEED_PARAM} alone; on each of them, "
             f"run `dvc exp run --queue -S '{SEED_PARAM}=1,2,3,4'` and `dvc queue start`"
         )
-    return over_seeds(*runs)
+    return Seeds(*runs)
 
 
 def _runs(revision: Revision) -> dict[int, Revision]:

@@ -150,10 +150,9 @@ def _named_classes(found: Comparison) -> list[str]:
 
 def _metrics(found: Comparison) -> str:
     rows = []
-    for row in found.metrics:
-        change = None if row.base is None or row.head is None else row.head - row.base
-        values = [_number(row.base), _number(row.head), _number(change, "+")]
-        rows.append([_name(row.name), *values, row.better, row.change])
+    for name, base, head, better, word in found.metrics:
+        change = None if base is None or head is None else head - base
+        rows.append([_name(name), _number(base), _number(head), _number(change, "+"), better, word])
     return table(["metric, each on its own test set", "base", "head", "change", "better is", ""], rows)
 
 

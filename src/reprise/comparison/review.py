@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from reprise.comparison.changes import different
 from reprise.comparison.compare import compare
 from reprise.comparison.report import write
-from reprise.repo.cache import cache_path
 from reprise.repo.project import Project
 from reprise.repo.revisions import PREDICTIONS, WORKSPACE, Revision
 from reprise.repo.verify import Mismatch, stale
@@ -51,7 +50,7 @@ def review(
         after = Revision(project).md5s("outs") if done else None
         gates.append(reproduction(before, after, fresh=not mismatches))
     predictions = base.md5(PREDICTIONS)
-    if (reproduce or not remote) and predictions and not cache_path(project, predictions).exists():
+    if (reproduce or not remote) and predictions and not project.cache_path(predictions).exists():
         reproduce_base(project, str(base.commit))  # the comparison says what still lacks
 
     out.mkdir(parents=True, exist_ok=True)

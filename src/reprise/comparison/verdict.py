@@ -6,7 +6,6 @@ standard error combines that over the seeds (Welch's) and that over the test ima
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
@@ -24,7 +23,6 @@ LEVEL = 0.05  # of significance: how often runs that are equally good may be tol
 POWER = 0.8  # how often the minimum detectable difference is shown where it is real
 FLOOR = 1e-12  # of a probability: the file has 6 digits, and a 0 among them is not an infinite loss
 
-Word = Literal["better", "worse", "no difference shown"]
 Interval = tuple[float, float]
 
 
@@ -47,103 +45,58 @@ class Answers:
         return self.predicted == self.labels
 
 
-@dataclass(frozen=True)
 class Seeds:
-    """Several runs of each setting: {seed: accuracy}, and the difference of the means with its 95 % interval and p.
+    """The comparison of two settings by several runs of each: the means of the accuracies.
 
-    detectable: the minimum detectable difference.
+    base, head: {seed: accuracy}. difference: of the means, with interval (95 %) and p. detectable: the minimum
+    detectable difference.
     """
 
-    base: dict[int, float]
-    head: dict[int, float]
-    difference: float
-    interval: Interval
-    p: float
-    detectable: float
+    def __init__(self, base: dict[int, np.ndarray], head: dict[int, np.ndarray]) -> None:
+        """Take {seed: which of the same N images that run has right (N,) bool}.
+
+        Raises ValueError if neither setting has three runs.
+        """
+        self.base, self.head = ({seed: float(runs[seed].mean()) for seed in sorted(runs)} for runs in (base, head))
+        of_seeds, freedom = welch(list(self.base.values()), list(self.head.values()))
+        differences = np.mean(list(head.values()), axis=0) - np.mean(list(base.values()), axis=0)
+        self.difference = float(differences.mean())
+        error = math.hypot(of_seeds, float(differences.std()) / math.sqrt(len(differences)))
+        spread = error * float(stdtrit(freedom, 1 - LEVEL / 2))
+        self.interval = self.difference - spread, self.difference + spread
+        no_error = float(self.difference == 0)
+        self.p = 2 * float(stdtr(freedom, -abs(self.difference) / error)) if error else no_error
+        self.detectable = min(1.0, shown_by_means(error, freedom, POWER, LEVEL))
 
 
-@dataclass(frozen=True)
 class Verdict:
     """The verdict in a word, and everything behind it; pairs of values are base's and head's.
 
-    right: images that are right; broken, fixed: images that only base, only head has right. loss: mean, in nats.
-    interval: of the difference of the accuracies, as loss_interval of the losses, 95 %. without_loss: images with a
-    probability that is not a number.
+    right: images that are right; broken, fixed: images that only base, only head has right. difference: of the
+    accuracies, with interval (95 %) and McNemar's p; detectable: the minimum detectable difference. loss: mean, in
+    nats, with loss_interval (95 %) of the difference. without_loss: images with a probability that is not a number.
     """
 
-    word: Word
-    images: int
-    right: tuple[int, int]
-    broken: int
-    fixed: int
-    interval: Interval
-    p: float
-    detectable: float
-    loss: tuple[float, float]
-    loss_interval: Interval
-    without_loss: int
-    seeds: Seeds | None = None
-    same_setting: bool = False
+    def __init__(self, answers: Answers, seeds: Seeds | None = None, same_setting: bool = False) -> None:
+        """Judge the two models or, with seeds, the two settings that they are runs of.
 
-    @property
-    def difference(self) -> float:
-        """Head's accuracy minus base's, of one run each."""
-        return (self.fixed - self.broken) / self.images
-
-
-def judge(answers: Answers, seeds: Seeds | None = None, same_setting: bool = False) -> Verdict:
-    """Return the verdict on the two models or, with seeds, on the two settings that they are runs of.
-
-    same_setting: the two differ in nothing but the seed, so neither is better, however much the models differ.
-    """
-    base, head = answers.right
-    broken, fixed = int((base & ~head).sum()), int((head & ~base).sum())
-    images, p = len(base), mcnemar(broken, fixed)
-    losses = -np.log(np.maximum(answers.of_label, FLOOR))
-    word = _word(seeds.difference, seeds.p) if seeds else _word(fixed - broken, p)
-    finite = np.isfinite(losses).all(axis=0)
-    mean, interval = (math.nan, math.nan), (math.nan, math.nan)
-    if finite.any():
-        mean, interval = losses[:, finite].mean(axis=1), mean_interval(losses[1, finite] - losses[0, finite])
-    return Verdict(
-        word="no difference shown" if same_setting else word,
-        images=images,
-        right=(int(base.sum()), int(head.sum())),
-        broken=broken,
-        fixed=fixed,
-        interval=accuracy_difference(broken, fixed, images),
-        p=p,
-        detectable=detectable(broken, fixed, images, POWER, LEVEL),
-        loss=(float(mean[0]), float(mean[1])),
-        loss_interval=interval,
-        without_loss=int((~finite).sum()),
-        seeds=seeds,
-        same_setting=same_setting,
-    )
-
-
-def over_seeds(base: dict[int, np.ndarray], head: dict[int, np.ndarray]) -> Seeds:
-    """Compare settings by several runs: seed -> which of the same N images that run has right (N,) bool.
-
-    Raises ValueError if neither has three runs.
-    """
-    means = [{seed: float(right.mean()) for seed, right in sorted(runs.items())} for runs in (base, head)]
-    of_seeds, freedom = welch(list(means[0].values()), list(means[1].values()))
-    differences = np.mean(list(head.values()), axis=0) - np.mean(list(base.values()), axis=0)
-    difference = float(differences.mean())
-    error = math.hypot(of_seeds, float(differences.std()) / math.sqrt(len(differences)))
-    spread = error * float(stdtrit(freedom, 1 - LEVEL / 2))
-    return Seeds(
-        base=means[0],
-        head=means[1],
-        difference=difference,
-        interval=(difference - spread, difference + spread),
-        p=2 * float(stdtr(freedom, -abs(difference) / error)) if error else float(difference == 0),
-        detectable=min(1.0, shown_by_means(error, freedom, POWER, LEVEL)),
-    )
-
-
-def _word(difference: float, p: float) -> Word:
-    if p > LEVEL or difference == 0:
-        return "no difference shown"
-    return "better" if difference > 0 else "worse"
+        same_setting: the two differ in nothing but the seed, so neither is better, however much the models differ.
+        """
+        self.seeds, self.same_setting = seeds, same_setting
+        base, head = answers.right
+        self.right = int(base.sum()), int(head.sum())
+        self.images, self.broken, self.fixed = len(base), int((base & ~head).sum()), int((head & ~base).sum())
+        self.difference = (self.fixed - self.broken) / self.images
+        self.interval = accuracy_difference(self.broken, self.fixed, self.images)
+        self.p = mcnemar(self.broken, self.fixed)
+        self.detectable = detectable(self.broken, self.fixed, self.images, POWER, LEVEL)
+        judged = seeds or self
+        shown = judged.p <= LEVEL and judged.difference != 0 and not same_setting
+        self.word = "no difference shown" if not shown else "better" if judged.difference > 0 else "worse"
+        losses = -np.log(np.maximum(answers.of_label, FLOOR))
+        finite = np.isfinite(losses).all(axis=0)
+        self.without_loss = int((~finite).sum())
+        self.loss, self.loss_interval = (math.nan, math.nan), (math.nan, math.nan)
+        if finite.any():
+            self.loss = float(losses[0, finite].mean()), float(losses[1, finite].mean())
+            self.loss_interval = mean_interval(losses[1, finite] - losses[0, finite])

@@ -1,19 +1,23 @@
-"""A project: the folder with dvc.yaml and .dvc, which is a Git repository or lies in one; and its commands git and dvc.
+"""A project: the folder with dvc.yaml and .dvc, which is a Git repository or lies in one; its git, its dvc, its cache.
 
 Git's commands run in that folder, so that paths are relative to it wherever in the repository it lies.
 """
 
+import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from reprise.runtime.errors import UserError
+from reprise.runtime.atomic import publishing
+from reprise.runtime.errors import UserError, reason
 
 EXPERIMENT = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]+/.+")  # the ref of a finished one
 
@@ -82,6 +86,47 @@ class Project:
         if check and done.returncode:
             raise UserError(f"`{' '.join(command)}` failed: {done.stderr.decode(errors='replace').strip()}")
         return "" if done.returncode else done.stdout.decode("utf-8", "surrogateescape")
+
+    def cache_path(self, md5: str) -> Path:
+        """Return where DVC's cache keeps the file with this MD5, whether it has it or not."""
+        return Path(self.dvc_repo.cache.local.oid_to_path(md5))
+
+    def cached(self, md5: str) -> Path | None:
+        """Return the cache's file with this MD5, fetched from the remote if need be; None if neither has it.
+
+        Raises UserError if the cache's file is not what its name says, or if the remote cannot be read.
+        """
+        path = self.cache_path(md5)
+        if not path.exists():
+            self._fetch(md5, path)
+        if not path.exists():
+            return None
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "md5").hexdigest() != md5.removesuffix(".dir"):
+                raise UserError(f"{path}: altered since DVC stored it; remove it, then `dvc pull` or `dvc repro`")
+        return path
+
+    def _fetch(self, md5: str, path: Path) -> None:
+        """Copy one file from the default remote into the cache, if there is such a remote and it has the file."""
+        from dvc.exceptions import DvcException
+
+        try:
+            remote = self.dvc_repo.cloud.get_remote_odb(None, "fetch")
+        except DvcException:  # none is configured
+            return
+        except ImportError as error:  # "s3 is supported, but requires 'dvc-s3' to be installed"
+            raise UserError(f"the DVC remote cannot be read: {error}; `pip install` it") from None
+        with TemporaryDirectory(prefix="compare-") as folder:
+            copy = Path(folder) / "copy"
+            try:
+                remote.fs.get_file(remote.oid_to_path(md5), str(copy))
+            except (FileNotFoundError, DvcException):
+                return
+            except Exception as error:  # each kind of remote has its own
+                raise UserError(f"the DVC remote cannot be read ({reason(error)}); see `dvc remote list`") from None
+            with publishing(path) as (partial,):
+                shutil.copyfile(copy, partial)
+                partial.chmod(0o444)
 
     def git_path(self, name: str) -> Path:
         """Return where Git keeps a file of its own."""

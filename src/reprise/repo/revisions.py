@@ -18,7 +18,6 @@ import yaml
 
 from reprise.evaluation.predictions import Predictions, read_predictions
 from reprise.params.load import flat
-from reprise.repo.cache import cached
 from reprise.repo.project import EXPERIMENT, Project
 from reprise.runtime.errors import UserError, nearest
 
@@ -162,11 +161,11 @@ class Revision:
     def out(self, path: str) -> Path | None:
         """Return the path in the cache of an out, or of a file in a folder out; None if it is in no cache or remote."""
         if md5 := self.md5(path):
-            return cached(self.project, md5)
+            return self.project.cached(md5)
         folder, _, name = path.rpartition("/")
-        listing = cached(self.project, md5) if (md5 := self.md5(folder)) else None
+        listing = self.project.cached(md5) if (md5 := self.md5(folder)) else None
         entries = json.loads(listing.read_bytes()) if listing else []
-        return next((cached(self.project, entry["md5"]) for entry in entries if entry["relpath"] == name), None)
+        return next((self.project.cached(entry["md5"]) for entry in entries if entry["relpath"] == name), None)
 
     @cached_property
     def model(self) -> dict[str, Any]:
