@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from reprise.comparison import compare as comparing
 from reprise.comparison.report import markdown, summary, write
@@ -38,6 +40,33 @@ def test_the_verdict_follows_the_answers_and_the_gate_follows_the_verdict(projec
         "worse": ("worse", True, 20, 0),
     }
     assert "show a difference of 8 points or more in 80% of cases" in summary(compare(project.path, "main", "alike"))
+
+
+def test_the_command_names_the_class_that_broke_shows_its_images_and_exits_with_3(project, tmp_path):
+    project.state(answers(40, 0) | answers(40, 0, "bee", prefix="b")).commit()
+    project.state(answers(10, 30) | answers(40, 0, "bee", prefix="b")).commit("worse")
+
+    def command(*arguments):
+        line = [sys.executable, "-m", "reprise", "compare", *arguments, "--out", str(tmp_path / "out")]
+        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "src")}
+        return subprocess.run(line, cwd=project.path, env=environment, capture_output=True, text=True)
+
+    done = command("main", "worse", "--fail-on", "regression")
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.startswith("worse: ")
+    assert "\nclasses found worse than before: ant 40/40 -> 10/40\n" in done.stdout
+    report = (tmp_path / "out/report.md").read_text()
+    assert "Classes found worse than before: **ant** (-75.00 points)." in report
+    rows = report[report.index("### Right before") :].split("\n\n")[2].splitlines()[2:]
+    listed = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert len(listed) == 24
+    assert {(label, before, after) for _, _, label, before, after, _ in listed} == {("ant", "ant", "bee")}
+    sheet = np.asarray(Image.open(tmp_path / "out/broken.png").convert("L"))
+    pixel = zlib.crc32(listed[0][1].removeprefix("ant/").encode()) % 256  # the first tile is the first image listed
+    assert np.abs(sheet[8:104, 8:104].astype(int) - pixel).mean() < 3
+    done = command("nowhere")
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: nowhere: no Git revision and no DVC experiment has this name; .*\n", done.stderr)
 
 
 def test_the_workspace_is_a_revision_and_says_that_it_is_not_committed(project):
