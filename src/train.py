@@ -67,11 +67,9 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     """Read the command line; `--help` lists every parameter."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=f"parameters, as they stand in params.yaml:\n{help_text(load_params(PARAMS))}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    epilog = f"parameters, as they stand in params.yaml:\n{help_text(load_params(PARAMS))}"
+    text = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=epilog, formatter_class=text)
     quick = parser.add_mutually_exclusive_group()
     add, add_quick = parser.add_argument, quick.add_argument
     add("overrides", nargs="*", metavar="key=value", help="a parameter of params.yaml and its new value")

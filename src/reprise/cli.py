@@ -229,10 +229,8 @@ def folds(options: Namespace) -> None:
 
     summary = summarize(finished_runs(here()))
     if not summary:
-        raise UserError(
-            "this commit has no finished experiment with data.folds; queue them with "
-            "dvc exp run --queue -S data.folds=5 -S 'data.fold=0,1,2,3,4', then `dvc queue start`"
-        )
+        queue = "dvc exp run --queue -S data.folds=5 -S 'data.fold=0,1,2,3,4', then `dvc queue start`"
+        raise UserError(f"this commit has no finished experiment with data.folds; queue them with {queue}")
     print(summary)
 
 

@@ -12,27 +12,13 @@ from reprise.comparison.verdict import Answers
 from reprise.repo.revisions import CODE, WEIGHTS, Revision
 
 # the sign of an improvement (0: none), and from which change on it is worth a word; the rows come in this order
-DIRECTIONS: dict[str, tuple[int, float]] = {
-    "accuracy": (1, 0.005),
-    "loss": (-1, 0.01),
-    "top5_accuracy": (1, 0.005),
-    "precision": (1, 0.005),
-    "recall": (1, 0.005),
-    "f1": (1, 0.005),
-    "ece": (-1, 0.01),
-    # what `evaluate.metrics` may add; a metric that is not here has no direction
-    "auroc": (1, 0.005),
-    "average_precision": (1, 0.005),
-    "cohen_kappa": (1, 0.005),
-    "jaccard_index": (1, 0.005),
-    "matthews_corrcoef": (1, 0.005),
-    "specificity": (1, 0.005),
-    "hamming_distance": (-1, 0.005),
-    "hinge_loss": (-1, 0.01),
-    "images": (0, 1),
-}
-# those that every evaluation defines
-ALWAYS = {"accuracy", "loss", "top5_accuracy", "precision", "recall", "f1", "ece"}
+DIRECTIONS: dict[str, tuple[int, float]] = {"accuracy": (1, 0.005), "loss": (-1, 0.01)}
+DIRECTIONS |= dict.fromkeys(("top5_accuracy", "precision", "recall", "f1"), (1, 0.005)) | {"ece": (-1, 0.01)}
+ALWAYS = set(DIRECTIONS)  # those that every evaluation defines
+# what `evaluate.metrics` may add; a metric that is not here has no direction
+DIRECTIONS |= dict.fromkeys(("auroc", "average_precision", "cohen_kappa", "jaccard_index"), (1, 0.005))
+DIRECTIONS |= dict.fromkeys(("matthews_corrcoef", "specificity"), (1, 0.005))
+DIRECTIONS |= {"hamming_distance": (-1, 0.005), "hinge_loss": (-1, 0.01), "images": (0, 1)}
 COSTS = {"parameters": 0.01, "MACs": 0.01, "model size, bytes": 0.01}  # the threshold as a share of the former value
 BETTER = {1: "higher", -1: "lower", 0: "-"}
 

@@ -158,9 +158,8 @@ class _StayHere(urllib.request.HTTPRedirectHandler):
 def send(method: str, address: str, headers: dict[str, str], content: object) -> Any:
     """Send JSON, return the JSON that comes back. Raises UserError with the site's reason, never with the token."""
     data = None if content is None else json.dumps(content).encode()
-    request = urllib.request.Request(
-        address, data, {"Content-Type": "application/json", "User-Agent": "reprise", **headers}, method=method
-    )
+    headers = {"Content-Type": "application/json", "User-Agent": "reprise", **headers}
+    request = urllib.request.Request(address, data, headers, method=method)
     request_line = f"{method} {address.partition('?')[0]}"
     try:
         with urllib.request.build_opener(_StayHere).open(request, timeout=TIMEOUT) as answer:

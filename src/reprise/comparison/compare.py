@@ -9,7 +9,7 @@ from reprise.comparison.flips import flips
 from reprise.comparison.pairing import Pairing
 from reprise.comparison.verdict import LEVEL, Answers, Seeds, Verdict
 from reprise.repo.project import Project
-from reprise.repo.revisions import PREDICTIONS, PROCESSED, Revision, experiments, find_revision
+from reprise.repo.revisions import PREDICTIONS, Revision, experiments, find_revision
 from reprise.repo.verify import stale_code
 from reprise.runtime.errors import UserError, listed
 
@@ -93,21 +93,20 @@ def _over_seeds(both: tuple[Revision, Revision], rows: np.ndarray) -> Seeds:
 
 def _runs(revision: Revision) -> dict[int, Revision]:
     """Return {seed: run} of the revision and all experiments with its params, code and data."""
-    setting = revision.setting(SEED_PARAM, "models/")
-    others = (run for run in experiments(revision.project) if run.setting(SEED_PARAM, "models/") == setting)
+    others = (run for run in experiments(revision.project) if _setting(run) == _setting(revision))
     runs: dict[int, Revision] = {}
     for run in (revision, *(run for run in others if run.out(PREDICTIONS))):
         runs.setdefault(int(run.params.get(SEED_PARAM, 0)), run)
     return runs
 
 
+def _setting(revision: Revision) -> str:
+    return revision.setting(SEED_PARAM, "models/")
+
+
 def _only_the_seed_differs(base: Revision, head: Revision) -> bool:
-    return (
-        [name for name, _, _ in changes.different(base.params, head.params)] == [SEED_PARAM]
-        and base.md5(PROCESSED) == head.md5(PROCESSED)
-        and not changes.code_changes(base, head)
-        and not changes.provenance_changes(base, head)
-    )
+    same = _setting(base) == _setting(head) and not changes.provenance_changes(base, head)
+    return same and base.params.get(SEED_PARAM) != head.params.get(SEED_PARAM)
 
 
 def _on_numbers(base: Revision, head: Revision, verdict: Verdict) -> list[str]:
@@ -119,10 +118,8 @@ def _on_numbers(base: Revision, head: Revision, verdict: Verdict) -> list[str]:
         if names := changes.not_numbers(revision):
             notes.append(f"Not a number in the metrics of {revision}: {', '.join(names)}. That run has failed.")
     if verdict.without_loss:
-        notes.append(
-            f"{verdict.without_loss:,} of {verdict.images:,} images have a probability that is not a number: they are "
-            "left out of loss and calibration."
-        )
+        share = f"{verdict.without_loss:,} of {verdict.images:,} images"
+        notes.append(f"{share} have a probability that is not a number: they are left out of loss and calibration.")
     return notes
 
 
@@ -130,9 +127,8 @@ def _on_revisions(base: Revision, head: Revision) -> list[str]:
     """Return notes on what is uncommitted, stale, one and the same, grouped, or not merged."""
     notes = []
     if uncommitted := base.project.changed("HEAD") if None in (base.commit, head.commit) else []:
-        notes.append(
-            f"The workspace has uncommitted changes ({listed(uncommitted, 5)}): nobody else can repeat this yet."
-        )
+        files = listed(uncommitted, 5)
+        notes.append(f"The workspace has uncommitted changes ({files}): nobody else can repeat this yet.")
     for revision in dict.fromkeys((base, head)):
         with suppress(UserError):  # of a pipeline that this DVC does not read
             if stale := stale_code(revision.project, revision.commit):
@@ -144,8 +140,5 @@ def _on_revisions(base: Revision, head: Revision) -> list[str]:
     if base.commit and not base.project.is_shallow:
         ahead = base.project.git("rev-list", "--count", f"{head.commit or 'HEAD'}..{base.commit}", check=False).strip()
         if ahead not in ("", "0"):
-            notes.append(
-                f"{base} has commits that {head} lacks, {ahead} of them: what they changed reads here as undone. "
-                "Merge or rebase."
-            )
+            notes.append(f"{base} has {ahead} commits that {head} lacks: here they read as undone. Merge or rebase.")
     return notes

@@ -60,33 +60,27 @@ class Pairing:
         Only images are kept whose label, head's, is a class of both. Raises UserError if that leaves none.
         """
         one, other = self.base.predictions, self.head.predictions
-        shared = [name for name in other.classes if name in set(one.classes)]
-        if set(one.classes) != set(other.classes):
-            gone, new = sorted(set(one.classes) - set(shared)), sorted(set(other.classes) - set(shared))
-            parts = [f"only {self.base} has {listed(gone, 10)}"] * bool(gone)
-            parts += [f"only {self.head} has {listed(new, 10)}"] * bool(new)
+        labels = set(one.classes) & set(other.classes)
+        own = [(self.base, sorted(set(one.classes) - labels)), (self.head, sorted(set(other.classes) - labels))]
+        if parts := [f"only {revision} has {listed(names, 10)}" for revision, names in own if names]:
             self.notes.append(
-                f"The classes differ: {'; '.join(parts)}. Compared are the images of the {len(shared)} shared classes; "
+                f"The classes differ: {'; '.join(parts)}. Compared are the images of the {len(labels)} shared classes; "
                 "an answer that names another class counts as wrong."
             )
         same = self.match(one.ids, other.ids)
-        row_of, labels = {name: row for row, name in enumerate(one.ids)}, set(shared)
+        row_of = {name: row for row, name in enumerate(one.ids)}
         common = [(row, name) for row, name in enumerate(other.ids) if name in same and other.labels[row] in labels]
         rows = [(row_of[same[name]], row) for row, name in common]
+        sizes = f"{self.base} has {len(one.ids):,} test images, {self.head} {len(other.ids):,}"
         if not rows:
-            raise UserError(
-                f"no common images: {self.base} tested {len(one.ids):,} images, {self.head} {len(other.ids):,}, and "
-                f"none {'of the shared classes ' if same else ''}is in both; compare revisions of the same data"
-            )
+            none = "none of the shared classes" if same else "none"
+            raise UserError(f"no common images: {sizes}, and {none} is in both; compare revisions of the same data")
         if len(rows) < max(len(one.ids), len(other.ids)):
-            self.notes.append(
-                f"The test sets differ: {self.base} has {len(one.ids):,} images, {self.head} {len(other.ids):,}. "
-                f"Only the {len(rows):,} that both have are compared."
-            )
+            self.notes.append(f"The test sets differ: {sizes}. Only the {len(rows):,} that both have are compared.")
         changed = sum(one.labels[row] != other.labels[column] for row, column in rows)
         if changed:
             self.notes.append(f"{changed:,} of these have a new label: both models are judged by that of {self.head}.")
-        return np.array(rows).T, shared
+        return np.array(rows).T, [name for name in other.classes if name in labels]
 
     def data_changes(self) -> dict[str, list[tuple[str, ...]]] | None:
         """Return {change: images}, each image as (name,) or (name, before, after), of all splits.

@@ -16,11 +16,9 @@ Point = tuple[float, float]
 
 def document(width: int, height: int, parts: Sequence[str]) -> str:
     """Return an SVG of these parts, by its size in pixels."""
-    return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' "
-        f"viewBox='0 0 {width} {height}' {FONT}>"
-        f"\n<rect width='{width}' height='{height}' fill='white'/>\n" + "\n".join(parts) + "\n</svg>\n"
-    )
+    size = f"width='{width}' height='{height}'"
+    head = f"<svg xmlns='http://www.w3.org/2000/svg' {size} viewBox='0 0 {width} {height}' {FONT}>"
+    return "\n".join([head, f"<rect {size} fill='white'/>", *parts, "</svg>\n"])
 
 
 def label(x: float, y: float, content: object, anchor: str = "start", extra: str = "") -> str:
@@ -38,12 +36,11 @@ def _short(name: str, most: int = 22) -> str:
 
 
 def _legend(x: float, y: float) -> list[str]:
-    return [
-        f"<rect x='{x:.1f}' y='{y - 9:.1f}' width='10' height='10' fill='{BASE}'/>",
-        label(x + 14, y, "base"),
-        f"<rect x='{x + 56:.1f}' y='{y - 9:.1f}' width='10' height='10' fill='{HEAD}'/>",
-        label(x + 70, y, "head"),
-    ]
+    parts = []
+    for left, color, name in ((x, BASE, "base"), (x + 56, HEAD, "head")):
+        parts.append(f"<rect x='{left:.1f}' y='{y - 9:.1f}' width='10' height='10' fill='{color}'/>")
+        parts.append(label(left + 14, y, name))
+    return parts
 
 
 class Axes:
@@ -71,11 +68,10 @@ class Axes:
             label(self.left - 6, self.top + 10, f"{self.y[1]:.3g}", "end"),
             label(self.left - 6, bottom, f"{self.y[0]:.3g}", "end"),
         ]
-        ends = [
-            label(self.left, bottom + 16, f"{self.x[0]:.3g}"),
-            label(self.left + self.width, bottom + 16, f"{self.x[1]:.3g}", "end"),
-        ]
-        return [*parts, *ends * across]
+        if across:
+            parts.append(label(self.left, bottom + 16, f"{self.x[0]:.3g}"))
+            parts.append(label(self.left + self.width, bottom + 16, f"{self.x[1]:.3g}", "end"))
+        return parts
 
     def line(self, points: Sequence[Point], color: str, extra: str = "") -> str:
         """Return a line through the points, without those whose y is not finite."""

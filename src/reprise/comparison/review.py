@@ -57,12 +57,10 @@ def review(
     (out / "report.md").unlink(missing_ok=True)
     gate, report = comparison(project, str(base.commit), out, fail_on_regression)
     gates.append(gate)
+    rows = [[each.name, "passed" if each.passed else "**failed**", each.said] for each in gates]
     parts = [
         f"## Review of {text(head)} against {text(f'{str(base.commit)[:7]} ({base.name})')}",
-        table(
-            ["check", "result", ""],
-            [[each.name, "passed" if each.passed else "**failed**", each.said] for each in gates],
-        ),
+        table(["check", "result", ""], rows),
         *(each.details for each in gates),
         report.strip(),
         f"Pictures and the whole report: {artifact}",

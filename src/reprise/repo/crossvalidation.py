@@ -36,10 +36,8 @@ def summarize(runs: list[Revision]) -> str:
         missing = ",".join(str(fold) for fold in range(count) if fold not in folds)
         title = f"{len(folds)} of {count} folds" + (f", missing: {FOLD}={missing}" if missing else "")
         settings = [f"{key}={params.get(key)}" for key in differing if key != FOLD]
-        parts += [
-            f"{title}: {' '.join(settings)}" if settings else title,
-            _table([folds[fold] for fold in sorted(folds)]),
-        ]
+        parts.append(f"{title}: {' '.join(settings)}" if settings else title)
+        parts.append(_table([folds[fold] for fold in sorted(folds)]))
     return "\n\n".join(parts)
 
 

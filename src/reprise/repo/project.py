@@ -41,9 +41,7 @@ class Project:
                 project = cls(root)
                 if project.git("rev-parse", "--show-toplevel", check=False):
                     return project
-        raise UserError(
-            f"{folder}: not in a Git and DVC repository, a folder with dvc.yaml and .dvc; `git clone` makes one"
-        )
+        raise UserError(f"{folder}: not in a Git and DVC repository, a folder with dvc.yaml and .dvc; `git clone` one")
 
     @cached_property
     def top(self) -> Path:

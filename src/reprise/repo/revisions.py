@@ -40,10 +40,8 @@ def find_revision(project: Project, name: str) -> "Revision":
         log = ("log", "--all", "--reverse", "--format=%h", "--diff-filter=A", "--", "dvc.lock")
         first = project.git(*log, check=False).split()[:1]
         since = f"; {first[0]} is the first commit that has one" if first else ""
-        raise UserError(
-            f"{revision}: has no dvc.lock, so it is from before the pipeline existed, or the pipeline was not run "
-            f"there{since}; name a later revision"
-        )
+        why = "it is from before the pipeline existed, or the pipeline was not run there"
+        raise UserError(f"{revision}: has no dvc.lock: {why}{since}; name a later revision")
     return revision
 
 
@@ -61,11 +59,9 @@ def _commit(project: Project, name: str) -> str:
     if matching:
         return matching[0]
     if project.is_shallow:
-        raise UserError(
-            f"{name}: no such revision in this clone, which is shallow; fetch the whole history: "
-            "`git fetch --unshallow origin '+refs/heads/*:refs/remotes/origin/*'`, in GitHub Actions "
-            "`fetch-depth: 0` of actions/checkout"
-        )
+        fetch = "`git fetch --unshallow origin '+refs/heads/*:refs/remotes/origin/*'`"
+        fetch += ", in GitHub Actions `fetch-depth: 0` of actions/checkout"
+        raise UserError(f"{name}: no such revision in this clone, which is shallow; fetch the whole history: {fetch}")
     branches = project.git("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/remotes", "refs/tags")
     near = nearest(name, [*branches.split(), *(run.name for run in known)])
     hint = f"did you mean {' or '.join(near)}?" if near else "`git branch -a`, `git tag` and `dvc exp list` list them"
@@ -181,10 +177,8 @@ class Revision:
         path = self.out(PREDICTIONS)
         if path is None:
             anew = "`dvc repro`" if self.commit is None else f"`git switch --detach {self.commit[:9]} && dvc repro`"
-            raise UserError(
-                f"{self}: its {PREDICTIONS} is neither in DVC's cache nor in a remote; `dvc push` it where it was "
-                f"made, or make it here with {anew}"
-            )
+            way_out = f"`dvc push` it where it was made, or make it here with {anew}"
+            raise UserError(f"{self}: its {PREDICTIONS} is neither in DVC's cache nor in a remote; {way_out}")
         try:
             return read_predictions(path.read_text(encoding="utf-8", errors="surrogateescape"))
         except (ValueError, IndexError):

@@ -68,9 +68,8 @@ def _with_dvc(project: Project, work: Callable[["Verification"], T], commit: str
         with Repo(str(project.root)) as repo, repo.switch(commit or "workspace"):
             return work(Verification(project, repo))
     except DvcException as error:
-        raise UserError(
-            f"{reason(error)}; `git diff HEAD -- dvc.yaml dvc.lock params.yaml` shows what was edited"
-        ) from None
+        edits = "`git diff HEAD -- dvc.yaml dvc.lock params.yaml` shows what was edited"
+        raise UserError(f"{reason(error)}; {edits}") from None
 
 
 class Verification:
