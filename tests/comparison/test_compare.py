@@ -96,7 +96,7 @@ def test_a_tag_an_experiment_and_a_short_commit_are_revisions(project, kind):
 def test_an_image_is_known_by_its_content_and_not_by_its_name(project):
     base = answers(5, 5) | answers(4, 0, "bee", prefix="b")
     project.state(base, train=["ant/moves", "ant/goes", "ant/stays"]).commit()
-    head = {name.replace("bee/b0", "cat/b0"): said for name, said in base.items()}  # relabelled
+    head = {name.replace("bee/b0", "cat/b0"): said for name, said in base.items()}  # relabeled
     head["cat/b0"] = ("cat", "cat")
     del head["ant/1"]
     head["ant/new"] = ("ant", "ant")
@@ -108,14 +108,14 @@ def test_an_image_is_known_by_its_content_and_not_by_its_name(project):
         "removed": [("ant/1",), ("ant/goes",)],
         "other content": [("ant/2",)],
         "moved between splits": [("ant/moves", "train", "test")],
-        "relabelled": [("cat/b0", "bee", "cat")],
+        "relabeled": [("cat/b0", "bee", "cat")],
     }
     assert found.verdict.images == 12  # of 14: not ant/1, ant/2
     assert (found.verdict.broken, found.verdict.fixed) == (0, 1)  # judged by the new label
     assert any("Only the 12 that both have" in note for note in found.notes)
     assert any(note.startswith("1 of these have a new label") for note in found.notes)
     page = markdown(found, set())
-    assert "| relabelled | 1 | cat/b0 (bee -> cat) |" in page
+    assert "| relabeled | 1 | cat/b0 (bee -> cat) |" in page
 
 
 def test_without_the_raw_images_names_have_to_do_and_the_report_says_so(project):

@@ -10,11 +10,6 @@ from reprise.repo.project import Project
 from tests.conftest import Workspace
 from tests.test_pipeline import photos, ran, refused
 
-METRICS = {
-    f"metrics/{name}"
-    for name in ("data.json", "train.json", "history.csv", "test.json", "per_class.csv", "confusion.csv")
-}
-
 
 def verify(workspace):
     """Return {path: what is wrong} and the commands of the way out."""
@@ -63,11 +58,8 @@ def test_a_healthy_workspace_is_one_line_that_counts_everything(reproduced):
     lock = yaml.safe_load((reproduced.path / "dvc.lock").read_text())["stages"]
     deps = {reproduced.path / dep["path"] for stage in lock.values() for dep in stage["deps"]}
     code = {path for dep in deps for path in (dep, *dep.rglob("*")) if "__pycache__" not in path.parts}
-    files = (
-        {path for path in code if path.is_file() and path.name != ".gitkeep"}
-        | set(outs(reproduced))
-        | set(objects(reproduced))
-    )
+    files = {path for path in code if path.is_file() and path.name != ".gitkeep"}
+    files |= {*outs(reproduced), *objects(reproduced)}
     size = sum(path.stat().st_size for path in files)
     line = f"verify: 4 stages, {len(files)} files, {size:,} bytes hashed: workspace and cache are what dvc.lock records"
     done = reproduced.run("python", "-m", "reprise", "verify")
@@ -81,7 +73,7 @@ def test_one_bit_in_any_out_is_named_where_dvc_sees_none_and_can_be_brought_back
     assert "up to date" in reproduced.run("dvc", "status").stdout  # DVC looks at time and size
     found, way_out = verify(reproduced)
     assert found == dict.fromkeys(names(reproduced, outs(reproduced)), "altered")
-    assert set(found) >= METRICS | {"data/raw/images.zip", "models/model.safetensors", "data/predictions.csv"}
+    assert set(found) >= {"data/raw/images.zip", "models/model.safetensors", "metrics/test.json", "metrics/data.json"}
     assert repaired(reproduced, way_out)
 
 

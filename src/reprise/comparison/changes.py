@@ -146,12 +146,12 @@ def different(base: dict[str, Any], head: dict[str, Any]) -> list[tuple[str, Any
 
 def provenance_changes(base: Revision, head: Revision) -> list[tuple[str, Any, Any]]:
     """Return what differs in the provenance of the two trainings: packages, threads, device, instruction set, ..."""
-    terms = []
+    found = []
     for record in (revision.model.get("provenance") or {} for revision in (base, head)):
         packages = {f"package {name}": version for name, version in (record.get("packages") or {}).items()}
         own = {name: value for name, value in record.items() if name != "packages" and not name.endswith("_sha256")}
-        terms.append(own | packages)
-    return different(*terms) if all(terms) else []
+        found.append(own | packages)
+    return different(*found) if all(found) else []
 
 
 def code_changes(base: Revision, head: Revision) -> list[str]:

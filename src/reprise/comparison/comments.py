@@ -68,6 +68,7 @@ class Site:
     token: str
     limit: int
     headers: ClassVar[dict[str, str]]  # {} stands for the token
+    variables: ClassVar[tuple[str, ...]]  # in which CI has api, project, number and token
 
     def call(self, method: str, path: str, content: object = None) -> Any:
         """Send JSON to a path below the API, return the JSON that comes back. Raises UserError as `send` does."""
@@ -88,6 +89,7 @@ class GitHub(Site):
     """A pull request. api: e.g. https://api.github.com; project: OWNER/NAME."""
 
     limit: int = 65_536
+    variables = ("GITHUB_API_URL", "GITHUB_REPOSITORY", "PULL_REQUEST", "GITHUB_TOKEN")
     headers: ClassVar = {"Authorization": "Bearer {}", "Accept": "application/vnd.github+json"}
 
     def comments(self) -> Iterator[tuple[int, str]]:
@@ -112,6 +114,7 @@ class GitLab(Site):
     """A merge request. api: e.g. https://gitlab.com/api/v4; project: its id."""
 
     limit: int = 1_000_000
+    variables = ("CI_API_V4_URL", "CI_MERGE_REQUEST_PROJECT_ID", "CI_MERGE_REQUEST_IID", "REVIEW_TOKEN")
     headers: ClassVar = {"PRIVATE-TOKEN": "{}"}
 
     @property
@@ -137,14 +140,10 @@ def post_page(page: Path, environment: Mapping[str, str]) -> str:
     """Post a page by the variables that CI sets; return the comment's address. Raises UserError if one is missing."""
     if not page.exists():
         raise UserError(f"{page}: no such page; `make review` writes it")
-    names = {
-        GitHub: ("GITHUB_API_URL", "GITHUB_REPOSITORY", "PULL_REQUEST", "GITHUB_TOKEN"),
-        GitLab: ("CI_API_V4_URL", "CI_MERGE_REQUEST_PROJECT_ID", "CI_MERGE_REQUEST_IID", "REVIEW_TOKEN"),
-    }
     site: type[GitHub | GitLab] = GitLab if "CI_API_V4_URL" in environment else GitHub
-    if lacking := [name for name in names[site] if not environment.get(name)]:
-        raise UserError(f"{', '.join(lacking)}: not set; posting needs {', '.join(names[site])} in the environment")
-    api, project, number, token = (environment[name] for name in names[site])
+    if lacking := [name for name in site.variables if not environment.get(name)]:
+        raise UserError(f"{', '.join(lacking)}: not set; posting needs {', '.join(site.variables)} in the environment")
+    api, project, number, token = (environment[name] for name in site.variables)
     return post(site(api, project, int(number), token), page.read_text(encoding="utf-8"))
 
 

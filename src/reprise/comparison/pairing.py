@@ -1,7 +1,7 @@
 """Which images two revisions have in common, by content and not by name alone, and what became of the others.
 
 Two raw archives that are equal hold the same images under the same names. Where they differ, an image is identified by
-the CRC-32 and size that the archive records, also after it was renamed or relabelled.
+the CRC-32 and size that the archive records, also after it was renamed or relabeled.
 """
 
 import json
@@ -102,7 +102,7 @@ class Pairing:
             "removed": [(name,) for name in sorted(removed - added)],
             "other content": [(name,) for name in sorted(added & removed)],
             "moved between splits": [(name, one[0], other[0]) for name, one, other in pairs if one[0] != other[0]],
-            "relabelled": [(name, one[1], other[1]) for name, one, other in pairs if one[1] != other[1]],
+            "relabeled": [(name, one[1], other[1]) for name, one, other in pairs if one[1] != other[1]],
         }
 
 

@@ -211,7 +211,7 @@ def _provenance(found: Comparison) -> list[str]:
     return [
         f"models/model.json of {' and '.join(unknown)} is not in DVC's cache."
         if unknown
-        else changed or "Both were trained on the same terms: packages, threads, device.",
+        else changed or "Both were trained with the same packages, threads and device.",
         "Results may differ because of these, and not because of what was meant to change." if changed else "",
         f"Code of the stages that differs: {_listed(files, ROWS)}." if files else "The stages' code is the same.",
     ]

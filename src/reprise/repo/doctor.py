@@ -40,15 +40,8 @@ def examine(project: Project, published: list[Path]) -> list[Leftover]:
 
     Call it within `at_rest`: whatever is locked then is locked by a dead process.
     """
-    return [
-        *_git_locks(project),
-        *_killed_run(project),
-        *_scratch_refs(project),
-        *_queue(project),
-        *_scratch_folders(project),
-        *_rwlocks(project),  # after all that reads them
-        *_partials(project, published),
-    ]
+    finders = (_git_locks, _killed_run, _scratch_refs, _queue, _scratch_folders, _rwlocks)  # which the others read
+    return [*(leftover for find in finders for leftover in find(project)), *_partials(project, published)]
 
 
 def _git_locks(project: Project) -> Iterator[Leftover]:
