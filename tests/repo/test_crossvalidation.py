@@ -21,11 +21,12 @@ def repository(tmp_path):
 
 
 def write(repository, fold, accuracy, folds=3, code="1", model="a", **metrics):
-    params = {"data": {"folds": folds, "fold": fold}, "model": {"name": model}}
+    params = {"data": {"folds": folds, "fold": fold, "path": "data/own"}, "model": {"name": model}}
     repository.state(answers(1, 1), params=params, code=code, metrics={"accuracy": accuracy, "loss": 1, **metrics})
     repository.write("metrics/train.json", '{"epoch": 1}')
     lock = yaml.safe_load((repository.path / "dvc.lock").read_text())
-    lock["stages"]["all"]["deps"].append({"path": "data/processed", "md5": f"of fold {fold}"})
+    follows = ("data/processed", "data/own", "models/model.json")  # from the fold, or is without effect on data/raw
+    lock["stages"]["all"]["deps"] += [{"path": path, "md5": f"of fold {fold}"} for path in follows]
     repository.write("dvc.lock", yaml.safe_dump(lock))
     return repository
 

@@ -9,7 +9,7 @@ from reprise.comparison.flips import flips
 from reprise.comparison.pairing import Pairing
 from reprise.comparison.verdict import LEVEL, Answers, Seeds, Verdict
 from reprise.repo.project import Project
-from reprise.repo.revisions import PREDICTIONS, Revision, experiments, find_revision
+from reprise.repo.revisions import PREDICTIONS, PROCESSED, Revision, experiments, find_revision
 from reprise.repo.verify import stale_code
 from reprise.runtime.errors import UserError, listed
 
@@ -93,20 +93,19 @@ def _over_seeds(both: tuple[Revision, Revision], rows: np.ndarray) -> Seeds:
 
 def _runs(revision: Revision) -> dict[int, Revision]:
     """Return {seed: run} of the revision and all experiments with its params, code and data."""
-    others = (run for run in experiments(revision.project) if _setting(run) == _setting(revision))
+    setting = revision.setting(SEED_PARAM)
+    others = (run for run in experiments(revision.project) if run.setting(SEED_PARAM) == setting)
     runs: dict[int, Revision] = {}
     for run in (revision, *(run for run in others if run.out(PREDICTIONS))):
         runs.setdefault(int(run.params.get(SEED_PARAM, 0)), run)
     return runs
 
 
-def _setting(revision: Revision) -> str:
-    return revision.setting(SEED_PARAM, "models/")
-
-
 def _only_the_seed_differs(base: Revision, head: Revision) -> bool:
-    same = _setting(base) == _setting(head) and not changes.provenance_changes(base, head)
-    return same and base.params.get(SEED_PARAM) != head.params.get(SEED_PARAM)
+    same_data = base.md5(PROCESSED) == head.md5(PROCESSED)
+    same = same_data and base.setting(SEED_PARAM) == head.setting(SEED_PARAM)
+    other_seed = base.params.get(SEED_PARAM) != head.params.get(SEED_PARAM)
+    return same and other_seed and not changes.provenance_changes(base, head)
 
 
 def _on_numbers(base: Revision, head: Revision, verdict: Verdict) -> list[str]:
@@ -140,5 +139,5 @@ def _on_revisions(base: Revision, head: Revision) -> list[str]:
     if base.commit and not base.project.is_shallow:
         ahead = base.project.git("rev-list", "--count", f"{head.commit or 'HEAD'}..{base.commit}", check=False).strip()
         if ahead not in ("", "0"):
-            notes.append(f"{base} has {ahead} commits that {head} lacks: here they read as undone. Merge or rebase.")
+            notes.append(f"{base} has commits that {head} lacks ({ahead}): here they read as undone. Merge or rebase.")
     return notes

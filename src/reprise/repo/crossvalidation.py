@@ -27,7 +27,7 @@ def summarize(runs: list[Revision]) -> str:
     groups: dict[str, dict[int, Revision]] = defaultdict(dict)
     for run in runs:
         if run.metrics and run.params.get("data.folds"):
-            groups[run.setting(FOLD, "models/", PROCESSED)][run.params[FOLD]] = run
+            groups[run.setting(FOLD, PROCESSED)][run.params[FOLD]] = run
     every = [next(iter(folds.values())).params for folds in groups.values()]
     differing = sorted({key for params in every for key in params if len({str(other.get(key)) for other in every}) > 1})
     parts = []

@@ -40,7 +40,14 @@ def examine(project: Project, published: list[Path]) -> list[Leftover]:
 
     Call it within `at_rest`: whatever is locked then is locked by a dead process.
     """
-    finders = (_git_locks, _killed_run, _scratch_refs, _queue, _scratch_folders, _rwlocks)  # which the others read
+    finders = (
+        _git_locks,
+        _killed_run,
+        _scratch_refs,
+        _queue,
+        _scratch_folders,
+        _rwlocks,
+    )  # locks last: others read them
     return [*(leftover for find in finders for leftover in find(project)), *_partials(project, published)]
 
 

@@ -149,9 +149,11 @@ class Revision:
     def setting(self, free: str, *made: str) -> str:
         """Return a key that runs share if they differ in nothing but the param `free`: their params, and MD5s of deps.
 
-        made: the beginnings of the paths of deps that follow from that param.
+        Without the model's, and those of the user's images, which data/raw stands for. made: further deps that follow
+        from that param.
         """
-        deps = {path: md5 for path, md5 in self.md5s("deps").items() if not path.startswith(made)}
+        left_out = (MODEL, WEIGHTS, self.params.get("data.path"), *made)
+        deps = {path: md5 for path, md5 in self.md5s("deps").items() if path not in left_out}
         return json.dumps([{**self.params, free: None}, deps], sort_keys=True, default=str)
 
     def out(self, path: str) -> Path | None:
