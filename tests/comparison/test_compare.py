@@ -267,13 +267,13 @@ def test_mistakes_are_told_in_a_line_with_the_way_out(project, tmp_path):
     predictions = find_revision(repo.Project.find(project.path), "main").md5("data/predictions.csv")
     project.cached(predictions).write_text("id,label\n")
     assert "altered since DVC stored it" in refused(project, "main", "others")
-    subprocess.run(
-        ["git", "clone", "--quiet", "--depth", "1", f"file://{project.path}", str(tmp_path / "shallow")], check=True
-    )
+    project.git("clone", "--quiet", "--depth", "1", f"file://{project.path}", str(tmp_path / "shallow"))
     shallow = type("Shallow", (), {"path": tmp_path / "shallow"})
     assert "`fetch-depth: 0`" in refused(shallow, "main~1", "workspace")
     (tmp_path / "empty").mkdir()
     assert "not in a Git and DVC repository" in refused(type("No", (), {"path": tmp_path / "empty"}), "a", "b")
+    (project.path / ".git").rename(tmp_path / "elsewhere")
+    assert f"{project.path}: not in a Git and DVC repository" in refused(project, "a", "b")
 
 
 def test_the_report_of_equal_revisions_is_the_same_bytes_each_time_and_small(tmp_path):

@@ -9,11 +9,11 @@ from scipy import stats
 from reprise.comparison.statistics import (
     accuracy_difference,
     detectable,
+    detectable_of_means,
     holm,
     mcnemar,
     mean_interval,
     power,
-    shown_by_means,
     welch,
 )
 from reprise.comparison.verdict import LEVEL, Seeds
@@ -125,6 +125,6 @@ def test_five_images_can_show_nothing():
 
 def test_the_smallest_difference_of_means_is_shown_four_times_in_five():
     generator = np.random.default_rng(6)
-    least = shown_by_means(2**0.5, 18)  # two samples of ten, of standard deviation 10 ** 0.5
+    least = detectable_of_means(2**0.5, 18)  # two samples of ten, of standard deviation 10 ** 0.5
     one, other = generator.normal(0, 10**0.5, size=(2, 2000, 10)) + np.array([0, least])[:, None, None]
     assert 0.77 < np.mean(stats.ttest_ind(one, other, axis=1, equal_var=False).pvalue <= LEVEL) < 0.84

@@ -14,7 +14,7 @@ import pytest
 
 from reprise.repo import revisions
 from reprise.repo.project import Project
-from tests.conftest import ROOT, fresh_clone
+from tests.conftest import fresh_clone
 from tests.test_pipeline import refused
 
 LR = "train.lr=0.5"  # what the experiments try
@@ -345,11 +345,3 @@ def test_a_healthy_workspace_needs_nothing(breakable, tmp_path):
     never_run = type(breakable)(tmp_path / "never run")
     assert doctor(never_run) == "nothing to do\n"
     assert not (never_run.path / ".dvc/tmp").exists()
-
-
-def test_outside_a_repository_it_says_so(tmp_path):
-    folder = fresh_clone(tmp_path / "clone")
-    (folder.path / ".git").rename(tmp_path / "elsewhere")
-    said = refused(folder.run("python", "-m", "reprise", "doctor", check=False))
-    assert "not in a Git and DVC repository" in said
-    assert str(ROOT) not in said

@@ -58,7 +58,7 @@ def compare(project: Project, base: str, head: str, seeds: bool = False) -> Comp
     """Compare two revisions of a project, each a name that `find_revision` takes.
 
     seeds: judge by all of DVC's experiments that differ from the revisions in nothing but the seed. Raises UserError
-    where a revision is not to be had or the two have nothing in common.
+    where a revision is not available or the two have nothing in common.
     """
     return Comparison(find_revision(project, base), find_revision(project, head), seeds)
 

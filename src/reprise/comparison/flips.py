@@ -39,7 +39,7 @@ def flips(answers: Answers, ids: list[str], fixed: bool) -> list[Flip]:
 
 
 def sheet(revision: Revision, shown: list[Flip], fixed: bool) -> bytes | None:
-    """Return a PNG of these images, numbered, with both predictions; None if the images are not to be had."""
+    """Return a PNG of these images, numbered, with both predictions; None if the images are not available."""
     ids, packed = (revision.out(f"{PROCESSED}/test_{part}") for part in ("ids.json", "images.npy"))
     if ids is None or packed is None or not shown:
         return None

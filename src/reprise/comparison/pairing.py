@@ -85,7 +85,7 @@ class Pairing:
     def data_changes(self) -> dict[str, list[tuple[str, ...]]] | None:
         """Return {change: images}, each image as (name,) or (name, before, after), of all splits.
 
-        None if a revision's prepared data are not to be had.
+        None if a revision's prepared data are not available.
         """
         if self.base.md5(PROCESSED) == self.head.md5(PROCESSED):
             return {}
@@ -116,7 +116,7 @@ def _contents(revision: Revision) -> dict[str, tuple[int, int]] | None:
 
 
 def _places(revision: Revision) -> dict[str, tuple[str, str]] | None:
-    """Return {name: (split, label)} of every prepared image; None if they are not to be had."""
+    """Return {name: (split, label)} of every prepared image; None if they are not available."""
     metadata = revision.out(f"{PROCESSED}/metadata.json")
     if metadata is None:
         return None

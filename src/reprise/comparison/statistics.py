@@ -132,7 +132,7 @@ def welch(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
     return error, freedom
 
 
-def shown_by_means(error: float, freedom: float, wanted: float = 0.8, level: float = 0.05) -> float:
+def detectable_of_means(error: float, freedom: float, wanted: float = 0.8, level: float = 0.05) -> float:
     """Return the minimum detectable difference of two means: the smallest that has the wanted power.
 
     error, freedom: from `welch`; level: of significance, two-sided.

@@ -10,14 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from reprise.comparison.statistics import (
-    accuracy_difference,
-    detectable,
-    mcnemar,
-    mean_interval,
-    shown_by_means,
-    welch,
-)
+from reprise.comparison import statistics
 
 LEVEL = 0.05  # of significance: how often runs that are equally good may be told apart all the same
 POWER = 0.8  # how often the minimum detectable difference is shown where it is real
@@ -58,7 +51,7 @@ class Seeds:
         Raises ValueError if neither setting has three runs.
         """
         self.base, self.head = ({seed: float(runs[seed].mean()) for seed in sorted(runs)} for runs in (base, head))
-        of_seeds, freedom = welch(list(self.base.values()), list(self.head.values()))
+        of_seeds, freedom = statistics.welch(list(self.base.values()), list(self.head.values()))
         differences = np.mean(list(head.values()), axis=0) - np.mean(list(base.values()), axis=0)
         self.difference = float(differences.mean())
         error = math.hypot(of_seeds, float(differences.std()) / math.sqrt(len(differences)))
@@ -66,7 +59,7 @@ class Seeds:
         self.interval = self.difference - spread, self.difference + spread
         no_error = float(self.difference == 0)
         self.p = 2 * float(stdtr(freedom, -abs(self.difference) / error)) if error else no_error
-        self.detectable = min(1.0, shown_by_means(error, freedom, POWER, LEVEL))
+        self.detectable = min(1.0, statistics.detectable_of_means(error, freedom, POWER, LEVEL))
 
 
 class Verdict:
@@ -87,9 +80,9 @@ class Verdict:
         self.right = int(base.sum()), int(head.sum())
         self.images, self.broken, self.fixed = len(base), int((base & ~head).sum()), int((head & ~base).sum())
         self.difference = (self.fixed - self.broken) / self.images
-        self.interval = accuracy_difference(self.broken, self.fixed, self.images)
-        self.p = mcnemar(self.broken, self.fixed)
-        self.detectable = detectable(self.broken, self.fixed, self.images, POWER, LEVEL)
+        self.interval = statistics.accuracy_difference(self.broken, self.fixed, self.images)
+        self.p = statistics.mcnemar(self.broken, self.fixed)
+        self.detectable = statistics.detectable(self.broken, self.fixed, self.images, POWER, LEVEL)
         judged = seeds or self
         shown = judged.p <= LEVEL and judged.difference != 0 and not same_setting
         self.word = "no difference shown" if not shown else "better" if judged.difference > 0 else "worse"
@@ -99,4 +92,4 @@ class Verdict:
         self.loss, self.loss_interval = (math.nan, math.nan), (math.nan, math.nan)
         if finite.any():
             self.loss = float(losses[0, finite].mean()), float(losses[1, finite].mean())
-            self.loss_interval = mean_interval(losses[1, finite] - losses[0, finite])
+            self.loss_interval = statistics.mean_interval(losses[1, finite] - losses[0, finite])

@@ -4,7 +4,6 @@ Needs no torch: the tensors of a .safetensors file are read by NumPy.
 """
 
 import json
-from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from zipfile import ZipFile
@@ -17,29 +16,18 @@ DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"}
 DTYPES |= {f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)}
 
 
-@dataclass
-class Differences:
-    """The number of files and bytes compared, and (path, what differs) for each file that differs."""
+def differences(one: Path, two: Path, name: str) -> tuple[int, int, list[tuple[str, str]]]:
+    """Compare two files, or two folders file by file, byte for byte. name: of both, in the paths of the result.
 
-    files: int = 0
-    bytes: int = 0
-    found: list[tuple[str, str]] = field(default_factory=list)
-
-
-def differences(one: Path, two: Path, name: str) -> Differences:
-    """Compare two files, or two folders file by file, byte for byte. name: of both, in the paths of the result."""
-    result = Differences()
+    Returns the number of files and bytes that were compared, and (path, what differs) for each file that differs.
+    """
     if one.is_dir() and two.is_dir():
         here, there = ({path.relative_to(top) for path in top.rglob("*") if path.is_file()} for top in (one, two))
         pairs = [(one / path, two / path, f"{name}/{path.as_posix()}") for path in sorted(here | there)]
     else:
         pairs = [(one, two, name)]
-    for first, second, path in pairs:
-        result.files += 1
-        result.bytes += first.stat().st_size if first.is_file() else 0
-        if found := difference(first, second):
-            result.found.append((path, found))
-    return result
+    size = sum(first.stat().st_size for first, _, _ in pairs if first.is_file())
+    return len(pairs), size, [(path, found) for first, second, path in pairs if (found := difference(first, second))]
 
 
 def difference(one: Path, two: Path) -> str | None:

@@ -40,14 +40,8 @@ def examine(project: Project, published: list[Path]) -> list[Leftover]:
 
     Call it within `at_rest`: whatever is locked then is locked by a dead process.
     """
-    finders = (
-        _git_locks,
-        _killed_run,
-        _scratch_refs,
-        _queue,
-        _scratch_folders,
-        _rwlocks,
-    )  # locks last: others read them
+    # the locks come last: others read them
+    finders = (_git_locks, _killed_run, _scratch_refs, _queue, _scratch_folders, _rwlocks)
     return [*(leftover for find in finders for leftover in find(project)), *_partials(project, published)]
 
 
@@ -83,12 +77,10 @@ def _killed_run(project: Project) -> Iterator[Leftover]:
         yield from _staged_by_dvc(project, base)
     if running:
         refs = [ref for ref in exec_refs if not ref.endswith("EXEC_APPLY")]
-        yield Leftover(
-            f"{EXEC}: DVC's notes on an experiment that was killed; what it had changed is in the working tree",
-            "remove the notes; then `dvc repro` finishes the work, or `git checkout . && dvc checkout` drops it with "
-            "every uncommitted edit",
-            partial(_forget_run, project, refs),
-        )
+        problem = f"{EXEC}: DVC's notes on an experiment that was killed; what it had changed is in the working tree"
+        drop = "`git checkout . && dvc checkout` drops it with every uncommitted edit"
+        remedy = f"remove the notes; then `dvc repro` finishes the work, or {drop}"
+        yield Leftover(problem, remedy, partial(_forget_run, project, refs))
 
 
 def _stashed_edits(project: Project) -> Iterator[Leftover]:
@@ -105,13 +97,10 @@ def _stashed_edits(project: Project) -> Iterator[Leftover]:
         problem = f"{entry} of `git stash list`: your uncommitted edits, which DVC had set aside"
         yield Leftover(problem, "give them back", partial(project.git, "stash", "pop", "--index", entry))
     else:
-        yield Leftover(
-            f"{entry} of `git stash list`: your uncommitted edits as they were before the killed run; the working tree "
-            "may have them too, with the run's parameters",
-            f"yours to decide: keep the working tree and `git stash drop '{entry}'`, or go back to your edits: "
-            f"`git reset --hard && git stash pop --index '{entry}'`",
-            None,
-        )
+        problem = f"{entry} of `git stash list`: your uncommitted edits as they were before the killed run; "
+        problem += "the working tree may have them too, with the run's parameters"
+        remedy = f"yours to decide: keep the working tree and `git stash drop '{entry}'`, or go back to your edits: "
+        yield Leftover(problem, f"{remedy}`git reset --hard && git stash pop --index '{entry}'`", None)
 
 
 def _overwritten_edits(project: Project, exec_refs: dict[str, str]) -> Iterator[Leftover]:
@@ -137,18 +126,14 @@ def _overwritten_edits(project: Project, exec_refs: dict[str, str]) -> Iterator[
 def _detached_head(project: Project, head: str, base: str) -> Iterator[Leftover]:
     """Find out what DVC detached HEAD from, at `base`; one that the user had detached stays so."""
     left = _left_by_dvc(project)
-    tips = project.refs("refs/heads")
-    branches = [name for name, tip in tips.items() if tip == base]
+    branches = [name for name, tip in project.refs("refs/heads").items() if tip == base]
     candidates = [left] if left in branches else branches if left == "" else []
     problem = f"HEAD is detached at {head[:7]}: DVC had no time to put it back"
     if own := _unreachable(project, head):
         name = (left or "refs/heads/BRANCH").removeprefix("refs/heads/")
-        yield Leftover(
-            f"{problem}, and commits were made there that no branch has: {len(own)}",
-            f"yours to decide: `git checkout -B {name}` puts them on {name}, `git branch NEW {head[:7]}` keeps them "
-            "apart",
-            None,
-        )
+        apart = f"`git branch NEW {head[:7]}` keeps them apart"
+        remedy = f"yours to decide: `git checkout -B {name}` puts them on {name}, {apart}"
+        yield Leftover(f"{problem}, and commits were made there that no branch has: {len(own)}", remedy, None)
     elif len(candidates) == 1:
         remedy = f"back to {candidates[0].removeprefix('refs/heads/')}, without touching a file"
         attach = partial(project.git, "symbolic-ref", "-m", "doctor: back to the branch", "HEAD", candidates[0])
@@ -197,12 +182,9 @@ def _scratch_refs(project: Project) -> Iterator[Leftover]:
     if project.refs(WAITING):
         entries = project.git("reflog", "show", "--format=%h %gs", WAITING).splitlines()
         names = [f"{entry.rpartition(':')[2]} ({entry.partition(' ')[0]})" for entry in entries]
-        yield Leftover(
-            f"{WAITING}: {', '.join(names)}, killed before it began; the next `dvc exp run` would run it too, and "
-            "leave its values in the workspace",
-            "forget it; `git stash show -p COMMIT` shows its changes",
-            partial(project.git, "update-ref", "-d", WAITING),
-        )
+        problem = f"{WAITING}: {', '.join(names)}, killed before it began; the next `dvc exp run` would run it too"
+        remedy = "forget it; `git stash show -p COMMIT` shows its changes"
+        yield Leftover(problem, remedy, partial(project.git, "update-ref", "-d", WAITING))
     if refs := project.refs(TEMP):
         delete = partial(project.git, "update-ref", "--stdin", stdin="".join(f"delete {ref}\n" for ref in refs))
         yield Leftover(f"{TEMP}: {len(refs)} refs of a run that was killed while it was set up", "remove them", delete)

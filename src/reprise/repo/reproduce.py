@@ -178,11 +178,10 @@ def first_difference(one: Project, two: Project) -> str | None:
     found = []
     for name, stage in Revision(one).stages.items():
         for out in stage.get("outs", []):
-            result = differences(one.root / out["path"], two.root / out["path"], out["path"])
-            verdict = f"{len(result.found)} differ" if result.found else "the same"
-            files = f"{result.files:,} file{'' if result.files == 1 else 's'}"
-            print(f"{name:<12} {out['path']}: {files}, {result.bytes:,} bytes: {verdict}")
-            for path, what in result.found:
+            files, size, differing = differences(one.root / out["path"], two.root / out["path"], out["path"])
+            verdict = f"{len(differing)} differ" if differing else "the same"
+            print(f"{name:<12} {out['path']}: {files:,} file{'s' * (files != 1)}, {size:,} bytes: {verdict}")
+            for path, what in differing:
                 print(f"{'':<12} {path}: {what}")
                 found.append(f"stage {name}, {path}: {what}")
     lock = difference(one.root / "dvc.lock", two.root / "dvc.lock")

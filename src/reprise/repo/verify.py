@@ -126,11 +126,11 @@ class Verification:
         """Check code, params and commands; see the function `stale_code`."""
         found = set()
         for _, stage in self.stages:
-            found |= {path for path, _ in self._changed_terms(stage)}
+            found |= {path for path, _ in self._changed_params(stage)}
             found |= {dep.def_path for dep in stage.deps if dep.def_path.startswith(CODE) and dep.status()}
         return sorted(found)
 
-    def _changed_terms(self, stage: Stage) -> list[tuple[str, str]]:
+    def _changed_params(self, stage: Stage) -> list[tuple[str, str]]:
         """Return (what, how) of the command and the params that have changed since the stage ran."""
         changed = [("dvc.yaml", "command modified")] if getattr(stage, "cmd_changed", False) else []
         for dep in (dep for dep in stage.deps if isinstance(dep, ParamsDependency)):
@@ -141,7 +141,7 @@ class Verification:
 
     def _is_current(self, name: str, stage: Stage) -> bool:
         """Name what has changed since the stage ran, or else while it ran; return whether nothing has."""
-        changed = self._changed_terms(stage)
+        changed = self._changed_params(stage)
         for dep in (dep for dep in stage.deps if not isinstance(dep, ParamsDependency)):
             if dep.hash_info.value is None:
                 changed.append((dep.def_path, "added"))
