@@ -43,7 +43,7 @@ class Comparison:
         self.data = pairing.data_changes()
         bad = set(changes.not_numbers(head)) - set(changes.not_numbers(base))
         self.regressed = self.verdict.word == "worse" or bool(bad)
-        self.notes = [*_on_numbers(base, head, self.verdict), *pairing.notes, *_on_revisions(base, head)]
+        self.notes = _notes(base, head, self.verdict, pairing.notes)
 
     @property
     def changed_classes(self) -> dict[str, list[changes.ClassChange]]:
@@ -108,8 +108,8 @@ def _only_the_seed_differs(base: Revision, head: Revision) -> bool:
     return same and other_seed and not changes.provenance_changes(base, head)
 
 
-def _on_numbers(base: Revision, head: Revision, verdict: Verdict) -> list[str]:
-    """Return notes on what is not a number, and on what the seeds do not decide."""
+def _notes(base: Revision, head: Revision, verdict: Verdict, of_pairing: list[str]) -> list[str]:
+    """Return what the reader has to know of the numbers, the pairing of the images, and the revisions."""
     notes = []
     if verdict.seeds:
         notes.append(f"The seeds decide the verdict alone: all else, classes too, is of two runs, {base} and {head}.")
@@ -119,12 +119,7 @@ def _on_numbers(base: Revision, head: Revision, verdict: Verdict) -> list[str]:
     if verdict.without_loss:
         share = f"{verdict.without_loss:,} of {verdict.images:,} images"
         notes.append(f"{share} have a probability that is not a number: they are left out of loss and calibration.")
-    return notes
-
-
-def _on_revisions(base: Revision, head: Revision) -> list[str]:
-    """Return notes on what is uncommitted, stale, one and the same, grouped, or not merged."""
-    notes = []
+    notes += of_pairing
     if uncommitted := base.project.changed("HEAD") if None in (base.commit, head.commit) else []:
         files = listed(uncommitted, 5)
         notes.append(f"The workspace has uncommitted changes ({files}): nobody else can repeat this yet.")

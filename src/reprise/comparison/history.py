@@ -58,17 +58,14 @@ def chosen(points: Sequence[Point], names: Sequence[str]) -> list[str]:
 
 def table(points: Sequence[Point], names: Sequence[str]) -> str:
     """Return a table, a line for each point; `-` where a commit does not have a metric."""
-    columns = [["commit", *(point.commit for point in points)]]
-    columns += [[name, *(_number(point.metrics.get(name)) for point in points)] for name in names]
-    widths = [max(map(len, column)) for column in columns]
-    forms = ["<", *">" * len(names)]
-    lines = [
-        "  ".join(f"{cell:{form}{width}}" for cell, form, width in zip(row, forms, widths, strict=True))
-        for row in zip(*columns, strict=True)
-    ]
-    subjects = [HIDDEN.sub("?", point.subject) for point in points]
-    shown = [subject if len(subject) <= LONGEST else f"{subject[: LONGEST - 3]}..." for subject in subjects]
-    return "\n".join(f"{line}  {subject}".rstrip() for line, subject in zip(lines, ["", *shown], strict=True))
+    rows = [["commit", *names, ""]]
+    for point in points:
+        subject = HIDDEN.sub("?", point.subject)
+        subject = subject if len(subject) <= LONGEST else f"{subject[: LONGEST - 3]}..."
+        rows.append([point.commit, *(_number(point.metrics.get(name)) for name in names), subject])
+    first, *widths, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    line = "  ".join([f"{{:<{first}}}", *(f"{{:>{width}}}" for width in widths), "{}"])
+    return "\n".join(line.format(*row).rstrip() for row in rows)
 
 
 def picture(points: Sequence[Point], names: Sequence[str]) -> str:
