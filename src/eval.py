@@ -1,4 +1,4 @@
-"""Evaluate the published model, or another one, on the test split of the data it was trained on.
+"""Evaluate the published model, or another one, on the test split of the data that it was trained on.
 
 python src/eval.py                 the model that `dvc repro` published
 python src/eval.py runs/latest     a run of src/train.py, or any .safetensors file with its .json beside it
@@ -20,25 +20,23 @@ PROJECT = Project(Path(__file__).resolve().parent.parent)
 def main() -> None:
     """Find the model and its data, evaluate, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "model", nargs="?", type=Path, default=PROJECT.root / "models", help="a run folder or .safetensors file"
-    )
-    weights, facts = find_model(parser.parse_args().model)
+    models = PROJECT.root / "models"
+    parser.add_argument("model", nargs="?", type=Path, default=models, help="a run folder or .safetensors file")
+    weights, card_path = find_model(parser.parse_args().model)
     of_run = weights.with_name("params.yaml")
     params = load_params(of_run if of_run.exists() else PROJECT.root / "params.yaml")
-    terms = load_card(facts).provenance
-    before_torch(terms.threads, terms.reproducible)
+    trained = load_card(card_path).provenance
+    before_torch(trained.threads, trained.reproducible)
     processed = prepared_data(PROJECT, params.data)
     from reprise.evaluation.evaluate import evaluate
     from reprise.model.backbone import load_model
 
-    after_torch(terms.threads, terms.reproducible)
-    network, card = load_model(weights, facts)
+    after_torch(trained.threads, trained.reproducible)
+    network, card = load_model(weights, card_path)
     settings = params.evaluate
     result = evaluate(network, card, processed, settings.batch_size, settings.calibration_bins, settings.metrics)
-    print(
-        f"eval: {card.architecture.model_name} ({weights}) on {len(result.ids):,} test images of {card.training.data}"
-    )
+    name, data = card.architecture.model_name, card.training.data
+    print(f"eval: {name} ({weights}) on {len(result.ids):,} test images of {data}")
     print(result.table())
 
 

@@ -11,6 +11,7 @@ where it was, by the same command or by --resume.
 import argparse
 from pathlib import Path
 
+from reprise.cli import print_profile, print_sanity
 from reprise.params.dependencies import KEPT, Dependencies
 from reprise.params.load import help_text, load_params
 from reprise.params.presets import find_preset
@@ -34,17 +35,8 @@ def main() -> int:
         return 0
     number = rank(params.train)
     inputs = ready_to_train(PROJECT, params)
-    if options.profile:
-        from reprise.diagnostics.profile import profile
-
-        print(profile(*inputs).table())
-        return 0
-    if options.sanity:
-        from reprise.diagnostics.sanity import sanity, table
-
-        checks = sanity(*inputs)
-        print(table(checks))
-        return int(not all(check.passed for check in checks))
+    if options.profile or options.sanity:
+        return print_profile(inputs) if options.profile else print_sanity(inputs)
     from reprise.training.debug import Debug
     from reprise.training.loggers import create_loggers
     from reprise.training.train import Options, train
@@ -75,24 +67,20 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     """Read the command line; `--help` lists every parameter."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=f"parameters, as they stand in params.yaml:\n{help_text(load_params(PARAMS))}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    epilog = f"parameters, as they stand in params.yaml:\n{help_text(load_params(PARAMS))}"
+    text = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=epilog, formatter_class=text)
+    quick = parser.add_mutually_exclusive_group()
+    add, add_quick = parser.add_argument, quick.add_argument
     add("overrides", nargs="*", metavar="key=value", help="a parameter of params.yaml and its new value")
     add("--preset", metavar="NAME", help="start from the values of presets/NAME.yaml")
     add("--resume", nargs="?", const="", metavar="RUN", help="go on with a run that was stopped; the last one, or RUN")
     add("--print-config", action="store_true", help="print all params as they would be used, and stop")
-    quick = parser.add_mutually_exclusive_group()
-    quick.add_argument("--fast-dev-run", action="store_true", help="one batch of each split, one epoch, nothing kept")
-    quick.add_argument("--overfit", type=int, metavar="N", help="train and validate on the same N batches")
+    add_quick("--fast-dev-run", action="store_true", help="one batch of each split, one epoch, nothing kept")
+    add_quick("--overfit", type=int, metavar="N", help="train and validate on the same N batches")
     add("--limit", type=float, default=1.0, metavar="F", help="use this share of the training and validation images")
-    quick.add_argument(
-        "--sanity", action="store_true", help="check data and network instead; exit code 1: a check failed"
-    )
-    quick.add_argument("--profile", action="store_true", help="only say where a step's time goes")
+    add_quick("--sanity", action="store_true", help="check data and network instead; exit code 1: a check failed")
+    add_quick("--profile", action="store_true", help="only say where a step's time goes")
     add("--detect-anomaly", action="store_true", help="name the operation that first gives NaN (slow)")
     options = parser.parse_intermixed_args()
     if (options.sanity or options.profile) and (options.limit != 1 or options.detect_anomaly):

@@ -23,7 +23,7 @@ COMMANDS: list[tuple[Command, tuple[Argument, ...]]] = []
 
 
 def argument(*names: str, **options: Any) -> Argument:
-    """Return what `ArgumentParser.add_argument` takes."""
+    """Return names and options of an argument, for `ArgumentParser.add_argument`."""
     return names, options
 
 
@@ -123,17 +123,17 @@ def review(options: Namespace) -> int:
         return 0
     from reprise.comparison.review import artifact_link, merge_base, review
 
-    project, found = here(), os.environ
+    project, variables = here(), os.environ
     out = options.out or project.root / "runs/review"
-    branch = found.get("GITHUB_BASE_REF") or found.get("CI_MERGE_REQUEST_TARGET_BRANCH_NAME") or "main"
-    base = merge_base(project, options.remote, options.base or branch)
-    artifact = artifact_link(project.short(out), found)
-    result = review(project, base, out, artifact, options.reproduce, bool(options.fail_on))
-    page = out / "comment.md"
-    page.write_text(result.page(), encoding="utf-8")
-    print(result.page())
-    print(f"review: {'passed' if result.passed else 'FAILED'} -> {page}", file=sys.stderr)
-    return int(not result.passed)
+    named = (variables.get(name) for name in ("GITHUB_BASE_REF", "CI_MERGE_REQUEST_TARGET_BRANCH_NAME"))
+    base = merge_base(project, options.remote, options.base or next(filter(None, named), "main"))
+    artifact = artifact_link(project.short(out), variables)
+    page, passed = review(project, base, out, artifact, options.reproduce, bool(options.fail_on))
+    path = out / "comment.md"
+    path.write_text(page, encoding="utf-8")
+    print(page)
+    print(f"review: {'passed' if passed else 'FAILED'} -> {path}", file=sys.stderr)
+    return int(not passed)
 
 
 @command()
@@ -146,14 +146,14 @@ def verify(options: Namespace) -> int:
     from reprise.repo.verify import verify
 
     found = verify(here())
-    checked = f"{found.stages} stages, {found.files:,} files, {found.bytes:,} bytes hashed"
-    if not found.mismatches:
-        print(f"verify: {checked}: workspace and cache are what dvc.lock records")
-        return 0
-    print(*found.mismatches, sep="\n")
-    print(f"verify: {checked}: {len(found.mismatches)} not as dvc.lock records. The way out, in this order:")
-    print(*(f"  {way}" for way in found.repairs), sep="\n")
-    return 1
+    for path, stage, what in found.mismatches:
+        print(f"{path}, stage {stage}: {what}")
+    said = "workspace and cache are what dvc.lock records"
+    if found.mismatches:
+        said = f"{len(found.mismatches)} not as dvc.lock records. The way out, in this order:"
+    print(f"verify: {len(found.stages)} stages, {len(found.hashes):,} files, {found.bytes:,} bytes hashed: {said}")
+    print("".join(f"  {command}\n" for command in found.repairs), end="")
+    return int(bool(found.mismatches))
 
 
 @command(OVERRIDES)
@@ -225,16 +225,12 @@ def folds(options: Namespace) -> None:
     dvc queue start
     reprise folds
     """
-    import json
+    from reprise.repo.crossvalidation import finished_runs, summarize
 
-    from reprise.repo.crossvalidation import finished_runs, summarise
-
-    summary = summarise(finished_runs(json.loads(here().dvc("exp", "show", "--json"))))
+    summary = summarize(finished_runs(here()))
     if not summary:
-        raise UserError(
-            "this commit has no finished experiment with data.folds; queue them with "
-            "dvc exp run --queue -S data.folds=5 -S 'data.fold=0,1,2,3,4', then `dvc queue start`"
-        )
+        queue = "dvc exp run --queue -S data.folds=5 -S 'data.fold=0,1,2,3,4', then `dvc queue start`"
+        raise UserError(f"this commit has no finished experiment with data.folds; queue them with {queue}")
     print(summary)
 
 
@@ -284,11 +280,29 @@ def sanity(options: Namespace) -> int:
 
     Takes parameters as src/train.py does. Exits with 1 if a check failed.
     """
+    return print_sanity(inputs_of_training(options))
+
+
+@command(OVERRIDES)
+def profile(options: Namespace) -> int:
+    """Say where a training step's time goes.
+
+    And how near the training comes to a bare loop. Takes parameters as src/train.py does; keeps nothing.
+    """
+    return print_profile(inputs_of_training(options))
+
+
+def inputs_of_training(options: Namespace) -> tuple[Any, ...]:
+    """Return the arguments of `train` for params.yaml with the overrides; load torch."""
     from reprise.params.load import load_params
     from reprise.repo.runs import ready_to_train
 
     project = here()
-    inputs = ready_to_train(project, load_params(project.root / "params.yaml", options.overrides))
+    return ready_to_train(project, load_params(project.root / "params.yaml", options.overrides))
+
+
+def print_sanity(inputs: tuple[Any, ...]) -> int:
+    """Print the checks of data and network, by the arguments of `train`; return the exit code."""
     from reprise.diagnostics.sanity import sanity, table
 
     checks = sanity(*inputs)
@@ -296,17 +310,9 @@ def sanity(options: Namespace) -> int:
     return int(not all(check.passed for check in checks))
 
 
-@command(OVERRIDES)
-def profile(options: Namespace) -> None:
-    """Say where a training step's time goes.
-
-    And how near the training comes to a bare loop. Takes parameters as src/train.py does; keeps nothing.
-    """
-    from reprise.params.load import load_params
-    from reprise.repo.runs import ready_to_train
-
-    project = here()
-    inputs = ready_to_train(project, load_params(project.root / "params.yaml", options.overrides))
+def print_profile(inputs: tuple[Any, ...]) -> int:
+    """Print the times of a training step, by the arguments of `train`; return 0."""
     from reprise.diagnostics.profile import profile
 
     print(profile(*inputs).table())
+    return 0

@@ -29,9 +29,7 @@ class Project:
         self.git("config", "user.email", "test@example.invalid")
 
     def git(self, *arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=self.path, check=True, capture_output=True, text=True
-        ).stdout.strip()
+        return subprocess.check_output(["git", *arguments], cwd=self.path, stderr=subprocess.DEVNULL, text=True).strip()
 
     def stored(self, content: bytes, suffix: str = "") -> str:
         """Put a file into DVC's cache; return its MD5."""
@@ -63,11 +61,8 @@ class Project:
         writer.writerow(["id", "label", "predicted", *(f"p({name})" for name in classes)])
         for name, (label, guess) in said.items():
             writer.writerow([name, label, guess, *(sure if each == guess else rest for each in classes)])
-        labels = {
-            "test": {name: label for name, (label, _) in said.items()},
-            "train": {name: name.split("/")[0] for name in train},
-            "val": {},
-        }
+        tested = {name: label for name, (label, _) in said.items()}
+        labels = {"test": tested, "train": {name: name.split("/")[0] for name in train}, "val": {}}
         everything = labels["test"] | labels["train"]
         contents = {name: (content or {}).get(name, name.split("/")[-1]).encode() for name in everything}
         packed = io.BytesIO()

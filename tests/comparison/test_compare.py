@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from reprise.comparison import compare as comparing
 from reprise.comparison.report import markdown, summary, write
@@ -40,6 +42,33 @@ def test_the_verdict_follows_the_answers_and_the_gate_follows_the_verdict(projec
     assert "show a difference of 8 points or more in 80% of cases" in summary(compare(project.path, "main", "alike"))
 
 
+def test_the_command_names_the_class_that_broke_shows_its_images_and_exits_with_3(project, tmp_path):
+    project.state(answers(40, 0) | answers(40, 0, "bee", prefix="b")).commit()
+    project.state(answers(10, 30) | answers(40, 0, "bee", prefix="b")).commit("worse")
+
+    def command(*arguments):
+        line = [sys.executable, "-m", "reprise", "compare", *arguments, "--out", str(tmp_path / "out")]
+        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "src")}
+        return subprocess.run(line, cwd=project.path, env=environment, capture_output=True, text=True)
+
+    done = command("main", "worse", "--fail-on", "regression")
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.startswith("worse: ")
+    assert "\nclasses found worse than before: ant 40/40 -> 10/40\n" in done.stdout
+    report = (tmp_path / "out/report.md").read_text()
+    assert "Classes found worse than before: **ant** (-75.00 points)." in report
+    rows = report[report.index("### Right before") :].split("\n\n")[2].splitlines()[2:]
+    listed = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert len(listed) == 24
+    assert {(label, before, after) for _, _, label, before, after, _ in listed} == {("ant", "ant", "bee")}
+    sheet = np.asarray(Image.open(tmp_path / "out/broken.png").convert("L"))
+    pixel = zlib.crc32(listed[0][1].removeprefix("ant/").encode()) % 256  # the first tile is the first image listed
+    assert np.abs(sheet[8:104, 8:104].astype(int) - pixel).mean() < 3
+    done = command("nowhere")
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: nowhere: no Git revision and no DVC experiment has this name; .*\n", done.stderr)
+
+
 def test_the_workspace_is_a_revision_and_says_that_it_is_not_committed(project):
     project.state(answers(7, 3)).commit()
     project.state(answers(8, 2))
@@ -67,24 +96,26 @@ def test_a_tag_an_experiment_and_a_short_commit_are_revisions(project, kind):
 def test_an_image_is_known_by_its_content_and_not_by_its_name(project):
     base = answers(5, 5) | answers(4, 0, "bee", prefix="b")
     project.state(base, train=["ant/moves", "ant/goes", "ant/stays"]).commit()
-    head = {name.replace("bee/b0", "cat/b0"): said for name, said in base.items()}  # relabelled
+    head = {name.replace("bee/b0", "cat/b0"): said for name, said in base.items()}  # relabeled
     head["cat/b0"] = ("cat", "cat")
     del head["ant/1"]
     head["ant/new"] = ("ant", "ant")
     head["ant/moves"] = ("ant", "ant")
     project.state(head, train=["ant/stays"], content={"ant/2": "another picture"}).commit("head")
     found = compare(project.path, "main", "head")
-    assert found.data.added == ["ant/new"]
-    assert found.data.removed == ["ant/1", "ant/goes"]
-    assert found.data.replaced == ["ant/2"]
-    assert found.data.moved == [("ant/moves", "train", "test")]
-    assert found.data.relabelled == [("cat/b0", "bee", "cat")]
+    assert found.data == {
+        "added": [("ant/new",)],
+        "removed": [("ant/1",), ("ant/goes",)],
+        "other content": [("ant/2",)],
+        "moved between splits": [("ant/moves", "train", "test")],
+        "relabeled": [("cat/b0", "bee", "cat")],
+    }
     assert found.verdict.images == 12  # of 14: not ant/1, ant/2
     assert (found.verdict.broken, found.verdict.fixed) == (0, 1)  # judged by the new label
     assert any("Only the 12 that both have" in note for note in found.notes)
     assert any(note.startswith("1 of these have a new label") for note in found.notes)
     page = markdown(found, set())
-    assert "| relabelled | 1 | cat/b0 (bee -> cat) |" in page
+    assert "| relabeled | 1 | cat/b0 (bee -> cat) |" in page
 
 
 def test_without_the_raw_images_names_have_to_do_and_the_report_says_so(project):
@@ -236,13 +267,13 @@ def test_mistakes_are_told_in_a_line_with_the_way_out(project, tmp_path):
     predictions = find_revision(repo.Project.find(project.path), "main").md5("data/predictions.csv")
     project.cached(predictions).write_text("id,label\n")
     assert "altered since DVC stored it" in refused(project, "main", "others")
-    subprocess.run(
-        ["git", "clone", "--quiet", "--depth", "1", f"file://{project.path}", str(tmp_path / "shallow")], check=True
-    )
+    project.git("clone", "--quiet", "--depth", "1", f"file://{project.path}", str(tmp_path / "shallow"))
     shallow = type("Shallow", (), {"path": tmp_path / "shallow"})
     assert "`fetch-depth: 0`" in refused(shallow, "main~1", "workspace")
     (tmp_path / "empty").mkdir()
     assert "not in a Git and DVC repository" in refused(type("No", (), {"path": tmp_path / "empty"}), "a", "b")
+    (project.path / ".git").rename(tmp_path / "elsewhere")
+    assert f"{project.path}: not in a Git and DVC repository" in refused(project, "a", "b")
 
 
 def test_the_report_of_equal_revisions_is_the_same_bytes_each_time_and_small(tmp_path):

@@ -1,4 +1,4 @@
-"""`make history`: the metrics of each commit, in order, also where some are missing, broken or not committed."""
+"""`reprise history`: the metrics of each commit, in order, also where some are missing, broken or not committed."""
 
 import json
 import re
@@ -6,38 +6,37 @@ import xml.etree.ElementTree
 
 import pytest
 
-from tests.conftest import Workspace, fresh_clone
-from tests.test_pipeline import refused
+from reprise.comparison.history import chosen, history, picture, table
+from reprise.repo.project import Project
+from reprise.runtime.errors import UserError
+from tests.conftest import ROOT, Workspace
 
 
 @pytest.fixture
-def branch(tmp_path):
-    """A repository without metrics and without commits yet."""
-    clone = fresh_clone(tmp_path / "clone")
-    clone.commit()
-    return clone
+def branch(project):
+    """A project without metrics."""
+    project.write("dvc.yaml", "")
+    project.commit()
+    return project
 
 
-def write(clone, content, message=None):
-    text = content if isinstance(content, str) else json.dumps(content)
-    (clone.path / "metrics").mkdir(exist_ok=True)
-    (clone.path / "metrics/test.json").write_text(text)
+def write(branch, content, message=None):
+    branch.write("metrics/test.json", content if isinstance(content, str) else json.dumps(content))
     if message:
-        clone.run("git", "add", "--all")
-        clone.run("git", "commit", "--quiet", "--message", message)
+        branch.git("add", "--all")
+        branch.git("commit", "--quiet", "--message", message)
 
 
-def show(clone, *names):
-    *lines, last = clone.run("python", "-m", "reprise", "history", *names).stdout.splitlines()
-    assert last == f"history: {len(lines) - 1} points -> runs/history.svg"
-    svg = (clone.path / "runs/history.svg").read_text()
-    return lines, xml.etree.ElementTree.fromstring(svg), svg
+def show(branch, *names):
+    points = history(Project.find(branch.path))
+    svg = picture(points, chosen(points, names))
+    return table(points, chosen(points, names)).splitlines(), xml.etree.ElementTree.fromstring(svg), svg
 
 
 def test_each_change_of_the_metrics_is_a_line_and_a_dot_in_the_order_of_the_commits(branch):
     write(branch, {"accuracy": 0.5, "loss": 1.25, "images": 100}, "first <script>")
     write(branch, "{", "broken")
-    (branch.path / "README.md").write_text("x")
+    branch.write("README.md", "x")
     branch.commit()
     write(branch, '{"accuracy": 0.75, "loss": NaN, "ece": null, "images": 100}', "second" + "x" * 80)
     write(branch, {"accuracy": 0.9, "loss": 0.5, "images": 100})
@@ -62,22 +61,26 @@ def test_each_change_of_the_metrics_is_a_line_and_a_dot_in_the_order_of_the_comm
 
 def test_a_branch_shows_merges_as_one_commit_and_only_metrics_that_are_asked_for(branch):
     write(branch, {"accuracy": 0.5, "ece": 0.1}, "base")
-    branch.run("git", "checkout", "--quiet", "-b", "side")
+    branch.git("checkout", "--quiet", "-b", "side")
     write(branch, {"accuracy": 0.6, "ece": 0.1}, "one try")
     write(branch, {"accuracy": 0.7, "ece": 0.2}, "another")
-    branch.run("git", "checkout", "--quiet", "main")
-    branch.run("git", "merge", "--quiet", "--no-ff", "--message", "merge side", "side")
+    branch.git("checkout", "--quiet", "main")
+    branch.git("merge", "--quiet", "--no-ff", "--message", "merge side", "side")
     lines, _, _ = show(branch, "ece")
     assert [line.split()[1:] for line in lines] == [["ece"], ["0.1000", "base"], ["0.2000", "merge", "side"]]
-    said = refused(branch.run("python", "-m", "reprise", "history", "recal", check=False))
-    assert "recal: no such metric; there are accuracy, ece" in said
+    with pytest.raises(UserError, match="recal: no such metric; there are accuracy, ece"):
+        show(branch, "recal")
 
 
 def test_no_metrics_and_a_shallow_clone_are_said(branch, tmp_path):
-    assert "no commit of this branch has it" in refused(branch.run("python", "-m", "reprise", "history", check=False))
+    with pytest.raises(UserError, match="no commit of this branch has it"):
+        show(branch)
     write(branch, {"accuracy": 0.5}, "one")
     write(branch, {"accuracy": 0.6}, "two")
-    branch.run("git", "clone", "--quiet", "--depth=1", f"file://{branch.path}", str(tmp_path / "shallow"))
-    done = Workspace(tmp_path / "shallow").run("python", "-m", "reprise", "history")
+    branch.git("clone", "--quiet", "--depth=1", f"file://{branch.path}", str(tmp_path / "shallow"))
+    shallow = Workspace(tmp_path / "shallow")
+    done = shallow.run("python", "-m", "reprise", "history", PYTHONPATH=str(ROOT / "src"))
     assert "shallow clone" in done.stderr
     assert "0.6000" in done.stdout
+    assert done.stdout.splitlines()[-1] == "history: 1 points -> runs/history.svg"
+    assert (shallow.path / "runs/history.svg").read_text().startswith("<svg")

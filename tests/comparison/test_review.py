@@ -109,15 +109,6 @@ def test_a_branch_is_compared_with_where_it_left_the_remotes_main(branch, tmp_pa
     assert branch.clean()
 
 
-@pytest.mark.slow
-def test_the_real_comparison_is_on_the_page(reproduced):
-    page = review(reproduced)
-    assert results(page) == {"dvc.lock is fresh": True, "compared": True}
-    assert "# No difference shown: the workspace against " in page
-    assert (reproduced.path / "runs/review/reliability.svg").exists()
-    assert reproduced.clean()
-
-
 def test_a_stale_lock_fails_and_says_why(branch):
     branch.set("train.lr=0.002")
     branch.commit()

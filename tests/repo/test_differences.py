@@ -113,13 +113,12 @@ def test_folders_are_compared_file_by_file(tmp_path):
             path = tmp_path / folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-    found = differences(tmp_path / "1", tmp_path / "2", "out")
-    assert found.files == 4
-    assert found.bytes == 4
-    assert found.found == [
+    files, size, found = differences(tmp_path / "1", tmp_path / "2", "out")
+    assert (files, size) == (4, 4)
+    assert found == [
         ("out/a/x", "only in the first"),
         ("out/c", "line 1: '3' -> '4'"),
         ("out/d", "only in the second"),
     ]
-    assert differences(tmp_path / "1/b", tmp_path / "2/b", "out").found == []
-    assert differences(tmp_path / "1/b", tmp_path / "2", "out").found == [("out", "only in the first")]
+    assert differences(tmp_path / "1/b", tmp_path / "2/b", "out") == (1, 2, [])
+    assert differences(tmp_path / "1/b", tmp_path / "2", "out") == (1, 2, [("out", "only in the first")])

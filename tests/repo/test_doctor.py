@@ -7,13 +7,14 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import psutil
 import pytest
 
-from tests.conftest import ROOT, fresh_clone
+from reprise.repo import revisions
+from reprise.repo.project import Project
+from tests.conftest import fresh_clone
 from tests.test_pipeline import refused
 
 LR = "train.lr=0.5"  # what the experiments try
@@ -125,7 +126,7 @@ def healthy(workspace):
 
 
 def experiments(workspace):
-    return set(workspace.run("dvc", "exp", "list", "--all-commits", "--name-only").stdout.split())
+    return {experiment.name for experiment in revisions.experiments(Project(workspace.path))}
 
 
 def wait_for_the_end(pid):
@@ -135,9 +136,7 @@ def wait_for_the_end(pid):
 
 
 def test_an_experiment_killed_with_its_stage_leaves_a_branch_and_all_edits(breakable):
-    environment = {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "STAGE_KILLS": "1"}
-    command = ["setsid", "--wait", "dvc", "exp", "run", "-S", LR]
-    assert breakable.run(*command, check=False, **environment).returncode != 0
+    assert breakable.run("setsid", "--wait", "dvc", "exp", "run", "-S", LR, check=False, STAGE_KILLS="1").returncode
     assert head(breakable) == ""  # the next commit would be on no branch
     assert len(list(breakable.path.glob("metrics/.*.partial"))) == 1
     before = lines(breakable, "git", "status", "--porcelain=v2", "--branch")
@@ -146,12 +145,8 @@ def test_an_experiment_killed_with_its_stage_leaves_a_branch_and_all_edits(break
     assert doctor(breakable) == plan
     healthy(breakable)
     assert not list(breakable.path.rglob("*.partial"))
-    assert lines(breakable, "git", "status", "--porcelain") == [
-        " M README.md",
-        " D metrics/test.json",
-        " M params.yaml",
-        "?? notes.txt",
-    ]
+    status = lines(breakable, "git", "status", "--porcelain")
+    assert status == [" M README.md", " D metrics/test.json", " M params.yaml", "?? notes.txt"]
     assert "quick" in breakable.run("dvc", "status").stdout
     breakable.run("dvc", "exp", "run", "--name", "next")
     assert head(breakable) == "refs/heads/main"
@@ -250,11 +245,7 @@ def test_a_queued_experiment_whose_worker_died_is_marked_as_failed(breakable):
 def test_it_waits_for_dvc_and_for_a_stage_that_outlives_it_then_frees_the_dead_ones_locks(breakable):
     fifo = breakable.path.parent / "arrived"
     os.mkfifo(fifo)
-    environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("PYTHON")},
-        "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
-        "STAGE_WAITS": str(fifo),
-    }
+    environment = breakable.environment() | {"STAGE_WAITS": str(fifo)}
     command = ["dvc", "repro", "--force"]
     dvc = subprocess.Popen(command, cwd=breakable.path, env=environment, stdout=subprocess.DEVNULL)
     with fifo.open() as arrived:
@@ -354,11 +345,3 @@ def test_a_healthy_workspace_needs_nothing(breakable, tmp_path):
     never_run = type(breakable)(tmp_path / "never run")
     assert doctor(never_run) == "nothing to do\n"
     assert not (never_run.path / ".dvc/tmp").exists()
-
-
-def test_outside_a_repository_it_says_so(tmp_path):
-    folder = fresh_clone(tmp_path / "clone")
-    (folder.path / ".git").rename(tmp_path / "elsewhere")
-    said = refused(folder.run("python", "-m", "reprise", "doctor", check=False))
-    assert "not in a Git and DVC repository" in said
-    assert str(ROOT) not in said

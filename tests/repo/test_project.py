@@ -63,6 +63,8 @@ def test_every_command_works_wherever_the_project_lies(reproduced, tmp_path, lay
     assert "workspace " not in reprise("history")
     page = reprise("review")
     assert page.count("| passed |") == 2, page
+    assert "# No difference shown: the workspace against " in page
+    assert (project.path / "runs/review/reliability.svg").exists()
     assert "older than" not in page
     assert "uncommitted" not in page
     project.set("train.lr=0.002")

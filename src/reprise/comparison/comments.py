@@ -1,7 +1,7 @@
 """One comment on a pull request (GitHub) or merge request (GitLab), posted once and updated from then on.
 
 Needs the standard library alone: the job that holds a token to write comments installs nothing and runs no code of the
-pull request. So what it posts is not to be trusted: `harmless` takes out of it what a site would act on.
+pull request. What it posts is not to be trusted: `harmless` removes from it what a site would act on.
 """
 
 import json
@@ -10,8 +10,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from reprise.runtime.errors import UserError
 
@@ -31,20 +32,17 @@ TIMEOUT = 30  # seconds
 def post(platform: "GitHub | GitLab", markdown: str) -> str:
     """Post the comment, or update the one that is there; return its address. Raises UserError if the site refuses."""
     body = f"{MARKER}\n{shortened(harmless(markdown), platform.limit - len(MARKER) - 1)}"
-    for number, text in platform.comments():
-        if text.startswith(MARKER):
-            return platform.replace(number, body)
-    return platform.add(body)
+    own = (number for number, text in platform.comments() if text.startswith(MARKER))
+    return platform.write(body, next(own, None))
 
 
 def harmless(markdown: str) -> str:
     """Return Markdown that mentions nobody, refers to no issue, commands nothing, hides nothing and loads nothing.
 
-    Pictures give way to their descriptions: a comment cannot show those that lie beside a report. HTML is shown as
+    Pictures are replaced by their descriptions: a comment cannot show those that lie beside a report. HTML is shown as
     text, except for the tags that fold a section. A line that begins with `/` would be a command to GitLab.
     """
-    without = PICTURE.sub(r"\1", markdown.replace("\r", ""))
-    without = TAGS.sub("&lt;", without)
+    without = TAGS.sub("&lt;", PICTURE.sub(r"\1", markdown.replace("\r", "")))
     without = ACTIVE.sub(rf"\g<0>{APART}", without)
     return re.sub(r"^(\s*)/", rf"\1{APART}/", without, flags=re.MULTILINE)
 
@@ -61,119 +59,114 @@ def shortened(markdown: str, limit: int) -> str:
 
 
 @dataclass(frozen=True)
-class GitHub:
-    """A pull request, by number. api: e.g. https://api.github.com; repository: OWNER/NAME."""
-
-    api: str
-    repository: str
-    number: int
-    token: str
-    limit: int = 65_536
-
-    def comments(self) -> Iterator[tuple[int, str]]:
-        """Yield (number, text) of the comments that this token's owner has written."""
-        try:
-            own = self._call("GET", "/user")["login"]
-        except UserError:  # the token of a workflow is no user's
-            own = "github-actions[bot]"
-        for item in pages(self, f"/repos/{self.repository}/issues/{self.number}/comments"):
-            if item["user"] and item["user"]["login"] == own:
-                yield item["id"], item["body"] or ""
-
-    def add(self, body: str) -> str:
-        """Write a new comment; return its address."""
-        where = f"/repos/{self.repository}/issues/{self.number}/comments"
-        return str(self._call("POST", where, {"body": body})["html_url"])
-
-    def replace(self, number: int, body: str) -> str:
-        """Put another text into a comment; return its address."""
-        where = f"/repos/{self.repository}/issues/comments/{number}"
-        return str(self._call("PATCH", where, {"body": body})["html_url"])
-
-    def _call(self, method: str, path: str, content: object = None) -> Any:
-        headers = {"Authorization": f"Bearer {self.token}", "Accept": "application/vnd.github+json"}
-        return call(method, self.api + path, headers, content)
-
-
-@dataclass(frozen=True)
-class GitLab:
-    """A merge request, by its number in the project. api: e.g. https://gitlab.com/api/v4; project: its id."""
+class Site:
+    """A pull or merge request, by the address of the site's API, project and number; limit: characters of a comment."""
 
     api: str
     project: str
     number: int
     token: str
-    limit: int = 1_000_000
+    limit: int
+    headers: ClassVar[dict[str, str]]  # {} stands for the token
+    variables: ClassVar[tuple[str, ...]]  # in which CI has api, project, number and token
+
+    def call(self, method: str, path: str, content: object = None) -> Any:
+        """Send JSON to a path below the API, return the JSON that comes back. Raises UserError as `send` does."""
+        headers = {name: value.format(self.token) for name, value in self.headers.items()}
+        return send(method, self.api + path, headers, content)
+
+    def pages(self, path: str) -> Iterator[Any]:
+        """Yield every item of a list that comes page by page."""
+        for page in count(1):
+            items = self.call("GET", f"{path}?per_page={PER_PAGE}&page={page}")
+            yield from items
+            if len(items) < PER_PAGE:
+                return
+
+
+@dataclass(frozen=True)
+class GitHub(Site):
+    """A pull request. api: e.g. https://api.github.com; project: OWNER/NAME."""
+
+    limit: int = 65_536
+    variables = ("GITHUB_API_URL", "GITHUB_REPOSITORY", "PULL_REQUEST", "GITHUB_TOKEN")
+    headers: ClassVar = {"Authorization": "Bearer {}", "Accept": "application/vnd.github+json"}
 
     def comments(self) -> Iterator[tuple[int, str]]:
         """Yield (number, text) of the comments that this token's owner has written."""
-        own = self._call("GET", "/user")["username"]
-        for item in pages(self, f"/projects/{self.project}/merge_requests/{self.number}/notes"):
+        try:
+            own = self.call("GET", "/user")["login"]
+        except UserError:  # the token of a workflow is no user's
+            own = "github-actions[bot]"
+        for item in self.pages(f"/repos/{self.project}/issues/{self.number}/comments"):
+            if item["user"] and item["user"]["login"] == own:
+                yield item["id"], item["body"] or ""
+
+    def write(self, body: str, comment: int | None = None) -> str:
+        """Write a new comment, or replace the text of one, by its number; return its address."""
+        path = f"comments/{comment}" if comment else f"{self.number}/comments"
+        method = "PATCH" if comment else "POST"
+        return str(self.call(method, f"/repos/{self.project}/issues/{path}", {"body": body})["html_url"])
+
+
+@dataclass(frozen=True)
+class GitLab(Site):
+    """A merge request. api: e.g. https://gitlab.com/api/v4; project: its id."""
+
+    limit: int = 1_000_000
+    variables = ("CI_API_V4_URL", "CI_MERGE_REQUEST_PROJECT_ID", "CI_MERGE_REQUEST_IID", "REVIEW_TOKEN")
+    headers: ClassVar = {"PRIVATE-TOKEN": "{}"}
+
+    @property
+    def place(self) -> str:
+        """The path of the merge request below the API."""
+        return f"/projects/{self.project}/merge_requests/{self.number}"
+
+    def comments(self) -> Iterator[tuple[int, str]]:
+        """Yield (number, text) of the comments that this token's owner has written."""
+        own = self.call("GET", "/user")["username"]
+        for item in self.pages(f"{self.place}/notes"):
             if item["author"]["username"] == own and not item["system"]:
                 yield item["id"], item["body"]
 
-    def add(self, body: str) -> str:
-        """Write a new comment; return its address."""
-        return self._write("POST", "", body)
-
-    def replace(self, number: int, body: str) -> str:
-        """Put another text into a comment; return its address."""
-        return self._write("PUT", f"/{number}", body)
-
-    def _write(self, method: str, path: str, body: str) -> str:
-        where = f"/projects/{self.project}/merge_requests/{self.number}"
-        note = self._call(method, f"{where}/notes{path}", {"body": body})["id"]
-        return f"{self._call('GET', where)['web_url']}#note_{note}"
-
-    def _call(self, method: str, path: str, content: object = None) -> Any:
-        return call(method, self.api + path, {"PRIVATE-TOKEN": self.token}, content)
-
-
-def pages(platform: GitHub | GitLab, path: str) -> Iterator[Any]:
-    """Yield every item of a list that comes page by page."""
-    page, items = 1, [None]
-    while page == 1 or len(items) == PER_PAGE:
-        items = platform._call("GET", f"{path}?per_page={PER_PAGE}&page={page}")
-        yield from items
-        page += 1
+    def write(self, body: str, comment: int | None = None) -> str:
+        """Write a new comment, or replace the text of one, by its number; return its address."""
+        method, path = ("PUT", f"notes/{comment}") if comment else ("POST", "notes")
+        note = self.call(method, f"{self.place}/{path}", {"body": body})["id"]
+        return f"{self.call('GET', self.place)['web_url']}#note_{note}"
 
 
 def post_page(page: Path, environment: Mapping[str, str]) -> str:
-    """Post a page by what CI sets in the environment; return the comment's address. Raises UserError if it lacks it."""
+    """Post a page by the variables that CI sets; return the comment's address. Raises UserError if one is missing."""
     if not page.exists():
         raise UserError(f"{page}: no such page; `make review` writes it")
-    names = {
-        GitHub: ("GITHUB_API_URL", "GITHUB_REPOSITORY", "PULL_REQUEST", "GITHUB_TOKEN"),
-        GitLab: ("CI_API_V4_URL", "CI_MERGE_REQUEST_PROJECT_ID", "CI_MERGE_REQUEST_IID", "REVIEW_TOKEN"),
-    }
-    site = GitLab if "CI_API_V4_URL" in environment else GitHub
-    if lacking := [name for name in names[site] if not environment.get(name)]:
-        raise UserError(f"{', '.join(lacking)}: not set; posting needs {', '.join(names[site])} in the environment")
-    api, project, number, token = (environment[name] for name in names[site])
+    site: type[GitHub | GitLab] = GitLab if "CI_API_V4_URL" in environment else GitHub
+    if lacking := [name for name in site.variables if not environment.get(name)]:
+        raise UserError(f"{', '.join(lacking)}: not set; posting needs {', '.join(site.variables)} in the environment")
+    api, project, number, token = (environment[name] for name in site.variables)
     return post(site(api, project, int(number), token), page.read_text(encoding="utf-8"))
 
 
 class _StayHere(urllib.request.HTTPRedirectHandler):
-    """Follow no redirect: the token is for the address it was given with."""
+    """Follows no redirect: the token is for the address it was given with."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
-def call(method: str, address: str, headers: dict[str, str], content: object) -> Any:
+def send(method: str, address: str, headers: dict[str, str], content: object) -> Any:
     """Send JSON, return the JSON that comes back. Raises UserError with the site's reason, never with the token."""
     data = None if content is None else json.dumps(content).encode()
-    request = urllib.request.Request(
-        address, data, {"Content-Type": "application/json", "User-Agent": "reprise", **headers}, method=method
-    )
-    where = f"{method} {address.partition('?')[0]}"
+    headers = {"Content-Type": "application/json", "User-Agent": "reprise", **headers}
+    request = urllib.request.Request(address, data, headers, method=method)
+    request_line = f"{method} {address.partition('?')[0]}"
     try:
         with urllib.request.build_opener(_StayHere).open(request, timeout=TIMEOUT) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
-        reason = error.read(500).decode(errors="replace").replace("\n", " ").strip()
-        raise UserError(
-            f"{where}: {error.code} {reason or error.reason}; the token needs the right to write comments"
-        ) from None
+        said = error.read(500).decode(errors="replace").replace("\n", " ").strip() or error.reason
+        way_out = "the token needs the right to write comments"
+        raise UserError(f"{request_line}: {error.code} {said}; {way_out}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{where}: {getattr(error, 'reason', error)}; is the address right, and the site up?") from None
+        why = getattr(error, "reason", error)
+        raise UserError(f"{request_line}: {why}; is the address right, and the site up?") from None

@@ -1,14 +1,13 @@
-"""Two revisions, compared: everything that a report says, as data."""
+"""The comparison of two revisions: everything that a report says, as data."""
 
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from reprise.comparison import changes
-from reprise.comparison.flips import Flip, flips
-from reprise.comparison.pairing import DataChanges, Pairing
-from reprise.comparison.verdict import LEVEL, Answers, Seeds, Verdict, judge, over_seeds
+from reprise.comparison.flips import flips
+from reprise.comparison.pairing import Pairing
+from reprise.comparison.verdict import LEVEL, Answers, Seeds, Verdict
 from reprise.repo.project import Project
 from reprise.repo.revisions import PREDICTIONS, PROCESSED, Revision, experiments, find_revision
 from reprise.repo.verify import stale_code
@@ -18,128 +17,99 @@ SEED_PARAM = "train.seed"
 BINS = 15  # of a revision whose params do not say
 
 
-@dataclass(frozen=True)
 class Comparison:
-    """All there is to say of two revisions; notes: what the reader has to know, most important first."""
+    """All there is to say of two revisions, base and head: verdict and changes.
 
-    base: Revision
-    head: Revision
-    verdict: Verdict
-    metrics: list[changes.MetricChange]
-    classes: list[changes.ClassChange]
-    confusions: list[tuple[str, str, int, int]]
-    calibrations: tuple[changes.Calibration, changes.Calibration]
-    broken: list[Flip]
-    fixed: list[Flip]
-    data: DataChanges | None
-    bad_metrics: list[str]
-    notes: list[str] = field(default_factory=list)
+    broken, fixed: images that only base, only head has right. regressed: whether head is worse, or has metrics that are
+    not numbers where base has numbers. notes: what the reader has to know, most important first.
+    """
+
+    def __init__(self, base: Revision, head: Revision, seeds: bool = False) -> None:
+        """Read and compare; see `compare`."""
+        self.base, self.head = base, head
+        pairing = Pairing(base, head)
+        rows, classes = pairing.test_images()
+        answers = _answers((base, head), rows)
+        several = _over_seeds((base, head), rows) if seeds else None
+        self.verdict = Verdict(answers, several, _only_the_seed_differs(base, head))
+        self.metrics = changes.metric_changes(base, head)
+        self.classes = changes.class_changes(answers, classes)
+        self.confusions = changes.confusion_changes(answers)
+        bins = head.params.get("evaluate.calibration_bins")
+        bins = bins if isinstance(bins, int) and bins > 0 else BINS
+        self.calibrations = [changes.calibration(answers.confidence[i], answers.right[i], bins) for i in (0, 1)]
+        ids = [head.predictions.ids[row] for row in rows[1].tolist()]
+        self.broken, self.fixed = (flips(answers, ids, fixed) for fixed in (False, True))
+        self.data = pairing.data_changes()
+        bad = set(changes.not_numbers(head)) - set(changes.not_numbers(base))
+        self.regressed = self.verdict.word == "worse" or bool(bad)
+        self.notes = _notes(base, head, self.verdict, pairing.notes)
 
     @property
-    def regressed(self) -> bool:
-        """Whether a gate should close: head is worse, or has metrics that are no numbers where base has numbers."""
-        return self.verdict.word == "worse" or bool(self.bad_metrics)
-
-    @property
-    def worse_classes(self) -> list[changes.ClassChange]:
-        """The classes whose recall fell by more than chance, the largest loss first."""
-        return [change for change in self.classes if change.difference < 0 and change.p <= LEVEL]
-
-    @property
-    def better_classes(self) -> list[changes.ClassChange]:
-        """The classes whose recall rose by more than chance, the largest gain first."""
-        return [change for change in reversed(self.classes) if change.difference > 0 and change.p <= LEVEL]
+    def changed_classes(self) -> dict[str, list[changes.ClassChange]]:
+        """The classes whose recall is significantly "worse" or "better", if there are any; the largest change first."""
+        significant = [change for change in self.classes if change.p <= LEVEL]
+        worse = [change for change in significant if change.difference < 0]
+        better = [change for change in reversed(significant) if change.difference > 0]
+        return {word: some for word, some in (("worse", worse), ("better", better)) if some}
 
 
 def compare(project: Project, base: str, head: str, seeds: bool = False) -> Comparison:
     """Compare two revisions of a project, each a name that `find_revision` takes.
 
     seeds: judge by all of DVC's experiments that differ from the revisions in nothing but the seed. Raises UserError
-    where a revision is not to be had or the two have nothing in common.
+    where a revision is not available or the two have nothing in common.
     """
-    one, other = find_revision(project, base), find_revision(project, head)
-    pairing = Pairing(one, other)
-    base_rows, head_rows, classes = pairing.test_images()
-    answers = _answers(one, other, base_rows, head_rows)
-    several = _over_seeds(one, other, base_rows, head_rows) if seeds else None
-    verdict = judge(answers, several, _only_the_seed_differs(one, other))
-    ids = [other.predictions.ids[row] for row in head_rows.tolist()]
-    bins = other.params.get("evaluate.calibration_bins")
-    bins = bins if isinstance(bins, int) and bins > 0 else BINS
-    data = pairing.data_changes()
-    notes = [*_on_numbers(one, other, verdict), *pairing.notes, *_on_revisions(one, other)]
-    return Comparison(
-        base=one,
-        head=other,
-        verdict=verdict,
-        metrics=changes.metric_changes(one, other),
-        classes=changes.class_changes(answers, classes),
-        confusions=changes.confusion_changes(answers),
-        calibrations=(
-            changes.calibration(answers.base_confidence, answers.base_right, bins),
-            changes.calibration(answers.head_confidence, answers.head_right, bins),
-        ),
-        broken=flips(answers, ids, fixed=False),
-        fixed=flips(answers, ids, fixed=True),
-        data=data,
-        bad_metrics=sorted(set(changes.not_numbers(other)) - set(changes.not_numbers(one))),
-        notes=notes,
-    )
+    return Comparison(find_revision(project, base), find_revision(project, head), seeds)
 
 
-def _answers(base: Revision, head: Revision, base_rows: np.ndarray, head_rows: np.ndarray) -> Answers:
-    labels = head.predictions.labels[head_rows]
-    of_label, confidence = [], []
-    for revision, rows in ((base, base_rows), (head, head_rows)):
-        found = revision.predictions
-        column = {name: index for index, name in enumerate(found.classes)}
-        of_label.append(found.probabilities[rows, [column[label] for label in labels]])
-        confidence.append(found.probabilities[rows, [column[guess] for guess in found.predicted[rows]]])
-    return Answers(
-        labels, base.predictions.predicted[base_rows], head.predictions.predicted[head_rows], *of_label, *confidence
-    )
+def _answers(both: tuple[Revision, Revision], rows: np.ndarray) -> Answers:
+    """Return the predictions of both revisions, by the rows (2, N) of the images they have in common."""
+    labels = both[1].predictions.labels[rows[1]]
+    found = []
+    for revision, own in zip(both, rows, strict=True):
+        said = revision.predictions
+        column = {name: index for index, name in enumerate(said.classes)}
+        predicted, shares = said.predicted[own], said.probabilities[own]
+        of_names = [shares[range(len(own)), [column[name] for name in names]] for names in (labels, predicted)]
+        found.append([predicted, *of_names])
+    return Answers(labels, *map(np.stack, zip(*found, strict=True)))
 
 
-def _over_seeds(base: Revision, head: Revision, base_rows: np.ndarray, head_rows: np.ndarray) -> Seeds:
-    """Gather the runs of both settings over seeds. Raises UserError if neither has three."""
-    labels = head.predictions.labels[head_rows]
+def _over_seeds(both: tuple[Revision, Revision], rows: np.ndarray) -> Seeds:
+    """Compare the runs of both settings over seeds. Raises UserError if neither has three."""
+    labels = both[1].predictions.labels[rows[1]]
     runs = [
-        {seed: run.predictions.predicted[rows] == labels for seed, run in _runs(revision).items()}
-        for revision, rows in ((base, base_rows), (head, head_rows))
+        {seed: run.predictions.predicted[own] == labels for seed, run in _runs(revision).items()}
+        for revision, own in zip(both, rows, strict=True)
     ]
     if max(map(len, runs)) < 3:
         raise UserError(
-            f"--seeds: fewer than 3 runs differ from {base} or {head} in {SEED_PARAM} alone; on each of them, run "
-            f"`dvc exp run --queue -S '{SEED_PARAM}=1,2,3,4'` and `dvc queue start`"
+            f"--seeds: fewer than 3 runs differ from {both[0]} or {both[1]} in {SEED_PARAM} alone; on each of them, "
+            f"run `dvc exp run --queue -S '{SEED_PARAM}=1,2,3,4'` and `dvc queue start`"
         )
-    return over_seeds(*runs)
+    return Seeds(*runs)
 
 
 def _runs(revision: Revision) -> dict[int, Revision]:
-    """Return seed -> run, of the revision and all experiments with its params, code and data."""
-    runs = {int(revision.params.get(SEED_PARAM, 0)): revision}
-    for run in experiments(revision.project):
-        if _setting(run) == _setting(revision) and run.out(PREDICTIONS):
-            runs.setdefault(int(run.params.get(SEED_PARAM, 0)), run)
+    """Return {seed: run} of the revision and all experiments with its params, code and data."""
+    setting = revision.setting(SEED_PARAM)
+    others = (run for run in experiments(revision.project) if run.setting(SEED_PARAM) == setting)
+    runs: dict[int, Revision] = {}
+    for run in (revision, *(run for run in others if run.out(PREDICTIONS))):
+        runs.setdefault(int(run.params.get(SEED_PARAM, 0)), run)
     return runs
 
 
-def _setting(revision: Revision) -> tuple[dict[str, object], dict[str, object]]:
-    deps = {path: entry.get("md5") for path, entry in revision.locked("deps").items() if not path.startswith("models/")}
-    return {**revision.params, SEED_PARAM: None}, deps
-
-
 def _only_the_seed_differs(base: Revision, head: Revision) -> bool:
-    return (
-        [name for name, _, _ in changes.different(base.params, head.params)] == [SEED_PARAM]
-        and base.md5(PROCESSED) == head.md5(PROCESSED)
-        and not changes.code_changes(base, head)
-        and not changes.provenance_changes(base, head)
-    )
+    same_data = base.md5(PROCESSED) == head.md5(PROCESSED)
+    same = same_data and base.setting(SEED_PARAM) == head.setting(SEED_PARAM)
+    other_seed = base.params.get(SEED_PARAM) != head.params.get(SEED_PARAM)
+    return same and other_seed and not changes.provenance_changes(base, head)
 
 
-def _on_numbers(base: Revision, head: Revision, verdict: Verdict) -> list[str]:
-    """Say loudly what is no number, and what the seeds have no say in."""
+def _notes(base: Revision, head: Revision, verdict: Verdict, of_pairing: list[str]) -> list[str]:
+    """Return what the reader has to know of the numbers, the pairing of the images, and the revisions."""
     notes = []
     if verdict.seeds:
         notes.append(f"The seeds decide the verdict alone: all else, classes too, is of two runs, {base} and {head}.")
@@ -147,25 +117,16 @@ def _on_numbers(base: Revision, head: Revision, verdict: Verdict) -> list[str]:
         if names := changes.not_numbers(revision):
             notes.append(f"Not a number in the metrics of {revision}: {', '.join(names)}. That run has failed.")
     if verdict.without_loss:
-        notes.append(
-            f"{verdict.without_loss:,} of {verdict.images:,} images have a probability that is not a number: they are "
-            "left out of loss and calibration."
-        )
-    return notes
-
-
-def _on_revisions(base: Revision, head: Revision) -> list[str]:
-    notes = []
+        share = f"{verdict.without_loss:,} of {verdict.images:,} images"
+        notes.append(f"{share} have a probability that is not a number: they are left out of loss and calibration.")
+    notes += of_pairing
     if uncommitted := base.project.changed("HEAD") if None in (base.commit, head.commit) else []:
-        notes.append(
-            f"The workspace has uncommitted changes ({listed(uncommitted, 5)}): nobody else can repeat this yet."
-        )
+        files = listed(uncommitted, 5)
+        notes.append(f"The workspace has uncommitted changes ({files}): nobody else can repeat this yet.")
     for revision in dict.fromkeys((base, head)):
-        stale: list[str] = []
         with suppress(UserError):  # of a pipeline that this DVC does not read
-            stale = stale_code(revision.project, revision.commit)
-        if stale:
-            notes.append(f"The results of {revision} are older than its {listed(stale, 5)}: run `dvc repro` there.")
+            if stale := stale_code(revision.project, revision.commit):
+                notes.append(f"The results of {revision} are older than its {listed(stale, 5)}: run `dvc repro` there.")
     if base == head or (base.commit and base.commit == head.commit):
         notes.append("The two are one and the same revision.")
     if head.params.get("data.group"):
@@ -173,8 +134,5 @@ def _on_revisions(base: Revision, head: Revision) -> list[str]:
     if base.commit and not base.project.is_shallow:
         ahead = base.project.git("rev-list", "--count", f"{head.commit or 'HEAD'}..{base.commit}", check=False).strip()
         if ahead not in ("", "0"):
-            notes.append(
-                f"{base} has commits that {head} lacks, {ahead} of them: what they changed reads here as undone. "
-                "Merge or rebase."
-            )
+            notes.append(f"{base} has commits that {head} lacks ({ahead}): here they read as undone. Merge or rebase.")
     return notes

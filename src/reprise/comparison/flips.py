@@ -1,4 +1,4 @@
-"""The images on which the verdict turned: right before and wrong now, or the reverse, on a sheet to look at."""
+"""The images that only one of two models has right, by name and on a sheet to look at."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ TILE, CAPTION, COLUMNS = 96, 30, 8  # pixels, pixels, tiles
 
 @dataclass(frozen=True)
 class Flip:
-    """One image: its name, its label, what each model said and how sure the second was of it."""
+    """One image: its name, its label, the class that each model predicted, and head's confidence."""
 
     id: str
     label: str
@@ -26,18 +26,20 @@ class Flip:
 
 
 def flips(answers: Answers, ids: list[str], fixed: bool) -> list[Flip]:
-    """Return the images that head broke, or fixed, those first of which head is surest. ids: head's names (N)."""
-    right, wrong = answers.base_right, ~answers.head_right
-    rows = np.flatnonzero(~right & ~wrong if fixed else right & wrong)
+    """Return the images that only base has right or, if fixed, only head; those first of which head is surest.
+
+    ids: the names of the images in head (N).
+    """
+    (base, head), (before, after) = answers.right, answers.predicted
     found = [
-        Flip(ids[row], answers.labels[row], answers.base[row], answers.head[row], float(answers.head_confidence[row]))
-        for row in rows.tolist()
+        Flip(ids[row], answers.labels[row], before[row], after[row], float(answers.confidence[1, row]))
+        for row in np.flatnonzero(head & ~base if fixed else base & ~head).tolist()
     ]
     return sorted(found, key=lambda flip: (-np.nan_to_num(flip.confidence), flip.id))
 
 
 def sheet(revision: Revision, shown: list[Flip], fixed: bool) -> bytes | None:
-    """Return a PNG of these images, numbered, with what was said before and is said now; None without the images."""
+    """Return a PNG of these images, numbered, with both predictions; None if the images are not available."""
     ids, packed = (revision.out(f"{PROCESSED}/test_{part}") for part in ("ids.json", "images.npy"))
     if ids is None or packed is None or not shown:
         return None
@@ -65,7 +67,7 @@ def sheet(revision: Revision, shown: list[Flip], fixed: bool) -> bytes | None:
 
 
 def _fit(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, caption: str) -> str:
-    """Return as much of it as fits below a tile; other letters than Latin ones are left to the table."""
+    """Return as much of a caption as fits below a tile; `?` for letters that the font lacks."""
     caption = caption.encode("latin-1", "replace").decode("latin-1")
     while draw.textlength(caption, font) > TILE:
         caption = caption[:-1]

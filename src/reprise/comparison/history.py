@@ -1,13 +1,13 @@
-"""Test metrics over the commits of a branch: a table, and a picture that shows without a network."""
+"""The test metrics over the commits of a branch: a table, and a picture that shows without a network."""
 
-import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from reprise.comparison.pictures import HEAD, Axes, document, escaped, label
 from reprise.repo.project import Project
-from reprise.repo.revisions import TEST, WORKSPACE
+from reprise.repo.revisions import TEST, Revision
 from reprise.runtime.errors import UserError
 from reprise.runtime.intervals import wilson
 from reprise.runtime.markup import HIDDEN
@@ -20,7 +20,7 @@ NAMES = 64  # pixels below the panels, for the commits
 
 @dataclass(frozen=True)
 class Point:
-    """The metrics as one commit has them; commit: short, or `workspace`."""
+    """The metrics of one commit, without those that are undefined; commit: its short id, or `workspace`."""
 
     commit: str
     subject: str
@@ -35,22 +35,17 @@ def history(project: Project) -> list[Point]:
     """
     log = ("log", "--first-parent", "--reverse", "--format=%h %s", "--", TEST)
     commits = [line.partition(" ") for line in project.git(*log, check=False).splitlines()]
-    found = [(name, subject, project.read(TEST, name)) for name, _, subject in commits]
+    found = [(Revision(project, name, name), subject) for name, _, subject in commits]
     if project.changed("HEAD", "--", TEST):
-        found.append((WORKSPACE, "not committed", project.read(TEST)))
-    points = [Point(name, subject, metrics) for name, subject, text in found if (metrics := _metrics(text))]
+        found.append((Revision(project), "not committed"))
+    points = []
+    for revision, subject in found:
+        with suppress(UserError):  # no JSON
+            metrics = {name: value for name, value in revision.metrics.items() if value is not None}
+            points += [Point(revision.name, subject, metrics)] * bool(metrics)
     if not points:
         raise UserError(f"{TEST}: no commit of this branch has it; `make repro` writes it, then `git commit`")
     return points
-
-
-def _metrics(text: str) -> dict[str, float]:
-    try:
-        read = json.loads(text)
-    except ValueError:
-        return {}
-    items = read.items() if isinstance(read, dict) else ()
-    return {name: value for name, value in items if isinstance(value, int | float) and not isinstance(value, bool)}
 
 
 def chosen(points: Sequence[Point], names: Sequence[str]) -> list[str]:
@@ -63,19 +58,14 @@ def chosen(points: Sequence[Point], names: Sequence[str]) -> list[str]:
 
 def table(points: Sequence[Point], names: Sequence[str]) -> str:
     """Return a table, a line for each point; `-` where a commit does not have a metric."""
-    lines = [["commit", *names, ""]]
+    rows = [["commit", *names, ""]]
     for point in points:
-        shown = HIDDEN.sub("?", point.subject)
-        subject = shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."
-        lines.append([point.commit, *(_number(point.metrics.get(name)) for name in names), subject])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if index in (0, len(names) + 1) else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+        subject = HIDDEN.sub("?", point.subject)
+        subject = subject if len(subject) <= LONGEST else f"{subject[: LONGEST - 3]}..."
+        rows.append([point.commit, *(_number(point.metrics.get(name)) for name in names), subject])
+    first, *widths, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    line = "  ".join([f"{{:<{first}}}", *(f"{{:>{width}}}" for width in widths), "{}"])
+    return "\n".join(line.format(*row).rstrip() for row in rows)
 
 
 def picture(points: Sequence[Point], names: Sequence[str]) -> str:

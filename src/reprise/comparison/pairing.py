@@ -1,37 +1,24 @@
-"""Which images two revisions share, by their content and not by their names alone, and what became of the others.
+"""Which images two revisions have in common, by content and not by name alone, and what became of the others.
 
-Two raw archives that are equal hold the same images under the same names. Where they differ, an image is known by the
-CRC-32 and size that the archive records, so it stays the same one when it is renamed or relabelled.
+Two raw archives that are equal hold the same images under the same names. Where they differ, an image is identified by
+the CRC-32 and size that the archive records, also after it was renamed or relabeled.
 """
 
 import json
 import zipfile
 from collections import defaultdict
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from reprise.data.formats.packed import SPLITS
 from reprise.data.formats.raw import image_id
-from reprise.evaluation.predictions import Predictions
 from reprise.repo.revisions import PROCESSED, RAW, Revision
 from reprise.runtime.errors import UserError, listed
 
 
-@dataclass(frozen=True)
-class DataChanges:
-    """Images by name: added, removed, replaced under the same name, and (name, before, after) of what else changed."""
-
-    added: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    replaced: list[str] = field(default_factory=list)
-    moved: list[tuple[str, str, str]] = field(default_factory=list)
-    relabelled: list[tuple[str, str, str]] = field(default_factory=list)
-
-
 class Pairing:
-    """The images of two revisions, side by side. notes: what the reader has to know of how they were matched."""
+    """The matching of the images of two revisions. notes: what the reader has to know of it."""
 
     def __init__(self, base: Revision, head: Revision) -> None:
         self.base, self.head = base, head
@@ -40,20 +27,20 @@ class Pairing:
 
     @cached_property
     def contents(self) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]] | None:
-        """Name -> (CRC-32, size) of every image of both; None where that is not known."""
-        found = _contents(self.base), _contents(self.head)
-        if found[0] is None or found[1] is None:
-            both = zip((self.base, self.head), found, strict=True)
-            lacking = [str(revision) for revision, known in both if known is None]
-            self.notes.append(
-                f"The raw images differ, and those of {' and '.join(lacking)} are not in DVC's cache: images are "
-                "matched by name alone. `dvc fetch --all-branches` brings them."
-            )
-            return None
-        return found[0], found[1]
+        """Of base and of head, {name: (CRC-32, size)} of every image; None where that is not known."""
+        base, head = _contents(self.base), _contents(self.head)
+        if base is not None and head is not None:
+            return base, head
+        found = {str(self.base): base, str(self.head): head}
+        lacking = " and ".join(name for name, known in found.items() if known is None)
+        self.notes.append(
+            f"The raw images differ, and those of {lacking} are not in DVC's cache: images are matched by name alone. "
+            "`dvc fetch --all-branches` brings them."
+        )
+        return None
 
     def match(self, base: list[str], head: list[str]) -> dict[str, str]:
-        """Return head's name -> base's name of the same image, for these names of the two."""
+        """Return {head's name: base's name} of the images that are the same, of these names of base and of head."""
         ours = set(base)
         if self.same_raw or self.contents is None:
             return {name: name for name in head if name in ours}
@@ -67,51 +54,41 @@ class Pairing:
                 same[name] = left[of_head[name]].pop()
         return same
 
-    def test_images(self) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Return where the common test images stand in base's and in head's predictions, and the classes of both.
+    def test_images(self) -> tuple[np.ndarray, list[str]]:
+        """Return the rows (2, N) of the common test images in base's and in head's predictions, and the common classes.
 
         Only images are kept whose label, head's, is a class of both. Raises UserError if that leaves none.
         """
         one, other = self.base.predictions, self.head.predictions
-        shared = [name for name in other.classes if name in set(one.classes)]
-        if set(one.classes) != set(other.classes):
-            gone, new = sorted(set(one.classes) - set(shared)), sorted(set(other.classes) - set(shared))
-            parts = [f"only {self.base} has {listed(gone, 10)}"] * bool(gone)
-            parts += [f"only {self.head} has {listed(new, 10)}"] * bool(new)
+        labels = set(one.classes) & set(other.classes)
+        own = [(self.base, sorted(set(one.classes) - labels)), (self.head, sorted(set(other.classes) - labels))]
+        if parts := [f"only {revision} has {listed(names, 10)}" for revision, names in own if names]:
             self.notes.append(
-                f"The classes differ: {'; '.join(parts)}. Compared are the images of the {len(shared)} shared classes; "
+                f"The classes differ: {'; '.join(parts)}. Compared are the images of the {len(labels)} shared classes; "
                 "an answer that names another class counts as wrong."
             )
-        same = {name: name for name in one.ids} if self._one_test_set(one, other) else self.match(one.ids, other.ids)
-        row_of, labels = {name: row for row, name in enumerate(one.ids)}, set(shared)
-        rows = [
-            (row_of[same[name]], row)
-            for row, name in enumerate(other.ids)
-            if name in same and other.labels[row] in labels
-        ]
+        same = self.match(one.ids, other.ids)
+        row_of = {name: row for row, name in enumerate(one.ids)}
+        common = [(row, name) for row, name in enumerate(other.ids) if name in same and other.labels[row] in labels]
+        rows = [(row_of[same[name]], row) for row, name in common]
+        sizes = f"{self.base} has {len(one.ids):,} test images, {self.head} {len(other.ids):,}"
         if not rows:
-            raise UserError(
-                f"no common images: {self.base} tested {len(one.ids):,} images, {self.head} {len(other.ids):,}, and "
-                f"none {'of the shared classes ' if same else ''}is in both; compare revisions of the same data"
-            )
+            none = "none of the shared classes" if same else "none"
+            raise UserError(f"no common images: {sizes}, and {none} is in both; compare revisions of the same data")
         if len(rows) < max(len(one.ids), len(other.ids)):
-            self.notes.append(
-                f"The test sets differ: {self.base} has {len(one.ids):,} images, {self.head} {len(other.ids):,}. "
-                f"Only the {len(rows):,} that both have are compared."
-            )
+            self.notes.append(f"The test sets differ: {sizes}. Only the {len(rows):,} that both have are compared.")
         changed = sum(one.labels[row] != other.labels[column] for row, column in rows)
         if changed:
             self.notes.append(f"{changed:,} of these have a new label: both models are judged by that of {self.head}.")
-        indices = np.array(rows)
-        return indices[:, 0], indices[:, 1], shared
+        return np.array(rows).T, [name for name in other.classes if name in labels]
 
-    def _one_test_set(self, one: Predictions, other: Predictions) -> bool:
-        return self.same_raw and one.ids == other.ids
+    def data_changes(self) -> dict[str, list[tuple[str, ...]]] | None:
+        """Return {change: images}, each image as (name,) or (name, before, after), of all splits.
 
-    def data_changes(self) -> DataChanges | None:
-        """Return what became of the images of all splits; None where that is not to be had."""
+        None if a revision's prepared data are not available.
+        """
         if self.base.md5(PROCESSED) == self.head.md5(PROCESSED):
-            return DataChanges()
+            return {}
         before, after = (_places(revision) for revision in (self.base, self.head))
         if before is None or after is None:
             lacking = self.base if before is None else self.head
@@ -120,13 +97,13 @@ class Pairing:
         same = self.match(list(before), list(after))
         added, removed = after.keys() - same.keys(), before.keys() - set(same.values())
         pairs = [(name, before[same[name]], after[name]) for name in sorted(same)]
-        return DataChanges(
-            sorted(added - removed),
-            sorted(removed - added),
-            sorted(added & removed),
-            [(name, one[0], other[0]) for name, one, other in pairs if one[0] != other[0]],
-            [(name, one[1], other[1]) for name, one, other in pairs if one[1] != other[1]],
-        )
+        return {
+            "added": [(name,) for name in sorted(added - removed)],
+            "removed": [(name,) for name in sorted(removed - added)],
+            "other content": [(name,) for name in sorted(added & removed)],
+            "moved between splits": [(name, one[0], other[0]) for name, one, other in pairs if one[0] != other[0]],
+            "relabeled": [(name, one[1], other[1]) for name, one, other in pairs if one[1] != other[1]],
+        }
 
 
 def _contents(revision: Revision) -> dict[str, tuple[int, int]] | None:
@@ -139,7 +116,7 @@ def _contents(revision: Revision) -> dict[str, tuple[int, int]] | None:
 
 
 def _places(revision: Revision) -> dict[str, tuple[str, str]] | None:
-    """Return name -> (split, label) of every prepared image."""
+    """Return {name: (split, label)} of every prepared image; None if they are not available."""
     metadata = revision.out(f"{PROCESSED}/metadata.json")
     if metadata is None:
         return None

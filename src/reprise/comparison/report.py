@@ -1,4 +1,4 @@
-"""The comparison as one Markdown page with pictures beside it, and as a few lines for a terminal."""
+"""The comparison of two revisions as one Markdown page with pictures beside it, and as a few lines for a terminal."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from reprise.comparison.changes import code_changes, different, provenance_chang
 from reprise.comparison.compare import Comparison
 from reprise.comparison.flips import SHOWN, Flip, sheet
 from reprise.comparison.verdict import LEVEL, POWER, Interval
+from reprise.runtime.intervals import wilson
 from reprise.runtime.markup import HIDDEN, table, text
 
 ROWS = 20  # of a table: classes, confusions, names; the rest is counted
@@ -20,10 +21,9 @@ LONGEST = 80  # characters of a name or value
 def summary(found: Comparison) -> str:
     """Return the verdict and what a reviewer has to know in a few lines of plain text."""
     lines = [f"{found.verdict.word}: {_sentence(found)}"]
-    for word, some in (("worse", found.worse_classes), ("better", found.better_classes)):
-        if some:
-            recalls = [f"{_cut(c.name)} {c.base_right}/{c.images} -> {c.head_right}/{c.images}" for c in some]
-            lines.append(f"classes found {word} than before: {_listed(recalls)}")
+    for word, some in found.changed_classes.items():
+        recalls = [f"{_cut(c.name)} {c.base_right}/{c.images} -> {c.head_right}/{c.images}" for c in some]
+        lines.append(f"classes found {word} than before: {_listed(recalls)}")
     lines += [f"note: {note}" for note in found.notes]
     return "\n".join(HIDDEN.sub("?", line) for line in lines)
 
@@ -32,56 +32,62 @@ def write(found: Comparison, folder: Path) -> Path:
     """Write `report.md` and its pictures into a folder, made if need be; return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     files = _pictures(found)
-    for name in ("broken.png", "fixed.png", "curves.svg", "classes.svg", "reliability.svg", "confusion.svg"):
-        (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
-        (folder / name).write_bytes(content)
+        (folder / name).unlink(missing_ok=True)  # that of an earlier comparison
+        if content:
+            (folder / name).write_bytes(content)
     page = folder / "report.md"
-    page.write_text(markdown(found, set(files)), encoding="utf-8")
+    page.write_text(markdown(found, {name for name, content in files.items() if content}), encoding="utf-8")
     return page
 
 
-def _pictures(found: Comparison) -> dict[str, bytes]:
-    files: dict[str, bytes] = {}
-    for name, shown, fixed in (("broken.png", found.broken, False), ("fixed.png", found.fixed, True)):
-        if content := sheet(found.head, shown[:SHOWN], fixed):
-            files[name] = content
-    if found.base.history or found.head.history:
-        files["curves.svg"] = pictures.curves(found.base.history, found.head.history).encode()
-    files["classes.svg"] = pictures.class_bars(found.classes[:ROWS]).encode()
-    files["reliability.svg"] = pictures.reliability(*found.calibrations).encode()
-    if found.confusions:
-        named = [name for label, guess, _, _ in found.confusions for name in (label, guess)]
-        classes = sorted(list(dict.fromkeys(named))[:ROWS])
-        files["confusion.svg"] = pictures.confusion_difference(classes, found.confusions).encode()
-    return files
+def _pictures(found: Comparison) -> dict[str, bytes | None]:
+    """Return {file name: content} of all pictures; None for those that cannot be drawn."""
+    base, head = found.base.history, found.head.history
+    named = dict.fromkeys(name for label, guess, _, _ in found.confusions for name in (label, guess))
+    confusion = pictures.confusion_difference(sorted(list(named)[:ROWS]), found.confusions)
+    return {
+        "broken.png": sheet(found.head, found.broken[:SHOWN], fixed=False),
+        "fixed.png": sheet(found.head, found.fixed[:SHOWN], fixed=True),
+        "curves.svg": pictures.curves(base, head).encode() if base or head else None,
+        "classes.svg": pictures.class_bars(found.classes[:ROWS]).encode(),
+        "reliability.svg": pictures.reliability(*found.calibrations).encode(),
+        "confusion.svg": confusion.encode() if named else None,
+    }
 
 
 def markdown(found: Comparison, files: set[str]) -> str:
     """Return the page; files: the pictures that lie beside it. The same comparison gives the same bytes."""
+
+    def picture(name: str, description: str) -> str:
+        return f"![{description}]({name})" if name in files else ""
+
+    images = "images were right and are wrong now"
     parts = [
         f"# {found.verdict.word.capitalize()}: {text(found.head)} against {text(found.base)}",
         _sentence(found),
-        *["\n".join(f"> **Note:** {text(note)}" + "\n>" for note in found.notes).removesuffix("\n>")]
-        * bool(found.notes),
+        "\n>\n".join(f"> **Note:** {text(note)}" for note in found.notes),
         _verdict_table(found),
         *_named_classes(found),
         "## Metrics",
         _metrics(found),
         "## Classes",
         _classes(found),
-        _picture("classes.svg", "recall by class of both", files),
-        *_flips(found, files),
+        picture("classes.svg", "recall by class of both"),
+        "## Images",
+        f"{len(found.broken):,} {images}, {len(found.fixed):,} the reverse; those first of which head is surest.",
+        *_flips("Right before, wrong now", found.broken, picture("broken.png", "right before, wrong now")),
+        *_flips("Wrong before, right now", found.fixed, picture("fixed.png", "wrong before, right now")),
         "## Confusions",
         _confusions(found),
-        _picture("confusion.svg", "confusions, head less base", files),
+        picture("confusion.svg", "confusions, head less base"),
         "## Calibration",
         _calibration(found),
-        _picture("reliability.svg", "accuracy by confidence of both", files),
+        picture("reliability.svg", "accuracy by confidence of both"),
         "## Training",
-        _picture("curves.svg", "loss and accuracy by epoch of both", files) or "No history of the epochs.",
+        picture("curves.svg", "loss and accuracy by epoch of both") or "No history of the epochs.",
         "## Parameters",
-        _differences(different(found.base.params, found.head.params), "parameter", "The same parameters."),
+        _differences(different(found.base.params, found.head.params), "parameter") or "The same parameters.",
         "## Data",
         _data(found),
         "## Provenance",
@@ -93,24 +99,23 @@ def markdown(found: Comparison, files: set[str]) -> str:
 def _sentence(found: Comparison) -> str:
     """Return the verdict in words."""
     verdict, seeds = found.verdict, found.verdict.seeds
+    judged = seeds or verdict
     if seeds:
-        difference, interval, p, least = seeds.difference, seeds.interval, seeds.p, seeds.detectable
-        before, after = (_mean(runs) for runs in (seeds.base, seeds.head))
+        before, after = (sum(runs.values()) / len(runs) for runs in (seeds.base, seeds.head))
         what = f"mean accuracy over {len(seeds.base)} and {len(seeds.head)} seeds"
-        test, whose = f"p = {_p(p)}, over seeds and images", "These seeds and images"
+        test, whose = f"p = {_p(seeds.p)}, over seeds and images", "These seeds and images"
     else:
-        difference, interval, p, least = verdict.difference, verdict.interval, verdict.p, verdict.detectable
-        before, after = verdict.base_right / verdict.images, verdict.head_right / verdict.images
-        what, test, whose = "accuracy", f"McNemar's exact p = {_p(p)}", "These images"
+        before, after = (right / verdict.images for right in verdict.right)
+        what, test, whose = "accuracy", f"McNemar's exact p = {_p(verdict.p)}", "These images"
+    low, high = map(_points, judged.interval)
     said = (
-        f"{what} {before:.4f} -> {after:.4f} on {verdict.images:,} common test images, {_points(difference)} points "
-        f"(95 % interval {_points(interval[0])} to {_points(interval[1])}; {test})."
+        f"{what} {before:.4f} -> {after:.4f} on {verdict.images:,} common test images, {_points(judged.difference)} "
+        f"points (95 % interval {low} to {high}; {test})."
     )
-    if p > LEVEL:
-        least_said = (
-            "no difference at all" if math.isnan(least) else f"a difference of {100 * least:.2g} points or more"
-        )
-        said += f" {whose} show {least_said} in {POWER:.0%} of cases; a smaller one may be there unseen."
+    if judged.p > LEVEL:
+        least = f"a difference of {100 * judged.detectable:.2g} points or more"
+        least = "no difference at all" if math.isnan(judged.detectable) else least
+        said += f" {whose} show {least} in {POWER:.0%} of cases; a smaller one may be there unseen."
     elif not (seeds or verdict.same_setting):
         said += " That is said of these two models; whether another seed says the same, `--seeds` tells."
     if verdict.same_setting:
@@ -119,103 +124,58 @@ def _sentence(found: Comparison) -> str:
 
 
 def _verdict_table(found: Comparison) -> str:
-    verdict = found.verdict
-    rows: list[list[Any]] = [
-        [
-            "accuracy (95 % interval)",
-            f"{verdict.base_right / verdict.images:.4f} {_span(verdict.base_interval)}",
-            f"{verdict.head_right / verdict.images:.4f} {_span(verdict.head_interval)}",
-            f"{verdict.difference:+.4f} {_span(verdict.interval, '+')}",
-        ],
-        [
-            "loss, nats (95 % interval of the difference)",
-            f"{verdict.base_loss:.4f}",
-            f"{verdict.head_loss:.4f}",
-            f"{verdict.head_loss - verdict.base_loss:+.4f} {_span(verdict.loss_interval, '+')}",
-        ],
-        [
-            "images that it alone has right",
-            f"{verdict.broken:,}",
-            f"{verdict.fixed:,}",
-            f"McNemar's exact p = {_p(verdict.p)}",
-        ],
+    verdict, seeds, images = found.verdict, found.verdict.seeds, found.verdict.images
+    accuracies = [_with_interval(right / images, wilson(right, images)) for right in verdict.right]
+    losses, test = [f"{loss:.4f}" for loss in verdict.loss], f"McNemar's exact p = {_p(verdict.p)}"
+    loss_change = _with_interval(verdict.loss[1] - verdict.loss[0], verdict.loss_interval, "+")
+    rows = [
+        ["accuracy (95 % interval)", *accuracies, _with_interval(verdict.difference, verdict.interval, "+")],
+        ["loss, nats (95 % interval of the difference)", *losses, loss_change],
+        ["images that it alone has right", f"{verdict.broken:,}", f"{verdict.fixed:,}", test],
     ]
-    if verdict.seeds:
-        rows.append(
-            [
-                "accuracy by seed",
-                *(
-                    ", ".join(f"{seed}: {accuracy:.4f}" for seed, accuracy in runs.items())
-                    for runs in (verdict.seeds.base, verdict.seeds.head)
-                ),
-                f"{verdict.seeds.difference:+.4f} {_span(verdict.seeds.interval, '+')}, p = {_p(verdict.seeds.p)}",
-            ]
-        )
+    if seeds:
+        runs = [", ".join(f"{seed}: {share:.4f}" for seed, share in of.items()) for of in (seeds.base, seeds.head)]
+        change = f"{_with_interval(seeds.difference, seeds.interval, '+')}, p = {_p(seeds.p)}"
+        rows.append(["accuracy by seed", *runs, change])
     return table(["", text(found.base), text(found.head), "change"], rows)
 
 
 def _named_classes(found: Comparison) -> list[str]:
     lines = []
-    for word, some in (("worse", found.worse_classes), ("better", found.better_classes)):
-        if some:
-            named = [f"**{_name(c.name)}** ({_points(c.difference)} points)" for c in some]
-            lines.append(f"Classes found {word} than before: {_listed(named)}.")
+    for word, some in found.changed_classes.items():
+        named = [f"**{_name(c.name)}** ({_points(c.difference)} points)" for c in some]
+        lines.append(f"Classes found {word} than before: {_listed(named)}.")
     return lines
 
 
 def _metrics(found: Comparison) -> str:
-    rows = [
-        [
-            _name(row.name),
-            _number(row.base),
-            _number(row.head),
-            _number(row.head - row.base, "+") if row.base is not None and row.head is not None else "-",
-            row.better,
-            row.change,
-        ]
-        for row in found.metrics
-    ]
+    rows = []
+    for name, base, head, better, word in found.metrics:
+        change = None if base is None or head is None else head - base
+        rows.append([_name(name), _number(base), _number(head), _number(change, "+"), better, word])
     return table(["metric, each on its own test set", "base", "head", "change", "better is", ""], rows)
 
 
 def _classes(found: Comparison) -> str:
+    words = {change.name: word for word, some in found.changed_classes.items() for change in some}
+    rows = []
+    for change in found.classes:
+        recalls = [f"{right / change.images:.4f}" for right in (change.base_right, change.head_right)]
+        values = [*recalls, f"{change.difference:+.4f}", _p(change.p), words.get(change.name, "")]
+        rows.append([_name(change.name), change.images, *values])
     header = ["class", "images", "recall, base", "recall, head", "change", "p, Holm", ""]
-    rows = [
-        [
-            _name(change.name),
-            change.images,
-            f"{change.base_right / change.images:.4f}",
-            f"{change.head_right / change.images:.4f}",
-            f"{change.difference:+.4f}",
-            _p(change.p),
-            "" if change.p > LEVEL else "better" if change.difference > 0 else "worse",
-        ]
-        for change in found.classes
-    ]
-    return "Worst first.\n\n" + table(header, rows[:ROWS]) + _more(len(rows) - ROWS, "classes")
+    return "Worst first.\n\n" + _table(header, rows, "classes")
 
 
-def _flips(found: Comparison, files: set[str]) -> list[str]:
-    parts = [
-        "## Images",
-        f"{len(found.broken):,} images were right and are wrong now, {len(found.fixed):,} the reverse; those first of "
-        "which head is surest.",
-    ]
-    for title, some, picture in (
-        ("Right before, wrong now", found.broken, "broken.png"),
-        ("Wrong before, right now", found.fixed, "fixed.png"),
-    ):
-        if some:
-            rows = [_flip(number, flip) for number, flip in enumerate(some[:SHOWN], start=1)]
-            header = ["", "image", "label", "base said", "head says", "confidence"]
-            shown = _picture(picture, title.lower(), files)
-            parts += [f"### {title}", shown or "The images themselves are not in DVC's cache."]
-            parts.append(table(header, rows) + _more(len(some) - SHOWN, "images"))
-    return parts
-
-
-def _flip(number: int, flip: Flip) -> list[object]:
-    return [number, *map(_name, (flip.id, flip.label, flip.base, flip.head)), f"{flip.confidence:.3f}"]
+def _flips(title: str, flips: Sequence[Flip], picture: str) -> list[str]:
+    """Return a heading, the picture and the table of images that only one of the two models has right."""
+    if not flips:
+        return []
+    rows = []
+    for number, flip in enumerate(flips, start=1):
+        rows.append([number, *map(_name, (flip.id, flip.label, flip.base, flip.head)), f"{flip.confidence:.3f}"])
+    shown = _table(["", "image", "label", "base said", "head says", "confidence"], rows, "images", SHOWN)
+    return [f"### {title}", picture or "The images themselves are not in DVC's cache.", shown]
 
 
 def _confusions(found: Comparison) -> str:
@@ -223,68 +183,48 @@ def _confusions(found: Comparison) -> str:
         [_name(label), _name(guess), before, after, f"{after - before:+d}"]
         for label, guess, before, after in found.confusions
     ]
-    if not rows:
-        return "The same confusions."
-    header = ["label", "taken for", "base", "head", "change"]
-    return table(header, rows[:ROWS]) + _more(len(rows) - ROWS, "confusions")
+    return _table(["label", "taken for", "base", "head", "change"], rows, "confusions") or "The same confusions."
 
 
 def _calibration(found: Comparison) -> str:
-    header = ["", "expected calibration error", "mean confidence", "accuracy"]
-    right = (found.verdict.base_right, found.verdict.head_right)
-    rows = [
-        [name, f"{one.ece:.4f}", f"{one.confidence:.4f}", f"{count / found.verdict.images:.4f}"]
-        for name, one, count in zip(("base", "head"), found.calibrations, right, strict=True)
-    ]
-    return table(header, rows)
+    rows = []
+    for name, one, right in zip(("base", "head"), found.calibrations, found.verdict.right, strict=True):
+        shares = one.ece, one.confidence, right / found.verdict.images
+        rows.append([name, *(f"{share:.4f}" for share in shares)])
+    return table(["", "expected calibration error", "mean confidence", "accuracy"], rows)
 
 
 def _data(found: Comparison) -> str:
-    data = found.data
-    if data is None:
+    if found.data is None:
         return "Not to be had, see above."
-    names = {"added": data.added, "removed": data.removed, "other content": data.replaced}
-    moves = {"moved between splits": data.moved, "relabelled": data.relabelled}
-    cells = {what: [_name(name) for name in some] for what, some in names.items()}
-    for what, some in moves.items():
-        cells[what] = [f"{_name(name)} ({_name(one)} -> {_name(other)})" for name, one, other in some]
-    rows = [[what, f"{len(some):,}", _listed(some)] for what, some in cells.items() if some]
-    if not rows:
-        return "The same images, in the same splits, with the same labels."
-    return table(["images", "number", ""], rows)
+    rows = []
+    for what, some in found.data.items():
+        names = [_name(name) + (f" ({' -> '.join(map(_name, moved))})" if moved else "") for name, *moved in some]
+        rows += [[what, f"{len(some):,}", _listed(names)]] * bool(some)
+    return _table(["images", "number", ""], rows) or "The same images, in the same splits, with the same labels."
 
 
 def _provenance(found: Comparison) -> list[str]:
     unknown = [text(revision) for revision in dict.fromkeys((found.base, found.head)) if not revision.model]
-    changed = provenance_changes(found.base, found.head)
-    files = code_changes(found.base, found.head)
-    parts = [
+    changed = _differences(provenance_changes(found.base, found.head), "term")
+    files = [_name(file) for file in code_changes(found.base, found.head)]
+    return [
         f"models/model.json of {' and '.join(unknown)} is not in DVC's cache."
         if unknown
-        else _differences(changed, "term", "Both were trained on the same terms: packages, threads, device.")
+        else changed or "Both were trained with the same packages, threads and device.",
+        "Results may differ because of these, and not because of what was meant to change." if changed else "",
+        f"Code of the stages that differs: {_listed(files, ROWS)}." if files else "The stages' code is the same.",
     ]
-    if changed:
-        parts.append("Results may differ because of these, and not because of what was meant to change.")
-    if files:
-        parts.append(f"Code of the stages that differs: {_listed([_name(file) for file in files], ROWS)}.")
-    else:
-        parts.append("The stages' code is the same.")
-    return parts
 
 
-def _differences(rows: list[tuple[str, Any, Any]], what: str, none: str) -> str:
-    if not rows:
-        return none
-    cells = [[_name(name), _name(one), _name(other)] for name, one, other in rows]
-    return table([what, "base", "head"], cells[:PARAM_ROWS]) + _more(len(rows) - PARAM_ROWS, f"{what}s")
+def _differences(rows: list[tuple[str, Any, Any]], what: str) -> str:
+    return _table([what, "base", "head"], [[*map(_name, row)] for row in rows], f"{what}s", PARAM_ROWS)
 
 
-def _picture(name: str, description: str, files: set[str]) -> str:
-    return f"![{description}]({name})" if name in files else ""
-
-
-def _more(count: int, what: str) -> str:
-    return f"\n\nand {count:,} more {what}" if count > 0 else ""
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]], what: str = "", most: int = ROWS) -> str:
+    """Return a table of the first rows, and the number of others; "" of none."""
+    more = f"\n\nand {len(rows) - most:,} more {what}" if len(rows) > most else ""
+    return table(header, rows[:most]) + more if rows else ""
 
 
 def _listed(cells: Sequence[str], most: int = 5) -> str:
@@ -299,16 +239,12 @@ def _cut(value: str) -> str:
     return value if len(value) <= LONGEST else f"{value[: LONGEST // 2 - 2]}...{value[-LONGEST // 2 + 1 :]}"
 
 
-def _number(value: object, sign: str = "") -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, int):
-        return f"{value:{sign},}"
-    return f"{value:{sign}.4f}" if isinstance(value, float) else _name(value)
+def _number(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign},}" if isinstance(value, int) else f"{value:{sign}.4f}"
 
 
-def _span(interval: Interval, sign: str = "") -> str:
-    return f"({interval[0]:{sign}.4f} to {interval[1]:{sign}.4f})"
+def _with_interval(value: float, interval: Interval, sign: str = "") -> str:
+    return f"{value:{sign}.4f} ({interval[0]:{sign}.4f} to {interval[1]:{sign}.4f})"
 
 
 def _points(share: float) -> str:
@@ -317,7 +253,3 @@ def _points(share: float) -> str:
 
 def _p(p: float) -> str:
     return "0.0001 or less" if p <= 0.0001 else f"{p:.4f}"
-
-
-def _mean(runs: dict[int, float]) -> float:
-    return sum(runs.values()) / len(runs)

@@ -1,20 +1,18 @@
-"""What a reviewer of a pull request needs to know, as one page: is dvc.lock fresh, do the results come out again, and
-what does the change do to the model.
-"""
+"""The review of a pull request, on one page: is dvc.lock fresh, are the results reproduced, is the model better."""
 
 import subprocess
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from reprise.comparison.changes import different
 from reprise.comparison.compare import compare
 from reprise.comparison.report import write
-from reprise.repo.cache import cache_path
 from reprise.repo.project import Project
-from reprise.repo.revisions import PREDICTIONS, WORKSPACE, Revision, workspace
+from reprise.repo.revisions import PREDICTIONS, WORKSPACE, Revision
 from reprise.repo.verify import Mismatch, stale
 from reprise.runtime.errors import UserError
 from reprise.runtime.markup import table, text
@@ -24,7 +22,7 @@ MOST = 20  # mismatches that are named
 
 @dataclass(frozen=True)
 class Gate:
-    """One line of the page. said: Markdown; details: Markdown that folds away."""
+    """The result of one check. said: one line of Markdown; details: Markdown that folds away."""
 
     name: str
     passed: bool
@@ -32,79 +30,51 @@ class Gate:
     details: str = ""
 
 
-@dataclass
-class Review:
-    """base, head: commits. report: the comparison, Markdown. artifact: where the pictures are."""
-
-    base: str
-    head: str
-    artifact: str
-    gates: list[Gate] = field(default_factory=list)
-    report: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing stands against the change."""
-        return all(gate.passed for gate in self.gates)
-
-    def page(self) -> str:
-        """Return the page, Markdown."""
-        rows = [(gate.name, "passed" if gate.passed else "**failed**", gate.said) for gate in self.gates]
-        parts = [
-            f"## Review of {text(self.head)} against {text(self.base)}",
-            table(["check", "result", ""], rows),
-            *(gate.details for gate in self.gates if gate.details),
-            self.report.strip(),
-            f"Pictures and the whole report: {self.artifact}",
-        ]
-        return "\n\n".join(filter(None, parts)) + "\n"
-
-
 def review(
     project: Project, base: Revision, out: Path, artifact: str, reproduce: bool, fail_on_regression: bool
-) -> Review:
-    """Review what is checked out against the commit `base`, and write the comparison and its pictures.
+) -> tuple[str, bool]:
+    """Review what is checked out against the commit `base`; write the comparison and its pictures into a folder.
 
-    Outs come from the DVC remote or, where none is set up, from the pipeline itself.
+    Returns the page, Markdown, and whether every check has passed. Outs come from the DVC remote or, where none is set
+    up, from the pipeline itself. artifact: where a reader finds the pictures, Markdown.
     """
-    head = project.git("rev-parse", "HEAD").strip()
-    uncommitted = " with uncommitted changes" if project.changed("HEAD") else ""
-    result = Review(f"{str(base.commit)[:7]} ({base.name})", f"{head[:7]}{uncommitted}", artifact)
-
+    head = project.git("rev-parse", "HEAD")[:7] + " with uncommitted changes" * bool(project.changed("HEAD"))
     remote = project.dvc("remote", "list").strip()
     if missing(project):
         project.dvc_shown("pull" if remote else "checkout", "--allow-missing")  # what lacks now is found below
     mismatches = stale(project)
-    result.gates.append(freshness(mismatches))
-    before = recorded(workspace(project))
+    gates = [freshness(mismatches)]
+    before = Revision(project).md5s("outs")
     if reproduce or (not remote and not mismatches and missing(project)):
-        done = project.dvc_shown("repro", *(["--force"] if reproduce else []))
-        after = recorded(workspace(project)) if done else None
-        result.gates.append(reproduction(before, after, fresh=not mismatches))
+        done = project.dvc_shown("repro", *["--force"] * reproduce)
+        after = Revision(project).md5s("outs") if done else None
+        gates.append(reproduction(before, after, fresh=not mismatches))
     predictions = base.md5(PREDICTIONS)
-    if (reproduce or not remote) and predictions and not cache_path(project, predictions).exists():
-        reproduce_base(project, base)
+    if (reproduce or not remote) and predictions and not project.cache_path(predictions).exists():
+        reproduce_base(project, str(base.commit))  # the comparison says what still lacks
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").unlink(missing_ok=True)
-    gate, result.report = comparison(project, str(base.commit), out, fail_on_regression)
-    result.gates.append(gate)
-    return result
+    gate, report = comparison(project, str(base.commit), out, fail_on_regression)
+    gates.append(gate)
+    rows = [[each.name, "passed" if each.passed else "**failed**", each.said] for each in gates]
+    parts = [
+        f"## Review of {text(head)} against {text(f'{str(base.commit)[:7]} ({base.name})')}",
+        table(["check", "result", ""], rows),
+        *(each.details for each in gates),
+        report.strip(),
+        f"Pictures and the whole report: {artifact}",
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n", all(each.passed for each in gates)
 
 
-def recorded(revision: Revision) -> dict[str, str]:
-    """Return {path: MD5} of the outs that dvc.lock records."""
-    return {path: str(out.get("md5")) for path, out in revision.locked("outs").items()}
+def missing(project: Project) -> bool:
+    """Return whether an out of dvc.lock is not in the workspace."""
+    return not all((project.root / path).exists() for path in Revision(project).locked("outs"))
 
 
-def missing(project: Project) -> list[str]:
-    """Return the outs of dvc.lock that are not in the workspace."""
-    return [path for path in workspace(project).locked("outs") if not (project.root / path).exists()]
-
-
-def reproduce_base(project: Project, base: Revision) -> None:
-    """Fill the cache with the base's outs by running its pipeline in a clone; the comparison says what still lacks."""
-    commit = str(base.commit)
+def reproduce_base(project: Project, commit: str) -> None:
+    """Fill the cache with the outs of a commit by running its pipeline in a clone."""
     print(f"review: the outs of the base, {commit[:7]}, are not in the cache: running its pipeline", file=sys.stderr)
     with TemporaryDirectory(prefix="review-") as folder:
         for command in (["clone", "--quiet", "--no-checkout", str(project.top), "."], ["checkout", "--quiet", commit]):
@@ -116,7 +86,7 @@ def reproduce_base(project: Project, base: Revision) -> None:
 
 
 def artifact_link(out: str, environment: Mapping[str, str]) -> str:
-    """Return where a reader of the page finds the folder with report and pictures, Markdown."""
+    """Return where a reader of the page finds the folder `out` with report and pictures: Markdown, a link within CI."""
     if "GITHUB_RUN_ID" in environment:
         run = "{GITHUB_SERVER_URL}/{GITHUB_REPOSITORY}/actions/runs/{GITHUB_RUN_ID}".format_map(environment)
         return f"[artifact of this run]({run}#artifacts)"
@@ -126,56 +96,51 @@ def artifact_link(out: str, environment: Mapping[str, str]) -> str:
 
 
 def freshness(found: list[Mismatch]) -> Gate:
-    """Return the gate: dvc.lock is fresh, from what `stale` has found."""
-    name = "dvc.lock is fresh"
+    """Return the check whether dvc.lock is fresh, from what `stale` has found."""
     if not found:
-        return Gate(name, True, "params, code, data and metrics are the recorded ones")
-    rows = [(text(each.path), text(each.stage), text(each.what)) for each in found[:MOST]]
+        return Gate("dvc.lock is fresh", True, "params, code, data and metrics are the recorded ones")
+    rows = [[*map(text, mismatch)] for mismatch in found[:MOST]]
     more = f"\n\nand {len(found) - MOST:,} more" if len(found) > MOST else ""
     listed = table(["what", "stage", "why"], rows)
-    return Gate(
-        name,
-        False,
-        "the results are not those of this code, these params and these data; "
-        "run `make repro` and commit `dvc.lock` and `metrics`",
-        f"<details><summary>Why dvc.lock is stale</summary>\n\n{listed}{more}\n</details>",
-    )
+    why = f"<details><summary>Why dvc.lock is stale</summary>\n\n{listed}{more}\n</details>"
+    said = "the results are not those of this code, these params and these data; "
+    said += "run `make repro` and commit `dvc.lock` and `metrics`"
+    return Gate("dvc.lock is fresh", False, said, why)
 
 
-def reproduction(before: dict[str, str], after: dict[str, str] | None, fresh: bool) -> Gate:
-    """Return the gate: the pipeline gives the recorded outs, {path: MD5} before and after; None: a stage failed.
+def reproduction(before: dict[str, str | None], after: dict[str, str | None] | None, fresh: bool) -> Gate:
+    """Return the check whether the pipeline gives the recorded outs, {path: MD5} before and after.
 
-    A lock that was stale has no say in it: `freshness` has failed already.
+    after: None if a stage failed. fresh: whether dvc.lock was; if not, `freshness` has failed already, not this.
     """
-    name = "reproduced"
     if after is None:
-        return Gate(name, False, "a stage failed, see the log")
-    other = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+        return Gate("reproduced", False, "a stage failed, see the log")
+    other = [path for path, _, _ in different(before, after)]
     if not other:
-        return Gate(name, True, "the same bytes in every out")
+        return Gate("reproduced", True, "the same bytes in every out")
     if not fresh:
-        return Gate(name, True, "the comparison is of the new results")
-    return Gate(name, False, "other bytes than dvc.lock records: " + ", ".join(text(path) for path in other))
+        return Gate("reproduced", True, "the comparison is of the new results")
+    return Gate("reproduced", False, f"other bytes than dvc.lock records: {', '.join(map(text, other))}")
 
 
 def comparison(project: Project, base: str, out: Path, fail_on_regression: bool) -> tuple[Gate, str]:
-    """Compare with the base; return the gate, passed if that came about and allows the change, and the report."""
-    name = "compared"
+    """Compare with the base; return the check whether that worked and allows the change, and the report."""
+    passed, said, report = False, "it failed, see the log", ""
     try:
         found = compare(project, base, WORKSPACE)
         report = write(found, out).read_text(encoding="utf-8")
+        passed = not (fail_on_regression and found.regressed)
+        said = "see below" if passed else "a regression, see below"
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return Gate(name, False, text(error)), ""
+        said = text(error)
     except Exception:  # the page says the rest all the same
         traceback.print_exc()
-        return Gate(name, False, "it failed, see the log"), ""
-    closed = fail_on_regression and found.regressed
-    return Gate(name, not closed, "a regression, see below" if closed else "see below"), report
+    return Gate("compared", passed, said), report
 
 
 def merge_base(project: Project, remote: str, branch: str) -> Revision:
-    """Return the commit at which the branch that is checked out left `branch`, fetched from the remote if there is one.
+    """Return the last commit that HEAD and `branch`, which is fetched from the remote if there is one, have in common.
 
     Raises UserError for an unknown branch, for a history that does not reach back so far, or for none in common.
     """

@@ -5,9 +5,10 @@ Resampling is seeded: the same counts give the same interval, to the last bit.
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
-from scipy.special import bdtr, gammaln, stdtr, stdtrit, xlog1py, xlogy
+from scipy.special import bdtr, stdtrit
 
 SEED = 20250101  # any number, always the same
 RESAMPLES = 10_000
@@ -39,14 +40,11 @@ def accuracy_difference(broken: int, fixed: int, images: int, level: float = 0.9
 def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the mean of values (N,), at a confidence level."""
     generator = np.random.default_rng(SEED)
-    at_once = max(1, 1_000_000 // len(values))
-    means = [
-        values[generator.integers(len(values), size=(min(at_once, RESAMPLES_OF_A_MEAN - start), len(values)))].mean(
-            axis=1
-        )
-        for start in range(0, RESAMPLES_OF_A_MEAN, at_once)
-    ]
-    return _middle(np.concatenate(means), level)
+    means: list[float] = []
+    while left := RESAMPLES_OF_A_MEAN - len(means):
+        size = min(left, max(1, 1_000_000 // len(values))), len(values)  # a part at a time, of 8 MB
+        means += values[generator.integers(len(values), size=size)].mean(axis=1).tolist()
+    return _middle(np.array(means), level)
 
 
 def _middle(resampled: np.ndarray, level: float) -> tuple[float, float]:
@@ -74,28 +72,22 @@ def power(difference: float, disagreement: float, images: int, level: float = 0.
     least the difference; images: their number; level: of significance.
     """
     disagreeing = np.arange(images + 1)
-    log_chance = (
-        gammaln(images + 1)
-        - gammaln(disagreeing + 1)
-        - gammaln(images - disagreeing + 1)
-        + xlogy(disagreeing, disagreement)
-        + xlog1py(images - disagreeing, -disagreement)
-    )
-    chance = np.exp(log_chance)
-    disagreeing, chance = disagreeing[chance > 1e-12], chance[chance > 1e-12]
-    # the most images that the better model may have wrong alone, for the test to show it; -1: it cannot
-    most = np.array([_critical(int(number), level) for number in disagreeing])
+    chance = np.diff(bdtr(disagreeing, images, disagreement), prepend=0.0)
+    most = _critical(images, level)
     wins = np.where(most >= 0, bdtr(np.maximum(most, 0), disagreeing, (1 - difference / disagreement) / 2), 0.0)
     return float(chance @ wins)
 
 
-def _critical(disagreeing: int, level: float) -> int:
-    """Return the largest `min(broken, fixed)` of so many disagreeing images that is significant; -1 if none is."""
-    low, high = -1, disagreeing // 2
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if 2 * bdtr(middle, disagreeing, 0.5) <= level else (low, middle - 1)
-    return low
+@cache
+def _critical(images: int, level: float) -> np.ndarray:
+    """Return the largest `min(broken, fixed)` that is significant, for 0 to `images` disagreeing images; -1: none is.
+
+    Each disagreeing image raises it by one or not at all.
+    """
+    found = [-1]
+    for disagreeing in range(1, images + 1):
+        found.append(found[-1] + (2 * bdtr(found[-1] + 1, disagreeing, 0.5) <= level))
+    return np.array(found)
 
 
 def detectable(broken: int, fixed: int, images: int, wanted: float = 0.8, level: float = 0.05) -> float:
@@ -118,8 +110,8 @@ def detectable(broken: int, fixed: int, images: int, wanted: float = 0.8, level:
     return high / images
 
 
-def welch(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
-    """Return p-value, standard error and degrees of freedom of Welch's two-sided t-test of two means.
+def welch(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Return standard error and degrees of freedom of the difference of two means, as in Welch's t-test.
 
     Welch, Biometrika 34, 1947. The variance of one or two values is a poor estimate, so such a sample is given the
     other's. Raises ValueError if both samples have fewer than three values.
@@ -131,19 +123,16 @@ def welch(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, f
         raise ValueError("two samples of fewer than three values have no spread")
     parts = [(known[0] if own is None else own) / len(sample) for own, sample in zip(variances, samples, strict=True)]
     error = math.sqrt(sum(parts))
-    difference = float(samples[1].mean() - samples[0].mean())
     if len(known) == 1:
         freedom = float(max(map(len, samples)) - 1)
     elif error == 0:
         freedom = float(sum(map(len, samples)) - 2)
     else:
         freedom = error**4 / sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, samples, strict=True))
-    if error == 0:
-        return (1.0 if difference == 0 else 0.0), 0.0, freedom
-    return 2 * float(stdtr(freedom, -abs(difference) / error)), error, freedom
+    return error, freedom
 
 
-def shown_by_means(error: float, freedom: float, wanted: float = 0.8, level: float = 0.05) -> float:
+def detectable_of_means(error: float, freedom: float, wanted: float = 0.8, level: float = 0.05) -> float:
     """Return the minimum detectable difference of two means: the smallest that has the wanted power.
 
     error, freedom: from `welch`; level: of significance, two-sided.

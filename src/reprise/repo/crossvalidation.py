@@ -1,81 +1,54 @@
-"""What a cross-validation found: each metric's mean and sample standard deviation over the folds.
+"""Cross-validation: each metric's mean and sample standard deviation over the folds.
 
-Runs belong together when they are equal in everything but `data.fold`: parameters, code and raw data.
+Runs belong to one cross-validation if they are equal in everything but `data.fold`: parameters, code and data.
 """
 
-import json
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import Any
 
-from reprise.params.load import flat
+from reprise.repo.project import Project
+from reprise.repo.revisions import PROCESSED, Revision, experiments
+from reprise.runtime.markup import table
 
-
-@dataclass(frozen=True)
-class Run:
-    """One run of the pipeline: its time (ISO 8601), its params (nested), its code's and data's hashes, its metrics."""
-
-    time: str
-    params: dict[str, Any]
-    inputs: dict[str, str]
-    metrics: dict[str, float]
+FOLD = "data.fold"
 
 
-def finished_runs(table: list[dict[str, Any]]) -> list[Run]:
-    """Return the finished runs of the newest commit from the rows of `dvc exp show --json`."""
-    runs = []
-    commit = next((row for row in table if row["rev"] != "workspace"), {})
-    revisions = [commit, *(rev for found in commit.get("experiments") or [] for rev in (found["revs"] or [])[:1])]
-    for revision in revisions:
-        data = revision.get("data") or {}
-        params = ((data.get("params") or {}).get("params.yaml") or {}).get("data")
-        files = {path: (of or {}).get("data") or {} for path, of in (data.get("metrics") or {}).items()}
-        if not params or not files.get("metrics/test.json"):
-            continue  # queued, or failed
-        deps = {path: (dep or {}).get("hash") or "" for path, dep in (data.get("deps") or {}).items()}
-        runs.append(
-            Run(
-                data.get("timestamp") or "",
-                params,
-                {path: hash_ for path, hash_ in deps.items() if path.startswith(("src/", "stages/", "data/raw"))},
-                {
-                    name: value
-                    for file in ("metrics/train.json", "metrics/test.json")
-                    for name, value in (files.get(file) or {}).items()
-                    if isinstance(value, float)  # not counts
-                },
-            )
-        )
-    return runs
+def finished_runs(project: Project) -> list[Revision]:
+    """Return HEAD and the finished experiments of DVC that began from it, oldest first."""
+    head = project.git("rev-parse", "HEAD").strip()
+    return [Revision(project, "HEAD", head), *experiments(project, head)]
 
 
-def summarise(runs: list[Run]) -> str:
-    """Return a Markdown table per cross-validation among these runs, headed by the settings in which they differ."""
-    groups: dict[str, dict[int, Run]] = defaultdict(dict)
-    for run in sorted(runs, key=lambda run: run.time):
-        data = run.params.get("data", {})
-        if data.get("folds"):
-            rest = {**run.params, "data": {key: value for key, value in data.items() if key != "fold"}}
-            groups[json.dumps([rest, run.inputs], sort_keys=True)][data["fold"]] = run  # the newest of each fold
-    every = [flat(next(iter(folds.values())).params) for folds in groups.values()]
-    differing = {key for params in every for key in params if len({str(other.get(key)) for other in every}) > 1}
+def summarize(runs: list[Revision]) -> str:
+    """Return a Markdown table for each cross-validation among these runs, headed by the params in which they differ.
+
+    Of several runs on the same fold, the last one counts. Returns "" if no run has `data.folds`.
+    """
+    groups: dict[str, dict[int, Revision]] = defaultdict(dict)
+    for run in runs:
+        if run.metrics and run.params.get("data.folds"):
+            groups[run.setting(FOLD, PROCESSED)][run.params[FOLD]] = run
+    every = [next(iter(folds.values())).params for folds in groups.values()]
+    differing = sorted({key for params in every for key in params if len({str(other.get(key)) for other in every}) > 1})
     parts = []
     for params, folds in zip(every, groups.values(), strict=True):
-        differences = [f"{key}={params.get(key)}" for key in sorted(differing - {"data.fold"})]
-        parts.append(_table(params["data.folds"], folds, differences))
+        count = params["data.folds"]
+        missing = ",".join(str(fold) for fold in range(count) if fold not in folds)
+        title = f"{len(folds)} of {count} folds" + (f", missing: {FOLD}={missing}" if missing else "")
+        settings = [f"{key}={params.get(key)}" for key in differing if key != FOLD]
+        parts.append(f"{title}: {' '.join(settings)}" if settings else title)
+        parts.append(_table([folds[fold] for fold in sorted(folds)]))
     return "\n\n".join(parts)
 
 
-def _table(count: int, runs: dict[int, Run], differences: list[str]) -> str:
-    missing = [str(fold) for fold in range(count) if fold not in runs]
-    title = f"{len(runs)} of {count} folds" + (f", missing: data.fold={','.join(missing)}" if missing else "")
-    lines = [" ".join([f"{title}:", *differences]) if differences else title, ""]
-    lines += ["| metric | mean | standard deviation |", "| --- | ---: | ---: |"]
-    metrics = [run.metrics for _, run in sorted(runs.items())]
+def _table(runs: list[Revision]) -> str:
+    """Return the rows of all metrics, without counts, over the runs in which they are defined."""
+    rows = []
+    metrics = [run.training | run.metrics for run in runs]
     for name in dict.fromkeys(name for found in metrics for name in found):
-        values = [found[name] for found in metrics if name in found]
-        spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
-        fewer = f" (defined in {len(values)} folds)" if len(values) < len(metrics) else ""
-        lines.append(f"| {name}{fewer} | {statistics.mean(values):.4f} | {spread} |")
-    return "\n".join(lines)
+        values = [value for found in metrics if isinstance(value := found.get(name), float)]
+        if values:
+            fewer = f" (defined in {len(values)} folds)" if len(values) < len(runs) else ""
+            spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
+            rows.append([f"{name}{fewer}", f"{statistics.mean(values):.4f}", spread])
+    return table(["metric", "mean", "standard deviation"], rows)

@@ -1,10 +1,9 @@
-"""Where two files or folders differ, in the terms of what they hold: a tensor, a row, a line; else a byte.
+"""Where two files or folders differ, in the terms of their content: a tensor, a row, a member, a line; else a byte.
 
-Needs no torch: the model's tensors are read straight from the file.
+Needs no torch: the tensors of a .safetensors file are read by NumPy.
 """
 
 import json
-from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from zipfile import ZipFile
@@ -17,34 +16,22 @@ DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"}
 DTYPES |= {f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)}
 
 
-@dataclass
-class Differences:
-    """What was compared, and (path, what differs) for each file that differs."""
+def differences(one: Path, two: Path, name: str) -> tuple[int, int, list[tuple[str, str]]]:
+    """Compare two files, or two folders file by file, byte for byte. name: of both, in the paths of the result.
 
-    files: int = 0
-    bytes: int = 0
-    found: list[tuple[str, str]] = field(default_factory=list)
-
-
-def differences(one: Path, two: Path, name: str) -> Differences:
-    """Compare two files, or two folders file by file, byte for byte; `name` stands for both in the result's paths."""
-    result = Differences()
+    Returns the number of files and bytes that were compared, and (path, what differs) for each file that differs.
+    """
     if one.is_dir() and two.is_dir():
         here, there = ({path.relative_to(top) for path in top.rglob("*") if path.is_file()} for top in (one, two))
         pairs = [(one / path, two / path, f"{name}/{path.as_posix()}") for path in sorted(here | there)]
     else:
         pairs = [(one, two, name)]
-    for first, second, path in pairs:
-        found = difference(first, second)
-        result.files += 1
-        result.bytes += first.stat().st_size if first.is_file() else 0
-        if found:
-            result.found.append((path, found))
-    return result
+    size = sum(first.stat().st_size for first, _, _ in pairs if first.is_file())
+    return len(pairs), size, [(path, found) for first, second, path in pairs if (found := difference(first, second))]
 
 
 def difference(one: Path, two: Path) -> str | None:
-    """Say where two files first differ, `one -> two`; None if they are the same bytes."""
+    """Return where two files first differ, as `one -> two`; None if they are the same bytes."""
     for path, other in ((one, "second"), (two, "first")):
         if not path.is_file():
             return f"only in the {other}"
@@ -65,10 +52,14 @@ def _first_byte(one: Path, two: Path) -> int | None:
         while True:
             here, there = first.read(BLOCK), second.read(BLOCK)
             if here != there:
-                return offset + next(i for i, (a, b) in enumerate(zip_longest(here, there)) if a != b)
+                return offset + _length_in_common(here, there)
             if not here:
                 return None
             offset += len(here)
+
+
+def _length_in_common(one: bytes, two: bytes) -> int:
+    return next((i for i, (a, b) in enumerate(zip_longest(one, two)) if a != b), len(one))
 
 
 def _tensors(one: Path, two: Path) -> str | None:
@@ -80,9 +71,11 @@ def _tensors(one: Path, two: Path) -> str | None:
         if (kind, a.shape) != (other_kind, b.shape):
             return f"tensor {name}: {kind} {list(a.shape)} -> {other_kind} {list(b.shape)}"
         if a.tobytes() != b.tobytes():
-            different = _bits(a) != _bits(b)
-            gap = np.abs(_as_float(kind, a) - _as_float(kind, b)).reshape(-1)[different].max()
-            return f"tensor {name}: {np.count_nonzero(different):,} of {a.size:,} elements, by up to {gap:.3g}"
+            bits = [tensor.reshape(-1).view(f"u{tensor.itemsize}") for tensor in (a, b)]
+            different = np.flatnonzero(bits[0] != bits[1])
+            values = [_as_float(kind, tensor).reshape(-1)[different] for tensor in (a, b)]
+            gap = np.abs(values[0] - values[1]).max()
+            return f"tensor {name}: {len(different):,} of {a.size:,} elements, by up to {gap:.3g}"
     return "the tensors are the same, the header is not" if list(first) == list(second) else "order of the tensors"
 
 
@@ -98,10 +91,6 @@ def _read_tensors(path: Path) -> dict[str, tuple[str, np.ndarray]]:
         start, end = entry["data_offsets"]
         found[name] = (entry["dtype"], data[start:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"]))
     return found
-
-
-def _bits(array: np.ndarray) -> np.ndarray:
-    return array.reshape(-1).view(f"u{array.itemsize}")
 
 
 def _as_float(kind: str, array: np.ndarray) -> np.ndarray:
@@ -143,8 +132,8 @@ def _lines(one: Path, two: Path) -> str | None:
 
 
 def _short(line: bytes, other: bytes, width: int = 60) -> str:
-    """Return a line for people: of a long one, the part around its first difference from the other."""
-    first = next((i for i, (a, b) in enumerate(zip_longest(line, other)) if a != b), 0)
+    """Return a line for a message: of a long one, the part around its first difference from the other."""
+    first = _length_in_common(line, other)
     start = max(0, first - width // 2) if len(line) > width else 0
     shown = line[start : start + width].decode(errors="replace").rstrip("\n")
     return f"{'...' if start else ''}{shown!r}{'...' if start + width < len(line) else ''}" if line else "nothing"

@@ -1,7 +1,7 @@
-"""What a killed DVC leaves behind, found and put right.
+"""What a killed DVC leaves behind, found and repaired.
 
 Nothing that a person made is deleted: HEAD moves without touching a file, edits that DVC had set aside come back, a
-finished experiment leaves its scratch folder before the folder goes, and what is ambiguous is left to a person.
+finished experiment is collected before its temporary folder is removed, and what is ambiguous is left to a person.
 Examining only reads; each finding carries its repair.
 """
 
@@ -28,7 +28,7 @@ TEMP = "refs/exps/temp"
 
 @dataclass(frozen=True)
 class Leftover:
-    """One thing that a crash left: what is wrong, what is done about it, and how; None leaves it to a person."""
+    """One thing that a crash left: what is wrong, what is done about it, and how; repair None: a person decides."""
 
     problem: str
     remedy: str
@@ -36,19 +36,13 @@ class Leftover:
 
 
 def examine(project: Project, published: list[Path]) -> list[Leftover]:
-    """Return what crashes left, in the order in which it is to be repaired; `published` are folders that hold outs.
+    """Return what crashes left, in the order in which it is to be repaired. published: the folders that hold outs.
 
-    Call it `at_rest`: whatever looks taken then is taken by the dead.
+    Call it within `at_rest`: whatever is locked then is locked by a dead process.
     """
-    return [
-        *_git_locks(project),
-        *_killed_run(project),
-        *_scratch_refs(project),
-        *_queue(project),
-        *_scratch_folders(project),
-        *_rwlocks(project),  # after all that reads them
-        *_partials(project, published),
-    ]
+    # the locks come last: others read them
+    finders = (_git_locks, _killed_run, _scratch_refs, _queue, _scratch_folders, _rwlocks)
+    return [*(leftover for find in finders for leftover in find(project)), *_partials(project, published)]
 
 
 def _git_locks(project: Project) -> Iterator[Leftover]:
@@ -60,66 +54,53 @@ def _git_locks(project: Project) -> Iterator[Leftover]:
         if git:
             yield Leftover(f"{project.short(lock)}: git (process {git[0]}) is at work", "wait for it", None)
         else:
-            yield Leftover(f"{project.short(lock)}: no git lives that could hold it", "remove it", lock.unlink)
+            yield Leftover(f"{project.short(lock)}: no living git process holds it", "remove it", lock.unlink)
 
 
 def _killed_run(project: Project) -> Iterator[Leftover]:
-    """Find what `dvc exp run` had done to the user's edits, HEAD and the index when it was killed."""
+    """Find what `dvc exp run` had done to the user's edits, to HEAD and to the index when it was killed."""
     exec_refs = project.refs(EXEC)
     steps = {owner.path for path in rwlocks(project) for owner in owners(path) or []}
     preparing = "workspace" in steps  # the user's edits stashed, the values of -S being set
-    if not preparing and not RUNNING & exec_refs.keys():
-        return
-    to_decide = False
+    running = bool(RUNNING & exec_refs.keys())
     if preparing:
         yield from _stashed_edits(project)
-    if not project.git("symbolic-ref", "-q", "HEAD", check=False):
+    if (preparing or running) and not project.git("symbolic-ref", "-q", "HEAD", check=False):
         if EXEC in steps:
             yield from _overwritten_edits(project, exec_refs)
         head = project.git("rev-parse", "HEAD").strip()
-        base = exec_refs.get(f"{EXEC}/EXEC_HEAD", head) if RUNNING & exec_refs.keys() else head
-        for finding in _detached_head(project, head, base):
-            to_decide = finding.repair is None
-            yield finding
-        if not to_decide:
-            yield from _staged_by_dvc(project, base)
-    if RUNNING & exec_refs.keys() and not to_decide:
-        yield Leftover(
-            f"{EXEC}: DVC's notes on an experiment that was killed; what it had changed is in the working tree",
-            "remove the notes; then `dvc repro` finishes the work, or `git checkout . && dvc checkout` drops it with "
-            "every uncommitted edit",
-            partial(_forget_run, project, [ref for ref in exec_refs if not ref.endswith("EXEC_APPLY")]),
-        )
+        base = exec_refs.get(f"{EXEC}/EXEC_HEAD", head) if running else head
+        detached = list(_detached_head(project, head, base))
+        yield from detached
+        if any(finding.repair is None for finding in detached):
+            return
+        yield from _staged_by_dvc(project, base)
+    if running:
+        refs = [ref for ref in exec_refs if not ref.endswith("EXEC_APPLY")]
+        problem = f"{EXEC}: DVC's notes on an experiment that was killed; what it had changed is in the working tree"
+        drop = "`git checkout . && dvc checkout` drops it with every uncommitted edit"
+        remedy = f"remove the notes; then `dvc repro` finishes the work, or {drop}"
+        yield Leftover(problem, remedy, partial(_forget_run, project, refs))
 
 
 def _stashed_edits(project: Project) -> Iterator[Leftover]:
     """Find the user's uncommitted edits in `git stash`, where DVC puts them while it prepares an experiment."""
     began = (scratch(project) / "exps/rwlock").stat().st_mtime
     log = project.git_path("logs/refs/stash")
-    listed = project.git("stash", "list", "--format=%gd %ct %s").splitlines()
-    entries = [
-        name
-        for name, time, subject in (line.split(" ", 2) for line in listed)
-        if int(time) >= int(began) and "dvc-exp:" not in subject
-    ]
+    listed = [line.split(" ", 2) for line in project.git("stash", "list", "--format=%gd %ct %s").splitlines()]
+    entries = [name for name, time, subject in listed if int(time) >= int(began) and "dvc-exp:" not in subject]
     if not entries or log.stat().st_mtime < began:
         return
     entry = entries[-1]  # newer ones are the user's, from after the crash
     untouched = not Project(project.top).changed("HEAD")
     if untouched and project.git("rev-parse", f"{entry}^") == project.git("rev-parse", "HEAD"):
-        yield Leftover(
-            f"{entry} of `git stash list`: your uncommitted edits, which DVC had set aside",
-            "give them back",
-            partial(project.git, "stash", "pop", "--index", entry),
-        )
+        problem = f"{entry} of `git stash list`: your uncommitted edits, which DVC had set aside"
+        yield Leftover(problem, "give them back", partial(project.git, "stash", "pop", "--index", entry))
     else:
-        yield Leftover(
-            f"{entry} of `git stash list`: your uncommitted edits as they were before the killed run; the working tree "
-            "may have them too, with the run's parameters",
-            f"yours to decide: keep the working tree and `git stash drop '{entry}'`, or go back to your edits: "
-            f"`git reset --hard && git stash pop --index '{entry}'`",
-            None,
-        )
+        problem = f"{entry} of `git stash list`: your uncommitted edits as they were before the killed run; "
+        problem += "the working tree may have them too, with the run's parameters"
+        remedy = f"yours to decide: keep the working tree and `git stash drop '{entry}'`, or go back to your edits: "
+        yield Leftover(problem, f"{remedy}`git reset --hard && git stash pop --index '{entry}'`", None)
 
 
 def _overwritten_edits(project: Project, exec_refs: dict[str, str]) -> Iterator[Leftover]:
@@ -135,11 +116,9 @@ def _overwritten_edits(project: Project, exec_refs: dict[str, str]) -> Iterator[
             whole.git("apply", "--check", stdin=patch)
             lost[path] = patch
     if lost:
-        yield Leftover(
-            f"{', '.join(lost)}: changed before the run, or by its -S, and overwritten by DVC when it was killed",
-            "give the changes back",
-            partial(whole.git, "apply", "--whitespace=nowarn", stdin="".join(lost.values())),
-        )
+        problem = f"{', '.join(lost)}: changed before the run, or by its -S, and overwritten by DVC when it was killed"
+        restore = partial(whole.git, "apply", "--whitespace=nowarn", stdin="".join(lost.values()))
+        yield Leftover(problem, "give the changes back", restore)
     if project.refs("refs/stash").get("refs/stash") == merge:  # where DVC applies it from
         yield Leftover("stash@{0} of `git stash list`: DVC's own", "drop it", partial(project.git, "stash", "drop"))
 
@@ -147,24 +126,18 @@ def _overwritten_edits(project: Project, exec_refs: dict[str, str]) -> Iterator[
 def _detached_head(project: Project, head: str, base: str) -> Iterator[Leftover]:
     """Find out what DVC detached HEAD from, at `base`; one that the user had detached stays so."""
     left = _left_by_dvc(project)
-    tips = project.refs("refs/heads")
-    branches = [name for name, tip in tips.items() if tip == base]
+    branches = [name for name, tip in project.refs("refs/heads").items() if tip == base]
     candidates = [left] if left in branches else branches if left == "" else []
     problem = f"HEAD is detached at {head[:7]}: DVC had no time to put it back"
     if own := _unreachable(project, head):
         name = (left or "refs/heads/BRANCH").removeprefix("refs/heads/")
-        yield Leftover(
-            f"{problem}, and commits were made there that no branch has: {len(own)}",
-            f"yours to decide: `git checkout -B {name}` puts them on {name}, `git branch NEW {head[:7]}` keeps them "
-            "apart",
-            None,
-        )
+        apart = f"`git branch NEW {head[:7]}` keeps them apart"
+        remedy = f"yours to decide: `git checkout -B {name}` puts them on {name}, {apart}"
+        yield Leftover(f"{problem}, and commits were made there that no branch has: {len(own)}", remedy, None)
     elif len(candidates) == 1:
-        yield Leftover(
-            problem,
-            f"back to {candidates[0].removeprefix('refs/heads/')}, without touching a file",
-            partial(project.git, "symbolic-ref", "-m", "doctor: back to the branch", "HEAD", candidates[0]),
-        )
+        remedy = f"back to {candidates[0].removeprefix('refs/heads/')}, without touching a file"
+        attach = partial(project.git, "symbolic-ref", "-m", "doctor: back to the branch", "HEAD", candidates[0])
+        yield Leftover(problem, remedy, attach)
     elif candidates:
         commands = " or ".join(f"`git symbolic-ref HEAD {name}`" for name in candidates)
         yield Leftover(f"{problem}, and {len(candidates)} branches are there", f"yours to decide: {commands}", None)
@@ -173,7 +146,7 @@ def _detached_head(project: Project, head: str, base: str) -> Iterator[Leftover]
 
 
 def _left_by_dvc(project: Project) -> str | None:
-    """Return the branch that DVC took HEAD off, by HEAD's log; empty if the log is silent, None if the user did it."""
+    """Return the branch from which DVC detached HEAD, by HEAD's log; "" if the log is silent, None if the user did."""
     for line in project.git("reflog", "show", "--format=%gs", "HEAD", check=False).splitlines():
         move = re.fullmatch(r"checkout: moving from (\S+) to (\S+)", line)
         if move and not re.fullmatch("[0-9a-f]{40}", move[2]):  # DVC moves to whole commit ids
@@ -194,11 +167,8 @@ def _staged_by_dvc(project: Project, base: str) -> Iterator[Leftover]:
     whole = Project(project.top)
     apart = whole.changed("--", ".", f":(exclude){project.prefix / '.dvc/tmp'}")
     if paths := [path for path in whole.changed("--cached", base) if path not in apart]:
-        yield Leftover(
-            f"{', '.join(paths)}: staged by DVC",
-            "unstage, the files stay as they are",
-            partial(whole.git, "reset", "--quiet", "--", *paths),
-        )
+        unstage = partial(whole.git, "reset", "--quiet", "--", *paths)
+        yield Leftover(f"{', '.join(paths)}: staged by DVC", "unstage, the files stay as they are", unstage)
 
 
 def _forget_run(project: Project, refs: list[str]) -> None:
@@ -212,18 +182,12 @@ def _scratch_refs(project: Project) -> Iterator[Leftover]:
     if project.refs(WAITING):
         entries = project.git("reflog", "show", "--format=%h %gs", WAITING).splitlines()
         names = [f"{entry.rpartition(':')[2]} ({entry.partition(' ')[0]})" for entry in entries]
-        yield Leftover(
-            f"{WAITING}: {', '.join(names)}, killed before it began; the next `dvc exp run` would run it too, and "
-            "leave its values in the workspace",
-            "forget it; `git stash show -p COMMIT` shows its changes",
-            partial(project.git, "update-ref", "-d", WAITING),
-        )
+        problem = f"{WAITING}: {', '.join(names)}, killed before it began; the next `dvc exp run` would run it too"
+        remedy = "forget it; `git stash show -p COMMIT` shows its changes"
+        yield Leftover(problem, remedy, partial(project.git, "update-ref", "-d", WAITING))
     if refs := project.refs(TEMP):
-        yield Leftover(
-            f"{TEMP}: {len(refs)} refs of a run that was killed while it was set up",
-            "remove them",
-            partial(project.git, "update-ref", "--stdin", stdin="".join(f"delete {ref}\n" for ref in refs)),
-        )
+        delete = partial(project.git, "update-ref", "--stdin", stdin="".join(f"delete {ref}\n" for ref in refs))
+        yield Leftover(f"{TEMP}: {len(refs)} refs of a run that was killed while it was set up", "remove them", delete)
 
 
 def _queue(project: Project) -> Iterator[Leftover]:
@@ -232,11 +196,9 @@ def _queue(project: Project) -> Iterator[Leftover]:
         return
     listed = project.dvc("queue", "status")
     for commit, name in re.findall(r"^([0-9a-f]{7,})\s+(\S*)\s.*\bRunning\s*$", listed, re.MULTILINE):
-        yield Leftover(
-            f"experiment {name or commit} of the queue: shown as running, but its worker is dead",
-            "mark it as failed; queue it anew if you still want it",
-            partial(_fail_task, project, commit),
-        )
+        problem = f"experiment {name or commit} of the queue: shown as running, but its worker is dead"
+        remedy = "mark it as failed; queue it anew if you still want it"
+        yield Leftover(problem, remedy, partial(_fail_task, project, commit))
 
 
 def _fail_task(project: Project, commit: str) -> None:
@@ -253,29 +215,23 @@ def _scratch_folders(project: Project) -> Iterator[Leftover]:
     for folder in sorted([*exps.glob("tmp*"), *exps.glob("standalone/tmp*")]):
         git_dir = folder / ".git"
         listed = project.git(f"--git-dir={git_dir}", "for-each-ref", "--format=%(refname)", check=False).split()
-        finished = [ref for ref in listed if EXPERIMENT.fullmatch(ref) and ref not in known]
-        if finished:
-            yield Leftover(
-                f"{project.short(folder)}: {finished[0].rpartition('/')[2]}, finished but not collected",
-                "collect it, see `dvc exp show`",
-                partial(project.git, "fetch", "--no-tags", str(git_dir), *(f"{ref}:{ref}" for ref in finished)),
-            )
-        yield Leftover(
-            f"{project.short(folder)}: the folder of a killed run, in which no process works",
-            "remove it",
-            partial(shutil.rmtree, folder),
-        )
+        if finished := [ref for ref in listed if EXPERIMENT.fullmatch(ref) and ref not in known]:
+            problem = f"{project.short(folder)}: {finished[0].rpartition('/')[2]}, finished but not collected"
+            refs = [f"{ref}:{ref}" for ref in finished]
+            collect = partial(project.git, "fetch", "--no-tags", str(git_dir), *refs)
+            yield Leftover(problem, "collect it, see `dvc exp show`", collect)
+        problem = f"{project.short(folder)}: the folder of a killed run, in which no process works"
+        yield Leftover(problem, "remove it", partial(shutil.rmtree, folder))
 
 
 def _rwlocks(project: Project) -> Iterator[Leftover]:
-    """Find locks of dead processes: DVC takes them for real where the pid is in use again, or still a zombie's."""
+    """Find locks of dead processes: DVC believes them where the pid is in use again, or still a zombie's."""
     for path in rwlocks(project):
         held = owners(path)
-        if held is None:
-            yield Leftover(f"{project.short(path)}: cut off, and DVC fails on it", "remove it", path.unlink)
-        elif held:
-            dead = ", ".join(sorted({f"`{owner.command}` (process {owner.pid})" for owner in held}))
-            yield Leftover(f"{project.short(path)}: locks of {dead}, which is dead", "remove it", path.unlink)
+        dead = ", ".join(sorted({f"`{owner.command}` (process {owner.pid})" for owner in held or []}))
+        if held != []:
+            what = "cut off, and DVC fails on it" if held is None else f"locks of {dead}, which is dead"
+            yield Leftover(f"{project.short(path)}: {what}", "remove it", path.unlink)
 
 
 def _partials(project: Project, published: list[Path]) -> Iterator[Leftover]:

@@ -1,7 +1,7 @@
-"""Who works in a project's repository, and who holds DVC's locks, as a crash may have left them.
+"""Which processes work in a project's repository, and which hold DVC's locks, as a crash may have left them.
 
-"Still works" is decided by living processes, not by pids in files: a pid is used again, and a killed process that
-nobody waited for keeps its own.
+Whether one still works is decided by the living processes, not by pids in files: a pid is used again, and a killed
+process that nobody has waited for keeps its own.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ from reprise.runtime.errors import UserError
 
 
 class Owner(NamedTuple):
-    """Who has taken a path in a file of DVC's locks."""
+    """The process that has taken a path, by a file of DVC's locks."""
 
     path: str
     pid: int
@@ -27,7 +27,7 @@ class Owner(NamedTuple):
 
 
 def scratch(project: Project) -> Path:
-    """Return where DVC keeps locks and scratch."""
+    """Return the folder of DVC's locks and temporary files."""
     return project.root / ".dvc/tmp"
 
 
@@ -39,8 +39,7 @@ def rwlocks(project: Project) -> list[Path]:
 @contextmanager
 def at_rest(project: Project) -> Iterator[None]:
     """Hold DVC's own lock while the block runs. Raises UserError while DVC, or a stage that it began, still works."""
-    working = _working(project)
-    if working:
+    if working := _working(project):
         raise UserError(f"DVC works here: {'; '.join(working)}. Wait for it, or stop it, and run this again")
     if not scratch(project).is_dir():
         yield
@@ -54,10 +53,10 @@ def at_rest(project: Project) -> Iterator[None]:
 
 
 def owners(path: Path) -> list[Owner] | None:
-    """Return who holds what by one of `rwlocks`; None if the file is cut off."""
+    """Return the owners that one of `rwlocks` lists; None if the file is cut off."""
     try:
         content = json.loads(path.read_text())
-        held = list(content.get("write", {}).items())
+        held = [*content.get("write", {}).items()]
         held += [(name, owner) for name, readers in content.get("read", {}).items() for owner in readers]
         return [Owner(name, int(owner["pid"]), str(owner["cmd"])) for name, owner in held]
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -66,14 +65,9 @@ def owners(path: Path) -> list[Owner] | None:
 
 def git_at_work(project: Project) -> list[int]:
     """Return the pids of git's processes in this work tree."""
-    return [
-        process["pid"]
-        for process in _processes()
-        if process["cmdline"]
-        and Path(process["cmdline"][0]).name == "git"
-        and not any("daemon" in word for word in process["cmdline"])
-        and _inside(process["cwd"], [project.top])
-    ]
+    here = [process for process in _processes() if _inside(process["cwd"], [project.top])]
+    commands = {process["pid"]: process["cmdline"] or [""] for process in here}
+    return [pid for pid, words in commands.items() if Path(words[0]).name == "git" and "daemon" not in " ".join(words)]
 
 
 def _working(project: Project) -> list[str]:
@@ -84,10 +78,12 @@ def _working(project: Project) -> list[str]:
     noted = {owner.pid for path in rwlocks(project) for owner in owners(path) or []}
     found = []
     for process in _processes():
-        ours = process["pid"] in noted or _inside(process["cwd"], roots)
+        pid, command = process["pid"], process["cmdline"] or ["?"]
+        program, *words = [Path(word).name for word in command[:6]]
+        is_dvc = program == "dvc" or (program.startswith("python") and "dvc" in words)
         is_stage = _inside((process["environ"] or {}).get("DVC_ROOT"), roots)
-        if is_stage or (ours and _is_dvc(process["cmdline"] or [])):
-            found.append(f"process {process['pid']} ({' '.join(process['cmdline'] or ['?'])[:80]})")
+        if is_stage or (is_dvc and (pid in noted or _inside(process["cwd"], roots))):
+            found.append(f"process {pid} ({' '.join(command)[:80]})")
     return found
 
 
@@ -97,11 +93,6 @@ def _processes() -> Iterator[dict[str, Any]]:
     for process in psutil.process_iter(["pid", "cmdline", "cwd", "environ", "status"]):
         if process.pid not in mine and process.info["status"] != psutil.STATUS_ZOMBIE:
             yield process.info
-
-
-def _is_dvc(command: list[str]) -> bool:
-    program, *rest = [Path(word).name for word in command[:6]] or [""]
-    return program == "dvc" or (program.startswith("python") and "dvc" in rest)
 
 
 def _inside(path: str | None, roots: list[Path]) -> bool:

@@ -1,19 +1,23 @@
-"""The project, as Git and DVC see it: the folder with dvc.yaml and .dvc, which is a Git repository or a part of one.
+"""A project: the folder with dvc.yaml and .dvc, which is a Git repository or lies in one; its git, its dvc, its cache.
 
 Git's commands run in that folder, so that paths are relative to it wherever in the repository it lies.
 """
 
+import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from reprise.runtime.errors import UserError
+from reprise.runtime.atomic import publishing
+from reprise.runtime.errors import UserError, reason
 
 EXPERIMENT = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]+/.+")  # the ref of a finished one
 
@@ -25,7 +29,7 @@ def environment() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Project:
-    """A project by its root."""
+    """A project by the path of its root."""
 
     root: Path
 
@@ -37,9 +41,7 @@ class Project:
                 project = cls(root)
                 if project.git("rev-parse", "--show-toplevel", check=False):
                     return project
-        raise UserError(
-            f"{folder}: not in a Git and DVC repository, a folder with dvc.yaml and .dvc; `git clone` makes one"
-        )
+        raise UserError(f"{folder}: not in a Git and DVC repository, a folder with dvc.yaml and .dvc; `git clone` one")
 
     @cached_property
     def top(self) -> Path:
@@ -64,7 +66,7 @@ class Project:
         return self.git("rev-parse", "--is-shallow-repository").strip() == "true"
 
     def git(self, *arguments: str, check: bool = True, stdin: str | None = None) -> str:
-        """Return what git prints; if it fails, raise UserError or, without `check`, return nothing."""
+        """Return what git prints; if it fails, raise UserError or, without `check`, return ""."""
         return self._run(["git", *arguments], check, stdin)
 
     def dvc(self, *arguments: str) -> str:
@@ -72,7 +74,7 @@ class Project:
         return self._run([sys.executable, "-m", "dvc", *arguments])
 
     def dvc_shown(self, *arguments: str) -> bool:
-        """Run dvc, all that it prints on stderr; say whether it succeeded."""
+        """Run dvc, with all that it prints on stderr; return whether it succeeded."""
         command = [sys.executable, "-m", "dvc", *arguments]
         return subprocess.run(command, cwd=self.root, env=environment(), stdout=sys.stderr).returncode == 0
 
@@ -82,6 +84,47 @@ class Project:
         if check and done.returncode:
             raise UserError(f"`{' '.join(command)}` failed: {done.stderr.decode(errors='replace').strip()}")
         return "" if done.returncode else done.stdout.decode("utf-8", "surrogateescape")
+
+    def cache_path(self, md5: str) -> Path:
+        """Return where DVC's cache keeps the file with this MD5, whether it has it or not."""
+        return Path(self.dvc_repo.cache.local.oid_to_path(md5))
+
+    def cached(self, md5: str) -> Path | None:
+        """Return the cache's file with this MD5, fetched from the remote if need be; None if neither has it.
+
+        Raises UserError if the cache's file is not what its name says, or if the remote cannot be read.
+        """
+        path = self.cache_path(md5)
+        if not path.exists():
+            self._fetch(md5, path)
+        if not path.exists():
+            return None
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "md5").hexdigest() != md5.removesuffix(".dir"):
+                raise UserError(f"{path}: altered since DVC stored it; remove it, then `dvc pull` or `dvc repro`")
+        return path
+
+    def _fetch(self, md5: str, path: Path) -> None:
+        """Copy one file from the default remote into the cache, if there is such a remote and it has the file."""
+        from dvc.exceptions import DvcException
+
+        try:
+            remote = self.dvc_repo.cloud.get_remote_odb(None, "fetch")
+        except DvcException:  # none is configured
+            return
+        except ImportError as error:  # "s3 is supported, but requires 'dvc-s3' to be installed"
+            raise UserError(f"the DVC remote cannot be read: {error}; `pip install` it") from None
+        with TemporaryDirectory(prefix="compare-") as folder:
+            copy = Path(folder) / "copy"
+            try:
+                remote.fs.get_file(remote.oid_to_path(md5), str(copy))
+            except (FileNotFoundError, DvcException):
+                return
+            except Exception as error:  # each kind of remote has its own
+                raise UserError(f"the DVC remote cannot be read ({reason(error)}); see `dvc remote list`") from None
+            with publishing(path) as (partial,):
+                shutil.copyfile(copy, partial)
+                partial.chmod(0o444)
 
     def git_path(self, name: str) -> Path:
         """Return where Git keeps a file of its own."""
@@ -93,12 +136,13 @@ class Project:
         return [path for path in listed.split("\0") if path]
 
     def refs(self, prefix: str) -> dict[str, str]:
-        """Return the refs below a prefix, each with its commit."""
-        listed = self.git("for-each-ref", "--format=%(refname) %(objectname)", prefix).splitlines()
-        return {name: commit for name, _, commit in (line.partition(" ") for line in listed)}
+        """Return {name: commit} of the refs below a prefix, the oldest commit first."""
+        form = "--format=%(refname) %(objectname)"
+        listed = self.git("for-each-ref", "--sort=creatordate", form, prefix).splitlines()
+        return dict(line.split(" ") for line in listed)
 
     def read(self, path: str, commit: str | None = None) -> str:
-        """Return a file as a commit has it or, without one, the working tree; nothing where there is no such file."""
+        """Return the text of a file in a commit or, without one, in the working tree; "" if there is no such file."""
         if commit is not None:
             return self.git("show", f"{commit}:./{path}", check=False)
         with suppress(FileNotFoundError, NotADirectoryError):

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from reprise.params.load import load_params
 from reprise.repo.differences import difference, differences
 from reprise.repo.project import Project, environment
-from reprise.repo.revisions import Revision, workspace
+from reprise.repo.revisions import Revision
 from reprise.repo.runs import write_params
 from reprise.runtime.errors import UserError, listed
 
@@ -64,7 +65,7 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Where and under what settings one of the two runs takes place."""
+    """The folder and the settings in which one of the two runs takes place."""
 
     folder: str
     time_zone: str
@@ -75,18 +76,18 @@ class Surroundings:
     one_cpu: bool
 
     def run(self, clone: Path, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run a command in them."""
+        """Run a command in these surroundings. options: of `subprocess.run`."""
         foreign = ("PYTHON", "LC_", "LANG", "DVC_", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX", "MAKE", "MFLAGS")
         inherited = {key: value for key, value in environment().items() if not key.startswith(foreign)}
+        temporary = next(path for path in clone.parents if path.name.startswith(PREFIX))
+        pinned = self.one_cpu and hasattr(os, "sched_setaffinity")  # not on macOS
         own = {
             "TZ": self.time_zone,
             "LC_ALL": self.locale,
             "LANG": self.locale,
             "PYTHONHASHSEED": self.hash_seed,
             "REPRODUCE_DIRECTORIES": self.directories,
-            "TMPDIR": str(
-                next(path for path in clone.parents if path.name.startswith(PREFIX))
-            ),  # what libraries leave there goes with the clones
+            "TMPDIR": str(temporary),  # what libraries leave there is removed with the clones
             "DVC_SITE_CACHE_DIR": str(clone / ".dvc/tmp/site"),
         }
         return subprocess.run(
@@ -94,21 +95,15 @@ class Surroundings:
             cwd=clone,
             env=inherited | own,
             umask=self.umask,
-            preexec_fn=self._take_one_cpu if self.one_cpu else None,
+            preexec_fn=partial(os.sched_setaffinity, 0, {max(os.sched_getaffinity(0))}) if pinned else None,
             text=True,
             **options,
         )
 
     def __str__(self) -> str:
-        """What a person would type to get the same, as far as a shell can."""
-        order = f"directories {self.directories}{', one CPU' if self.one_cpu else ''}"
-        return (
-            f"TZ={self.time_zone} LC_ALL={self.locale} PYTHONHASHSEED={self.hash_seed} umask {self.umask:03o}, {order}"
-        )
-
-    def _take_one_cpu(self) -> None:
-        if hasattr(os, "sched_setaffinity"):  # not on macOS
-            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        """As a person would type them, as far as a shell can set them."""
+        shell = f"TZ={self.time_zone} LC_ALL={self.locale} PYTHONHASHSEED={self.hash_seed} umask {self.umask:03o}"
+        return f"{shell}, directories {self.directories}{', one CPU' if self.one_cpu else ''}"
 
 
 BOTH = (
@@ -118,8 +113,13 @@ BOTH = (
 
 
 def reproduce(project: Project, overrides: list[str]) -> str | None:
-    """Run the commit's pipeline twice and print what comes out; return the first difference, None without one."""
-    refuse_uncommitted(project)
+    """Run the commit's pipeline twice and print what comes out; return the first difference, None without one.
+
+    Raises UserError if tracked files have uncommitted changes, which the clones would lack, and if a run fails.
+    """
+    if changed := project.changed("HEAD"):
+        way_out = "the runs are of the commit; `git commit` or `git stash` first"
+        raise UserError(f"uncommitted changes ({listed(changed, 3)}): {way_out}")
     with TemporaryDirectory(prefix=PREFIX) as temporary:
         clones = [clone_afresh(project, Path(temporary), place, overrides) for place in BOTH]
         print(f"reproduce: two clones that differ in {', '.join(check_surroundings(clones))}", file=sys.stderr)
@@ -135,28 +135,20 @@ def reproduce(project: Project, overrides: list[str]) -> str | None:
         return first
 
 
-def refuse_uncommitted(project: Project) -> None:
-    """Raise UserError if tracked files have uncommitted changes: the clones would be without them."""
-    if changed := project.changed("HEAD"):
-        raise UserError(
-            f"uncommitted changes ({listed(changed, 3)}): the runs are of the commit; `git commit` or `git stash` first"
-        )
-
-
 def clone_afresh(project: Project, temporary: Path, place: Surroundings, overrides: list[str]) -> Project:
-    """Clone the commit, without results; bring the user's own images along; order directories; set params."""
+    """Return a clone of the commit without results, with the user's own images, ordered directories and the params."""
     folder = temporary / place.folder
     folder.mkdir(parents=True)
     place.run(folder, "git", "clone", "--quiet", str(project.top), ".", check=True)
     clone = Project(folder / project.prefix)
-    for out in (clone.root / out for out in workspace(clone).locked("outs")):
+    for out in (clone.root / out for out in Revision(clone).locked("outs")):
         shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
     (clone.root / "dvc.lock").unlink(missing_ok=True)
     (clone.root / ".dvc/config.local").write_text("[cache]\n    dir = cache\n")  # also where a shared one is configured
     params = load_params(project.root / "params.yaml", overrides)
     path = project.root / params.data.path
-    own = [path] if path.is_file() else sorted(below for below in path.rglob("*") if below.is_file())
-    own = [path.relative_to(project.root) for path in own if path.is_relative_to(project.root)]  # both have others
+    own = sorted(file for file in (path, *path.rglob("*")) if file.is_file())
+    own = [file.relative_to(project.root) for file in own if file.is_relative_to(project.root)]  # both have others
     for path in own if place.directories == "forwards" else reversed(own):
         (clone.root / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(project.root / path, clone.root / path)
@@ -169,7 +161,7 @@ def clone_afresh(project: Project, temporary: Path, place: Surroundings, overrid
 
 
 def check_surroundings(clones: list[Project]) -> list[str]:
-    """Return what a stage sees differ between the two runs; RuntimeError if anything is the same that need not be."""
+    """Return what a stage sees differ between the two runs. Raises RuntimeError if something else does not differ."""
     probes = [
         place.run(clone.root, "sh", "-c", f"PYTHONPATH=src python -c '{PROBE}'", check=True, stdout=subprocess.PIPE)
         for clone, place in zip(clones, BOTH, strict=True)
@@ -184,13 +176,12 @@ def check_surroundings(clones: list[Project]) -> list[str]:
 def first_difference(one: Project, two: Project) -> str | None:
     """Compare all outs, stage by stage, and then dvc.lock; print each; return the first difference."""
     found = []
-    for name, stage in workspace(one).stages.items():
+    for name, stage in Revision(one).stages.items():
         for out in stage.get("outs", []):
-            result = differences(one.root / out["path"], two.root / out["path"], out["path"])
-            verdict = f"{len(result.found)} differ" if result.found else "the same"
-            files = f"{result.files:,} file{'' if result.files == 1 else 's'}"
-            print(f"{name:<12} {out['path']}: {files}, {result.bytes:,} bytes: {verdict}")
-            for path, what in result.found:
+            files, size, differing = differences(one.root / out["path"], two.root / out["path"], out["path"])
+            verdict = f"{len(differing)} differ" if differing else "the same"
+            print(f"{name:<12} {out['path']}: {files:,} file{'s' * (files != 1)}, {size:,} bytes: {verdict}")
+            for path, what in differing:
                 print(f"{'':<12} {path}: {what}")
                 found.append(f"stage {name}, {path}: {what}")
     lock = difference(one.root / "dvc.lock", two.root / "dvc.lock")
@@ -199,8 +190,8 @@ def first_difference(one: Project, two: Project) -> str | None:
 
 
 def against_committed(project: Project, clone: Project) -> str:
-    """Say whether the outcome is what the commit's dvc.lock records, and if not, in what first."""
-    committed, made = Revision(project, "HEAD", "HEAD").stages, workspace(clone).stages
+    """Return whether the outcome is what the commit's dvc.lock records and, if not, what differs first; a sentence."""
+    committed, made = Revision(project, "HEAD", "HEAD").stages, Revision(clone).stages
     if not committed:
         return "no dvc.lock is committed to compare with"
     for name in made:

@@ -1,7 +1,7 @@
-"""A revision of the pipeline, as Git and DVC hold it: params, lock, metrics, outs. Nothing is checked out for it.
+"""A revision of the project, as Git and DVC hold it: params, dvc.lock, metrics, outs. Nothing is checked out.
 
-Small files come from Git, outs from DVC's cache by the MD5 in that revision's dvc.lock, and from the remote where the
-cache lacks them. The workspace is a revision too; its outs, too, are those that its dvc.lock names.
+Small files come from Git; outs come from DVC's cache, by the MD5 in the revision's dvc.lock, or from the remote where
+the cache lacks them. The workspace is a revision too, with the outs that its dvc.lock names.
 """
 
 import csv
@@ -18,7 +18,6 @@ import yaml
 
 from reprise.evaluation.predictions import Predictions, read_predictions
 from reprise.params.load import flat
-from reprise.repo.cache import cached
 from reprise.repo.project import EXPERIMENT, Project
 from reprise.runtime.errors import UserError, nearest
 
@@ -34,64 +33,54 @@ def find_revision(project: Project, name: str) -> "Revision":
 
     Raises UserError for a name that is none of these, an ambiguous one, and a revision without a dvc.lock.
     """
-    revision = Revision(project, name, None if name == WORKSPACE else _commit(project, name))
+    revision = Revision(project) if name == WORKSPACE else Revision(project, name, _commit(project, name))
     if not revision.read("dvc.lock"):
         if revision.commit is None:
             raise UserError("the workspace has no dvc.lock: nothing has run yet; `dvc repro` runs the pipeline")
         log = ("log", "--all", "--reverse", "--format=%h", "--diff-filter=A", "--", "dvc.lock")
         first = project.git(*log, check=False).split()[:1]
         since = f"; {first[0]} is the first commit that has one" if first else ""
-        raise UserError(
-            f"{revision}: has no dvc.lock, so it is from before the pipeline existed, or the pipeline was not run "
-            f"there{since}; name a later revision"
-        )
+        why = "it is from before the pipeline existed, or the pipeline was not run there"
+        raise UserError(f"{revision}: has no dvc.lock: {why}{since}; name a later revision")
     return revision
 
 
-def workspace(project: Project) -> "Revision":
-    """Return the workspace, whether anything has run there or not."""
-    return Revision(project, WORKSPACE, None)
-
-
 def _commit(project: Project, name: str) -> str:
+    """Return the commit that a name stands for, also that of a branch which only `origin` has."""
     for candidate in (name, f"origin/{name}"):
         verify = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{candidate}^{{commit}}")
         if commit := project.git(*verify, check=False).split():
             return commit[-1]
     known = experiments(project)
-    matching = {run.commit for run in known if run.name == name}
+    matching = sorted({str(run.commit) for run in known if run.name == name})
     if len(matching) > 1:
-        raise UserError(
-            f"{name}: {len(matching)} experiments have this name; name one by its commit: "
-            + ", ".join(sorted(str(commit)[:9] for commit in matching))
-        )
+        commits = ", ".join(commit[:9] for commit in matching)
+        raise UserError(f"{name}: {len(matching)} experiments have this name; name one by its commit: {commits}")
     if matching:
-        return str(matching.pop())
+        return matching[0]
     if project.is_shallow:
-        raise UserError(
-            f"{name}: no such revision in this clone, which is shallow; fetch the whole history: "
-            "`git fetch --unshallow origin '+refs/heads/*:refs/remotes/origin/*'`, in GitHub Actions "
-            "`fetch-depth: 0` of actions/checkout"
-        )
+        fetch = "`git fetch --unshallow origin '+refs/heads/*:refs/remotes/origin/*'`"
+        fetch += ", in GitHub Actions `fetch-depth: 0` of actions/checkout"
+        raise UserError(f"{name}: no such revision in this clone, which is shallow; fetch the whole history: {fetch}")
     branches = project.git("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/remotes", "refs/tags")
     near = nearest(name, [*branches.split(), *(run.name for run in known)])
     hint = f"did you mean {' or '.join(near)}?" if near else "`git branch -a`, `git tag` and `dvc exp list` list them"
     raise UserError(f"{name}: no Git revision and no DVC experiment has this name; {hint}")
 
 
-def experiments(project: Project) -> list["Revision"]:
-    """Return every finished experiment of DVC."""
-    refs = project.refs("refs/exps").items()
+def experiments(project: Project, commit: str = "") -> list["Revision"]:
+    """Return the finished experiments of DVC, all or those that began from one commit (its whole id); oldest first."""
+    refs = project.refs(f"refs/exps/{commit[:2]}/{commit[2:]}" if commit else "refs/exps").items()
     return [Revision(project, ref.rpartition("/")[2], commit) for ref, commit in refs if EXPERIMENT.fullmatch(ref)]
 
 
 @dataclass(frozen=True)
 class Revision:
-    """One revision: a name as typed, its commit (None: the workspace)."""
+    """A revision by its name, as typed, and its commit. Without both, it is the workspace (commit: None)."""
 
     project: Project
-    name: str
-    commit: str | None
+    name: str = WORKSPACE
+    commit: str | None = None
 
     def __str__(self) -> str:
         """Its name and commit, for a person."""
@@ -100,7 +89,7 @@ class Revision:
         return self.name[:9] if self.commit.startswith(self.name) else f"{self.name} ({self.commit[:9]})"
 
     def read(self, path: str) -> str:
-        """Return a file that Git holds, or that lies in the workspace; nothing if there is none."""
+        """Return the text of a file that Git holds, or that lies in the workspace; "" if there is none."""
         return self.project.read(path, self.commit)
 
     def _mapping(self, path: str, load: Callable[[str], Any]) -> dict[str, Any]:
@@ -114,7 +103,7 @@ class Revision:
 
     @cached_property
     def params(self) -> dict[str, Any]:
-        """params.yaml, dotted."""
+        """The values of params.yaml by dotted name."""
         return flat(self._mapping("params.yaml", _yaml))
 
     @cached_property
@@ -124,12 +113,12 @@ class Revision:
 
     @cached_property
     def metrics(self) -> dict[str, float | None]:
-        """What evaluate measured; what is undefined (null) is None, what else is no number in the file is NaN."""
+        """What the stage evaluate measured; an undefined metric (null) is None, anything else but a number is NaN."""
         return self._numbers(TEST)
 
     @cached_property
     def training(self) -> dict[str, float | None]:
-        """What train measured, at the best epoch; what is no number in the file is NaN."""
+        """What the stage train measured at the best epoch, with None and NaN as in `metrics`."""
         return self._numbers(TRAIN)
 
     def _numbers(self, path: str) -> dict[str, float | None]:
@@ -138,7 +127,7 @@ class Revision:
 
     @cached_property
     def history(self) -> dict[str, list[float]]:
-        """metrics/history.csv: one list per column; empty where there is none."""
+        """The columns of metrics/history.csv by name, a value per epoch; empty without the file or if it is damaged."""
         rows = list(csv.DictReader(io.StringIO(self.read(HISTORY))))
         try:
             return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
@@ -146,40 +135,52 @@ class Revision:
             return {}
 
     def locked(self, kind: str) -> dict[str, dict[str, Any]]:
-        """Return path: entry of all `deps` or `outs` in dvc.lock."""
+        """Return {path: entry} of all `deps` or all `outs` in dvc.lock."""
         return {entry["path"]: entry for stage in self.stages.values() for entry in stage.get(kind) or []}
 
+    def md5s(self, kind: str) -> dict[str, str | None]:
+        """Return {path: MD5} of all `deps` or all `outs` in dvc.lock."""
+        return {path: entry.get("md5") for path, entry in self.locked(kind).items()}
+
     def md5(self, out: str) -> str | None:
-        """Return the MD5 of an out, None if dvc.lock has no such out."""
-        return self.locked("outs").get(out, {}).get("md5")
+        """Return the MD5 of an out; None if dvc.lock has no such out."""
+        return self.md5s("outs").get(out)
+
+    def setting(self, free: str, *made: str) -> str:
+        """Return a key that runs share if they differ in nothing but the param `free`: their params, and MD5s of deps.
+
+        Without the model's, and those of the user's images, which data/raw stands for. made: further deps that follow
+        from that param.
+        """
+        left_out = (MODEL, WEIGHTS, self.params.get("data.path"), *made)
+        deps = {path: md5 for path, md5 in self.md5s("deps").items() if path not in left_out}
+        return json.dumps([{**self.params, free: None}, deps], sort_keys=True, default=str)
 
     def out(self, path: str) -> Path | None:
-        """Return the cache's file of an out, or one in a folder out (`data/raw/images.zip`); None if not to be had."""
+        """Return the path in the cache of an out, or of a file in a folder out; None if it is in no cache or remote."""
         if md5 := self.md5(path):
-            return cached(self.project, md5)
+            return self.project.cached(md5)
         folder, _, name = path.rpartition("/")
-        listing = cached(self.project, md5) if (md5 := self.md5(folder)) else None
+        listing = self.project.cached(md5) if (md5 := self.md5(folder)) else None
         entries = json.loads(listing.read_bytes()) if listing else []
-        return next((cached(self.project, entry["md5"]) for entry in entries if entry["relpath"] == name), None)
+        return next((self.project.cached(entry["md5"]) for entry in entries if entry["relpath"] == name), None)
 
     @cached_property
     def model(self) -> dict[str, Any]:
-        """models/model.json, of whatever version; empty where it is not to be had."""
+        """The content of models/model.json, of whatever version; empty where it is in no cache or remote."""
         path = self.out(MODEL)
         return json.loads(path.read_bytes()) if path else {}
 
     @cached_property
     def predictions(self) -> Predictions:
-        """What the model said of each test image. Raises UserError where that is not to be had."""
+        """What the model predicted for each test image. Raises UserError where that is in no cache or remote."""
         if not self.md5(PREDICTIONS):
             raise UserError(f"{self}: its dvc.lock has no {PREDICTIONS}; name a revision that ran evaluate")
         path = self.out(PREDICTIONS)
         if path is None:
             anew = "`dvc repro`" if self.commit is None else f"`git switch --detach {self.commit[:9]} && dvc repro`"
-            raise UserError(
-                f"{self}: its {PREDICTIONS} is neither in DVC's cache nor in a remote; `dvc push` it where it was "
-                f"made, or make it here with {anew}"
-            )
+            way_out = f"`dvc push` it where it was made, or make it here with {anew}"
+            raise UserError(f"{self}: its {PREDICTIONS} is neither in DVC's cache nor in a remote; {way_out}")
         try:
             return read_predictions(path.read_text(encoding="utf-8", errors="surrogateescape"))
         except (ValueError, IndexError):

@@ -1,19 +1,19 @@
-"""Run folders for what a person types: everything under one git-ignored `runs/`, no tracked out touched.
+"""The folders of trainings that a person starts: all below one git-ignored `runs/`, and no tracked out is touched.
 
 `runs/NAME/` holds params.yaml and train.log of a run and, once it is finished, its RESULT; `runs/latest` points at the
-newest finished one, `runs/checkpoints/` keeps what an unfinished one goes on from, `runs/data/KEY/` data prepared under
-other `data.*` than params.yaml's.
+newest finished run; `runs/checkpoints/` keeps the state from which an unfinished run goes on; `runs/data/KEY/` holds
+data prepared with other `data.*` than those of params.yaml.
 """
 
 import hashlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 import reprise.data
 from reprise.data.download.sources import download
@@ -31,32 +31,30 @@ RESULT = ("model.safetensors", "model.json", "train.json", "history.csv")
 
 
 def ready_to_train(project: Project, params: Params) -> tuple[Path, ModelParams, TrainParams, Path]:
-    """Settle what torch reads when it loads, bring the data up to date, load torch; return the arguments of `train`.
+    """Set what torch reads when it loads, bring the data up to date, load torch; return the arguments of `train`.
 
-    They are the prepared data, the params of model and training, and where weights to start from would lie.
+    They are the folder of prepared data, the params of model and training, and the path of pretrained weights.
     """
-    terms = params.train.threads, params.train.reproducible
-    before_torch(*terms)
+    before_torch(params.train.threads, params.train.reproducible)
     processed = prepared_data(project, params.data)
     import reprise.training.train  # noqa: F401
 
-    after_torch(*terms)
+    after_torch(params.train.threads, params.train.reproducible)
     return processed, params.model, params.train, project.root / params.model.weights
 
 
 def prepared_data(project: Project, data: DataParams) -> Path:
     """Return a folder of prepared data for these params, brought up to date first.
 
-    With params.yaml's own `data.*` that is the pipeline's data/processed, by way of `dvc repro preprocess`; with others
-    a folder under runs/data, made once. Raises UserError if DVC cannot reproduce, and whatever the stages raise.
+    With the `data.*` of params.yaml that is the pipeline's data/processed, after `dvc repro preprocess`; with others a
+    folder under runs/data, made once. Raises UserError if DVC cannot reproduce, and whatever the stages raise.
     """
     root = project.root
     if data == load_params(root / "params.yaml").data:
         (root / "runs").mkdir(exist_ok=True)
         with Lock(root / "runs/preprocess"):  # the processes of one training come here together
-            done = project.dvc_shown("repro", "preprocess")
-        if not done:
-            raise UserError("`dvc repro preprocess` failed, see above")
+            if not project.dvc_shown("repro", "preprocess"):
+                raise UserError("`dvc repro preprocess` failed, see above")
         record = load_record(root / record_path("preprocess"))
         if record and (other := other_params(record.params, flat({"data": data.model_dump(mode="json")}))):
             raise UserError(f"edited while data/processed was made: {', '.join(other)}; run the same command again")
@@ -77,21 +75,21 @@ def prepared_data(project: Project, data: DataParams) -> Path:
 
 
 def _key(data: DataParams, own: Path) -> str:
-    """Return a name for these params, this code and, for the user's own images, the files as they are now."""
-    facts = [data.model_dump_json()]
-    facts += [path.read_text() for path in sorted(Path(reprise.data.__path__[0]).rglob("*.py"))]
+    """Return a folder's name for these params, this code and, of the user's own images, the files as they are now."""
+    parts = [data.model_dump_json()]
+    parts += [path.read_text() for path in sorted(Path(reprise.data.__path__[0]).rglob("*.py"))]
     if data.is_own:
-        files = [own] if own.is_file() else sorted(path for path in own.rglob("*") if path.is_file())
-        facts += [f"{path.relative_to(own)} {path.stat().st_size} {path.stat().st_ctime_ns}" for path in files]
-    return f"{data.name}-{hashlib.sha256(chr(0).join(facts).encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
+        files = sorted(path for path in (own, *own.rglob("*")) if path.is_file())
+        parts += [f"{path.relative_to(own)} {path.stat().st_size} {path.stat().st_ctime_ns}" for path in files]
+    return f"{data.name}-{hashlib.sha256(chr(0).join(parts).encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
 
 
 @contextmanager
 def run_folder(runs: Path, params: Params, run: Path | None = None, debug: bool = False) -> Iterator[Path]:
     """Yield a run's folder, locked, with its params.yaml; what is printed meanwhile is added to its train.log.
 
-    It is the run given, else an unfinished one of the same params, else a new one; that of a debug mode is always new
-    and never taken up. A mistake of the user's leaves no new folder behind, unless a logger has written into it.
+    It is the run given, else an unfinished one of the same params, else a new one. A run in a debug mode is always a
+    new one, and is never resumed. After a UserError no new folder is left, unless a logger has written into it.
     """
     runs.mkdir(parents=True, exist_ok=True)
     begun = [] if debug else [found for found in _unfinished(runs) if _has_params(found, params)]
@@ -109,13 +107,17 @@ def run_folder(runs: Path, params: Params, run: Path | None = None, debug: bool 
             with publishing(folder / "params.yaml") as (partial,):
                 write_params(params, partial)
         with (folder / "train.log").open("ab", buffering=0) as file:
-            log = _Log(file)
+
+            def log(text: str) -> None:
+                with suppress(OSError):  # on a full disk the log has gaps: it ends no training that can still be saved
+                    file.write(text.encode("utf-8", "replace"))
+
             try:
                 with redirect_stdout(_Copied(sys.stdout, log)), redirect_stderr(_Copied(sys.stderr, log)):
                     yield folder
             except BaseException as error:
                 short = f"stopped by {error.name}" if isinstance(error, Stopped) else f"error: {error}"
-                log.write(f"{short}\n" if isinstance(error, UserError | Stopped) else traceback.format_exc())
+                log(f"{short}\n" if isinstance(error, UserError | Stopped) else traceback.format_exc())
                 raise
     except UserError:
         files = {path.name for path in folder.rglob("*") if path.is_file()}
@@ -129,28 +131,25 @@ def run_folder(runs: Path, params: Params, run: Path | None = None, debug: bool 
 def find_unfinished(runs: Path, name: str) -> Path:
     """Return the run of this name or path, the newest for "". Raises UserError if there is none to go on with."""
     unfinished = _unfinished(runs)
-    if not name:
-        if not unfinished:
-            raise UserError("there is no run to go on with: every run is finished")
-        return unfinished[0]
-    run = (runs / Path(name).name).resolve()
-    if run in unfinished:
-        return run
+    if not unfinished and not name:
+        raise UserError("there is no run to go on with: every run is finished")
+    run = (runs / Path(name).name).resolve() if name else unfinished[0]
     if _is_finished(run):
         raise UserError(f"{name}: this run is finished; `python src/eval.py {name}` evaluates it")
-    raise UserError(f"{name}: there is no such run; unfinished are {', '.join(r.name for r in unfinished) or 'none'}")
+    if run not in unfinished:
+        known = ", ".join(run.name for run in unfinished) or "none"
+        raise UserError(f"{name}: there is no such run; unfinished are {known}")
+    return run
 
 
 def _unfinished(runs: Path) -> list[Path]:
     """Return the runs without a whole result, the newest first."""
-    found = (path.parent.resolve() for path in runs.glob("*/params.yaml"))
-    return sorted(
-        (run for run in set(found) if not _is_finished(run) and not run.name.endswith("-debug")), reverse=True
-    )
+    found = {path.parent.resolve() for path in runs.glob("*/params.yaml")}
+    return sorted((run for run in found if not _is_finished(run) and not run.name.endswith("-debug")), reverse=True)
 
 
 def _is_finished(run: Path) -> bool:
-    """Say whether all of the result is there: a kill may come between two of its files."""
+    """Return whether all of the result is there: a kill may come between two of its files."""
     return all((run / name).exists() for name in RESULT)
 
 
@@ -160,26 +159,15 @@ def _has_params(run: Path, params: Params) -> bool:
     return False
 
 
-class _Log:
-    """Text written as it comes. On a full disk the log has gaps: it ends no training that could still be saved."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-
-    def write(self, text: str) -> None:
-        with suppress(OSError):
-            self.file.write(text.encode("utf-8", "replace"))
-
-
 class _Copied:
-    """A stream whose whole lines also go to a log; of one that was redrawn, like a bar, what stood there last."""
+    """A stream whose whole lines also go to a log; of a line that was redrawn, like a progress bar, its last state."""
 
-    def __init__(self, stream: TextIO, log: _Log) -> None:
+    def __init__(self, stream: TextIO, log: Callable[[str], None]) -> None:
         self.stream, self.log, self.line = stream, log, ""
 
     def write(self, text: str) -> int:
         *lines, self.line = (self.line + text).split("\n")
-        self.log.write("".join(f"{line.rpartition(chr(13))[2]}\n" for line in lines))
+        self.log("".join(f"{line.rpartition(chr(13))[2]}\n" for line in lines))
         return self.stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -187,22 +175,23 @@ class _Copied:
 
 
 def write_params(params: Params, path: Path) -> None:
-    """Write a run's resolved params, readable by `load_params`."""
+    """Write the resolved params of a run, for `load_params` to read."""
     path.write_text(as_yaml(params), encoding="utf-8")
 
 
 def point_latest(run: Path) -> None:
-    """Let `latest` beside the run name it."""
+    """Make the link `latest` beside the run point at it."""
     with publishing(run.with_name("latest")) as (link,):
         link.symlink_to(run.name)
 
 
 def find_model(target: Path) -> tuple[Path, Path]:
-    """Return weights and facts for a run folder, a models folder, or a .safetensors file with its .json beside it."""
-    if not target.exists():
-        raise UserError(f"{target}: no model there; train one with `dvc repro` or `python src/train.py`")
+    """Return the paths of weights and card for a folder of a run or of models, or for a .safetensors file.
+
+    Raises UserError if there is no model.
+    """
     weights = target / "model.safetensors" if target.is_dir() else target
-    if weights.suffix != ".safetensors":
+    if weights.exists() and weights.suffix != ".safetensors":
         raise UserError(f"{target}: expected a run folder or a .safetensors file")
     if not weights.exists():
         raise UserError(f"{weights}: no model there; train one with `dvc repro` or `python src/train.py`")
