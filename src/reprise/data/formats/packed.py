@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from reprise.params.schema import Resize
 from reprise.runtime.checksums import read_sealed, reading, verify_file
 
 Split = Literal["train", "val", "test"]
-Resize = Literal["stretch", "fit", "crop"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from reprise.data.formats.packed import Resize
+from reprise.params.schema import Resize
 from reprise.runtime.errors import reason
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # no others: some start foreign programs

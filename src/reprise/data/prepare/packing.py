@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from reprise.data.formats.packed import Resize, Split
+from reprise.data.formats.packed import Split
 from reprise.data.formats.raw import Extent, RawArchive, read_images
 from reprise.data.prepare.decode import BadImageError, decode_with_size, is_grey
 from reprise.data.prepare.signatures import SIGNATURE, signatures
 from reprise.data.prepare.workers import Map
+from reprise.params.schema import Resize
 from reprise.runtime.checksums import naming
 
 BATCH_IMAGES, BATCH_BYTES = 128, 8 << 20  # of a worker's task, at most
