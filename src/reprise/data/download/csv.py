@@ -1,4 +1,4 @@
-"""A CSV that says what the images beside it are: `filename,label[,split]` and whatever else is known of them."""
+"""Reads the CSV beside a folder's images: `filename,label[,split]` and any further columns."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ ROLES = {  # of the columns, by their spellings in lower case, without spaces, `
 
 
 class Row(NamedTuple):
-    """One line of a CSV: where it stands, for errors; the image as written; class, split; what else is known of it."""
+    """One line of a CSV: its place, for errors; the image as written; its class and split; the further columns."""
 
     at: str
     file: str
@@ -53,7 +53,7 @@ def read_table(encoded: bytes, where: str) -> list[Row]:
 
 
 def _parse(encoded: bytes, where: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the header and the other lines that are not blank, each with the number of its last line."""
+    """Return the header and the other lines that are not blank, each with its line number."""
     try:
         text = encoded.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -77,9 +77,8 @@ def _roles(header: list[str], where: str) -> dict[str, str]:
         plain = name.lower().translate({ord(char): None for char in " _-"})
         for role in (role for role, spellings in ROLES.items() if plain in spellings):
             if role in roles:
-                raise UserError(
-                    f"{where}: two columns for the {role}, {shown(roles[role])} and {shown(name)}; rename one"
-                )
+                both = f"{shown(roles[role])} and {shown(name)}"
+                raise UserError(f"{where}: two columns for the {role}, {both}; rename one")
             roles[role] = name
     for role in ("file", "label"):
         if role not in roles:

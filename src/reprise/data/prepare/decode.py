@@ -1,6 +1,6 @@
-"""Encoded bytes in, uint8 pixels out; what is wrong with an image is said in a few words, never repaired silently.
+"""Decoding: encoded bytes to uint8 pixels; a bad image raises with the reason and is never repaired silently.
 
-The first frame of an animation and the first page of a TIFF count. Colour profiles are not applied.
+The first frame of an animation and the first page of a TIFF count. Color profiles are not applied.
 """
 
 import io
@@ -26,7 +26,7 @@ class BadImageError(Exception):
 
 
 def is_grey(encoded: bytes) -> bool:
-    """Read only the header; return whether the image has no colour; a palette counts as one. Raises BadImageError."""
+    """Read only the header; return whether the image has no color; a palette counts as color. Raises BadImageError."""
     return _open(encoded).mode in GREY_MODES
 
 

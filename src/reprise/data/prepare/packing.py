@@ -1,4 +1,4 @@
-"""The decoding itself: images of a raw archive into rows of packed arrays on disk, by processes, in little memory.
+"""Packing: decode a raw archive's images into rows of arrays on disk, by several processes, in little memory.
 
 The processes write disjoint rows, so the bytes do not depend on their number. Statistics are sums of integers, so
 neither order nor batches change a bit of them.
@@ -28,7 +28,7 @@ BATCH_IMAGES, BATCH_BYTES = 128, 8 << 20  # of a worker's task, at most
 
 @dataclass(frozen=True)
 class Batch:
-    """A worker's task: images of one archive, and where their rows begin in the file of their split.
+    """A worker's task: images of one archive, and the offset in bytes of their rows in the file of their split.
 
     rows: each image's position in the archive. shape: (H, W, C) of each decoded image.
     """
@@ -43,7 +43,7 @@ class Batch:
 
 
 def all_grey(archive: RawArchive, map_tasks: Map) -> bool:
-    """Look at every readable header; the others are found, and listed, when their image is decoded."""
+    """Return whether no readable image has color, by the headers; unreadable ones are listed when they are decoded."""
     extents = list(archive.members.values())
     tasks = [(archive.path, extents[start : start + BATCH_IMAGES]) for start in range(0, len(extents), BATCH_IMAGES)]
     return all(map_tasks(_grey_batch, tasks))
@@ -65,7 +65,7 @@ def pack(
     destination: Path,
     map_tasks: Map,
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Write `{split}_images.npy` of every split; return training images' sums, signatures, {row: reason} of the bad.
+    """Write `{split}_images.npy` of every split; return training images' sums, signatures, {row: reason} of bad ones.
 
     A bad image's row is all zeros, which adds nothing to the sums. signatures: SIGNATURE (N,), in the archive's order.
     """
@@ -87,7 +87,7 @@ def pack(
 
 
 def images_file(folder: Path, split: Split) -> Path:
-    """Return where a split's images lie."""
+    """Return the path of a split's images."""
     return folder / f"{split}_images.npy"
 
 
@@ -106,7 +106,7 @@ def _batches(
 
 
 def _create_array(path: Path, shape: tuple[int, ...]) -> int:
-    """Create a uint8 array on disk, to be filled; return where its data begin. Raises OSError if there is no room."""
+    """Create a uint8 array on disk, to be filled; return the offset of its data. Raises OSError if there is no room."""
     header = _header(shape)
     with naming(path), path.open("wb") as file:
         file.write(header)
@@ -140,14 +140,14 @@ def _decode_batch(batch: Batch) -> tuple[np.ndarray, np.ndarray, dict[int, str]]
     return channel_sums(images), signatures(images, sizes), bad
 
 
-def leave_out(
+def take_out(
     destination: Path,
     rows_of: dict[Split, list[int]],
     shape: tuple[int, int, int],
     dropped: Collection[int],
     sums: np.ndarray,
 ) -> tuple[dict[Split, list[int]], np.ndarray]:
-    """Take rows of the archive out of the packed arrays; return the rows and the training images' sums that remain."""
+    """Remove rows of the archive from the packed arrays; return the remaining rows and training images' sums."""
     kept: dict[Split, list[int]] = {}
     for split, rows in rows_of.items():
         kept[split] = [row for row in rows if row not in dropped]
