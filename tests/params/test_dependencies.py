@@ -50,18 +50,8 @@ EDITS = {
     "another stage's": ("params.yaml", "epochs: 12", "epochs: 13", None),
     "another stage's, not allowed": ("params.yaml", "epochs: 12", "epochs: many", None),
     "a comment": ("params.yaml", "# ", "# more ", None),
-    "its code": (
-        SPLITS,
-        "\n\n\n",
-        "\n\n\nEDITED = 1\n\n\n",
-        SPLITS,
-    ),
-    "code behind": (
-        ERRORS,
-        "\n\n\n",
-        "\n\n\nEDITED = 1\n\n\n",
-        ERRORS,
-    ),
+    "its code": (SPLITS, "\n\n\n", "\n\n\nEDITED = 1\n\n\n", SPLITS),
+    "code behind": (ERRORS, "\n\n\n", "\n\n\nEDITED = 1\n\n\n", ERRORS),
     "its script": (SCRIPT, "def main", "EDITED = 1\n\n\ndef main", SCRIPT),
     "a docstring": (SPLITS, '"""', '"""More. ', None),
     "other code": ("src/reprise/training/train.py", "\n\n\n", "\n\n\nEDITED = 1\n\n\n", None),
@@ -130,11 +120,7 @@ def test_code_that_was_edited_after_it_was_loaded_is_noticed_at_once(root, monke
     for name, more in (("a comment", b"# more\n"), ("code", b"EDITED = 1\n")):
         loaded = read_code(root)
         monkeypatch.setattr(dependencies, "ROOT", root)
-        monkeypatch.setattr(
-            dependencies,
-            "LOADED",
-            loaded | {ERRORS: loaded[ERRORS] + more},
-        )
+        monkeypatch.setattr(dependencies, "LOADED", loaded | {ERRORS: loaded[ERRORS] + more})
         begun = Dependencies(SCRIPT, [], [], root)
         if name == "a comment":
             begun.begin()
@@ -192,13 +178,7 @@ LIES = {
     "a param of the training": ("train", "params.yaml", "weight_decay: 0.01", "weight_decay: 0.02", "evaluate"),
     "code of the training": ("train", "src/reprise/training/optim.py", "\n\n\n", "\n\n\nEDITED = 1\n\n\n", "evaluate"),
     "a script": ("train", "stages/train.py", "params.train,", "params.train.model_copy(),", "evaluate"),
-    "a key beside another": (
-        "train",
-        "params.yaml",
-        "kwargs: {}      ",
-        "kwargs: {drop_rate: 0.1}  # ",
-        "evaluate",
-    ),
+    "a key beside another": ("train", "params.yaml", "kwargs: {}      ", "kwargs: {drop_rate: 0.1}  # ", "evaluate"),
     "a param of the preparation": ("preprocess", "params.yaml", "val_fraction: 0.1", "val_fraction: 0.11", "train"),
     "a param of the evaluation": ("evaluate", "params.yaml", "calibration_bins: 15", "calibration_bins: 9", None),
 }

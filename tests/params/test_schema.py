@@ -100,10 +100,7 @@ def test_overrides_reach_nested_and_free_form_keys():
         ("data.url=ftp://x/y.zip", "data.url = 'ftp://x/y.zip' is not allowed: expected text or null (http:// or"),
         ("data.sha256=abc", "data.sha256 = 'abc' is not allowed: expected text or null (checksum of the archive, 64"),
         ("data.url=https://x/y.zip", "url and sha256 are for data.name: archive, not digits; set it, or leave them"),
-        (
-            "train.warmup_epochs=12",
-            "warmup_epochs = 12: expected less than epochs = 12, and 0 with",
-        ),
+        ("train.warmup_epochs=12", "warmup_epochs = 12: expected less than epochs = 12, and 0 with"),
         ("train.schedule=cosin", "did you mean 'cosine'?"),
         ("train.clip_grad=0", "train.clip_grad = 0 is not allowed: expected a number or null > 0"),
         ("train.loggers=[tensorbord]", "train.loggers.0 = 'tensorbord' is not allowed: expected a list, each one of"),

@@ -262,8 +262,7 @@ class TrainParams(Section):
     def _values_that_fit(self) -> Self:
         if self.accelerator == "gpu" and self.reproducible == "portable":
             raise ValueError(
-                "accelerator = gpu: reproducible = portable promises the bits of CPUs; choose reproducible machine or "
-                "off, or accelerator auto"
+                "accelerator = gpu: reproducible = portable promises the bits of CPUs; choose machine or off"
             )
         if self.num_nodes > 1 and self.devices == "auto":
             raise ValueError(f"devices = auto: expected a number with num_nodes = {self.num_nodes}")

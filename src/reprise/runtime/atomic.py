@@ -95,9 +95,7 @@ class Lock:
                     print(f"waiting for process {holder.strip()}, which is at work on {self.target}", file=sys.stderr)
                 self.lock.acquire()
         except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be locked ({error.strerror}); keep the repository on a file system with locks"
-            ) from None
+            raise UserError(f"{self.path}: cannot be locked ({error.strerror}); use a file system with locks") from None
         with suppress(OSError):  # on a full disk it has no name
             self.path.write_text(f"{os.getpid()}\n")
         return True

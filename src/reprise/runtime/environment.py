@@ -22,11 +22,7 @@ from typing import Any, Literal
 Reproducibility = Literal["auto", "portable", "machine", "off"]  # as params.yaml has it
 
 # Without all three, convolutions and matrix products pick kernels, and so rounding, by what the CPU offers.
-PORTABLE = {
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "MKL_CBWR": "COMPATIBLE",
-}
+PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
 
 # What a shell may have set that decides the bits, too: a recorded result depends on none of it. oneDNN knows
 # its settings by two names each. With fewer threads than it was told of, a convolution waits for the others for ever.

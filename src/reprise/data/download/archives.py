@@ -63,12 +63,10 @@ def archive_files(path: Path, where: str, scratch: Path) -> Iterator[Files]:
         elif head[257:262] == b"ustar" or path.suffix.lower() == ".tar":
             yield _tar_files(file, where, None)
         else:
-            raise DamagedArchiveError(
-                f"{where}: {unlike_an_archive(head)}; data.name = archive needs .zip, .tar or .tar.gz"
-            )
+            raise DamagedArchiveError(f"{where}: {_unlike_an_archive(head)}; a .zip, .tar or .tar.gz is needed")
 
 
-def unlike_an_archive(head: bytes) -> str:
+def _unlike_an_archive(head: bytes) -> str:
     """Describe what a file that begins with these bytes is instead of an archive."""
     if looks_like_html(head):
         return "an HTML page, not an archive (an error, or a page to log in on?)"
@@ -179,10 +177,7 @@ def _safe_name(name: str, where: str) -> str:
     """Return a member's name without `./`. Raises UserError if it leads out of the archive."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:[\\/]", name):
-        raise UserError(
-            f"{where}: the member {shown(name)} leads outside the archive; if you trust it, pack it again with "
-            "relative names"
-        )
+        raise UserError(f"{where}: the member {shown(name)} leads outside the archive; pack it with relative names")
     return "/".join(parts)
 
 
@@ -202,7 +197,5 @@ def _undamaged(where: str, name: str = "") -> Iterator[None]:
     try:
         yield
     except OF_DAMAGE as error:
-        member = f", {shown(name)}" if name else ""
-        raise DamagedArchiveError(
-            f"{where}{member}: cut short or damaged ({reason(error)}); fetch or pack it again"
-        ) from None
+        where += f", {shown(name)}" if name else ""
+        raise DamagedArchiveError(f"{where}: cut short or damaged ({reason(error)}); fetch or pack it again") from None

@@ -65,9 +65,9 @@ def lay_out(names: Iterable[str], read: Callable[[str], bytes], where: str) -> L
     top = _redundant_top(images, tables)
     tables = sorted(name for name in tables if "/" not in name.removeprefix(top))
     if len(tables) > 1:
+        named = ", ".join(map(shown, tables))
         raise UserError(
-            f"{where} has {len(tables)} CSV files at the top ({', '.join(map(shown, tables))}); keep one, with a "
-            "column `split` if need be, or none for class folders"
+            f"{where} has {len(tables)} CSV files at the top ({named}); keep one, or none for class folders"
         )
     below = {name.removeprefix(top): name for name in images}
     if tables:
@@ -155,12 +155,12 @@ def _check_classes(placed: list[Placed], where: str) -> None:
         other = spellings.setdefault(_composed(name).casefold(), name)
         if other != name:
             raise UserError(
-                f"{where}: the classes {shown(other)} and {shown(name)} differ only in case; merge them or rename one"
+                f"{where}: the classes {shown(other)} and {shown(name)} differ only in case; merge or rename"
             )
         if not splits_of[name] & {"train", UNSPLIT}:
+            held_out = min(splits_of[name])
             raise UserError(
-                f"{where}: class {shown(name)} is in {min(splits_of[name])} but not in train; add images of it to "
-                "train or remove it"
+                f"{where}: class {shown(name)} is in {held_out} but not in train; add some there or remove it"
             )
 
 

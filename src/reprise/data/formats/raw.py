@@ -68,11 +68,7 @@ class Extent(NamedTuple):
 
 
 def write_archive(
-    folder: Path,
-    name: str,
-    classes: Iterable[str],
-    images: Iterable[RawImage],
-    origin: Mapping[str, str] | None = None,
+    folder: Path, name: str, classes: Iterable[str], images: Iterable[RawImage], origin: Mapping[str, str] | None = None
 ) -> Source:
     """Write `images.zip`, `source.json` and, where the images have columns, `columns.json` into a new folder.
 

@@ -13,29 +13,21 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Protocol, TypeVar
+from typing import Any
 
 from reprise.runtime.errors import UserError
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]  # as the builtin `map` with one iterable
 MOST = 8
 WAY_OUT = "close other programs, or use fewer processes: `taskset -c 0 dvc repro` uses one"
 
 
-class Map(Protocol):
-    """The builtin `map` with one iterable; with several processes the function must be one of a module."""
-
-    def __call__(self, function: Callable[[Task], Result], tasks: Iterable[Task], /) -> Iterator[Result]:
-        """Return the results in the order of the tasks."""
-
-
 @contextmanager
 def spread(workers: int) -> Iterator[Map]:
-    """Yield a `map` over this many processes, at most MOST; 1 is this very one. On an error the workers end at once.
+    """Yield a `map` over this many processes, at most MOST; 1 means this process. On an error the workers end at once.
 
-    Workers import the main script: it needs its `if __name__ == "__main__"`. Raises UserError if a worker is killed or
-    memory runs out, and whatever the function raises.
+    The function must belong to a module. Workers import the main script, which needs its `if __name__ == "__main__"`.
+    Raises UserError if a worker is killed or memory runs out, and whatever the function raises.
     """
     try:
         if workers == 1:
