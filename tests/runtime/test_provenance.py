@@ -27,10 +27,8 @@ TRAINING = ROOT / "src/reprise/training/train.py"
 
 RECORD = """
 import json, sys
-from reprise.runtime.environment import after_torch, before_torch
+from reprise.runtime.environment import before_torch
 before_torch(1, sys.argv[1])
-import reprise.training.train
-after_torch(1, sys.argv[1])
 from reprise.runtime.provenance import trace
 print(trace(sys.argv[1], 1, "cpu", {"b": 1, "a": [2, 3]}, b"data", "reprise.training.train").model_dump_json())
 """
