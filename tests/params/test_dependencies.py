@@ -42,6 +42,7 @@ def replace(path, old, new):
     path.write_text(content.replace(old, new, 1))
 
 
+CODE = "\n\n\n", "\n\n\nEDITED = 1\n\n\n"
 EDITS = {
     "its value": ("params.yaml", "val_fraction: 0.1", "val_fraction: 0.2", "data.val_fraction (was 0.1, is 0.2)"),
     "its section": ("params.yaml", "calibration_bins: 15", "calibration_bins: 9", "calibration_bins (was 15, is 9)"),
@@ -50,11 +51,11 @@ EDITS = {
     "another stage's": ("params.yaml", "epochs: 12", "epochs: 13", None),
     "another stage's, not allowed": ("params.yaml", "epochs: 12", "epochs: many", None),
     "a comment": ("params.yaml", "# ", "# more ", None),
-    "its code": (SPLITS, "\n\n\n", "\n\n\nEDITED = 1\n\n\n", SPLITS),
-    "code behind": (ERRORS, "\n\n\n", "\n\n\nEDITED = 1\n\n\n", ERRORS),
+    "its code": (SPLITS, *CODE, SPLITS),
+    "code behind": (ERRORS, *CODE, ERRORS),
     "its script": (SCRIPT, "def main", "EDITED = 1\n\n\ndef main", SCRIPT),
     "a docstring": (SPLITS, '"""', '"""More. ', None),
-    "other code": ("src/reprise/training/train.py", "\n\n\n", "\n\n\nEDITED = 1\n\n\n", None),
+    "other code": ("src/reprise/training/train.py", *CODE, None),
     "its input": ("data/raw/images.zip", "images", "imageZ", "data/raw/images.zip"),
 }
 
@@ -176,7 +177,7 @@ def test_an_edit_during_the_training_publishes_nothing_and_undone_it_publishes_w
 
 LIES = {
     "a param of the training": ("train", "params.yaml", "weight_decay: 0.01", "weight_decay: 0.02", "evaluate"),
-    "code of the training": ("train", "src/reprise/training/optim.py", "\n\n\n", "\n\n\nEDITED = 1\n\n\n", "evaluate"),
+    "code of the training": ("train", "src/reprise/training/optim.py", *CODE, "evaluate"),
     "a script": ("train", "stages/train.py", "params.train,", "params.train.model_copy(),", "evaluate"),
     "a key beside another": ("train", "params.yaml", "kwargs: {}      ", "kwargs: {drop_rate: 0.1}  # ", "evaluate"),
     "a param of the preparation": ("preprocess", "params.yaml", "val_fraction: 0.1", "val_fraction: 0.11", "train"),
@@ -207,7 +208,19 @@ def test_a_lock_that_says_what_the_outs_are_not_made_with_passes_no_check(lie, r
     assert reproduced.run("python", "-m", "reprise", "verify").returncode == 0
 
 
-def test_a_frozen_stage_is_not_asked(reproduced):
-    replace(reproduced.path / "src/reprise/training/optim.py", "\n\n\n", "\n\n\nEDITED = 1\n\n\n")
-    replace(reproduced.path / "dvc.yaml", "  train:\n", "  train:\n    frozen: true\n")
-    reproduced.run("dvc", "repro", "--force", "--single-item", "evaluate")
+def test_the_record_of_the_stage_before_is_checked_unless_it_is_frozen_or_there_is_none(begun, root):
+    shutil.copy(ROOT / "dvc.yaml", root)
+    training = Dependencies("stages/train.py", [], [], root)
+    training.begin()
+    training.check_earlier("preprocess")  # it has recorded nothing
+    begun.record().save(root / "data/records/preprocess.json")
+    training.check_earlier("preprocess")
+    replace(root / "params.yaml", "val_fraction: 0.1", "val_fraction: 0.2")
+    replace(root / SPLITS, *CODE)
+    training.begin()
+    with pytest.raises(
+        UserError, match=r"made with something else .*val_fraction \(was 0\.1, is 0\.2\), its code; `dvc"
+    ):
+        training.check_earlier("preprocess")
+    replace(root / "dvc.yaml", "  preprocess:\n", "  preprocess:\n    frozen: true\n")
+    training.check_earlier("preprocess")

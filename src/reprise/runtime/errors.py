@@ -35,8 +35,8 @@ def brief(text: str, most: int = 80) -> str:
 
 
 def first(items: Sequence[str], most: int, between: str = ", ") -> str:
-    """Return the first items and the number of the others; `between` stands between two items."""
-    more = f" and {len(items) - most:,} more" if len(items) > most else ""
+    """Return the first items and the number of the others: "a, b and 3 more"; `between` stands between two items."""
+    more = f"{between.replace(',', '')}and {len(items) - most:,} more" if len(items) > most else ""
     return between.join(items[:most]) + more
 
 

@@ -2,13 +2,11 @@
 
 import gzip
 import hashlib
-import http.server
 import io
 import os
 import pickle
 import struct
 import tarfile
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -41,26 +39,6 @@ def test_digits_are_scikit_learns(tmp_path):
         assert np.array_equal(pixels, np.rint(digits.images[index] * 255 / 16))
 
 
-@pytest.fixture
-def served(tmp_path):
-    """A folder and the loopback address that serves it."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *arguments):
-            super().__init__(*arguments, directory=str(tmp_path / "served"))
-
-        def log_message(self, *arguments):
-            pass
-
-    (tmp_path / "served").mkdir()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield tmp_path / "served", f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
 def idx(array):
     """Encode an array in the format of the MNIST files."""
     return gzip.compress(
@@ -87,7 +65,7 @@ def serve_mnist(folder, monkeypatch, data_set):
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_mnist_through_torchvision_from_a_mirror(tmp_path, monkeypatch, served, name):
-    folder, address = served
+    folder, address, _ = served
     data_set = {"mnist": torchvision.datasets.MNIST, "fashion_mnist": torchvision.datasets.FashionMNIST}[name]
     arrays = serve_mnist(folder, monkeypatch, data_set)
     archive = fetched(tmp_path, name, mirror=address)
@@ -99,7 +77,7 @@ def test_mnist_through_torchvision_from_a_mirror(tmp_path, monkeypatch, served, 
 
 
 def test_cifar10_through_torchvision_from_a_mirror(tmp_path, monkeypatch, served):
-    folder, address = served
+    folder, address, _ = served
     random = np.random.default_rng(0)
     packed = io.BytesIO()
     lists = {"train_list": [], "test_list": []}
@@ -130,7 +108,7 @@ def test_cifar10_through_torchvision_from_a_mirror(tmp_path, monkeypatch, served
 
 
 def test_an_altered_download_is_refused(tmp_path, monkeypatch, served):
-    folder, address = served
+    folder, address, _ = served
     serve_mnist(folder, monkeypatch, torchvision.datasets.MNIST)
     path = folder / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-1] + b"x")

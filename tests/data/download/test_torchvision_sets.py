@@ -3,7 +3,6 @@
 import bz2
 import csv
 import hashlib
-import http.server
 import inspect
 import json
 import os
@@ -12,7 +11,6 @@ import struct
 import subprocess
 import sys
 import tarfile
-import threading
 import types
 from pathlib import Path
 
@@ -358,16 +356,6 @@ def places365(root):
     return ["a-airfield", "a-alcove-indoor"], found
 
 
-SETS = [
-    *(caltech101, caltech256, cifar10, cifar100, clevr_classification, country211, dtd_third_partition),
-    *(emnist_letters, eurosat, fashion_mnist, fer2013, fgvc_aircraft_family, flowers102, food101, gtsrb),
-    *(imagenette_160px, inaturalist, kmnist, mnist, omniglot, oxford_iiit_pet, places365, qmnist, rendered_sst2),
-    *(semeion, stanford_cars, stl10, sun397, svhn, usps),
-]
-VARIANTS = {"dtd_third_partition": "3", "emnist_letters": "letters", "imagenette_160px": "160px"}
-VARIANTS |= {"fgvc_aircraft_family": "family"}
-
-
 def pcam(root):
     (root / "pcam").mkdir()
     found = {}
@@ -386,12 +374,8 @@ SETS = [
     *(imagenette_160px, inaturalist, kmnist, mnist, omniglot, oxford_iiit_pet, pcam, places365, qmnist),
     *(rendered_sst2, semeion, stanford_cars, stl10, sun397, svhn, usps),
 ]
-VARIANTS = {
-    "dtd_third_partition": "3",
-    "emnist_letters": "letters",
-    "fgvc_aircraft_family": "family",
-    "imagenette_160px": "160px",
-}
+VARIANTS = {"dtd_third_partition": "3", "emnist_letters": "letters", "imagenette_160px": "160px"}
+VARIANTS |= {"fgvc_aircraft_family": "family"}
 
 
 def name_of(fake):
@@ -504,31 +488,6 @@ def test_files_that_the_user_must_bring_are_asked_for(tmp_path):
         UserError, match=r"fer2013: train.csv not found .* bring fer2013.csv .* below .*/fer2013, or put"
     ):
         download_torchvision("fer2013", tmp_path / "raw", tmp_path)
-
-
-@pytest.fixture
-def served(tmp_path):
-    """A folder, the loopback address that serves it, and the paths asked for."""
-    asked = []
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *arguments):
-            super().__init__(*arguments, directory=str(tmp_path / "served"))
-
-        def do_GET(self):
-            asked.append(self.path)
-            super().do_GET()
-
-        def log_message(self, *arguments):
-            pass
-
-    (tmp_path / "served").mkdir()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield tmp_path / "served", f"http://127.0.0.1:{server.server_port}", asked
-        server.shutdown()
-        thread.join()
 
 
 def test_what_a_killed_process_has_half_unpacked_is_unpacked_again_from_the_kept_archive(tmp_path, monkeypatch, served):

@@ -212,7 +212,7 @@ def test_the_number_of_workers_changes_no_bit_and_no_message(tmp_path, monkeypat
     images = list(raw_images(channels=1))
     broken = [RawImage("unsplit", name, f"{number}\n.png", b"text") for number in range(9) for name in ("dog", "cat")]
     written, refused = [], []
-    for workers in (1, 2, 3):
+    for workers in (1, 3):
         folder = tmp_path / str(workers)
         folder.mkdir()
         prepared(folder, images, workers=workers)
@@ -222,9 +222,9 @@ def test_the_number_of_workers_changes_no_bit_and_no_message(tmp_path, monkeypat
             prepared(folder / "broken", [*broken[:9], *images, *broken[9:]], workers=workers)
         refused.append(str(caught.value))
     assert len(written[0]) == 11
-    assert written[0] == written[1] == written[2]
+    assert written[0] == written[1]
     listed = [f"  '{image.class_name}/{image.file_name[0]}\\n.png': not an image" for image in broken]
-    assert refused[0] == refused[1] == refused[2]
+    assert refused[0] == refused[1]
     assert [line.split(",")[0] for line in refused[0].splitlines()[1:]] == listed  # in the archive's order
 
 

@@ -42,10 +42,6 @@ class Findings:
                 found = np.where((found < 0) & (self.splits == split), twins.rows[:, later], found)
         return {int(row): int(found[row]) for row in np.flatnonzero(found >= 0)}
 
-    def named(self, row: int, twin: int, sign: str = ",") -> str:
-        """Return an image's id and split and its relation to its twin, in words."""
-        return f"{shown(self.ids[row])} ({SPLITS[self.splits[row]]}){sign} {self.relation(row, twin)}"
-
     def relation(self, row: int, twin: int) -> str:
         """Return the relation of an image to its twin, in words."""
         equal = bool((self.twins["equal"].rows[row] == twin).any())
@@ -103,7 +99,7 @@ class Findings:
         if leaks := [pair for pair in self.leaks().items() if pair[0] not in self.dropped]:
             lines.append(
                 f"{_images(len(leaks))} of train or val in a later split too, which flatters the result; the first: "
-                f"{self.named(*leaks[0])}; data.on_leak: drop leaves them out"
+                f"{self._named(*leaks[0])}; data.on_leak: drop leaves them out"
             )
         if two := list(self.two_labels("equal").items()):
             one = f"{shown(self.ids[two[0][0]])}, {self.relation(*two[0])}"
@@ -118,11 +114,14 @@ class Findings:
         if on_leak == "drop":
             self.dropped.update((row, self.relation(row, twin)) for row, twin in leaks.items())
         if on_leak == "error" and leaks:
-            named = first([self.named(row, twin) for row, twin in leaks.items()], NAMED, "; ")
+            named = first([self._named(row, twin) for row, twin in leaks.items()], NAMED, "; ")
             raise UserError(
                 f"{_images(len(leaks))} of train or val in a later split too: {named}; remove one of each pair, or set "
                 "data.on_leak: drop (leaves out the one that is not in the later split) or warn"
             )
+
+    def _named(self, row: int, twin: int) -> str:
+        return f"{shown(self.ids[row])} ({SPLITS[self.splits[row]]}), {self.relation(row, twin)}"
 
 
 def check(archive: RawArchive, ids: list[str], splits: np.ndarray, labels: np.ndarray, seen: np.ndarray) -> Findings:

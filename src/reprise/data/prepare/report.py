@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from reprise.data.formats.packed import SPLITS
 from reprise.data.prepare.checks import Findings
 from reprise.data.prepare.decode import decode
 from reprise.data.prepare.duplicates import MOST_BITS
@@ -100,7 +101,8 @@ def _duplicates(findings: Findings) -> list[str]:
 
 
 def _pairs(findings: Findings, pairs: Sequence[tuple[int, int]]) -> list[str]:
-    return _bullets([text(findings.named(row, twin, ":")) for row, twin in pairs])
+    ids, splits = findings.ids, findings.splits
+    return _bullets([f"{text(ids[a])} ({SPLITS[splits[a]]}): {text(findings.relation(a, b))}" for a, b in pairs])
 
 
 def _bullets(lines: Sequence[str]) -> list[str]:
