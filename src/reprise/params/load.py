@@ -134,8 +134,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
     free = len(sections) >= 2 and ".".join(sections[:2]) in FREE
     place: Any = tree
     for depth, section in enumerate(sections):
-        if free and depth >= 1 and isinstance(place, dict) and place.get(section) is None:
-            place[section] = {}
+        if free and depth and isinstance(place, dict):
+            place[section] = {} if place.get(section) is None else place[section]
         place = place.get(section) if isinstance(place, dict) else None
     known = isinstance(place, dict) and (name in place or free)
     if not known or len(sections) >= DEEPEST:

@@ -140,12 +140,12 @@ def test_without_more_columns_there_is_no_file_for_them(tmp_path):
 def test_a_csv_finds_names_whose_accents_are_written_another_way(named, called):
     table = f"image,label\n{named}.png,a\nx/{named}2.png,b\n".encode()
     names = [f"{called}.png", f"x/{called}2.png", "labels.csv"]
-    assert sorted(image.name for image in lay_out(names, lambda name: table, "own").images) == sorted(names[:2])
+    assert sorted(image.name for image in lay_out(names, lambda name: table, "own")[0]) == sorted(names[:2])
 
 
 def test_of_two_names_that_differ_only_in_how_accents_are_written_the_csv_gets_the_one_it_spells():
     table = f"image,label\n{COMPOSED}.png,a\n{APART}.png,b\n".encode()
-    placed = lay_out([f"{APART}.png", f"{COMPOSED}.png", "labels.csv"], lambda name: table, "own").images
+    placed = lay_out([f"{APART}.png", f"{COMPOSED}.png", "labels.csv"], lambda name: table, "own")[0]
     assert {image.name: image.class_name for image in placed} == {f"{COMPOSED}.png": "a", f"{APART}.png": "b"}
 
 

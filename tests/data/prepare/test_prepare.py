@@ -201,7 +201,7 @@ def test_a_full_disk_is_noticed_before_the_first_image_is_decoded(tmp_path, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    monkeypatch.setattr("reprise.data.prepare.packing.decode_with_size", None)
+    monkeypatch.setattr("reprise.data.prepare.packing.decode", None)
     with pytest.raises(OSError, match=r"No space left on device: .*train_images\.npy"):
         prepared(tmp_path, raw_images())
 

@@ -88,13 +88,12 @@ def _zip_files(file: BinaryIO, where: str) -> Files:
         name = _safe_name(_zip_name(info), where)
         if stat.S_ISLNK(info.external_attr >> 16):
             raise UserError(f"{where}: {shown(name)} is a link; pack the file itself")
-        if info.is_dir():
-            continue
-        names.append(name)
-        if _is_wanted(name, infos, info.file_size, where):
-            if info.flag_bits & 1:
-                raise UserError(f"{where}: {shown(name)} is encrypted; pack it again without a password")
-            infos[name] = info
+        if not info.is_dir():
+            names.append(name)
+            if _is_wanted(name, infos, info.file_size, where):
+                infos[name] = info
+                if info.flag_bits & 1:
+                    raise UserError(f"{where}: {shown(name)} is encrypted; pack it again without a password")
 
     def read(name: str) -> bytes:
         with _undamaged(where, name):
@@ -154,21 +153,16 @@ def _tar_files(stream: BinaryIO | gzip.GzipFile, where: str, spool: IO[bytes] | 
                 continue
             if member.issparse():
                 raise UserError(f"{where}: {shown(name)} is packed as a sparse file; pack without `--sparse`")
-            extents[name] = (member.offset_data, member.size)
-            if spool is not None:
-                extents[name] = (spool.tell(), member.size)
-                content = stream.read(member.size)
-                if len(content) != member.size:
-                    raise EOFError("unexpected end of data")
-                spool.write(content)
+            extents[name] = (spool.tell() if spool else member.offset_data, member.size)
+            if spool and spool.write(stream.read(member.size)) != member.size:
+                raise EOFError("unexpected end of data")
         while stream.read(1 << 20):  # to the checksum at its end
             pass
     source = spool or stream
 
     def read(name: str) -> bytes:
-        offset, size = extents[name]
-        source.seek(offset)
-        return source.read(size)
+        source.seek(extents[name][0])
+        return source.read(extents[name][1])
 
     return Files(where, names, read)
 

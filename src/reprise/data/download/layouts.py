@@ -8,7 +8,6 @@ import posixpath
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -31,20 +30,11 @@ class Placed(NamedTuple):
     columns: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The classes in label order; the images, sorted by name; how many images the CSV does not name."""
+def lay_out(names: Iterable[str], read: Callable[[str], bytes], where: str) -> tuple[list[Placed], int]:
+    """Place the images of a tree; return them, sorted by name, and how many images its CSV does not name.
 
-    classes: list[str]
-    images: list[Placed]
-    left_out: int = 0
-
-
-def lay_out(names: Iterable[str], read: Callable[[str], bytes], where: str) -> Layout:
-    """Find the layout of a tree and place its images.
-
-    Hidden files and `__MACOSX` are left out, folders around everything are looked through. `where` names the tree in
-    errors. Raises UserError for a tree without images, in none of the layouts, or that would lose images silently.
+    where: the tree's name in errors. Hidden files and `__MACOSX` are ignored, and so are folders around everything.
+    Raises UserError for a tree without images, in none of the layouts, or that would lose images silently.
     """
     visible = [name for name in names if not is_hidden(name)]
     for name in visible:
@@ -75,7 +65,7 @@ def lay_out(names: Iterable[str], read: Callable[[str], bytes], where: str) -> L
     else:
         placed = _by_folders(below, _at(where, top.rstrip("/")) if top else where)
     _check_classes(placed, where)
-    return Layout(sorted({image.class_name for image in placed}), placed, len(images) - len(placed))
+    return placed, len(images) - len(placed)
 
 
 def expected(where: str) -> str:

@@ -91,10 +91,11 @@ def _own_archive(source: SourceParams, path: Path, destination: Path, downloads:
 
 
 def _own_images(name: str, files: Files, destination: Path, origin: dict[str, str] | None = None) -> Source:
-    layout = lay_out(files.names, files.read, files.where)
-    if layout.left_out:
-        print(f"download: the CSV of {files.where} leaves {layout.left_out:,} images out", file=sys.stderr)
-    return write_archive(destination, name, layout.classes, _read_files(files, layout.images), origin)
+    images, left_out = lay_out(files.names, files.read, files.where)
+    if left_out:
+        print(f"download: the CSV of {files.where} leaves {left_out:,} images out", file=sys.stderr)
+    classes = sorted({image.class_name for image in images})
+    return write_archive(destination, name, classes, _read_files(files, images), origin)
 
 
 def _read_files(files: Files, images: list[Placed]) -> Iterator[RawImage]:

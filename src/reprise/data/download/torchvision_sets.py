@@ -34,10 +34,6 @@ ARCHIVES = {".gz", ".tgz", ".tar", ".zip", ".xz"}  # torchvision verifies these 
 NO_IMAGES = ("", "N/A")  # names of labels that no image has
 
 
-def _by_index(data_set: Any) -> Iterable[tuple[Any, Any]]:
-    return (data_set[index] for index in range(len(data_set)))
-
-
 @dataclass(frozen=True)
 class TorchvisionSet:
     """A class of torchvision.datasets, and how it differs from the others.
@@ -54,7 +50,7 @@ class TorchvisionSet:
     splits: Mapping[str, Arguments]
     variants: Mapping[str, Arguments] | None = None
     names: str | tuple[str, ...] = "classes"
-    pairs: Callable[[Any], Iterable[tuple[Any, Any]]] = _by_index
+    pairs: Callable[[Any], Iterable[tuple[Any, Any]]] = lambda data_set: map(data_set.__getitem__, range(len(data_set)))
     unsorted: bool = False
     mirror: bool = True
     manual: bool = False
@@ -224,10 +220,8 @@ def moved(kind: Any, mirror: str) -> dict[str, Any]:
 
     def move(value: Any) -> Any:
         if isinstance(value, str) and value.startswith(("http://", "https://")):
-            file = value.rpartition("/")[2]
-            if "." in file:
-                return base + file
-            return base.rstrip("/") if file else base  # a folder's address: with a slash where it had one
+            file = value.rpartition("/")[2]  # none of a folder's address, which keeps its slash if it has one
+            return base + file if "." in file else base.rstrip("/") if file else base
         if isinstance(value, dict):
             return {key: move(item) for key, item in value.items()}
         if isinstance(value, list | tuple):

@@ -78,7 +78,6 @@ def write_archive(
     folder.mkdir()
     path = folder / "images.zip"
     columns: dict[str, Mapping[str, str]] = {}
-    count = 0
     with naming(path), zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for image in images:
             if image.member in archive.NameToInfo:
@@ -89,15 +88,14 @@ def write_archive(
             member.external_attr = 0o644 << 16
             member.create_system = 3
             archive.writestr(member, image.encoded)
-            count += 1
             if image.columns:
                 columns[image.member] = image.columns
-    column_names = list(next(iter(columns.values()), {}))
-    source = Source(name, list(classes), count, file_sha256(path), column_names, dict(origin or {}))
+    names, count = list(next(iter(columns.values()), {})), len(archive.NameToInfo)
+    source = Source(name, list(classes), count, file_sha256(path), names, dict(origin or {}))
     if columns:
         write_sealed(folder / "columns.json", {"images": columns})
-    facts = {key: value for key, value in asdict(source).items() if value or key not in ("columns", "origin")}
-    write_sealed(folder / "source.json", facts)
+    content = {key: value for key, value in asdict(source).items() if value or key not in ("columns", "origin")}
+    write_sealed(folder / "source.json", content)
     return source
 
 

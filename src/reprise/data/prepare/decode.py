@@ -30,20 +30,16 @@ def is_grey(encoded: bytes) -> bool:
     return _open(encoded).mode in GREY_MODES
 
 
-def decode(encoded: bytes, image_size: int, channels: int, resize: Resize = "stretch") -> np.ndarray:
-    """Decode, turn upright, convert and resize to (image_size, image_size, channels) uint8. Raises BadImageError.
-
-    Transparent images are laid over white; 16-bit grey keeps its upper 8 bits. Downscaling is antialiased (bilinear).
-    stretch: sides as they come; fit: the whole image, centred on black; crop: the largest square in the middle.
-    A JPEG many times too large is decoded at 1/2, 1/4 or 1/8, never below twice the target: several times faster.
-    """
-    return decode_with_size(encoded, image_size, channels, resize)[0]
-
-
-def decode_with_size(
+def decode(
     encoded: bytes, image_size: int, channels: int, resize: Resize = "stretch"
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return what `decode` does, and the image's own width and height, upright."""
+    """Decode, turn upright, convert and resize to (image_size, image_size, channels) uint8; return it and its size.
+
+    Transparent images are laid over white; 16-bit grey keeps its upper 8 bits. Downscaling is antialiased (bilinear).
+    stretch: sides as they come; fit: the whole image, centered on black; crop: the largest square in the middle.
+    A JPEG many times too large is decoded at 1/2, 1/4 or 1/8, never below twice the target: several times faster.
+    The size is (width, height) of the upright image in the file. Raises BadImageError.
+    """
     image = _open(encoded)
     width, height = image.size
     with _refused():

@@ -112,11 +112,7 @@ def _bits_apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def _groups(keys: np.ndarray) -> np.ndarray:
     """Number the different keys, uint64 (N, 2), from 0; return each image's number (N,)."""
-    order = np.lexsort(keys.T)
-    new = np.any(keys[order[1:]] != keys[order[:-1]], axis=1)
-    group = np.empty(len(keys), np.int64)
-    group[order] = np.concatenate([[0], np.cumsum(new)]) if len(keys) else order
-    return group
+    return np.unique(keys[:, ::-1], axis=0, return_inverse=True)[1].ravel()
 
 
 def _first_rows(group: np.ndarray, splits: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from reprise.data.formats.packed import Split
 from reprise.data.formats.raw import Extent, RawArchive, read_images
-from reprise.data.prepare.decode import BadImageError, decode_with_size, is_grey
+from reprise.data.prepare.decode import BadImageError, decode, is_grey
 from reprise.data.prepare.signatures import SIGNATURE, signatures
 from reprise.data.prepare.workers import Map
 from reprise.params.schema import Resize
@@ -130,7 +130,7 @@ def _decode_batch(batch: Batch) -> tuple[np.ndarray, np.ndarray, dict[int, str]]
     bad = {}
     for position, encoded in enumerate(read_images(batch.archive, batch.extents)):
         try:
-            pixels, sizes[position] = decode_with_size(encoded, batch.shape[0], batch.shape[2], batch.resize)
+            pixels, sizes[position] = decode(encoded, batch.shape[0], batch.shape[2], batch.resize)
             images[position] = pixels
         except BadImageError as error:
             bad[batch.rows[position]] = str(error)

@@ -116,7 +116,7 @@ def _strip(findings: Findings, rows: Iterable[int], places: int) -> np.ndarray:
     strip = np.full((SIDE, places * (SIDE + 2), 3), 255, np.uint8)
     for place, row in enumerate(rows):
         left = place * (SIDE + 2)
-        strip[:, left : left + SIDE] = decode(findings.archive.read(members[row]), SIDE, 3, "fit")
+        strip[:, left : left + SIDE] = decode(findings.archive.read(members[row]), SIDE, 3, "fit")[0]
     return strip
 
 

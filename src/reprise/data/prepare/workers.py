@@ -60,10 +60,9 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _tie_to_parent(pipe: Connection) -> None:
+    def exit_with_parent() -> None:
+        pipe.poll(None)  # nothing is ever sent: this returns when the writing end is gone
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    threading.Thread(target=_exit_with_parent, args=(pipe,), daemon=True).start()
-
-
-def _exit_with_parent(pipe: Connection) -> None:
-    pipe.poll(None)  # nothing is ever sent: this returns when the writing end is gone
-    os._exit(1)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
