@@ -28,6 +28,7 @@ def raw_images(classes=("cat", "dog"), each=10, channels=3, split="unsplit"):
 
 
 def prepared(tmp_path, images, classes=("cat", "dog"), workers=1, **options):
+    tmp_path.mkdir(exist_ok=True)
     write_archive(tmp_path / "raw", "folder", classes, images)
     options = {"image_size": 8, "val_fraction": 0.2, "test_fraction": 0.3} | options
     return preprocess(tmp_path / "raw", tmp_path / "out", data_params(**options), workers)[0]
@@ -67,9 +68,7 @@ def test_labels_follow_the_sources_order_of_classes(tmp_path):
 
 
 def test_grey_stays_one_channel_unless_one_image_has_colour(tmp_path):
-    (tmp_path / "grey").mkdir()
     assert prepared(tmp_path / "grey", raw_images(channels=1)).channels == 1
-    (tmp_path / "mixed").mkdir()
     colour = RawImage("unsplit", "cat", "red.ppm", encode_array(np.full((8, 8, 3), 9, np.uint8)))
     assert prepared(tmp_path / "mixed", [*raw_images(channels=1), colour]).channels == 3
 
@@ -112,7 +111,6 @@ def test_dropped_images_leave_everything_else_as_if_they_had_never_been_there(tm
     monkeypatch.setattr("reprise.data.prepare.packing.BATCH_BYTES", 500)  # two images
     whole = list(raw_images(each=30))
     for folder, images in (("without", whole), ("with", [*BROKEN[:9], *whole[:30], *BROKEN[9:], *whole[30:]])):
-        (tmp_path / folder).mkdir()
         prepared(tmp_path / folder, images, on_corrupt="drop", workers=workers)
     expected, clean = contents(tmp_path / "without/out")
     found, metadata = contents(tmp_path / "with/out")
@@ -214,10 +212,8 @@ def test_the_number_of_workers_changes_no_bit_and_no_message(tmp_path, monkeypat
     written, refused = [], []
     for workers in (1, 3):
         folder = tmp_path / str(workers)
-        folder.mkdir()
         prepared(folder, images, workers=workers)
         written.append({path.name: path.read_bytes() for path in (folder / "out").iterdir()})
-        (folder / "broken").mkdir()
         with pytest.raises(UserError) as caught:
             prepared(folder / "broken", [*broken[:9], *images, *broken[9:]], workers=workers)
         refused.append(str(caught.value))
@@ -231,7 +227,6 @@ def test_the_number_of_workers_changes_no_bit_and_no_message(tmp_path, monkeypat
 def test_an_image_lands_in_the_same_split_with_the_same_pixels_whatever_the_order_of_the_archive(tmp_path):
     found = []
     for name, images in (("forward", list(raw_images())), ("backward", list(raw_images())[::-1])):
-        (tmp_path / name).mkdir()
         prepared(tmp_path / name, images)
         placed, metadata = contents(tmp_path / name / "out")
         found.append((placed, metadata.mean, metadata.std))
@@ -241,6 +236,5 @@ def test_an_image_lands_in_the_same_split_with_the_same_pixels_whatever_the_orde
 def test_the_splits_have_a_fingerprint(tmp_path):
     marks = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        (tmp_path / name).mkdir()
         marks.append(prepared(tmp_path / name, raw_images(), seed=seed).splits_sha256)
     assert marks[0] == marks[1] != marks[2]
