@@ -78,7 +78,7 @@ def help_text(params: Params) -> str:
         value: Any = functools.reduce(getattr, key.split("."), params)
         _, kind, field = _field(key.split("."))
         if field and not isinstance(value, Section):
-            lines.append(f"  {key} = {json.dumps(value)}: {field.description} ({_in_words(kind)}{_bounds(field)})")
+            lines.append(f"  {key} = {json.dumps(value)}: {field.description} ({_in_words(kind, field)})")
     return "\n".join(lines)
 
 
@@ -167,7 +167,7 @@ def _explain(detail: ErrorDetails) -> str:
     if detail["type"] == "value_error":
         return f"{key}: {detail['ctx']['error']!s}" if key else str(detail["ctx"]["error"])
     meaning = f" ({field.description})" if field and field.description else ""
-    allowed = f"expected {_in_words(kind)}{_bounds(field)}{meaning}"
+    allowed = f"expected {_in_words(kind, field)}{meaning}"
     if detail["type"] == "missing":
         section, _, name = key.rpartition(".")
         return f"{key} is missing: {allowed}; add `{name}:` to the section {section or 'at the top'}"
@@ -200,22 +200,20 @@ def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Section)
 
 
-def _bounds(field: FieldInfo | None) -> str:
+def _in_words(kind: Any, field: FieldInfo | None = None) -> str:
+    """Return what a type allows, with the bounds of a field."""
+    origin, parts = get_origin(kind), get_args(kind)
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    said = words.get(kind, "a section with keys and values")
+    if origin is Annotated:
+        return _in_words(*parts)
+    if origin is Literal:
+        said = "one of " * (len(parts) > 1) + ", ".join(map(str, parts))
+    elif origin is list:
+        said = f"a list, each {_in_words(parts[0])}"
+    elif origin in (types.UnionType, Union):
+        said = " or ".join(map(_in_words, parts))
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     held = field.metadata if field else []
     bounds = [f"{sign} {getattr(item, name)}" for item in held for name, sign in signs.items() if hasattr(item, name)]
-    return f" {' and '.join(bounds)}" if bounds else ""
-
-
-def _in_words(kind: Any) -> str:
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return "one of " * (len(parts) > 1) + ", ".join(map(str, parts))
-    if origin is list:
-        return f"a list, each {_in_words(parts[0])}"
-    if origin is Annotated:
-        return _in_words(parts[0]) + _bounds(parts[1])
-    if origin in (types.UnionType, Union):
-        return " or ".join(map(_in_words, parts))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return words.get(kind, "a section with keys and values")
+    return said + (f" {' and '.join(bounds)}" if bounds else "")

@@ -153,8 +153,8 @@ TABLES = {
     "image,label\n1.png,a\ngone.png,b": "labels.csv, line 3: gone.png is not among the images; correct it",
     "image,label\n1.png,a\n\n1.png,a": "labels.csv, line 4: 1.png stands there already (",
     "image,label\n1.png,a\nsame.png,b": "labels.csv, line 3: same.png names 2 images; write the path",
-    "image,colour\n1.png,a": "no column for the label (label, labels, class, classname, target, category); its "
-    "columns: image, colour; rename one, or remove the CSV to use class folders",
+    "image,color\n1.png,a": "no column for the label (label, labels, class, classname, target, category); its "
+    "columns: image, color; rename one, or remove the CSV to use class folders",
     "name,label\n1.png,a": "no column for the file (filename,",
     "image,label,class\n1.png,a,b": "two columns for the label, label and class; rename one",
     "image,label,x,x\n1.png,a,1,2": "two columns are called x",

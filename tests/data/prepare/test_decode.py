@@ -29,7 +29,7 @@ def test_pixels_of_the_right_size_pass_unchanged():
     assert np.array_equal(pixels_of(encode_array(pixels[:, :, 0]), 8, 1)[:, :, 0], pixels[:, :, 0])
 
 
-def test_a_grey_image_becomes_three_equal_channels_and_a_colour_one_its_luma():
+def test_a_grey_image_becomes_three_equal_channels_and_a_color_one_its_luma():
     grey = encode_array(np.full((8, 8), 77, np.uint8))
     assert np.array_equal(pixels_of(grey, 8, 3), np.full((8, 8, 3), 77))
     red = encode_array(np.broadcast_to(np.array([255, 0, 0], np.uint8), (8, 8, 3)))
@@ -69,7 +69,7 @@ def sixteen_bits(kind, **options):
 
 
 LEFT, RIGHT = (10, 200, 30), (250, 40, 90)
-CMYK_LEFT, CMYK_RIGHT = (245, 55, 225, 0), (5, 215, 165, 0)  # the same colours as ink
+CMYK_LEFT, CMYK_RIGHT = (245, 55, 225, 0), (5, 215, 165, 0)  # the same colors as ink
 WHITE, BLACK = (255,) * 3, (0,) * 3
 
 
@@ -108,10 +108,10 @@ WHITE, BLACK = (255,) * 3, (0,) * 3
         (frames("PNG"), BLACK, WHITE, 0),
     ],
 )
-def test_each_kind_of_image_has_the_colours_that_a_person_sees(content, left, right, off):
+def test_each_kind_of_image_has_the_colors_that_a_person_sees(content, left, right, off):
     decoded = pixels_of(content, 8, 3).astype(int)
-    for pixels, colour in ((decoded[:, :2], left), (decoded[:, 6:], right)):  # between them, some formats blend
-        assert abs(pixels - colour).max() <= off
+    for pixels, color in ((decoded[:, :2], left), (decoded[:, 6:], right)):  # between them, some formats blend
+        assert abs(pixels - color).max() <= off
     luma = np.dot((left, right), (0.299, 0.587, 0.114))
     assert abs(pixels_of(content, 8, 1)[0, [0, 7], 0] - luma).max() <= off + 1
 
