@@ -23,6 +23,8 @@ from reprise.data.prepare.workers import Map
 from reprise.params.schema import Resize
 from reprise.runtime.checksums import naming
 
+Shape = tuple[int, int, int]  # height, width, channels
+Rows = dict[Split, list[int]]  # of each split, by their position in the archive
 BATCH_IMAGES, BATCH_BYTES = 128, 8 << 20  # of a worker's task, at most
 
 
@@ -36,7 +38,7 @@ class Batch:
     archive: Path
     rows: list[int]
     extents: list[Extent]
-    shape: tuple[int, int, int]
+    shape: Shape
     resize: Resize
     file: Path
     offset: int
@@ -58,12 +60,7 @@ def _grey_batch(task: tuple[Path, list[Extent]]) -> bool:
 
 
 def pack(
-    archive: RawArchive,
-    rows_of: dict[Split, list[int]],
-    shape: tuple[int, int, int],
-    resize: Resize,
-    destination: Path,
-    map_tasks: Map,
+    archive: RawArchive, rows_of: Rows, shape: Shape, resize: Resize, destination: Path, map_tasks: Map
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Write `{split}_images.npy` of every split; return training images' sums, signatures, {row: reason} of bad ones.
 
@@ -91,9 +88,7 @@ def images_file(folder: Path, split: Split) -> Path:
     return folder / f"{split}_images.npy"
 
 
-def _batches(
-    archive: RawArchive, rows: list[int], shape: tuple[int, int, int], resize: Resize, file: Path
-) -> Iterator[Batch]:
+def _batches(archive: RawArchive, rows: list[int], shape: Shape, resize: Resize, file: Path) -> Iterator[Batch]:
     """Create one split's array and cut its rows into tasks."""
     extents = list(archive.members.values())
     offset = _create_array(file, (len(rows), *shape))
@@ -141,14 +136,10 @@ def _decode_batch(batch: Batch) -> tuple[np.ndarray, np.ndarray, dict[int, str]]
 
 
 def take_out(
-    destination: Path,
-    rows_of: dict[Split, list[int]],
-    shape: tuple[int, int, int],
-    dropped: Collection[int],
-    sums: np.ndarray,
-) -> tuple[dict[Split, list[int]], np.ndarray]:
+    destination: Path, rows_of: Rows, shape: Shape, dropped: Collection[int], sums: np.ndarray
+) -> tuple[Rows, np.ndarray]:
     """Remove rows of the archive from the packed arrays; return the remaining rows and training images' sums."""
-    kept: dict[Split, list[int]] = {}
+    kept: Rows = {}
     for split, rows in rows_of.items():
         kept[split] = [row for row in rows if row not in dropped]
         if len(kept[split]) < len(rows):
@@ -158,7 +149,7 @@ def take_out(
     return kept, sums
 
 
-def _compact(path: Path, shape: tuple[int, int, int], keep: np.ndarray) -> np.ndarray:
+def _compact(path: Path, shape: Shape, keep: np.ndarray) -> np.ndarray:
     """Keep these rows, bool (N,), of a packed array, in place, batch by batch; return the others' `channel_sums`."""
     removed = np.zeros((2, shape[2]), np.int64)
     row_bytes, header = math.prod(shape), _header((int(keep.sum()), *shape))
