@@ -147,11 +147,6 @@ def test_one_class_is_refused(tmp_path):
         prepared(tmp_path, raw_images(classes=("cat",)), classes=("cat",))
 
 
-def test_a_class_with_fewer_images_than_splits_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"class rare \(2\)"):
-        prepared(tmp_path, [*raw_images(), *raw_images(("rare",), each=2)], classes=("cat", "dog", "rare"))
-
-
 def test_statistics_are_exact_whatever_the_batches():
     images = np.random.default_rng(0).integers(0, 256, (100, 4, 4, 3), dtype=np.uint8)
     whole = channel_sums(images)
