@@ -189,7 +189,7 @@ def test_help_has_a_line_for_every_parameter_with_value_meaning_type_and_bounds(
     assert {line.split(" = ")[0].strip() for line in lines} == flat(yaml.safe_load(PARAMS.read_text())).keys()
     assert "  train.lr = 0.25: learning rate at its peak (a number > 0 and <= 100)" in lines
     assert (
-        '  data.channels = "auto": 1: grey, 3: RGB, auto: 1 where all images are grey, otherwise 3 (one of'
+        '  data.channels = "auto": 1: gray, 3: RGB, auto: 1 where all images are gray, otherwise 3 (one of'
         in "\n".join(lines)
     )
 

@@ -89,7 +89,7 @@ class PrepareParams(Section):
     """How the images are prepared and split."""
 
     image_size: Side = param("height and width after resizing, in pixels")
-    channels: Literal["auto", 1, 3] = param("1: grey, 3: RGB, auto: 1 where all images are grey, otherwise 3")
+    channels: Literal["auto", 1, 3] = param("1: gray, 3: RGB, auto: 1 where all images are gray, otherwise 3")
     resize: Resize = param(
         "stretch: to a square; fit: the whole image, on black; crop: the largest square in its middle"
     )
@@ -168,7 +168,7 @@ class AugmentParams(Section):
     scale: float = param("largest change of size, as a share: 0.1 is 0.9x to 1.1x", ge=0, lt=1)
     shift: float = param("largest shift in x and in y, as a share of the image", ge=0, lt=1)
     flip: bool | Literal["auto"] = param(
-        "mirror each image in every other epoch; auto: photos, not grey images, digits, letters, signs"
+        "mirror each image in every other epoch; auto: photos, not gray images, digits, letters, signs"
     )
     crop: int = param("pixels of black put around the image, from which a window is cut", ge=0, le=1024)
     resized_crop: float = param("least share of the area that is cut out and brought to full size; 0: off", ge=0, lt=1)

@@ -185,7 +185,7 @@ def test_a_csv_with_a_mistake_is_refused_with_its_line(table, said):
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["Cat/1.png", "cat/2.png"], "own: the classes Cat and cat differ only in case; merge or rename"),
+        (["Cat/1.png", "cat/2.png"], "own: the classes Cat and cat differ only in case; rename one"),
         ([f"{APART}/1.png", f"{COMPOSED.upper()}/2.png"], "differ only in case"),
         (["train/a/1.png", "val/a/1.png", "Valid/a/1.png"], "own: the folders Valid and val are the same split;"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "class c is in test but not in train"),

@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from reprise.data.download.sources import encode_array
-from reprise.data.prepare.decode import BadImageError, decode, is_grey
+from reprise.data.prepare.decode import BadImageError, decode, is_gray
 
 
 def pixels_of(*arguments):
@@ -29,9 +29,9 @@ def test_pixels_of_the_right_size_pass_unchanged():
     assert np.array_equal(pixels_of(encode_array(pixels[:, :, 0]), 8, 1)[:, :, 0], pixels[:, :, 0])
 
 
-def test_a_grey_image_becomes_three_equal_channels_and_a_color_one_its_luma():
-    grey = encode_array(np.full((8, 8), 77, np.uint8))
-    assert np.array_equal(pixels_of(grey, 8, 3), np.full((8, 8, 3), 77))
+def test_a_gray_image_becomes_three_equal_channels_and_a_color_one_its_luma():
+    gray = encode_array(np.full((8, 8), 77, np.uint8))
+    assert np.array_equal(pixels_of(gray, 8, 3), np.full((8, 8, 3), 77))
     red = encode_array(np.broadcast_to(np.array([255, 0, 0], np.uint8), (8, 8, 3)))
     assert np.array_equal(pixels_of(red, 8, 1), np.full((8, 8, 1), 76))  # 0.299 of 255
 
@@ -196,11 +196,11 @@ def test_a_large_jpeg_is_decoded_small_without_a_visible_difference(monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("mode", "grey"),
+    ("mode", "gray"),
     [("L", True), ("1", True), ("LA", True), ("I;16", True), ("RGB", False), ("RGBA", False), ("P", False)],
 )
-def test_grey_is_told_by_the_header(mode, grey):
-    assert is_grey(encoded(Image.new(mode, (8, 8)))) is grey
+def test_gray_is_told_by_the_header(mode, gray):
+    assert is_gray(encoded(Image.new(mode, (8, 8)))) is gray
 
 
 def bomb(side=60_000):

@@ -67,8 +67,8 @@ def test_labels_follow_the_sources_order_of_classes(tmp_path):
     assert {image_id[:3]: label for image_id, label in zip(data.ids, data.labels, strict=True)} == {"dog": 0, "cat": 1}
 
 
-def test_grey_stays_one_channel_unless_one_image_has_color(tmp_path):
-    assert prepared(tmp_path / "grey", raw_images(channels=1)).channels == 1
+def test_gray_stays_one_channel_unless_one_image_has_color(tmp_path):
+    assert prepared(tmp_path / "gray", raw_images(channels=1)).channels == 1
     color = RawImage("unsplit", "cat", "red.ppm", encode_array(np.full((8, 8, 3), 9, np.uint8)))
     assert prepared(tmp_path / "mixed", [*raw_images(channels=1), color]).channels == 3
 

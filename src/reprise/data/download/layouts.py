@@ -30,48 +30,46 @@ class Placed(NamedTuple):
     columns: dict[str, str]
 
 
-def lay_out(names: Iterable[str], read: Callable[[str], bytes], where: str) -> tuple[list[Placed], int]:
+def lay_out(names: Iterable[str], read: Callable[[str], bytes], tree: str) -> tuple[list[Placed], int]:
     """Place the images of a tree; return them, sorted by name, and how many images its CSV does not name.
 
-    where: the tree's name in errors. Hidden files and `__MACOSX` are ignored, and so are folders around everything.
+    tree: its name in errors. Hidden files and `__MACOSX` are ignored, and so are folders around everything.
     Raises UserError for a tree without images, in none of the layouts, or that would lose images silently.
     """
     visible = [name for name in names if not is_hidden(name)]
     for name in visible:
         if is_suffix(name, OTHER_IMAGES):
             kind = PurePosixPath(name).suffix
-            raise UserError(f"{_at(where, name)}: {kind} is not read here; convert it, e.g. to JPEG, or remove it")
+            raise UserError(f"{_at(tree, name)}: {kind} is not read here; convert it, e.g. to JPEG, or remove it")
     images = sorted((name for name in visible if is_suffix(name, IMAGE_SUFFIXES)), key=lambda name: name.split("/"))
     if not images:
         packed = [shown(name) for name in visible if is_suffix(name, ARCHIVE_SUFFIXES)]
         instead = "; look whether it is the right one"
         if packed:
             instead = f", but an archive, {packed[0]}: unpack the outer one and set data.path to the inner one"
-        raise UserError(f"{where} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){instead}")
+        raise UserError(f"{tree} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){instead}")
     for name in images:
         if name != name.encode(errors="ignore").decode():  # bytes that are no text come as lone surrogates
-            raise UserError(f"{f'{where}/{name}'!a}: the name is not UTF-8; rename it")
+            raise UserError(f"{f'{tree}/{name}'!a}: the name is not UTF-8; rename it")
     tables = [name for name in visible if is_suffix(name, {".csv"})]
     top = _redundant_top(images, tables)
     tables = sorted(name for name in tables if "/" not in name.removeprefix(top))
     if len(tables) > 1:
         named = ", ".join(map(shown, tables))
-        raise UserError(
-            f"{where} has {len(tables)} CSV files at the top ({named}); keep one, or none for class folders"
-        )
+        raise UserError(f"{tree} has {len(tables)} CSV files at the top ({named}); keep one, or none for class folders")
     below = {name.removeprefix(top): name for name in images}
     if tables:
-        placed = _by_table(read_table(read(tables[0]), _at(where, tables[0])), below, top)
+        placed = _by_table(read_table(read(tables[0]), _at(tree, tables[0])), below, top)
     else:
-        placed = _by_folders(below, _at(where, top.rstrip("/")) if top else where)
-    _check_classes(placed, where)
+        placed = _by_folders(below, _at(tree, top.rstrip("/")) if top else tree)
+    _check_classes(placed, tree)
     return placed, len(images) - len(placed)
 
 
-def expected(where: str) -> str:
+def expected(tree: str) -> str:
     """Return the layouts that are understood, in words."""
     return (
-        f"expected {where}/CLASS/IMAGE, {where}/train|val|test/CLASS/IMAGE, or images and one CSV with the columns "
+        f"expected {tree}/CLASS/IMAGE, {tree}/train|val|test/CLASS/IMAGE, or images and one CSV with the columns "
         "filename,label[,split]"
     )
 
@@ -86,8 +84,8 @@ def is_suffix(name: str, suffixes: set[str]) -> bool:
     return PurePosixPath(name).suffix.lower() in suffixes
 
 
-def _at(where: str, name: str) -> str:
-    return shown(f"{where}/{name}")
+def _at(tree: str, name: str) -> str:
+    return shown(f"{tree}/{name}")
 
 
 def _composed(name: str) -> str:
@@ -111,7 +109,7 @@ def _redundant_top(images: list[str], tables: list[str]) -> str:
     return top
 
 
-def _by_folders(files: dict[str, str], where: str) -> list[Placed]:
+def _by_folders(files: dict[str, str], tree: str) -> list[Placed]:
     """Place `[SPLIT/]CLASS/...`. files: name below the top -> name in the tree."""
     parts_of = {name: name.split("/") for name in files}
     top = {parts[0] for parts in parts_of.values()}
@@ -120,22 +118,22 @@ def _by_folders(files: dict[str, str], where: str) -> list[Placed]:
     if deep:
         counts = Counter(splits.values())
         if odd := top - set(splits):
-            raise UserError(f"{_at(where, min(odd))} lies beside {_at(where, min(splits))}, a split; {expected(where)}")
+            raise UserError(f"{_at(tree, min(odd))} lies beside {_at(tree, min(splits))}, a split; {expected(tree)}")
         if same := sorted(name for name in splits if counts[splits[name]] > 1):
-            raise UserError(f"{where}: the folders {' and '.join(same)} are the same split; merge them")
+            raise UserError(f"{tree}: the folders {' and '.join(same)} are the same split; merge them")
         if "train" not in counts:
-            raise UserError(f"{where} has split folders but no train folder; {expected(where)}")
+            raise UserError(f"{tree} has split folders but no train folder; {expected(tree)}")
     placed = []
     for name, parts in parts_of.items():
         split = splits[parts[0]] if deep else UNSPLIT
         class_name, *rest = parts[1:] if deep else parts
         if not rest:
-            raise UserError(f"{_at(where, name)}: an image outside a class folder; {expected(where)}")
+            raise UserError(f"{_at(tree, name)}: an image outside a class folder; {expected(tree)}")
         placed.append(Placed(files[name], split, class_name, "/".join(rest), {}))
     return placed
 
 
-def _check_classes(placed: list[Placed], where: str) -> None:
+def _check_classes(placed: list[Placed], tree: str) -> None:
     """Raise UserError for classes that differ only in case (one folder on some systems), or without training images."""
     spellings: dict[str, str] = {}
     splits_of: dict[str, set[str]] = defaultdict(set)
@@ -144,14 +142,10 @@ def _check_classes(placed: list[Placed], where: str) -> None:
     for name in sorted(splits_of):
         other = spellings.setdefault(_composed(name).casefold(), name)
         if other != name:
-            raise UserError(
-                f"{where}: the classes {shown(other)} and {shown(name)} differ only in case; merge or rename"
-            )
+            raise UserError(f"{tree}: the classes {shown(other)} and {shown(name)} differ only in case; rename one")
         if not splits_of[name] & {"train", UNSPLIT}:
-            held_out = min(splits_of[name])
-            raise UserError(
-                f"{where}: class {shown(name)} is in {held_out} but not in train; add some there or remove it"
-            )
+            split = min(splits_of[name])
+            raise UserError(f"{tree}: class {shown(name)} is in {split} but not in train; add some there or remove it")
 
 
 def _by_table(rows: list[Row], files: dict[str, str], top: str) -> list[Placed]:

@@ -91,9 +91,9 @@ def _own_archive(source: SourceParams, path: Path, destination: Path, downloads:
 
 
 def _own_images(name: str, files: Files, destination: Path, origin: dict[str, str] | None = None) -> Source:
-    images, left_out = lay_out(files.names, files.read, files.where)
+    images, left_out = lay_out(files.names, files.read, files.tree)
     if left_out:
-        print(f"download: the CSV of {files.where} leaves {left_out:,} images out", file=sys.stderr)
+        print(f"download: the CSV of {files.tree} leaves {left_out:,} images out", file=sys.stderr)
     classes = sorted({image.class_name for image in images})
     return write_archive(destination, name, classes, _read_files(files, images), origin)
 
@@ -104,7 +104,7 @@ def _read_files(files: Files, images: list[Placed]) -> Iterator[RawImage]:
         try:
             encoded = files.read(image.name)
         except OSError as error:
-            unreadable.append(f"{shown(f'{files.where}/{image.name}')}: {error.strerror}")
+            unreadable.append(f"{shown(f'{files.tree}/{image.name}')}: {error.strerror}")
             continue
         yield RawImage(image.split, image.class_name, image.file_name, encoded, image.columns)
     if unreadable:

@@ -181,7 +181,7 @@ def download_torchvision(
 
 
 def class_names(theirs: Iterable[Any]) -> list[str]:
-    """Return the names by label, free of slashes and each once; of several synonyms the first."""
+    """Return unique class names by label, free of slashes; of several synonyms the first."""
     names: list[str] = []
     for label, name in enumerate(theirs):
         text = str(name[0] if isinstance(name, tuple) else name)

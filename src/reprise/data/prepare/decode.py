@@ -16,7 +16,7 @@ from reprise.params.schema import Resize
 from reprise.runtime.errors import reason
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # no others: some start foreign programs
-GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
+GRAY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
 ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 89_478_485  # Pillow's own line: 256 MiB of RGB
 
@@ -25,9 +25,9 @@ class BadImageError(Exception):
     """An image that cannot be used; the message is the reason."""
 
 
-def is_grey(encoded: bytes) -> bool:
+def is_gray(encoded: bytes) -> bool:
     """Read only the header; return whether the image has no color; a palette counts as color. Raises BadImageError."""
-    return _open(encoded).mode in GREY_MODES
+    return _open(encoded).mode in GRAY_MODES
 
 
 def decode(
@@ -35,7 +35,7 @@ def decode(
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode, turn upright, convert and resize to (image_size, image_size, channels) uint8; return it and its size.
 
-    Transparent images are laid over white; 16-bit grey keeps its upper 8 bits. Downscaling is antialiased (bilinear).
+    Transparent images are laid over white; 16-bit gray keeps its upper 8 bits. Downscaling is antialiased (bilinear).
     stretch: sides as they come; fit: the whole image, centered on black; crop: the largest square in the middle.
     A JPEG many times too large is decoded at 1/2, 1/4 or 1/8, never below twice the target: several times faster.
     The size is (width, height) of the upright image in the file. Raises BadImageError.

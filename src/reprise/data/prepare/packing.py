@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from reprise.data.formats.packed import Split
 from reprise.data.formats.raw import Extent, RawArchive, read_images
-from reprise.data.prepare.decode import BadImageError, decode, is_grey
+from reprise.data.prepare.decode import BadImageError, decode, is_gray
 from reprise.data.prepare.signatures import SIGNATURE, signatures
 from reprise.data.prepare.workers import Map
 from reprise.params.schema import Resize
@@ -44,17 +44,17 @@ class Batch:
     offset: int
 
 
-def all_grey(archive: RawArchive, map_tasks: Map) -> bool:
+def all_gray(archive: RawArchive, map_tasks: Map) -> bool:
     """Return whether no readable image has color, by the headers; unreadable ones are listed when they are decoded."""
     extents = list(archive.members.values())
     tasks = [(archive.path, extents[start : start + BATCH_IMAGES]) for start in range(0, len(extents), BATCH_IMAGES)]
-    return all(map_tasks(_grey_batch, tasks))
+    return all(map_tasks(_gray_batch, tasks))
 
 
-def _grey_batch(task: tuple[Path, list[Extent]]) -> bool:
+def _gray_batch(task: tuple[Path, list[Extent]]) -> bool:
     for encoded in read_images(*task):
         with suppress(BadImageError):
-            if not is_grey(encoded):
+            if not is_gray(encoded):
                 return False
     return True
 

@@ -15,7 +15,7 @@ import numpy as np
 from reprise.data.formats.packed import SPLITS, Metadata, Split
 from reprise.data.formats.raw import RawArchive, image_id, shown
 from reprise.data.prepare.checks import Findings, check
-from reprise.data.prepare.packing import all_grey, channel_statistics, pack, take_out
+from reprise.data.prepare.packing import all_gray, channel_statistics, pack, take_out
 from reprise.data.prepare.splits import assign_splits, identify
 from reprise.data.prepare.workers import spread
 from reprise.params.schema import PrepareParams
@@ -45,7 +45,7 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
 
     destination.mkdir()
     with spread(workers if _is_many(archive) else 1) as map_tasks:
-        depth = params.channels if params.channels != "auto" else 1 if all_grey(archive, map_tasks) else 3
+        depth = params.channels if params.channels != "auto" else 1 if all_gray(archive, map_tasks) else 3
         shape = (params.image_size, params.image_size, depth)
         sums, seen, bad = pack(archive, rows_of, shape, params.resize, destination, map_tasks)
     if bad and params.on_corrupt == "error":

@@ -18,7 +18,7 @@ from reprise.runtime.errors import UserError
 
 
 def identify(archive: RawArchive, group: str | None = None) -> list[str]:
-    """Return what decides each image's place: its content or, with `group`, its group.
+    """Return each image's identity, which decides its split: its content or, with `group`, its group.
 
     group: a column of the source's table, or a regular expression whose first group (or whole match) in the image's
     path is meant. Raises UserError, with its name, for an image that has no group, and for a group in two of the

@@ -1,4 +1,4 @@
-"""Several processes for one job, with the same result as one; none of them outlives its parent.
+"""Worker processes that share one job, with the same result as one process; none of them outlives its parent.
 
 Each worker holds the reading end of a pipe whose writing end only the parent has. When the parent closes it, on an
 error, or dies, even by kill -9, the worker sees the end of the pipe and exits.
