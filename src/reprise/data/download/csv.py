@@ -26,7 +26,7 @@ class Row(NamedTuple):
 
 
 def read_table(encoded: bytes, table: str) -> list[Row]:
-    """Read a CSV with a header and comma, semicolon or tab; table: its name in errors. Raises UserError with the line."""
+    """Read a CSV (comma, semicolon or tab) with a header; table: its name in errors. Raises UserError with the line."""
     header, lines = _parse(encoded, table)
     roles = _roles(header, table)
     others = [name for name in header if name and name not in roles.values()]
