@@ -11,16 +11,12 @@ from reprise.runtime.signals import Stopped, StopSignals, stop_with_parent
 
 # errors of a disk and of what lies on it, each with the way out
 OF_THE_DISK = {
-    errno.ENOSPC: "free some space and run it again",
-    errno.EDQUOT: "free some space and run it again",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space and run it again"),
     errno.EFBIG: "the file system or a limit (`ulimit -f`) allows no larger file: use another disk, or raise it",
     errno.EIO: "the disk or its connection fails: see the system's log, then restore the file and run it again",
     errno.EROFS: "make the file system writable and run it again",
-    errno.EACCES: "look at its owner and rights",
-    errno.EPERM: "look at its owner and rights",
-    errno.EEXIST: "something else is in the way there: move it",
-    errno.ENOTDIR: "something else is in the way there: move it",
-    errno.EISDIR: "something else is in the way there: move it",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "look at its owner and rights"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "something else is in the way there: move it"),
 }
 
 
