@@ -125,9 +125,8 @@ class Dependencies:
         path = self.root / record_path(stage)
         with suppress(FileNotFoundError, ValueError):
             record = load_record(path)
-            if record is None or _stages(self.root)[stage].get("frozen"):
-                return
-            if different := record.differences(self.root, stage, self.all_params, self.record().inputs):
+            different = record.differences(self.root, stage, self.all_params, self.record().inputs) if record else []
+            if different and not _stages(self.root)[stage].get("frozen"):
                 raise UserError(
                     f"{path}: made with something else than there is now: {first(different, 5)}; "
                     f"`dvc repro --force --single-item {stage}` makes it anew"
