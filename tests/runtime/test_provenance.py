@@ -74,6 +74,12 @@ def test_the_closure_of_a_script_is_what_it_imports(script):
     assert closure(read_code(ROOT), script) == import_closure(ROOT / script) | {script}
 
 
+def test_code_that_is_not_there_has_no_digest():
+    assert closure({}, "src/reprise/cli.py") == set()
+    with pytest.raises(KeyError):
+        code_sha256({}, "src/reprise/cli.py")
+
+
 SAME = [
     b"x = 1\n",
     b"# a comment\nx = 1  # another\n",

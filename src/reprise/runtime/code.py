@@ -45,9 +45,9 @@ def closure(sources: Mapping[str, bytes], path: str) -> set[str]:
 
 
 def code_sha256(sources: Mapping[str, bytes], path: str) -> str:
-    """Return a digest of the closure of a file, without comments, docstrings and blank lines."""
+    """Return a digest of the closure of a file, without comments, docstrings and blank lines. KeyError without it."""
     digest = hashlib.sha256()
-    for name in sorted(closure(sources, path)):
+    for name in sorted(closure(sources, path) | {path}):
         digest.update(f"{name} {hashlib.sha256(code_without_comments(sources[name])).hexdigest()}\n".encode())
     return digest.hexdigest()
 
