@@ -16,25 +16,24 @@ def main() -> None:
     names += ["models/README.md", "data/records/evaluate.json"]
     with publishing(*map(Path, names), check=dependencies.check) as (*outs, page, record):
         params = dependencies.begin()
-        facts, weights = Path("models/model.json"), Path("models/model.safetensors")
+        weights, description = Path("models/model.safetensors"), Path("models/model.json")
         dependencies.check_earlier("train")
-        trained = load_card(facts)
-        terms = trained.provenance
-        before_torch(terms.threads, terms.reproducible)
+        provenance = load_card(description).provenance
+        settings = provenance.threads, provenance.reproducible
+        before_torch(*settings)
         from reprise.data.formats.packed import load_metadata
         from reprise.evaluation.evaluate import evaluate
         from reprise.evaluation.model_page import model_card
         from reprise.model.backbone import load_model
 
-        after_torch(terms.threads, terms.reproducible)
+        after_torch(*settings)
         dependencies.check_code()
-        network, card = load_model(weights, facts)
-        data, given = Path("data/processed"), params.evaluate
-        bins = given.calibration_bins
-        result = evaluate(network, card, data, given.batch_size, bins, given.metrics)
+        network, card = load_model(weights, description)
+        data, bins = Path("data/processed"), params.evaluate.calibration_bins
+        result = evaluate(network, card, data, params.evaluate.batch_size, bins, params.evaluate.metrics)
         result.save(*outs)
-        settings = trained.record.params if trained.record else {}
-        page.write_text(model_card(card, load_metadata(data), settings, result, bins), encoding="utf-8")
+        trained_with = card.record.params if card.record else {}
+        page.write_text(model_card(card, load_metadata(data), trained_with, result, bins), encoding="utf-8")
         dependencies.record().save(record)
     print(f"evaluate: {card.architecture.model_name} on {len(result.ids):,} test images -> metrics/test.json")
     print(result.table())

@@ -36,20 +36,14 @@ def main() -> None:
         dependencies.check_code()
         name = f"repro-{datetime.now():%Y-%m-%d_%H-%M-%S}"
         loggers = [] if number else create_loggers(params.train.loggers, RUNS / "logs" / name, name)
-        model, weights = params.model, Path(params.model.weights)
+        weights, options = Path(params.model.weights), Options(loggers=loggers, rank=number)
         if not weights.resolve().is_relative_to(Path("data/weights").resolve()):
             raise UserError(
                 f"model.weights = {weights}: the pipeline watches data/weights alone; copy it there, or use "
                 "`python src/train.py`, which takes weights from anywhere"
             )
-        result = train(
-            Path("data/processed"),
-            model,
-            params.train,
-            RUNS / "checkpoints",
-            weights=weights,
-            options=Options(loggers=loggers, rank=number),
-        )
+        data, scratch = Path("data/processed"), RUNS / "checkpoints"
+        result = train(data, params.model, params.train, scratch, weights, options)
         if outs is None:
             return
         dependencies.forget = result.discard_checkpoints

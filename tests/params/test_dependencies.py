@@ -42,6 +42,7 @@ def replace(path, old, new):
     path.write_text(content.replace(old, new, 1))
 
 
+CODE = "\n\n\n", "\n\n\nEDITED = 1\n\n\n"
 EDITS = {
     "its value": ("params.yaml", "val_fraction: 0.1", "val_fraction: 0.2", "data.val_fraction (was 0.1, is 0.2)"),
     "its section": ("params.yaml", "calibration_bins: 15", "calibration_bins: 9", "calibration_bins (was 15, is 9)"),
@@ -50,21 +51,11 @@ EDITS = {
     "another stage's": ("params.yaml", "epochs: 12", "epochs: 13", None),
     "another stage's, not allowed": ("params.yaml", "epochs: 12", "epochs: many", None),
     "a comment": ("params.yaml", "# ", "# more ", None),
-    "its code": (
-        SPLITS,
-        "\n\n\n",
-        "\n\n\nEDITED = 1\n\n\n",
-        SPLITS,
-    ),
-    "code behind": (
-        ERRORS,
-        "\n\n\n",
-        "\n\n\nEDITED = 1\n\n\n",
-        ERRORS,
-    ),
+    "its code": (SPLITS, *CODE, SPLITS),
+    "code behind": (ERRORS, *CODE, ERRORS),
     "its script": (SCRIPT, "def main", "EDITED = 1\n\n\ndef main", SCRIPT),
     "a docstring": (SPLITS, '"""', '"""More. ', None),
-    "other code": ("src/reprise/training/train.py", "\n\n\n", "\n\n\nEDITED = 1\n\n\n", None),
+    "other code": ("src/reprise/training/train.py", *CODE, None),
     "its input": ("data/raw/images.zip", "images", "imageZ", "data/raw/images.zip"),
 }
 
@@ -91,9 +82,7 @@ def test_a_key_beside_others_of_the_users_own_is_another_value(root):
     begun = Dependencies("stages/train.py", [], ["train"], root)
     begun.begin()
     replace(root / "params.yaml", "{eps: 1.0e-8}", "{eps: 1.0e-8, amsgrad: true}")
-    with pytest.raises(
-        UserError, match=r"train.optimizer_kwargs \(was {'eps': 1e-08}, is {'eps': 1e-08, 'amsgrad': True}"
-    ):
+    with pytest.raises(UserError, match=r"optimizer_kwargs \(was {'eps': 1e-08}, is {'eps': 1e-08, 'amsgrad': True}"):
         begun.check()
 
 
@@ -105,9 +94,7 @@ def test_an_editors_lock_file_is_no_code(begun, root):
 def test_new_files_and_lost_ones_are_named_too(begun, root):
     (root / "data/raw/images.zip").rename(root / "data/raw/other.zip")
     (root / SPLITS).unlink()
-    with pytest.raises(
-        UserError, match=r"src/reprise/data/prepare/splits.py, data/raw/images.zip, data/raw/other.zip; nothing"
-    ):
+    with pytest.raises(UserError, match=f"{SPLITS}, data/raw/images.zip, data/raw/other.zip; nothing"):
         begun.check()
 
 
@@ -130,11 +117,7 @@ def test_code_that_was_edited_after_it_was_loaded_is_noticed_at_once(root, monke
     for name, more in (("a comment", b"# more\n"), ("code", b"EDITED = 1\n")):
         loaded = read_code(root)
         monkeypatch.setattr(dependencies, "ROOT", root)
-        monkeypatch.setattr(
-            dependencies,
-            "LOADED",
-            loaded | {ERRORS: loaded[ERRORS] + more},
-        )
+        monkeypatch.setattr(dependencies, "LOADED", loaded | {ERRORS: loaded[ERRORS] + more})
         begun = Dependencies(SCRIPT, [], [], root)
         if name == "a comment":
             begun.begin()
@@ -190,15 +173,9 @@ def test_an_edit_during_the_training_publishes_nothing_and_undone_it_publishes_w
 
 LIES = {
     "a param of the training": ("train", "params.yaml", "weight_decay: 0.01", "weight_decay: 0.02", "evaluate"),
-    "code of the training": ("train", "src/reprise/training/optim.py", "\n\n\n", "\n\n\nEDITED = 1\n\n\n", "evaluate"),
+    "code of the training": ("train", "src/reprise/training/optim.py", *CODE, "evaluate"),
     "a script": ("train", "stages/train.py", "params.train,", "params.train.model_copy(),", "evaluate"),
-    "a key beside another": (
-        "train",
-        "params.yaml",
-        "kwargs: {}      ",
-        "kwargs: {drop_rate: 0.1}  # ",
-        "evaluate",
-    ),
+    "a key beside another": ("train", "params.yaml", "kwargs: {}      ", "kwargs: {drop_rate: 0.1}  # ", "evaluate"),
     "a param of the preparation": ("preprocess", "params.yaml", "val_fraction: 0.1", "val_fraction: 0.11", "train"),
     "a param of the evaluation": ("evaluate", "params.yaml", "calibration_bins: 15", "calibration_bins: 9", None),
 }
@@ -227,7 +204,17 @@ def test_a_lock_that_says_what_the_outs_are_not_made_with_passes_no_check(lie, r
     assert reproduced.run("python", "-m", "reprise", "verify").returncode == 0
 
 
-def test_a_frozen_stage_is_not_asked(reproduced):
-    replace(reproduced.path / "src/reprise/training/optim.py", "\n\n\n", "\n\n\nEDITED = 1\n\n\n")
-    replace(reproduced.path / "dvc.yaml", "  train:\n", "  train:\n    frozen: true\n")
-    reproduced.run("dvc", "repro", "--force", "--single-item", "evaluate")
+def test_the_record_of_the_stage_before_is_checked_unless_it_is_frozen_or_there_is_none(begun, root):
+    shutil.copy(ROOT / "dvc.yaml", root)
+    training = Dependencies("stages/train.py", [], [], root)
+    training.begin()
+    training.check_earlier("preprocess")  # it has recorded nothing
+    begun.record().save(root / "data/records/preprocess.json")
+    training.check_earlier("preprocess")
+    replace(root / "params.yaml", "val_fraction: 0.1", "val_fraction: 0.2")
+    replace(root / SPLITS, *CODE)
+    training.begin()
+    with pytest.raises(UserError, match=r"made with something else .*val_fraction \(was 0.1, is 0.2\), its code; `dvc"):
+        training.check_earlier("preprocess")
+    replace(root / "dvc.yaml", "  preprocess:\n", "  preprocess:\n    frozen: true\n")
+    training.check_earlier("preprocess")

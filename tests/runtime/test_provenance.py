@@ -27,10 +27,8 @@ TRAINING = ROOT / "src/reprise/training/train.py"
 
 RECORD = """
 import json, sys
-from reprise.runtime.environment import after_torch, before_torch
+from reprise.runtime.environment import before_torch
 before_torch(1, sys.argv[1])
-import reprise.training.train
-after_torch(1, sys.argv[1])
 from reprise.runtime.provenance import trace
 print(trace(sys.argv[1], 1, "cpu", {"b": 1, "a": [2, 3]}, b"data", "reprise.training.train").model_dump_json())
 """
@@ -74,6 +72,12 @@ def test_the_code_digest_changes_with_each_file_that_training_imports_and_with_n
 @pytest.mark.parametrize("script", [f"stages/{name}.py" for name in ("download", "preprocess", "train", "evaluate")])
 def test_the_closure_of_a_script_is_what_it_imports(script):
     assert closure(read_code(ROOT), script) == import_closure(ROOT / script) | {script}
+
+
+def test_code_that_is_not_there_has_no_digest():
+    assert closure({}, "src/reprise/cli.py") == set()
+    with pytest.raises(KeyError):
+        code_sha256({}, "src/reprise/cli.py")
 
 
 SAME = [

@@ -1,1 +1,1 @@
-"""From raw images to packed arrays: `sources` -> `archive` -> `images`, `splits` -> `packed`. Needs no torch."""
+"""From raw images to packed arrays: `download` writes a raw archive, `prepare` packs it. Needs no torch."""

@@ -1,8 +1,8 @@
-"""What a stage depends on: the same from its start to the moment its outs appear, and recorded with them.
+"""Dependencies of a stage: the same from its start to the moment its outputs appear, and recorded with them.
 
-DVC hashes deps and params after a command has ended, so what is edited meanwhile would be recorded as what was used.
-Here a stage compares params, code and inputs with those it began with, just before it publishes, and keeps a record of
-them as an out, which tells even an edit in the moment after from what dvc.lock says.
+DVC hashes dependencies and params after a command has ended, so an edit made meanwhile would be recorded as what was
+used. Here a stage compares params, code and inputs with those it began with, just before it publishes, and records them
+in one of its outputs, which reveals even an edit between that moment and DVC's hashing.
 """
 
 import re
@@ -11,24 +11,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
 
 from reprise.params.load import FREE, flat, load_params, read_yaml, validated
 from reprise.params.schema import Params
 from reprise.runtime.checksums import listing_md5, md5_listing, read_sealed, write_sealed
 from reprise.runtime.code import LOADED, ROOT, closure, code_sha256, code_without_comments, read_code
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, first
 
-MOST = 5  # changes that are named
 PARAMS = Path("params.yaml")
 KEPT = "Undo it and run the same command again: what is trained is kept, and is published without training again. "
 
 
 class Record(BaseModel):
-    """What a stage was run with: params by dotted name, the digest of its code, the MD5 of each input as DVC names it.
+    """What a stage was run with.
 
-    code_sha256: of the script and the library files that it imports, without comments and docstrings.
+    params: by dotted name. code_sha256: of the script and the library files that it imports, without comments and
+    docstrings. inputs: {path: MD5 as DVC gives it}.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,51 +43,50 @@ class Record(BaseModel):
         write_sealed(path, self.model_dump(mode="json"))
 
     def differences(self, root: Path, stage: str, params: Params, inputs: Mapping[str, str]) -> list[str]:
-        """Return what is not as recorded: params, code below the root, inputs, {path: MD5} of those that are known."""
-        other = other_params(self.params, param_values(params))
-        if code_sha256(read_code(root), f"stages/{stage}.py") != self.code_sha256:
-            other.append("its code")
-        return other + [path for path, md5 in self.inputs.items() if inputs.get(path, md5) != md5]
+        """Return what differs from the record: params, the code below `root`, and `inputs`, {path: MD5} where known."""
+        different = other_params(self.params, param_values(params))
+        different += ["its code"] * (code_sha256(read_code(root), f"stages/{stage}.py") != self.code_sha256)
+        return different + [path for path, md5 in self.inputs.items() if inputs.get(path, md5) != md5]
 
 
 def param_values(params: Params) -> dict[str, Any]:
-    """Return all params by dotted name; a section of the user's own keys (`model.kwargs`) is one value."""
+    """Return all params by dotted name; a free-form section (`model.kwargs`) is one value."""
     return flat(params.model_dump(mode="json"), whole=FREE)
 
 
 def other_params(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the params of `then` that have another value now, by dotted name, each with both."""
+    """Return the params of `then` that have another value now, by dotted name, each with both values."""
     names = sorted(name for name, value in then.items() if now.get(name) != value)
     return [f"{PARAMS} {name} (was {then[name]}, is {now.get(name, 'gone')})" for name in names]
 
 
 def record_path(stage: str) -> str:
-    """Return the out in which a stage keeps its record, relative to the root."""
+    """Return the output that holds a stage's record, relative to the root."""
     return "models/model.json" if stage == "train" else f"data/records/{stage}.json"
 
 
 def load_record(path: Path) -> Record | None:
-    """Read what a stage has recorded; None where another version has kept none. Raises ValueError if it is altered."""
-    facts = read_sealed(path)
+    """Read a stage's record; None where another version has written none. Raises ValueError if it is altered."""
+    content = read_sealed(path)
     try:
-        return Record.model_validate(facts.get("record", facts))
+        return Record.model_validate(content.get("record", content))
     except ValidationError:
         return None
 
 
 class Dependencies:
-    """Params, code and inputs of a script, as they are when `begin` is called; `check` compares with them.
+    """Params, code and inputs of a script as they are when `begin` is called; `check` compares with them.
 
-    script: relative to the root; what it imports is its code. inputs: files and folders. names: the sections and params
-    that it reads. kept: what a refused run leaves for the next one, a part of the message, and `forget` removes it:
-    called if images have changed that it may have seen in both states.
+    script: relative to the root; it and what it imports are the code. inputs: files and folders. names: the sections
+    and params that it reads. kept: what a refused run leaves for the next one, a part of the message; `forget` removes
+    it, and is called if images have changed that it may have seen in both states.
     """
 
     def __init__(
         self, script: str, inputs: Iterable[str] = (), names: Iterable[str] = (), root: Path = Path(), kept: str = ""
     ) -> None:
         self.script, self.root, self.kept = script, root, kept
-        self.inputs, self.names = list(inputs), list(names)
+        self.inputs, self.names = list(inputs), tuple(f"{name}." for name in names)
         self.forget: Callable[[], None] = lambda: None
 
     @classmethod
@@ -98,19 +97,19 @@ class Dependencies:
         return cls(f"stages/{name}.py", data, stage["params"], root, kept)
 
     def begin(self, given: Params | None = None) -> Params:
-        """Look at everything, and return the params: those given, else params.yaml's, which are to stay as they are.
+        """Look at everything, and return the params: those given, else params.yaml's, which must then not change.
 
         Raises UserError for params that are not allowed, and for code that has changed since the script was started.
         """
         self.sources = LOADED if self.root.resolve() == ROOT else read_code(self.root)
         tree = read_yaml(self.root / PARAMS) if given is None else {}
-        self.typed, params = self._own(flat(tree)), given or validated(tree, PARAMS.name)
+        self.written, params = self._own(flat(tree)), given or validated(tree, PARAMS.name)
         self.all_params, values = params, param_values(params)
         self.params = self._own(values)
         own = params.data.is_own  # other data sets do not look at data.path
-        inputs = [path for path in self.inputs if own or path != "${data.path}"]
-        self.inputs = [re.sub(r"\$\{(.+?)\}", lambda name: str(values[name[1]]), path) for path in inputs]
-        self.listings = {path: md5_listing(self.root / path) for path in self.inputs}
+        paths = [path for path in self.inputs if own or path != "${data.path}"]
+        paths = [re.sub(r"\$\{(.+?)\}", lambda name: str(values[name[1]]), path) for path in paths]
+        self.listings = {path: md5_listing(self.root / path) for path in paths}
         self.check_code()
         return params
 
@@ -119,21 +118,17 @@ class Dependencies:
         self._refuse(self._changed_code())
 
     def check_earlier(self, stage: str) -> None:
-        """Raise UserError if the stage before has recorded something else than there is now.
+        """Raise UserError if the record of the stage before differs from what there is now.
 
-        One that is frozen is not asked: its outs are to stay as they are. Nor is one whose record is missing or
-        altered: its outs speak for themselves.
+        Not so for a frozen stage, whose outputs are to stay as they are, and where the record is missing or altered.
         """
         path = self.root / record_path(stage)
         with suppress(FileNotFoundError, ValueError):
             record = load_record(path)
-            if record is None or _stages(self.root)[stage].get("frozen"):
-                return
-            known = {path: listing_md5(listing) for path, listing in self.listings.items()}
-            other = record.differences(self.root, stage, self.all_params, known)
-            if other:
+            different = record.differences(self.root, stage, self.all_params, self.record().inputs) if record else []
+            if different and not _stages(self.root)[stage].get("frozen"):
                 raise UserError(
-                    f"{path}: made with something else than there is now: {_first(other)}; "
+                    f"{path}: made with something else than there is now: {first(different, 5)}; "
                     f"`dvc repro --force --single-item {stage}` makes it anew"
                 )
 
@@ -144,7 +139,11 @@ class Dependencies:
 
     def check(self) -> None:
         """Raise UserError, naming what has changed, unless everything that matters is as it was."""
-        inputs = self._changed_inputs()
+        inputs = []
+        for path, before in self.listings.items():
+            now = md5_listing(self.root / path)
+            files = sorted(file for file in before.keys() | now if before.get(file) != now.get(file))
+            inputs += [f"{path}/{file}" if file else path for file in files]
         seen = any(Path(path).name.startswith(("train_", "val_")) for path in inputs)
         if seen:
             self.forget()
@@ -153,45 +152,29 @@ class Dependencies:
     def _refuse(self, changed: list[str], kept: str = "") -> None:
         if changed:
             raise UserError(
-                f"changed while this ran: {_first(changed)}; nothing is published, for it would be recorded as what it "
-                f"is not. {kept}To go on with what there is now, run the same command again"
+                f"changed while this ran: {first(changed, 5)}; nothing is published, for it would be recorded as what "
+                f"it is not. {kept}To go on with what there is now, run the same command again"
             )
 
     def _own(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        names = tuple(f"{name}." for name in self.names)
-        return {name: value for name, value in values.items() if f"{name}.".startswith(names)}
+        return {name: value for name, value in values.items() if f"{name}.".startswith(self.names)}
 
     def _changed_params(self) -> list[str]:
         try:
-            if not self.typed or self._own(flat(read_yaml(self.root / PARAMS))) == self.typed:
+            if not self.written or self._own(flat(read_yaml(self.root / PARAMS))) == self.written:
                 return []  # also where a value of another stage is no longer allowed
             return other_params(self.params, param_values(load_params(self.root / PARAMS)))
         except UserError as error:
             return [str(error)]
 
     def _changed_code(self) -> list[str]:
-        now = read_code(self.root)
-        changed = [path for path in sorted(self.sources.keys() | now) if self.sources.get(path) != now.get(path)]
-        if not changed:
-            return []
-        needed = closure(self.sources, self.script) | (closure(now, self.script) if self.script in now else set())
-        before, after = ({path: code_without_comments(held.get(path, b"")) for path in changed}
-                         for held in (self.sources, now))  # fmt: skip
-        return [path for path in changed if path in needed and before[path] != after[path]]
-
-    def _changed_inputs(self) -> list[str]:
-        changed = []
-        for path, before in self.listings.items():
-            now = md5_listing(self.root / path)
-            files = sorted(file for file in before.keys() | now if before.get(file) != now.get(file))
-            changed += [f"{path}/{file}" if file else path for file in files]
-        return changed
+        then, now = self.sources, read_code(self.root)
+        changed = {path for path in then.keys() | now if then.get(path) != now.get(path)}
+        needed = changed and changed & (closure(then, self.script) | closure(now, self.script))
+        old, new = ({path: code_without_comments(code.get(path, b"")) for path in needed} for code in (then, now))
+        return sorted(path for path in needed if old[path] != new[path])
 
 
 def _stages(root: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.load((root / "dvc.yaml").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    content: dict[str, Any] = YAML(typ="safe", pure=True).load(root / "dvc.yaml")
     return content["stages"]
-
-
-def _first(changes: list[str]) -> str:
-    return ", ".join(changes[:MOST]) + (f" and {len(changes) - MOST} more" if len(changes) > MOST else "")

@@ -1,4 +1,4 @@
-"""params.yaml, presets and overrides as Params; every mistake in them in words, with what is allowed."""
+"""Reads params.yaml, presets and overrides as Params; explains every mistake in them, with what is allowed."""
 
 import functools
 import io
@@ -6,7 +6,7 @@ import json
 import types
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -43,19 +43,17 @@ def validated(tree: dict[str, Any], name: str) -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        wrong: dict[str, str] = {}
-        for detail in error.errors(include_url=False):
-            key, kind, field = _field(detail["loc"])
-            if key not in wrong:  # of a union there is an error for each member
-                wrong[key] = _explain(key, kind, field, detail) if len(wrong) < MOST_LINES else ""
-        lines = [f"{name}: {said}" for said in list(wrong.values())[:MOST_LINES]]
-        if len(wrong) > MOST_LINES:
-            lines.append(f"{name}: and {len(wrong) - MOST_LINES:,} more")
+        details: dict[str, ErrorDetails] = {}
+        for detail in error.errors(include_url=False):  # of a union there is an error for each member
+            details.setdefault(_field(detail["loc"])[0], detail)
+        lines = [f"{name}: {_explain(detail)}" for detail in list(details.values())[:MOST_LINES]]
+        if len(details) > MOST_LINES:
+            lines.append(f"{name}: and {len(details) - MOST_LINES:,} more")
         raise UserError("\n       ".join(lines)) from None
 
 
 def flat(tree: dict[str, Any], prefix: str = "", whole: Collection[str] = ()) -> dict[str, Any]:
-    """Return nested params with dotted names; an empty section is a value, and so is each that is named in `whole`."""
+    """Return nested params by dotted name; an empty section is a value, and so is each that `whole` names."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -65,7 +63,7 @@ def flat(tree: dict[str, Any], prefix: str = "", whole: Collection[str] = ()) ->
 
 
 def overlay(tree: dict[str, Any], values: dict[str, Any]) -> None:
-    """Set some values of a nested tree; free-form ones (`model.kwargs`) are replaced whole: they belong together."""
+    """Set some values of a nested tree; free-form sections (`model.kwargs`) are replaced whole."""
     for key, value in values.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict) and not str(key).endswith("kwargs"):
             overlay(tree[key], value)
@@ -77,11 +75,10 @@ def help_text(params: Params) -> str:
     """Return a line for every parameter: its value here, what it means, what it may hold."""
     lines = []
     for key in all_keys(Params):
-        parts = key.split(".")
-        value = functools.reduce(getattr, parts, cast(Any, params))
-        _, kind, field = _field(parts)
+        value: Any = functools.reduce(getattr, key.split("."), params)
+        _, kind, field = _field(key.split("."))
         if field and not isinstance(value, Section):
-            lines.append(f"  {key} = {json.dumps(value)}: {field.description} ({_in_words(kind)}{_bounds(field)})")
+            lines.append(f"  {key} = {json.dumps(value)}: {field.description} ({_in_words(kind, field)})")
     return "\n".join(lines)
 
 
@@ -93,7 +90,7 @@ def as_yaml(params: Params) -> str:
 
 
 class _Composer(Composer):
-    """Composes what an alias stands for only if it is one value: a few, nested, could stand for billions."""
+    """Accepts an alias only of a single value: a few nested ones of lists could stand for billions."""
 
     def return_alias(self, a: Node) -> Node:
         if not isinstance(a, ScalarNode):
@@ -101,26 +98,26 @@ class _Composer(Composer):
         return a
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse(text: str, name: str) -> Any:
+    """Return a YAML 1.2 document. Raises UserError, beginning with its name, if it is none."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer, yaml.max_depth = _Composer, DEEPEST
     try:
         return yaml.load(text)
     except MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{where}: not readable as YAML{line}: {brief(str(error.problem), 200)}") from None
+        raise UserError(f"{name}: not readable as YAML{line}: {brief(str(error.problem), 200)}") from None
     except Exception as error:  # whatever hostile text provokes in the parser
-        raise UserError(f"{where}: not readable as YAML: {brief(reason(error), 200)}") from None
+        raise UserError(f"{name}: not readable as YAML: {brief(reason(error), 200)}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return a parameter file as a tree, read as YAML 1.2. Raises UserError if it is none."""
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; restore it with `git checkout -- {path.name}`") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; restore it with `git checkout -- {path.name}`") from None
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        wrong = "no such file" if isinstance(error, FileNotFoundError) else "not UTF-8 text"
+        raise UserError(f"{path}: {wrong}; restore it with `git checkout -- {path.name}`") from None
     tree = _parse(text, path.name)
     if not isinstance(tree, dict):
         raise UserError(f"{path.name}: expected the sections {', '.join(Params.model_fields)}; found none")
@@ -137,8 +134,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
     free = len(sections) >= 2 and ".".join(sections[:2]) in FREE
     place: Any = tree
     for depth, section in enumerate(sections):
-        if free and depth >= 1 and isinstance(place, dict) and place.get(section) is None:
-            place[section] = {}
+        if free and depth and isinstance(place, dict):
+            place[section] = {} if place.get(section) is None else place[section]
         place = place.get(section) if isinstance(place, dict) else None
     known = isinstance(place, dict) and (name in place or free)
     if not known or len(sections) >= DEEPEST:
@@ -150,9 +147,8 @@ def all_keys(section: type[Section], prefix: str = "") -> list[str]:
     """Return the dotted names of all parameters and sections below a section."""
     keys = []
     for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        if _is_section(field.annotation):
-            keys += all_keys(cast(type[Section], field.annotation), f"{prefix}{name}.")
+        below: Any = field.annotation
+        keys += [prefix + name, *(all_keys(below, f"{prefix}{name}.") if _is_section(below) else [])]
     return keys
 
 
@@ -163,14 +159,15 @@ def _near(word: str, words: list[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _explain(key: str, kind: Any, field: FieldInfo | None, detail: ErrorDetails) -> str:
+def _explain(detail: ErrorDetails) -> str:
+    key, kind, field = _field(detail["loc"])
     value = detail["input"]
     if detail["type"] in ("extra_forbidden", "invalid_key"):
         return f"{brief(key)}: there is no such parameter{_near(key, all_keys(Params))}"
     if detail["type"] == "value_error":
         return f"{key}: {detail['ctx']['error']!s}" if key else str(detail["ctx"]["error"])
     meaning = f" ({field.description})" if field and field.description else ""
-    allowed = f"expected {_in_words(kind)}{_bounds(field)}{meaning}"
+    allowed = f"expected {_in_words(kind, field)}{meaning}"
     if detail["type"] == "missing":
         section, _, name = key.rpartition(".")
         return f"{key} is missing: {allowed}; add `{name}:` to the section {section or 'at the top'}"
@@ -203,22 +200,20 @@ def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Section)
 
 
-def _bounds(field: FieldInfo | None) -> str:
+def _in_words(kind: Any, field: FieldInfo | None = None) -> str:
+    """Return what a type allows, with the bounds of a field."""
+    origin, parts = get_origin(kind), get_args(kind)
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    said = words.get(kind, "a section with keys and values")
+    if origin is Annotated:
+        return _in_words(*parts)
+    if origin is Literal:
+        said = "one of " * (len(parts) > 1) + ", ".join(map(str, parts))
+    elif origin is list:
+        said = f"a list, each {_in_words(parts[0])}"
+    elif origin in (types.UnionType, Union):
+        said = " or ".join(map(_in_words, parts))
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     held = field.metadata if field else []
     bounds = [f"{sign} {getattr(item, name)}" for item in held for name, sign in signs.items() if hasattr(item, name)]
-    return f" {' and '.join(bounds)}" if bounds else ""
-
-
-def _in_words(kind: Any) -> str:
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return "one of " * (len(parts) > 1) + ", ".join(map(str, parts))
-    if origin is list:
-        return f"a list, each {_in_words(parts[0])}"
-    if origin is Annotated:
-        return _in_words(parts[0]) + _bounds(parts[1])
-    if origin in (types.UnionType, Union):
-        return " or ".join(map(_in_words, parts))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return words.get(kind, "a section with keys and values")
+    return said + (f" {' and '.join(bounds)}" if bounds else "")

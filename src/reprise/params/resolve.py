@@ -1,4 +1,4 @@
-"""What params mean on this machine: the device, the precision, and this process's rank among several."""
+"""Resolves params on this machine: device, precision, and this process's rank among several."""
 
 import os
 from typing import Literal
@@ -10,11 +10,11 @@ from reprise.runtime.provenance import Reproducible
 
 
 def resolve_device(params: TrainParams) -> Literal["cuda", "cpu"]:
-    """Return where to train: `device`, unless an accelerator is named. Raises UserError for a GPU that is missing."""
-    where = device(resolve_reproducible(params.reproducible))
-    if params.accelerator == "gpu" and where == "cpu":
+    """Return the device to train on. Raises UserError where `train.accelerator` asks for a GPU that is missing."""
+    found = device(resolve_reproducible(params.reproducible))
+    if params.accelerator == "gpu" and found == "cpu":
         raise UserError("train.accelerator = gpu: torch finds none here; choose auto or cpu")
-    return "cpu" if params.accelerator == "cpu" else where
+    return "cpu" if params.accelerator == "cpu" else found
 
 
 def rank(params: TrainParams) -> int:
@@ -56,7 +56,7 @@ def slurm() -> bool:
 
 
 def resolve_precision(precision: Precision, reproducible: Reproducible) -> Literal["fp32", "bf16"]:
-    """Return what `auto` means here: bf16 on a GPU that computes in it. Raises UserError for `portable` bf16."""
+    """Return the precision of training; auto: bf16 on a GPU that has it. Raises UserError for `portable` bf16."""
     import torch
 
     if precision == "bf16" and reproducible == "portable":

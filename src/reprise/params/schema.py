@@ -9,15 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from reprise.runtime.environment import Reproducibility
 from reprise.runtime.errors import brief
@@ -40,8 +32,14 @@ Schedule = Literal[
 LoggerName = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
 Policy = Literal["none", "randaugment", "trivialaugment"]
 Precision = Literal["fp32", "bf16", "auto"]
+Resize = Literal["stretch", "fit", "crop"]
 Processors = Annotated[int, Field(ge=1, le=256)] | Literal["auto"]
-ImageSize = Annotated[int, Field(ge=8, le=1024)] | Literal["auto"]
+Side = Annotated[int, Field(ge=8, le=1024)]
+
+
+def param(description: str, **constraints: Any) -> Any:
+    """Return a field without a default: its help, and pydantic's constraints such as `ge`."""
+    return Field(description=description, **constraints)
 
 
 class Section(BaseModel):
@@ -66,19 +64,14 @@ class Section(BaseModel):
 class SourceParams(Section):
     """Where the images come from."""
 
-    name: DataSet = Field(description="data set, see `reprise data`; folder, archive: your own images at data.path")
-    path: str = Field(
-        pattern=r"^[^\x00]+$", description="the folder, or the .zip, .tar or .tar.gz, with your own images"
+    name: DataSet = param("data set, see `reprise data`; folder, archive: your own images at data.path")
+    path: str = param("the folder, or the .zip, .tar or .tar.gz, with your own images", pattern=r"^[^\x00]+$")
+    url: str | None = param(
+        "http:// or https:// address of the archive, in place of data.path; no spaces", pattern="^https?://[!-~]+$"
     )
-    url: str | None = Field(
-        pattern="^https?://[!-~]+$",
-        description="http:// or https:// address of the archive, in place of data.path; no spaces",
-    )
-    sha256: str | None = Field(
-        pattern="^[0-9a-fA-F]{64}$", description="checksum of the archive, 64 hexadecimal digits"
-    )
-    split: str | None = Field(description="which of a data set's variants, see `reprise data`; null: the first")
-    mirror: str | None = Field(description="address to download from in place of the data set's own; null: its own")
+    sha256: str | None = param("checksum of the archive, 64 hexadecimal digits", pattern="^[0-9a-fA-F]{64}$")
+    split: str | None = param("which of a data set's variants, see `reprise data`; null: the first")
+    mirror: str | None = param("address to download from in place of the data set's own; null: its own")
 
     @property
     def is_own(self) -> bool:
@@ -93,36 +86,29 @@ class SourceParams(Section):
 
 
 class PrepareParams(Section):
-    """How they are prepared and split."""
+    """How the images are prepared and split."""
 
-    image_size: int = Field(ge=8, le=1024, description="height and width after resizing, in pixels")
-    channels: Literal["auto", 1, 3] = Field(
-        description="1: grey, 3: RGB, auto: 1 where all images are grey, otherwise 3"
+    image_size: Side = param("height and width after resizing, in pixels")
+    channels: Literal["auto", 1, 3] = param("1: gray, 3: RGB, auto: 1 where all images are gray, otherwise 3")
+    resize: Resize = param(
+        "stretch: to a square; fit: the whole image, on black; crop: the largest square in its middle"
     )
-    resize: Literal["stretch", "fit", "crop"] = Field(
-        description="stretch: to a square; fit: the whole image, on black; crop: the largest square in its middle"
+    on_corrupt: Literal["error", "drop"] = param(
+        "images that cannot be read: error names them and stops; drop leaves them out and lists them"
     )
-    on_corrupt: Literal["error", "drop"] = Field(
-        description="images that cannot be read: error names them and stops; drop leaves them out and lists them"
+    on_leak: Literal["error", "warn", "drop"] = param(
+        "images of train or val that a later split has too, equal or similar: error, warn, or drop and list them"
     )
-    on_leak: Literal["error", "warn", "drop"] = Field(
-        description="images of train or val that a later split has too, equal or similar: error stops; warn says so; "
-        "drop leaves them out and lists them"
-    )
-    val_fraction: float = Field(gt=0, lt=1, description="share of the images held out to choose the best epoch")
-    test_fraction: float = Field(
-        gt=0, lt=1, description="share held out for evaluation; not used where the data set has its own test split"
-    )
-    seed: int = Field(ge=0, lt=2**32, description="decides which image falls in which split")
-    group: str | None = Field(
+    val_fraction: float = param("share of the images held out to choose the best epoch", gt=0, lt=1)
+    test_fraction: float = param("share held out for evaluation; unused where the data have a test split", gt=0, lt=1)
+    seed: int = param("decides which image falls in which split", ge=0, lt=2**32)
+    group: str | None = param(
+        "keeps images together: a column of the CSV, or a regular expression whose first group (or whole match) "
+        "in the image's path names the group; null: none",
         min_length=1,
-        description="keeps images together in one split: a column of the CSV, or a regular expression whose first "
-        "group (or whole match) in the image's path says where it belongs; null: every image for itself",
     )
-    folds: int | None = Field(ge=2, le=1000, description="cross-validation: so many parts of equal size; null: none")
-    fold: int = Field(
-        ge=0, description="the part held out, from 0: for the test or, where that is given, for validation"
-    )
+    folds: int | None = param("cross-validation: number of parts of equal size; null: none", ge=2, le=1000)
+    fold: int = param("the part held out, from 0: for the test or, where that is given, for validation", ge=0)
 
     @field_validator("group")
     @classmethod
@@ -160,48 +146,40 @@ class DataParams(PrepareParams, SourceParams):
 
 
 class ModelParams(Section):
-    """Which network."""
+    """The network and the weights that it starts from."""
 
-    name: str = Field(min_length=1, description="any classification model of timm, e.g. resnet18 or efficientnet_b0")
-    pretrained: bool = Field(description="start from the weights that timm publishes (fetched from the model hub)")
-    weights: str = Field(
+    name: str = param("any classification model of timm, e.g. resnet18 or efficientnet_b0", min_length=1)
+    pretrained: bool = param("start from the weights that timm publishes (fetched from the model hub)")
+    weights: str = param(
+        "weights to start from, .safetensors or torch's; or a folder with one, if it is empty: random ones",
         pattern=r"^[^\x00]+$",
-        description="weights to start from, .safetensors or torch's; or a folder with one, if it is empty: random ones",
     )
-    image_size: ImageSize = Field(
-        description="height and width that the network sees, to which the images are resized in training and "
-        "evaluation; auto: what the weights to start from were trained on, otherwise data.image_size"
+    image_size: Side | Literal["auto"] = param(
+        "height and width that the network sees, to which the images are resized in training and evaluation; "
+        "auto: what the weights to start from were trained on, otherwise data.image_size"
     )
-    kwargs: FreeForm = Field(description="further arguments of timm.create_model, e.g. drop_rate: 0.1")
+    kwargs: FreeForm = param("further arguments of timm.create_model, e.g. drop_rate: 0.1")
 
 
 class AugmentParams(Section):
-    """Random changes to each training image, drawn anew for each image and epoch."""
+    """Augmentation: random changes to each training image, drawn anew for each image and epoch."""
 
-    rotate: float = Field(ge=0, le=180, description="largest turn to either side, in degrees")
-    scale: float = Field(ge=0, lt=1, description="largest change of size, as a share: 0.1 is 0.9x to 1.1x")
-    shift: float = Field(ge=0, lt=1, description="largest shift in x and in y, as a share of the image")
-    flip: bool | Literal["auto"] = Field(
-        description="mirror each image in every other epoch; auto: photos, not grey images, digits, letters, signs"
+    rotate: float = param("largest turn to either side, in degrees", ge=0, le=180)
+    scale: float = param("largest change of size, as a share: 0.1 is 0.9x to 1.1x", ge=0, lt=1)
+    shift: float = param("largest shift in x and in y, as a share of the image", ge=0, lt=1)
+    flip: bool | Literal["auto"] = param(
+        "mirror each image in every other epoch; auto: photos, not gray images, digits, letters, signs"
     )
-    crop: int = Field(ge=0, le=1024, description="pixels of black put around the image, from which a window is cut")
-    resized_crop: float = Field(
-        ge=0, lt=1, description="smallest share of the area that is cut out and brought to full size; 0: off"
-    )
-    brightness: float = Field(ge=0, le=1, description="largest change of brightness: 0.4 is 0.6x to 1.4x")
-    contrast: float = Field(ge=0, le=1, description="largest change of contrast: 0.4 is 0.6x to 1.4x")
-    saturation: float = Field(ge=0, le=1, description="largest change of saturation: 0.4 is 0.6x to 1.4x; RGB only")
-    hue: float = Field(ge=0, le=0.5, description="largest turn of the hue, as a share of the circle; RGB only")
-    policy: Policy = Field(
-        description="randaugment: two changes of medium strength; trivialaugment: one of any strength; none"
-    )
-    cutout: float = Field(ge=0, lt=1, description="side of a black square, as a share of the image's side; 0: off")
-    mixup: float = Field(
-        ge=0, le=100, description="blend pairs of images and their labels by shares from Beta(mixup, mixup); 0: off"
-    )
-    cutmix: float = Field(
-        ge=0, le=100, description="paste a part of another image, with its share of the label; as mixup; 0: off"
-    )
+    crop: int = param("pixels of black put around the image, from which a window is cut", ge=0, le=1024)
+    resized_crop: float = param("least share of the area that is cut out and brought to full size; 0: off", ge=0, lt=1)
+    brightness: float = param("largest change of brightness: 0.4 is 0.6x to 1.4x", ge=0, le=1)
+    contrast: float = param("largest change of contrast: 0.4 is 0.6x to 1.4x", ge=0, le=1)
+    saturation: float = param("largest change of saturation: 0.4 is 0.6x to 1.4x; RGB only", ge=0, le=1)
+    hue: float = param("largest turn of the hue, as a share of the circle; RGB only", ge=0, le=0.5)
+    policy: Policy = param("randaugment: two changes of medium strength; trivialaugment: one of any strength; none")
+    cutout: float = param("side of a black square, as a share of the image's side; 0: off", ge=0, lt=1)
+    mixup: float = param("blend pairs of images and labels by shares from Beta(mixup, mixup); 0: off", ge=0, le=100)
+    cutmix: float = param("paste a part of another image, with its share of the label; as mixup; 0: off", ge=0, le=100)
 
     @model_validator(mode="after")
     def _one_kind_of_crop(self) -> Self:
@@ -211,97 +189,85 @@ class AugmentParams(Section):
 
 
 class CheckpointParams(Section):
-    """How often a training saves its state, to be taken up again after a crash; changes no result."""
+    """How often a training saves its state, to resume from it after a crash; changes no result."""
 
-    epochs: int = Field(ge=1, le=10_000, description="after so many epochs, or")
-    minutes: float = Field(ge=0, le=100_000, description="after so many minutes, also within an epoch")
+    epochs: int = param("after so many epochs, or", ge=1, le=10_000)
+    minutes: float = param("after so many minutes, also within an epoch", ge=0, le=100_000)
 
 
 class TrainParams(Section):
     """How the network is trained."""
 
-    epochs: int = Field(ge=1, le=10_000, description="passes over the training split")
-    batch_size: int = Field(ge=1, le=65_536, description="images per optimiser step, of each process")
-    lr: float = Field(gt=0, le=100, description="learning rate at its peak")
-    optimizer: str = Field(min_length=1, description="any of timm.optim.list_optimizers(), e.g. adamw, sgd, lion")
-    optimizer_kwargs: FreeForm = Field(description="further arguments of timm's create_optimizer_v2, e.g. momentum")
-    weight_decay: float = Field(ge=0, le=10, description="as the optimizer means it; never of norms and biases")
-    layer_decay: float | None = Field(
-        gt=0, le=1, description="factor on the learning rate from each layer to the one before; null: the same for all"
+    epochs: int = param("passes over the training split", ge=1, le=10_000)
+    batch_size: int = param("images per optimizer step, of each process", ge=1, le=65_536)
+    lr: float = param("learning rate at its peak", gt=0, le=100)
+    optimizer: str = param("any of timm.optim.list_optimizers(), e.g. adamw, sgd, lion", min_length=1)
+    optimizer_kwargs: FreeForm = param("further arguments of timm's create_optimizer_v2, e.g. momentum")
+    weight_decay: float = param("as the optimizer means it; never of norms and biases", ge=0, le=10)
+    layer_decay: float | None = param(
+        "factor on the learning rate from a layer to the one before; null: none", gt=0, le=1
     )
-    backbone_lr: float = Field(
-        gt=0, le=1, description="factor on the learning rate of everything but the classifier, for fine-tuning"
+    backbone_lr: float = param("factor on the learning rate of all but the classifier, for fine-tuning", gt=0, le=1)
+    freeze_epochs: int = param("epochs at the start that train the classifier alone", ge=0)
+    schedule: Schedule = param(
+        "onecycle: warm up, then fall to zero; plateau: a tenth whenever val/loss stalls; none: constant; the "
+        "others are timm's"
     )
-    freeze_epochs: int = Field(ge=0, description="epochs at the start that train the classifier alone")
-    schedule: Schedule = Field(
-        description="onecycle: warm up, then fall to zero; plateau: a tenth whenever val/loss stalls; none: constant; "
-        "the others are timm's"
+    schedule_kwargs: FreeForm = param(
+        "further arguments of timm's create_scheduler_v2, torch's OneCycleLR or ReduceLROnPlateau"
     )
-    schedule_kwargs: FreeForm = Field(
-        description="further arguments of timm's create_scheduler_v2, torch's OneCycleLR or ReduceLROnPlateau"
+    warmup_epochs: int = param("learning rate rises first; onecycle: 0 is 30% of all", ge=0, le=10_000)
+    clip_grad: float | None = param("largest norm of the gradient; null: any", gt=0)
+    accumulate: int = param("batches whose gradients make one optimizer step", ge=1, le=65_536)
+    ema: float | None = param(
+        "decay of an average of the weights, published if it validates better; null: none", gt=0, lt=1
     )
-    warmup_epochs: int = Field(ge=0, le=10_000, description="learning rate rises first; onecycle: 0 is 30% of all")
-    clip_grad: float | None = Field(gt=0, description="largest norm of the gradient; null: any")
-    accumulate: int = Field(ge=1, le=65_536, description="batches whose gradients make one optimizer step")
-    ema: float | None = Field(
-        gt=0, lt=1, description="decay of a moving average of the weights, published if it validates better; null: none"
+    select: Literal["val_accuracy", "val_loss"] = param("what the published epoch is best in")
+    early_stopping: int | None = param("stops after so many epochs without a better one; null: never", ge=1)
+    balance: Literal["none", "weights", "sampling"] = param(
+        "for classes of unequal size; weights: rare ones count more in the loss; sampling: are drawn more"
     )
-    select: Literal["val_accuracy", "val_loss"] = Field(description="what the published epoch is best in")
-    early_stopping: int | None = Field(ge=1, description="stops after so many epochs without a better one; null: never")
-    balance: Literal["none", "weights", "sampling"] = Field(
-        description="for classes of unequal size; weights: rare ones count more in the loss; sampling: are drawn more"
-    )
-    label_smoothing: float = Field(ge=0, lt=1, description="share of the target spread over all classes")
+    label_smoothing: float = param("share of the target spread over all classes", ge=0, lt=1)
     augment: AugmentParams
-    start_size: int | None = Field(
-        ge=8,
-        le=1024,
-        description="height and width of the images in the first epoch, growing to full size over two "
-        "thirds of the epochs; null: full size throughout",
+    start_size: Side | None = param(
+        "height and width of the images in the first epoch, growing to full size over two thirds of the epochs; "
+        "null: full size throughout"
     )
-    seed: int = Field(ge=0, lt=2**32, description="initial weights, order of the images, augmentation and dropout")
-    precision: Precision = Field(
-        description="of training: fp32; bf16: mixed, the weights stay fp32; auto: bf16 on a GPU that has it, else fp32"
+    seed: int = param("initial weights, order of the images, augmentation and dropout", ge=0, lt=2**32)
+    precision: Precision = param(
+        "of training: fp32; bf16: mixed, the weights stay fp32; auto: bf16 on a GPU that has it, else fp32"
     )
-    compile: bool = Field(description="torch.compile the network; pays on a GPU with long trainings")
-    threads: Processors = Field(
-        description="CPU threads, which change the last bits of the result; auto: measured once for model and machine, "
-        "then kept"
+    compile: bool = param("torch.compile the network; pays on a GPU with long trainings")
+    threads: Processors = param(
+        "CPU threads, which change the last bits of the result; auto: measured once for model and machine, then kept"
     )
-    reproducible: Reproducibility = Field(
-        description="portable: on the CPU, the same bits on any x86-64 with AVX2; machine: on the GPU if there is one, "
-        "the same bits on machines of one kind; auto: machine on a GPU, else portable; off: no promise, fastest"
+    reproducible: Reproducibility = param(
+        "portable: on the CPU, the same bits on any x86-64 with AVX2; machine: on the GPU if there is one, the "
+        "same bits on machines of one kind; auto: machine on a GPU, else portable; off: no promise, fastest"
     )
-    accelerator: Literal["auto", "cpu", "gpu"] = Field(
-        description="auto: as `reproducible` says; cpu; gpu: an error where there is none"
+    accelerator: Literal["auto", "cpu", "gpu"] = param(
+        "auto: as `reproducible` says; cpu; gpu: an error where there is none"
     )
-    devices: Processors = Field(
-        description="processes on each machine, one for each GPU; auto: all GPUs, one process on the CPU"
-    )
-    num_nodes: int = Field(ge=1, le=4096, description="machines")
-    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = Field(
-        description="Lightning's, for several processes; auto: ddp; the last: where some weights stay unused"
+    devices: Processors = param("processes on each machine, one for each GPU; auto: all GPUs, one process on the CPU")
+    num_nodes: int = param("machines", ge=1, le=4096)
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = param(
+        "Lightning's, for several processes; auto: ddp; the last: where some weights stay unused"
     )
     checkpoint_every: CheckpointParams
-    loggers: list[LoggerName] = Field(
-        description="of tensorboard, wandb, mlflow, dvclive: also log there (extras to install); changes no result"
+    loggers: list[LoggerName] = param(
+        "of tensorboard, wandb, mlflow, dvclive: also log there (extras to install); changes no result"
     )
 
     @model_validator(mode="after")
-    def _devices_that_fit(self) -> Self:
+    def _values_that_fit(self) -> Self:
         if self.accelerator == "gpu" and self.reproducible == "portable":
             raise ValueError(
-                "accelerator = gpu: reproducible = portable promises the bits of CPUs; choose reproducible machine or "
-                "off, or accelerator auto"
+                "accelerator = gpu: reproducible = portable promises the bits of CPUs; choose machine or off"
             )
         if self.num_nodes > 1 and self.devices == "auto":
             raise ValueError(f"devices = auto: expected a number with num_nodes = {self.num_nodes}")
         if self.threads == "auto" and (self.num_nodes > 1 or self.devices not in (1, "auto")):
             raise ValueError("threads = auto: expected a number with several processes; it counts for each of them")
-        return self
-
-    @model_validator(mode="after")
-    def _warm_up_that_fits(self) -> Self:
         if self.warmup_epochs and (self.schedule in ("plateau", "none") or self.warmup_epochs >= self.epochs):
             raise ValueError(
                 f"warmup_epochs = {self.warmup_epochs}: expected less than epochs = {self.epochs}, and 0 with the "
@@ -315,9 +281,9 @@ class TrainParams(Section):
 class EvaluateParams(Section):
     """How the published model is measured; changes no training result."""
 
-    batch_size: int = Field(ge=1, le=65_536, description="images per forward pass")
-    calibration_bins: int = Field(ge=1, le=1000, description="confidence bins of the expected calibration error")
-    metrics: list[str] = Field(description="further metrics, torchmetrics' multiclass ones, e.g. auroc, cohen_kappa")
+    batch_size: int = param("images per forward pass", ge=1, le=65_536)
+    calibration_bins: int = param("confidence bins of the expected calibration error", ge=1, le=1000)
+    metrics: list[str] = param("further metrics, torchmetrics' multiclass ones, e.g. auroc, cohen_kappa")
 
 
 class Params(Section):

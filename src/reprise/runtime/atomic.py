@@ -1,14 +1,14 @@
-"""Outs appear whole or not at all, and one process at a time writes them.
+"""Atomic, exclusive writes: outputs appear whole or not at all, and one process at a time writes them.
 
 They are written under a private name beside the target, synced, then renamed into place. A process that dies half-way
-leaves the old out (or none) under the final name, never a part of the new one. An exclusive `flock`, which the kernel
-gives back however its holder dies, keeps a second process waiting until the first is through.
+leaves the old output (or none) under the final name, never a part of the new one. An exclusive `flock`, which the
+kernel releases however its holder dies, keeps a second process waiting until the first is through.
 """
 
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -24,9 +24,9 @@ def publishing(*targets: Path, check: Callable[[], None] = lambda: None) -> Iter
     """Yield one private path per target; when the block ends without an error, they become the targets.
 
     The block creates each private path as a file or as a folder. On an error all of them are removed and the targets
-    stay as they were. A folder replaces a folder whole: what the old one held beside is gone. Everything that decides
-    the content belongs inside the block: it starts once no other process is writing the same targets. check: raises,
-    in the last moment, if they must not.
+    stay as they were. A folder replaces a folder whole. Everything that decides the content belongs inside the block:
+    it starts once no other process is writing the same targets. check: called just before the renames; it raises if
+    nothing may be published.
     """
     partials = [target.with_name(f".{target.name}.partial") for target in targets]
     replaced = [target.with_name(f".{target.name}.replaced.partial") for target in targets]
@@ -38,8 +38,7 @@ def publishing(*targets: Path, check: Callable[[], None] = lambda: None) -> Iter
             remove(leftover)
         try:
             yield partials
-            for partial in partials:
-                _sync(partial)
+            _sync(path for partial in partials for path in [*partial.rglob("*"), partial])
             check()
             with StopSignals(deferred=True):  # all of them, or none
                 _swap(targets, partials, replaced)
@@ -65,8 +64,7 @@ def _swap(targets: Sequence[Path], partials: Sequence[Path], replaced: Sequence[
         raise
     for old in replaced:
         remove(old)
-    for folder in {target.parent for target in targets}:
-        _sync_one(folder)
+    _sync({target.parent for target in targets})
 
 
 def _is_folder(path: Path) -> bool:
@@ -74,43 +72,36 @@ def _is_folder(path: Path) -> bool:
 
 
 class Lock:
-    """An exclusive `flock` on `.NAME.lock` beside a target: held from `acquire` to `release`, or to the process's end.
+    """Exclusive `flock` on `.NAME.lock` beside a target: held from `acquire` to `release`, or to the process's end.
 
-    Says on stderr for whom it waits. Raises UserError on a file system without such locks.
+    Prints on stderr which process it waits for. Raises UserError on a file system without such locks.
     """
 
     def __init__(self, target: Path) -> None:
         self.target = target
         self.path = target.with_name(f".{target.name}.lock")
-        self.lock = FileLock(self.path, thread_local=False, fallback_to_soft=False)
+        self.lock = FileLock(self.path, thread_local=False, fallback_to_soft=False, poll_interval=0.02)
 
     def acquire(self, wait: bool = True) -> bool:
         """Take the lock; return False, without it, if another process has it and `wait` is false."""
         try:
-            if not self._taken(blocking=False):
+            try:
+                self.lock.acquire(blocking=False)
+            except Timeout:
                 if not wait:
                     return False
-                with suppress(FileNotFoundError):  # given back this very moment
+                with suppress(FileNotFoundError):  # released this very moment
                     holder = self.path.read_text() or "another"
                     print(f"waiting for process {holder.strip()}, which is at work on {self.target}", file=sys.stderr)
-                self._taken(blocking=True)
+                self.lock.acquire()
         except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be locked ({error.strerror}); keep the repository on a file system with locks"
-            ) from None
+            raise UserError(f"{self.path}: cannot be locked ({error.strerror}); use a file system with locks") from None
         with suppress(OSError):  # on a full disk it has no name
             self.path.write_text(f"{os.getpid()}\n")
         return True
 
-    def _taken(self, blocking: bool) -> bool:
-        try:
-            self.lock.acquire(blocking=blocking, poll_interval=0.02)
-        except Timeout:
-            return False
-        return True
-
     def release(self) -> None:
-        """Give the lock back. Its file goes first, while it is held: who waits for it notices and makes a new one."""
+        """Release the lock. Its file is removed before that: who waits for it notices and makes a new one."""
         self.path.unlink(missing_ok=True)
         self.lock.release()
 
@@ -130,16 +121,11 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
-    if path.is_dir():
-        for entry in path.rglob("*"):
-            _sync_one(entry)
-    _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sync(paths: Iterable[Path]) -> None:
+    """Flush files and folders to the disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

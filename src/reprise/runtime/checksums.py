@@ -1,4 +1,4 @@
-"""What is read is what was written, or the file that was altered is named.
+"""Checksums of files, and sealed JSON: what is read is what was written, or the altered file is named.
 
 A sealed document is a JSON object whose last entry, `checksum`, is the SHA-256 of the rest; it holds the checksums of
 the files beside it.
@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from reprise.runtime.errors import UserError
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal; read, not mapped, so that a failing disk is an OSError."""
-    with naming(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return _digest(path, "sha256")
 
 
 def verify_file(path: Path, sha256: str) -> None:
@@ -29,8 +28,9 @@ def verify_file(path: Path, sha256: str) -> None:
 
 
 def md5_listing(path: Path) -> dict[str, str]:
-    """Return the MD5 of each file of a folder by its path there, but those that .dvcignore
-    names everywhere, hidden ones and `__pycache__`; of a file, by ""; {} of nothing. Several are hashed at a time.
+    """Return {relative path: MD5} of a folder's files, {"": MD5} of a file, {} where there is nothing.
+
+    Hidden files and `__pycache__`, which .dvcignore excludes, are left out. Several files are hashed at a time.
     """
     if path.is_file():
         return {"": _md5(path)}
@@ -45,7 +45,7 @@ def md5_listing(path: Path) -> dict[str, str]:
 
 
 def listing_md5(listing: Mapping[str, str]) -> str:
-    """Return the name that DVC gives to a file or, by the hash of the list of its files, to a folder."""
+    """Return DVC's name for what `md5_listing` describes: a file's MD5, or the MD5 of a folder's listing and `.dir`."""
     if "" in listing:
         return listing[""]
     entries = [{"md5": md5, "relpath": name} for name, md5 in sorted(listing.items())]
@@ -53,37 +53,37 @@ def listing_md5(listing: Mapping[str, str]) -> str:
 
 
 def _md5(path: Path) -> str:
-    try:
-        with naming(path), path.open("rb") as file:
-            return hashlib.file_digest(file, "md5").hexdigest()
-    except FileNotFoundError:  # removed meanwhile, or a link to nothing
-        return "missing"
+    with suppress(FileNotFoundError):  # removed meanwhile, or a link to nothing
+        return _digest(path, "md5")
+    return "missing"
 
 
-def write_sealed(path: Path, facts: dict[str, Any]) -> None:
+def _digest(path: Path, algorithm: str) -> str:
+    with naming(path), path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
     """Write a sealed document."""
     with naming(path):
-        path.write_text(_seal(facts), encoding="utf-8")
+        path.write_text(_seal(content), encoding="utf-8")
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Return what `write_sealed` wrote. Raises ValueError, with the file's name, if one bit is another."""
+    """Return what `write_sealed` wrote. Raises ValueError, with the file's name, if a bit of it differs."""
     with naming(path):
-        content = path.read_bytes()
-    try:
-        facts = json.loads(content)
-        del facts["checksum"]
-        whole = content == _seal(facts).encode()
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{path}: altered since it was written, or written by another version")
-    return facts
+        encoded = path.read_bytes()
+    with suppress(ValueError, KeyError, TypeError):
+        content: dict[str, Any] = json.loads(encoded)
+        del content["checksum"]
+        if encoded == _seal(content).encode():
+            return content
+    raise ValueError(f"{path}: altered since it was written, or written by another version")
 
 
-def _seal(facts: dict[str, Any]) -> str:
-    checksum = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    return json.dumps({**facts, "checksum": checksum}, indent=2) + "\n"
+def _seal(content: dict[str, Any]) -> str:
+    checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps({**content, "checksum": checksum}, indent=2) + "\n"
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(what: str, stage: str) -> Iterator[None]:
-    """Turn a missing, unreadable or altered file into a UserError that names it and the stage that makes it anew."""
+    """Turn a missing, unreadable or altered file into a UserError that names it and the stage that makes it again."""
     anew = f"`dvc repro --force {stage}` makes it anew (under runs/data: remove its folder)"
     try:
         yield

@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from token import COMMENT, DEDENT, ENCODING, INDENT, NEWLINE, NL, STRING
 from tokenize import TokenError, tokenize
@@ -31,25 +30,24 @@ def read_code(root: Path) -> dict[str, bytes]:
 
 
 def closure(sources: Mapping[str, bytes], path: str) -> set[str]:
-    """Return a file of `read_code` and those that it imports, anywhere in it and however indirectly."""
-    found: set[str] = set()
-    todo = {path}
+    """Return a file of `read_code`, if it is one, and those that it imports, anywhere in it and however indirectly."""
+    found, todo = set[str](), {path} & sources.keys()
     while todo:
-        path = todo.pop()
-        found.add(path)
-        for module, names in IMPORT.findall(code_without_comments(sources[path])):
+        found |= todo
+        imports = [found for path in todo for found in IMPORT.findall(code_without_comments(sources[path]))]
+        todo = set()
+        for module, names in imports:
             parts = module.decode().split(".")
-            modules = {"/".join(parts[: depth + 1]) for depth in range(len(parts))}
-            modules |= {"/".join([*parts, name.decode()]) for name in re.findall(rb"\w+", names)}
-            files = {f"src/{name}{end}" for name in modules for end in (".py", "/__init__.py")}
-            todo |= files & sources.keys() - found
+            modules = ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
+            modules += ["/".join([*parts, name.decode()]) for name in re.findall(rb"\w+", names)]
+            todo |= {f"src/{name}{end}" for name in modules for end in (".py", "/__init__.py")} & sources.keys() - found
     return found
 
 
 def code_sha256(sources: Mapping[str, bytes], path: str) -> str:
-    """Return a digest of the closure of a file, without comments, docstrings and blank lines."""
+    """Return a digest of the closure of a file, without comments, docstrings and blank lines. KeyError without it."""
     digest = hashlib.sha256()
-    for name in sorted(closure(sources, path)):
+    for name in sorted(closure(sources, path) | {path}):
         digest.update(f"{name} {hashlib.sha256(code_without_comments(sources[name])).hexdigest()}\n".encode())
     return digest.hexdigest()
 
@@ -57,27 +55,26 @@ def code_sha256(sources: Mapping[str, bytes], path: str) -> str:
 @cache
 def code_without_comments(source: bytes) -> bytes:
     """Return a Python file without comments, docstrings and blank lines; one that is no Python as it is."""
-    lines = source.decode("utf-8", "surrogateescape").split("\n")
+    rows = dict(enumerate(source.decode("utf-8", "surrogateescape").split("\n"), start=1))
+    within: set[int] = set()  # rows that end within a string, where blanks count
+    is_start, docstring = True, range(0)  # of a statement; rows of a statement that is nothing but a string
     try:
-        tokens = list(tokenize(io.BytesIO(source).readline))
+        for kind, _, (row, column), (end, _), _ in tokenize(io.BytesIO(source).readline):
+            if kind == COMMENT:
+                rows[row] = rows[row][:column]
+            elif kind == NEWLINE:
+                for number in docstring:
+                    del rows[number]
+                is_start, docstring = True, range(0)
+            elif kind not in (NL, INDENT, DEDENT, ENCODING):
+                docstring = range(row, end + 1) if is_start and kind == STRING else range(0)
+                is_start = False
+                if end > row:
+                    within.update(range(row, end))
     except (SyntaxError, TokenError):
         return source
-    for token in tokens:
-        if token.type == COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    before, dropped = NEWLINE, set()
-    for token, following in pairwise(token for token in tokens if token.type not in (COMMENT, NL, ENCODING)):
-        if token.type == STRING and before in (NEWLINE, INDENT, DEDENT) and following.type == NEWLINE:
-            first, last = token.start[0], token.end[0]
-            lines[first - 1 : last] = [""] * (last - first + 1)
-            dropped |= set(range(first, last + 1))
-        before = token.type
-    texts = {row for token in tokens for row in range(token.start[0], token.end[0]) if token.type not in (NEWLINE, NL)}
-    kept = [line if row in texts else line.rstrip() for row, line in enumerate(lines, start=1)]
-    return "\n".join(line for row, line in enumerate(kept, start=1) if line or row in texts - dropped).encode(
-        "utf-8", "surrogateescape"
-    )
+    rows = {row: line if row in within else line.rstrip() for row, line in rows.items()}
+    return "\n".join(line for row, line in rows.items() if line or row in within).encode("utf-8", "surrogateescape")
 
 
 LOADED = read_code(ROOT)  # imported before all else, see `reprise/__init__.py`

@@ -1,4 +1,4 @@
-"""Where to compute, and how tensors get there. Loads torch only when it is asked."""
+"""The device to compute on, and copies to it. Loads torch only when a function is called."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def resolve_reproducible(reproducible: Reproducibility) -> Reproducible:
-    """Return what `auto` means here: `machine` on a GPU, otherwise `portable`; the others mean themselves."""
+    """Replace `auto` by `machine` where there is a GPU, otherwise by `portable`; return the others as they are."""
     import torch
 
     if reproducible != "auto":
@@ -20,13 +20,13 @@ def resolve_reproducible(reproducible: Reproducibility) -> Reproducible:
 
 
 def device(reproducible: Reproducibility) -> Literal["cuda", "cpu"]:
-    """Return where to compute: `portable` promises something of CPUs and keeps to them; the others use a GPU."""
+    """Return the device to compute on: a GPU if there is one, but the CPU for `portable`, whose bits are CPUs'."""
     import torch
 
     return "cuda" if reproducible != "portable" and torch.cuda.is_available() else "cpu"
 
 
 def to_device(tensor: "Tensor", device: "torch.device") -> "Tensor":
-    """Copy from the CPU; to a GPU from pinned memory, so that nothing waits for it or what is queued before it."""
+    """Copy a tensor from the CPU to a device; to a GPU without blocking, from pinned memory."""
     pinned = tensor.pin_memory() if device.type == "cuda" else tensor
     return pinned.to(device, non_blocking=True)

@@ -1,10 +1,10 @@
-"""What a process must settle before torch loads: threads, memory, OpenMP's waiting, and on what the bits may depend.
+"""Settings that must be made before torch loads: threads, memory, OpenMP's wait policy, what the bits may depend on.
 
 Measured on 2 shared cores: OpenMP's default busy wait makes two training threads up to 26 times slower than one as
 soon as something else runs; passive waiting costs nothing measurable. The policy is read when torch loads, hence the
-order: `before_torch`, then import torch, then `after_torch`. Between the two the garbage collector rests: it would walk
-the half million objects of the imports again and again, a third of their time, to find next to nothing. And SciPy's
-signals, which Lightning's metrics load without using them, stay away: another fifth.
+order: `before_torch`, then import torch, then `after_torch`. In between the garbage collector is off: it would walk the
+half million objects of the imports again and again, a third of their time. And `scipy.signal`, which Lightning's
+metrics load without using it, is deferred: another fifth.
 """
 
 import ctypes
@@ -22,11 +22,7 @@ from typing import Any, Literal
 Reproducibility = Literal["auto", "portable", "machine", "off"]  # as params.yaml has it
 
 # Without all three, convolutions and matrix products pick kernels, and so rounding, by what the CPU offers.
-PORTABLE = {
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "MKL_CBWR": "COMPATIBLE",
-}
+PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
 
 # What a shell may have set that decides the bits, too: a recorded result depends on none of it. oneDNN knows
 # its settings by two names each. With fewer threads than it was told of, a convolution waits for the others for ever.
@@ -65,9 +61,9 @@ def before_torch(threads: int | Literal["auto"], reproducible: Reproducibility) 
 
 
 def gpu() -> bool:
-    """Say whether torch will find a GPU, without loading it here.
+    """Return whether torch will find a GPU, without loading torch in this process.
 
-    A build for CUDA, or for CPUs alone, will not where there is no driver. Otherwise another process looks (2 s).
+    A build for CUDA, or for CPUs alone, finds none without a driver. Otherwise another process imports torch (2 s).
     """
     build = version("torch").partition("+")[2]
     if build.startswith(("cu", "cpu")) or not build:
@@ -80,7 +76,7 @@ def gpu() -> bool:
 
 
 class Deferred(ModuleType):
-    """Takes the place of a module until somebody asks it for more than the attributes given here (and dunder names)."""
+    """Stands in for a module until another attribute than those given here (and dunder names) is asked for."""
 
     def __init__(self, name: str, **attributes: Any) -> None:
         super().__init__(name)
@@ -101,14 +97,14 @@ class Deferred(ModuleType):
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep what is freed for the next step; does nothing where the C library is not glibc."""
+    """Let malloc keep freed memory for the next step; does nothing where the C library is not glibc."""
     if platform.libc_ver()[0] == "glibc":
         for parameter, value in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
             ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def after_torch(threads: int | Literal["auto"], reproducible: Reproducibility) -> None:
-    """Fix torch's thread count (it changes the bits of a result) and, unless `off`, ask for deterministic kernels.
+    """Set torch's thread count, which changes the bits of a result, and, unless `off`, deterministic kernels.
 
     `auto` threads: as many as there are CPUs, until the training has measured.
     """

@@ -9,18 +9,14 @@ from contextlib import contextmanager, suppress
 
 from reprise.runtime.signals import Stopped, StopSignals, stop_with_parent
 
-# what a disk, and what lies on it, can do to anyone, with the way out
+# errors of a disk and of what lies on it, each with the way out
 OF_THE_DISK = {
-    errno.ENOSPC: "free some space and run it again",
-    errno.EDQUOT: "free some space and run it again",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space and run it again"),
     errno.EFBIG: "the file system or a limit (`ulimit -f`) allows no larger file: use another disk, or raise it",
     errno.EIO: "the disk or its connection fails: see the system's log, then restore the file and run it again",
     errno.EROFS: "make the file system writable and run it again",
-    errno.EACCES: "look at its owner and rights",
-    errno.EPERM: "look at its owner and rights",
-    errno.EEXIST: "something else is in the way there: move it",
-    errno.ENOTDIR: "something else is in the way there: move it",
-    errno.EISDIR: "something else is in the way there: move it",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "look at its owner and rights"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "something else is in the way there: move it"),
 }
 
 
@@ -34,10 +30,15 @@ def brief(text: str, most: int = 80) -> str:
     return shown if len(text) <= most else f"{shown}... ({len(text):,} characters)"
 
 
+def first(items: Sequence[str], most: int, between: str = ", ") -> str:
+    """Return the first items and the number of the others: "a, b and 3 more"; `between` stands between two items."""
+    more = f"{between.replace(',', '')}and {len(items) - most:,} more" if len(items) > most else ""
+    return between.join(items[:most]) + more
+
+
 def listed(names: Sequence[str], most: int = 8) -> str:
-    """Return names for one line of a message, the first few and the number of the others."""
-    shown = ", ".join(brief(name, 40) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+    """Return names for one line of a message: the first few, each in brief, and the number of the others."""
+    return first([brief(name, 40) for name in names], most)
 
 
 def reason(error: BaseException) -> str:
@@ -46,7 +47,7 @@ def reason(error: BaseException) -> str:
 
 
 def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """Return the names that are spelled most like a word, in any case; the nearest first."""
+    """Return the names that are spelled most like a word, whatever their case; the nearest first."""
     spelled = {name.lower(): name for name in known}
     return [spelled[name] for name in difflib.get_close_matches(word.lower(), spelled, most)]
 

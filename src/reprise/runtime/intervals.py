@@ -1,16 +1,16 @@
-"""How sure a share of counted images is."""
+"""Confidence intervals of proportions."""
 
 import math
 from statistics import NormalDist
 
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the score interval of a proportion (Wilson, JASA 22, 1927), in 0..1; of no trials, all of it."""
+    """Return the score interval of a proportion (Wilson, JASA 22, 1927), in 0..1; (0, 1) for no trials."""
     if not trials:
         return 0.0, 1.0
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
-    centre = successes + z2 / 2
+    center = successes + z2 / 2
     spread = math.sqrt(z2 * (successes * (trials - successes) / trials + z2 / 4))
-    low = 0.0 if successes == 0 else (centre - spread) / (trials + z2)
-    high = 1.0 if successes == trials else (centre + spread) / (trials + z2)
+    low = 0.0 if successes == 0 else (center - spread) / (trials + z2)
+    high = 1.0 if successes == trials else (center + spread) / (trials + z2)
     return low, high

@@ -1,4 +1,4 @@
-"""Markdown that shows what it is given: no name of a class, a file or a branch becomes markup, a link or a mention."""
+"""Markdown with escaped text: no name of a class, a file or a branch becomes markup, a link or a mention."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -15,9 +15,9 @@ APART = "&#8203;"  # zero-width space: sites look for mentions and links in the 
 
 
 def text(value: object) -> str:
-    """Return a value as it will read in a Markdown cell or sentence, whatever it holds; plain words stay as they are.
+    """Escape a value for a Markdown cell or sentence, so that it reads as it is; plain words stay unchanged.
 
-    What cannot be seen becomes `?`. Mentions (`@name`), references (`#1`) and addresses are taken apart, invisibly.
+    Invisible characters become `?`. Mentions (`@name`), references (`#1`) and addresses get a zero-width space inside.
     """
     shown = HIDDEN.sub("?", str(value))
     active = {found.start() for found in ACTIVE.finditer(shown)}

@@ -24,7 +24,7 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """While entered, a signal raises `Stopped`: at once or, with `deferred`, at the end; `received` notes it till then.
+    """While entered, a signal raises `Stopped`: at once or, if `deferred`, at the end; `received` holds it until then.
 
     Signals that the process was started to ignore (nohup) stay ignored; outside the main thread nothing is changed.
     """
@@ -43,12 +43,12 @@ class StopSignals:
         return self
 
     def listen(self) -> None:
-        """Take the signals, after `rest` again."""
+        """Handle the signals; also resumes after `rest`."""
         for signum in self.before:
             signal.signal(signum, self._handle)
 
     def rest(self) -> None:
-        """Let signals end the process at once: it is about to wait where no Python runs, and has nothing to lose."""
+        """Let signals end the process at once, while it waits in code that runs no Python and has nothing to lose."""
         for signum in self.before:
             signal.signal(signum, signal.SIG_DFL)
         if self.received is not None:
@@ -87,7 +87,7 @@ def stop_with_parent(poll_s: float = 0.5, again_s: float = 60) -> None:
 
 
 def _adopted() -> bool:
-    """Say whether the parent was dead before PARENT was read: init has taken over, which starts no stage itself."""
+    """Return whether the parent was dead before PARENT was read: init, which starts no stage, is the parent."""
     try:
         return PARENT == 1 and not Path("/proc/1/comm").read_text().startswith(("dvc", "python"))
     except OSError:  # not Linux

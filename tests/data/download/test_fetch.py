@@ -78,7 +78,7 @@ def fetched(server, tmp_path):
     def fetched(*answers, sha256=SHA256):
         server.answers[:] = answers
         pauses = []
-        content = fetch(server.url, sha256, tmp_path / "downloads", pauses.append).path.read_bytes()
+        content = fetch(server.url, sha256, tmp_path / "downloads", pauses.append)[0].read_bytes()
         assert len(os.listdir(tmp_path / "downloads")) == 1  # nothing but the file itself
         return content, server.asked, pauses
 

@@ -51,10 +51,13 @@ def unfold(tree, folder):
     return folder
 
 
+PARAMS = data_params()  # read once
+
+
 def brought(path, place, **options):
     place.mkdir(parents=True, exist_ok=True)
-    source = data_params(name="folder" if path.is_dir() else "archive", path=str(path), **options)
-    download(source, place / "raw", place / "downloads")
+    changes = {"name": "folder" if path.is_dir() else "archive", "path": str(path), **options}
+    download(PARAMS.model_copy(update=changes), place / "raw", place / "downloads")
     return RawArchive(place / "raw")
 
 
@@ -137,12 +140,12 @@ def test_without_more_columns_there_is_no_file_for_them(tmp_path):
 def test_a_csv_finds_names_whose_accents_are_written_another_way(named, called):
     table = f"image,label\n{named}.png,a\nx/{named}2.png,b\n".encode()
     names = [f"{called}.png", f"x/{called}2.png", "labels.csv"]
-    assert sorted(image.name for image in lay_out(names, lambda name: table, "own").images) == sorted(names[:2])
+    assert sorted(image.name for image in lay_out(names, lambda name: table, "own")[0]) == sorted(names[:2])
 
 
 def test_of_two_names_that_differ_only_in_how_accents_are_written_the_csv_gets_the_one_it_spells():
     table = f"image,label\n{COMPOSED}.png,a\n{APART}.png,b\n".encode()
-    placed = lay_out([f"{APART}.png", f"{COMPOSED}.png", "labels.csv"], lambda name: table, "own").images
+    placed = lay_out([f"{APART}.png", f"{COMPOSED}.png", "labels.csv"], lambda name: table, "own")[0]
     assert {image.name: image.class_name for image in placed} == {f"{COMPOSED}.png": "a", f"{APART}.png": "b"}
 
 
@@ -150,8 +153,8 @@ TABLES = {
     "image,label\n1.png,a\ngone.png,b": "labels.csv, line 3: gone.png is not among the images; correct it",
     "image,label\n1.png,a\n\n1.png,a": "labels.csv, line 4: 1.png stands there already (",
     "image,label\n1.png,a\nsame.png,b": "labels.csv, line 3: same.png names 2 images; write the path",
-    "image,colour\n1.png,a": "no column for the label (label, labels, class, classname, target, category); its "
-    "columns: image, colour; rename one, or remove the CSV to use class folders",
+    "image,color\n1.png,a": "no column for the label (label, labels, class, classname, target, category); its "
+    "columns: image, color; rename one, or remove the CSV to use class folders",
     "name,label\n1.png,a": "no column for the file (filename,",
     "image,label,class\n1.png,a,b": "two columns for the label, label and class; rename one",
     "image,label,x,x\n1.png,a,1,2": "two columns are called x",
@@ -182,7 +185,7 @@ def test_a_csv_with_a_mistake_is_refused_with_its_line(table, said):
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["Cat/1.png", "cat/2.png"], "own: the classes Cat and cat differ only in case; merge them or rename one"),
+        (["Cat/1.png", "cat/2.png"], "own: the classes Cat and cat differ only in case; rename one"),
         ([f"{APART}/1.png", f"{COMPOSED.upper()}/2.png"], "differ only in case"),
         (["train/a/1.png", "val/a/1.png", "Valid/a/1.png"], "own: the folders Valid and val are the same split;"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "class c is in test but not in train"),
@@ -216,27 +219,18 @@ def test_a_link_or_a_device_is_refused(tmp_path, kind):
         member = tarfile.TarInfo("cat/2.png")
         member.type, member.linkname = kind, "cat/1.png"
         tar.addfile(member)
-    what = (
-        "is a link; pack the file itself" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else "is neither a file nor a"
-    )
-    assert f"own.tar: cat/2.png {what}" in refusal(path, tmp_path / "out")
-
-
-def zip_with(path, change, content=b"x" * 100):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in IMAGE:
-            archive.writestr(name, content)
-        change(archive)
-    return path
+    is_link = kind in (tarfile.SYMTYPE, tarfile.LNKTYPE)
+    said = "is a link; pack the file itself" if is_link else "is neither a file nor a"
+    assert f"own.tar: cat/2.png {said}" in refusal(path, tmp_path / "out")
 
 
 def test_a_link_in_a_zip_is_refused(tmp_path):
-    def link(archive):
+    path = pack_zip(IMAGE, tmp_path / "own.zip")
+    with zipfile.ZipFile(path, "a") as archive:
         member = zipfile.ZipInfo("cat/2.png")
         member.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(member, "1.png")
-
-    assert "cat/2.png is a link" in refusal(zip_with(tmp_path / "own.zip", link), tmp_path / "out")
+    assert "cat/2.png is a link" in refusal(path, tmp_path / "out")
 
 
 def test_an_encrypted_zip_is_refused(tmp_path):

@@ -3,7 +3,6 @@
 import bz2
 import csv
 import hashlib
-import http.server
 import inspect
 import json
 import os
@@ -12,7 +11,6 @@ import struct
 import subprocess
 import sys
 import tarfile
-import threading
 import types
 from pathlib import Path
 
@@ -76,7 +74,7 @@ def kmnist(root):
     return mnist(root, "KMNIST", names=["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"])
 
 
-def emnist_letters(root):
+def emnist(root):
     letters = list("abcdefghijklmnopqrstuvwxyz")
     _, found = mnist(root, "EMNIST", "emnist-letters-", ["none", *letters], labels=(1, 26), test="test")
     return letters, found
@@ -159,64 +157,44 @@ def semeion(root):
 
 def files_in(root, names, member, path):
     """Write two images a class, in the wrong order; return the classes and the members."""
-    found = {member(name, n): image(root / path(name, n)) for n in (2, 1) for name in reversed(names)}
+    found = {}
+    for n in (2, 1):
+        for name in reversed(names):
+            parts = {"name": name, "n": n, "number": name[:3], "nested": name.replace("-", "/")}
+            found[f"unsplit/{name}/{member.format(**parts)}"] = image(root / path.format(**parts))
     return names, found
 
 
 def omniglot(root):
     (root / "omniglot-py").mkdir()
     (root / "omniglot-py/images_background.zip").touch()
-    return files_in(
-        root,
-        ["Greek-character01", "Greek-character02", "Latin-character01"],
-        lambda name, n: f"unsplit/{name}/0709_0{n}.png",
-        lambda name, n: f"omniglot-py/images_background/{name.replace('-', '/')}/0709_0{n}.png",
-    )
+    names = ["Greek-character01", "Greek-character02", "Latin-character01"]
+    return files_in(root, names, "0709_0{n}.png", "omniglot-py/images_background/{nested}/0709_0{n}.png")
 
 
 def caltech101(root):
     image(root / "caltech101/101_ObjectCategories/BACKGROUND_Google/image_0001.jpg")
-    return files_in(
-        root,
-        ["ant", "emu"],
-        lambda name, n: f"unsplit/{name}/image_000{n}.jpg",
-        lambda name, n: f"caltech101/101_ObjectCategories/{name}/image_000{n}.jpg",
-    )
+    path = "caltech101/101_ObjectCategories/{name}/image_000{n}.jpg"
+    return files_in(root, ["ant", "emu"], "image_000{n}.jpg", path)
 
 
 def caltech256(root):
-    return files_in(
-        root,
-        ["001.ak47", "002.flag"],
-        lambda name, n: f"unsplit/{name}/{name[:3]}_000{n}.jpg",
-        lambda name, n: f"caltech256/256_ObjectCategories/{name}/{name[:3]}_000{n}.jpg",
-    )
+    path = "caltech256/256_ObjectCategories/{name}/{number}_000{n}.jpg"
+    return files_in(root, ["001.ak47", "002.flag"], "{number}_000{n}.jpg", path)
 
 
 def eurosat(root):
-    return files_in(
-        root,
-        ["Forest", "River"],
-        lambda name, n: f"unsplit/{name}/{n}.jpg",
-        lambda name, n: f"eurosat/2750/{name}/{n}.jpg",
-    )
+    return files_in(root, ["Forest", "River"], "{n}.jpg", "eurosat/2750/{name}/{n}.jpg")
 
 
 def inaturalist(root):
     names = ["00000_Animalia_a_b_c_d_e_f", "00001_Plantae_a_b_c_d_e_f"]
-    return files_in(
-        root, names, lambda name, n: f"unsplit/{name}/{n}.jpg", lambda name, n: f"2021_train_mini/{name}/{n}.jpg"
-    )
+    return files_in(root, names, "{n}.jpg", "2021_train_mini/{name}/{n}.jpg")
 
 
 def sun397(root):
     text(root / "SUN397/ClassName.txt", "/a/abbey", "/a/arch/indoor")
-    return files_in(
-        root,
-        ["abbey", "arch-indoor"],
-        lambda name, n: f"unsplit/{name}/sun_{n}.jpg",
-        lambda name, n: f"SUN397/a/{name.replace('-', '/')}/sun_{n}.jpg",
-    )
+    return files_in(root, ["abbey", "arch-indoor"], "sun_{n}.jpg", "SUN397/a/{nested}/sun_{n}.jpg")
 
 
 def gtsrb(root):
@@ -268,7 +246,7 @@ def food101(root):
     return ["apple_pie", "waffles"], found
 
 
-def dtd_third_partition(root):
+def dtd(root):
     found = {}
     for split in ("train", "val", "test"):
         text(root / f"dtd/dtd/labels/{split}3.txt", f"zigzagged/{split}.jpg", f"banded/{split}.jpg")
@@ -277,31 +255,30 @@ def dtd_third_partition(root):
     return ["banded", "zigzagged"], found
 
 
-def split_folders(root, path, names, labels, suffix):
-    splits = path if isinstance(path, dict) else {split: f"{path}/{split}" for split in ("train", "val", "test")}
+def split_folders(root, folder, names, suffix, classes=(), **splits):
+    classes = list(classes or names)
     found = {}
-    for split, folder in splits.items():
-        for name, label in zip(names, labels, strict=True):
-            found[f"{split}/{label}/x.{suffix}"] = image(root / folder / name / f"x.{suffix}")
-    return labels, found
+    for split, theirs in splits.items():
+        for name, label in zip(names, classes, strict=True):
+            found[f"{split}/{label}/x.{suffix}"] = image(root / folder / theirs / name / f"x.{suffix}")
+    return classes, found
 
 
 def country211(root):
-    splits = {"train": "country211/train", "val": "country211/valid", "test": "country211/test"}
-    return split_folders(root, splits, ["AD", "ZW"], ["AD", "ZW"], "jpg")
+    return split_folders(root, "country211", ["AD", "ZW"], "jpg", train="train", val="valid", test="test")
 
 
 def rendered_sst2(root):
-    splits = {"train": "rendered-sst2/train", "val": "rendered-sst2/valid", "test": "rendered-sst2/test"}
-    return split_folders(root, splits, ["negative", "positive"], ["negative", "positive"], "png")
+    names = ["negative", "positive"]
+    return split_folders(root, "rendered-sst2", names, "png", train="train", val="valid", test="test")
 
 
-def imagenette_160px(root):
-    splits = {split: f"imagenette2-160/{split}" for split in ("train", "val")}
-    return split_folders(root, splits, ["n01440764", "n03888257"], ["tench", "parachute"], "jpeg")
+def imagenette(root):
+    names, classes = ["n01440764", "n03888257"], ["tench", "parachute"]
+    return split_folders(root, "imagenette2-160", names, "jpeg", classes, train="train", val="val")
 
 
-def fgvc_aircraft_family(root):
+def fgvc_aircraft(root):
     folder = root / "fgvc-aircraft-2013b/data"
     text(folder / "families.txt", "A300", "DHC-8")
     found = {}
@@ -358,16 +335,6 @@ def places365(root):
     return ["a-airfield", "a-alcove-indoor"], found
 
 
-SETS = [
-    *(caltech101, caltech256, cifar10, cifar100, clevr_classification, country211, dtd_third_partition),
-    *(emnist_letters, eurosat, fashion_mnist, fer2013, fgvc_aircraft_family, flowers102, food101, gtsrb),
-    *(imagenette_160px, inaturalist, kmnist, mnist, omniglot, oxford_iiit_pet, places365, qmnist, rendered_sst2),
-    *(semeion, stanford_cars, stl10, sun397, svhn, usps),
-]
-VARIANTS = {"dtd_third_partition": "3", "emnist_letters": "letters", "imagenette_160px": "160px"}
-VARIANTS |= {"fgvc_aircraft_family": "family"}
-
-
 def pcam(root):
     (root / "pcam").mkdir()
     found = {}
@@ -380,22 +347,12 @@ def pcam(root):
     return ["normal", "tumor"], found
 
 
-SETS = [
-    *(caltech101, caltech256, cifar10, cifar100, clevr_classification, country211, dtd_third_partition),
-    *(emnist_letters, eurosat, fashion_mnist, fer2013, fgvc_aircraft_family, flowers102, food101, gtsrb),
-    *(imagenette_160px, inaturalist, kmnist, mnist, omniglot, oxford_iiit_pet, pcam, places365, qmnist),
-    *(rendered_sst2, semeion, stanford_cars, stl10, sun397, svhn, usps),
+FAKES = [
+    *(caltech101, caltech256, cifar10, cifar100, clevr_classification, country211, dtd, emnist, eurosat, fashion_mnist),
+    *(fer2013, fgvc_aircraft, flowers102, food101, gtsrb, imagenette, inaturalist, kmnist, mnist, omniglot),
+    *(oxford_iiit_pet, pcam, places365, qmnist, rendered_sst2, semeion, stanford_cars, stl10, sun397, svhn, usps),
 ]
-VARIANTS = {
-    "dtd_third_partition": "3",
-    "emnist_letters": "letters",
-    "fgvc_aircraft_family": "family",
-    "imagenette_160px": "160px",
-}
-
-
-def name_of(fake):
-    return max((name for name in TORCHVISION_SETS if fake.__name__.startswith(name)), key=len)
+VARIANTS = {"dtd": "3", "emnist": "letters", "fgvc_aircraft": "family", "imagenette": "160px"}
 
 
 @pytest.fixture
@@ -408,13 +365,13 @@ def fakes_are_taken(monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", types.SimpleNamespace(File=np.load))
 
 
-@pytest.mark.parametrize("fake", SETS, ids=lambda fake: fake.__name__)
+@pytest.mark.parametrize("fake", FAKES, ids=lambda fake: fake.__name__)
 def test_splits_classes_labels_and_pixels_arrive(tmp_path, fakes_are_taken, fake):
-    name = name_of(fake)
+    name = fake.__name__
     root = tmp_path / "downloads" / name
     root.mkdir(parents=True)
     classes, expected = fake(root)
-    source = download_torchvision(name, tmp_path / "raw", tmp_path / "downloads", variant=VARIANTS.get(fake.__name__))
+    source = download_torchvision(name, tmp_path / "raw", tmp_path / "downloads", variant=VARIANTS.get(name))
     archive = RawArchive(tmp_path / "raw")
     assert (source.name, source.classes) == (name, list(classes))
     content = {name: encode_array(item) if isinstance(item, np.ndarray) else item for name, item in expected.items()}
@@ -428,7 +385,7 @@ def test_splits_classes_labels_and_pixels_arrive(tmp_path, fakes_are_taken, fake
 
 
 def test_each_set_of_the_table_has_a_fake():
-    assert sorted(map(name_of, SETS)) == list(TORCHVISION_SETS)
+    assert [fake.__name__ for fake in FAKES] == list(TORCHVISION_SETS)
 
 
 def test_every_class_of_the_installed_torchvision_is_in_the_table_or_left_out_with_a_reason():
@@ -500,35 +457,8 @@ def test_class_names_are_unique_and_free_of_slashes(theirs, ours):
 
 
 def test_files_that_the_user_must_bring_are_asked_for(tmp_path):
-    with pytest.raises(
-        UserError, match=r"fer2013: train.csv not found .* bring fer2013.csv .* below .*/fer2013, or put"
-    ):
+    with pytest.raises(UserError, match=r"fer2013: train.csv not found .* bring fer2013.csv .* below .*/fer2013, or"):
         download_torchvision("fer2013", tmp_path / "raw", tmp_path)
-
-
-@pytest.fixture
-def served(tmp_path):
-    """A folder, the loopback address that serves it, and the paths asked for."""
-    asked = []
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *arguments):
-            super().__init__(*arguments, directory=str(tmp_path / "served"))
-
-        def do_GET(self):
-            asked.append(self.path)
-            super().do_GET()
-
-        def log_message(self, *arguments):
-            pass
-
-    (tmp_path / "served").mkdir()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield tmp_path / "served", f"http://127.0.0.1:{server.server_port}", asked
-        server.shutdown()
-        thread.join()
 
 
 def test_what_a_killed_process_has_half_unpacked_is_unpacked_again_from_the_kept_archive(tmp_path, monkeypatch, served):

@@ -12,10 +12,7 @@ from reprise.data.formats.raw import RawArchive, RawImage, read_images, write_ar
 from reprise.runtime.atomic import publishing
 from reprise.runtime.errors import UserError, one_line_errors
 
-IMAGES = [
-    RawImage("unsplit", "cat", "a b\n1.png", b"first"),
-    RawImage("unsplit", "größe", "日本.png", b"second" * 100),
-]
+IMAGES = [RawImage("unsplit", "cat", "a b\n1.png", b"first"), RawImage("unsplit", "größe", "日本.png", b"second" * 100)]
 
 
 def test_equal_images_give_equal_bytes(tmp_path):

@@ -10,7 +10,11 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from reprise.data.download.sources import encode_array
-from reprise.data.prepare.decode import BadImageError, decode, is_grey
+from reprise.data.prepare.decode import BadImageError, decode, is_gray
+
+
+def pixels_of(*arguments):
+    return decode(*arguments)[0]
 
 
 def encoded(image, kind="PNG", **options):
@@ -21,21 +25,21 @@ def encoded(image, kind="PNG", **options):
 
 def test_pixels_of_the_right_size_pass_unchanged():
     pixels = np.arange(64 * 3, dtype=np.uint8).reshape(8, 8, 3)
-    assert np.array_equal(decode(encode_array(pixels), 8, 3), pixels)
-    assert np.array_equal(decode(encode_array(pixels[:, :, 0]), 8, 1)[:, :, 0], pixels[:, :, 0])
+    assert np.array_equal(pixels_of(encode_array(pixels), 8, 3), pixels)
+    assert np.array_equal(pixels_of(encode_array(pixels[:, :, 0]), 8, 1)[:, :, 0], pixels[:, :, 0])
 
 
-def test_a_grey_image_becomes_three_equal_channels_and_a_colour_one_its_luma():
-    grey = encode_array(np.full((8, 8), 77, np.uint8))
-    assert np.array_equal(decode(grey, 8, 3), np.full((8, 8, 3), 77))
+def test_a_gray_image_becomes_three_equal_channels_and_a_color_one_its_luma():
+    gray = encode_array(np.full((8, 8), 77, np.uint8))
+    assert np.array_equal(pixels_of(gray, 8, 3), np.full((8, 8, 3), 77))
     red = encode_array(np.broadcast_to(np.array([255, 0, 0], np.uint8), (8, 8, 3)))
-    assert np.array_equal(decode(red, 8, 1), np.full((8, 8, 1), 76))  # 0.299 of 255
+    assert np.array_equal(pixels_of(red, 8, 1), np.full((8, 8, 1), 76))  # 0.299 of 255
 
 
 def test_downscaling_is_antialiased():
     stripes = np.zeros((64, 64), np.uint8)
     stripes[:, ::2] = 255
-    assert abs(decode(encode_array(stripes), 8, 1).astype(int) - 127).max() <= 8  # nearest would give 0 or 255
+    assert abs(pixels_of(encode_array(stripes), 8, 1).astype(int) - 127).max() <= 8  # nearest would give 0 or 255
 
 
 def palette(*, kind, transparency=None):
@@ -65,7 +69,7 @@ def sixteen_bits(kind, **options):
 
 
 LEFT, RIGHT = (10, 200, 30), (250, 40, 90)
-CMYK_LEFT, CMYK_RIGHT = (245, 55, 225, 0), (5, 215, 165, 0)  # the same colours as ink
+CMYK_LEFT, CMYK_RIGHT = (245, 55, 225, 0), (5, 215, 165, 0)  # the same colors as ink
 WHITE, BLACK = (255,) * 3, (0,) * 3
 
 
@@ -104,12 +108,12 @@ WHITE, BLACK = (255,) * 3, (0,) * 3
         (frames("PNG"), BLACK, WHITE, 0),
     ],
 )
-def test_each_kind_of_image_has_the_colours_that_a_person_sees(content, left, right, off):
-    decoded = decode(content, 8, 3).astype(int)
-    for pixels, colour in ((decoded[:, :2], left), (decoded[:, 6:], right)):  # between them, some formats blend
-        assert abs(pixels - colour).max() <= off
+def test_each_kind_of_image_has_the_colors_that_a_person_sees(content, left, right, off):
+    decoded = pixels_of(content, 8, 3).astype(int)
+    for pixels, color in ((decoded[:, :2], left), (decoded[:, 6:], right)):  # between them, some formats blend
+        assert abs(pixels - color).max() <= off
     luma = np.dot((left, right), (0.299, 0.587, 0.114))
-    assert abs(decode(content, 8, 1)[0, [0, 7], 0] - luma).max() <= off + 1
+    assert abs(pixels_of(content, 8, 1)[0, [0, 7], 0] - luma).max() <= off + 1
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,7 @@ def test_each_kind_of_image_has_the_colours_that_a_person_sees(content, left, ri
 )
 def test_pixels_without_a_stated_meaning_are_refused(content, reason):
     with pytest.raises(BadImageError, match=reason):
-        decode(content, 8, 1)
+        pixels_of(content, 8, 1)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -135,7 +139,7 @@ def test_a_photo_is_turned_upright(kind, orientation, upright):
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = encoded(image, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
-    seen = decode(content, 16, 1)[[[4, 4], [12, 12]], [4, 12], 0].astype(int)
+    seen = pixels_of(content, 16, 1)[[[4, 4], [12, 12]], [4, 12], 0].astype(int)
     values = {"a": 10, "b": 80, "c": 150, "d": 220}
     assert abs(seen - [[values[letter] for letter in row] for row in upright.split()]).max() <= 2
 
@@ -155,15 +159,15 @@ def test_resize_stretches_or_keeps_all_or_keeps_the_middle(size):
     content = encode_array(gradient(width, height))
     side, (left, top) = min(size), ((width - min(size)) / 2, (height - min(size)) / 2)
 
-    stretched = decode(content, 16, 3, "stretch").astype(float)
+    stretched = pixels_of(content, 16, 3, "stretch").astype(float)
     assert abs(stretched[8, :, 0] - (np.arange(16) + 0.5) * width / 16 + 0.5).max() <= 1.5
     assert abs(stretched[:, 8, 1] - (np.arange(16) + 0.5) * height / 16 + 0.5).max() <= 1.5
 
-    cropped = decode(content, 16, 3, "crop").astype(float)
+    cropped = pixels_of(content, 16, 3, "crop").astype(float)
     assert abs(cropped[8, :, 0] - (left + (np.arange(16) + 0.5) * side / 16 - 0.5)).max() <= 1.5
     assert abs(cropped[:, 8, 1] - (top + (np.arange(16) + 0.5) * side / 16 - 0.5)).max() <= 1.5
 
-    fitted = decode(content, 16, 3, "fit")
+    fitted = pixels_of(content, 16, 3, "fit")
     inner = 16 * np.array(size) // max(size)
     rows, columns = ((fitted[..., 2] == 255).any(axis=axis).nonzero()[0] for axis in (1, 0))
     assert (columns[0], len(columns)) == ((16 - inner[0]) // 2, inner[0])
@@ -173,7 +177,7 @@ def test_resize_stretches_or_keeps_all_or_keeps_the_middle(size):
 
 @pytest.mark.parametrize("resize", ["stretch", "fit", "crop"])
 def test_the_thinnest_image_is_an_image(resize):
-    assert decode(encode_array(np.full((1, 500), 255, np.uint8)), 8, 1, resize).max() == 255
+    assert pixels_of(encode_array(np.full((1, 500), 255, np.uint8)), 8, 1, resize).max() == 255
 
 
 def test_a_large_jpeg_is_decoded_small_without_a_visible_difference(monkeypatch):
@@ -182,9 +186,9 @@ def test_a_large_jpeg_is_decoded_small_without_a_visible_difference(monkeypatch)
     sizes = []
     load = JpegImageFile.load
     monkeypatch.setattr(JpegImageFile, "load", lambda image: (sizes.append(image.size), load(image))[1])
-    small = decode(content, 64, 3).astype(int)
+    small = pixels_of(content, 64, 3).astype(int)
     monkeypatch.setattr(JpegImageFile, "draft", lambda *_: None)
-    whole = decode(content, 64, 3).astype(int)
+    whole = pixels_of(content, 64, 3).astype(int)
     assert sizes[0] == (200, 160)  # 1/4: the smallest that is at least twice the target
     assert sizes[-1] == (800, 640)
     assert abs(small - whole).max() <= 4
@@ -192,11 +196,11 @@ def test_a_large_jpeg_is_decoded_small_without_a_visible_difference(monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("mode", "grey"),
+    ("mode", "gray"),
     [("L", True), ("1", True), ("LA", True), ("I;16", True), ("RGB", False), ("RGBA", False), ("P", False)],
 )
-def test_grey_is_told_by_the_header(mode, grey):
-    assert is_grey(encoded(Image.new(mode, (8, 8)))) is grey
+def test_gray_is_told_by_the_header(mode, gray):
+    assert is_gray(encoded(Image.new(mode, (8, 8)))) is gray
 
 
 def bomb(side=60_000):
@@ -225,4 +229,4 @@ def bomb(side=60_000):
 )
 def test_a_broken_image_says_why(content, reason):
     with pytest.raises(BadImageError, match=reason):
-        decode(content, 8, 3)
+        pixels_of(content, 8, 3)

@@ -28,6 +28,7 @@ def raw_images(classes=("cat", "dog"), each=10, channels=3, split="unsplit"):
 
 
 def prepared(tmp_path, images, classes=("cat", "dog"), workers=1, **options):
+    tmp_path.mkdir(exist_ok=True)
     write_archive(tmp_path / "raw", "folder", classes, images)
     options = {"image_size": 8, "val_fraction": 0.2, "test_fraction": 0.3} | options
     return preprocess(tmp_path / "raw", tmp_path / "out", data_params(**options), workers)[0]
@@ -66,12 +67,10 @@ def test_labels_follow_the_sources_order_of_classes(tmp_path):
     assert {image_id[:3]: label for image_id, label in zip(data.ids, data.labels, strict=True)} == {"dog": 0, "cat": 1}
 
 
-def test_grey_stays_one_channel_unless_one_image_has_colour(tmp_path):
-    (tmp_path / "grey").mkdir()
-    assert prepared(tmp_path / "grey", raw_images(channels=1)).channels == 1
-    (tmp_path / "mixed").mkdir()
-    colour = RawImage("unsplit", "cat", "red.ppm", encode_array(np.full((8, 8, 3), 9, np.uint8)))
-    assert prepared(tmp_path / "mixed", [*raw_images(channels=1), colour]).channels == 3
+def test_gray_stays_one_channel_unless_one_image_has_color(tmp_path):
+    assert prepared(tmp_path / "gray", raw_images(channels=1)).channels == 1
+    color = RawImage("unsplit", "cat", "red.ppm", encode_array(np.full((8, 8, 3), 9, np.uint8)))
+    assert prepared(tmp_path / "mixed", [*raw_images(channels=1), color]).channels == 3
 
 
 def test_all_bad_images_are_listed_at_once_whatever_is_wrong_with_them(tmp_path):
@@ -112,7 +111,6 @@ def test_dropped_images_leave_everything_else_as_if_they_had_never_been_there(tm
     monkeypatch.setattr("reprise.data.prepare.packing.BATCH_BYTES", 500)  # two images
     whole = list(raw_images(each=30))
     for folder, images in (("without", whole), ("with", [*BROKEN[:9], *whole[:30], *BROKEN[9:], *whole[30:]])):
-        (tmp_path / folder).mkdir()
         prepared(tmp_path / folder, images, on_corrupt="drop", workers=workers)
     expected, clean = contents(tmp_path / "without/out")
     found, metadata = contents(tmp_path / "with/out")
@@ -147,11 +145,6 @@ def test_the_stated_channels_and_resize_are_kept(tmp_path):
 def test_one_class_is_refused(tmp_path):
     with pytest.raises(UserError, match="at least 2"):
         prepared(tmp_path, raw_images(classes=("cat",)), classes=("cat",))
-
-
-def test_a_class_with_fewer_images_than_splits_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"class rare \(2\)"):
-        prepared(tmp_path, [*raw_images(), *raw_images(("rare",), each=2)], classes=("cat", "dog", "rare"))
 
 
 def test_statistics_are_exact_whatever_the_batches():
@@ -201,7 +194,7 @@ def test_a_full_disk_is_noticed_before_the_first_image_is_decoded(tmp_path, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    monkeypatch.setattr("reprise.data.prepare.packing.decode_with_size", None)
+    monkeypatch.setattr("reprise.data.prepare.packing.decode", None)
     with pytest.raises(OSError, match=r"No space left on device: .*train_images\.npy"):
         prepared(tmp_path, raw_images())
 
@@ -212,26 +205,23 @@ def test_the_number_of_workers_changes_no_bit_and_no_message(tmp_path, monkeypat
     images = list(raw_images(channels=1))
     broken = [RawImage("unsplit", name, f"{number}\n.png", b"text") for number in range(9) for name in ("dog", "cat")]
     written, refused = [], []
-    for workers in (1, 2, 3):
+    for workers in (1, 3):
         folder = tmp_path / str(workers)
-        folder.mkdir()
         prepared(folder, images, workers=workers)
         written.append({path.name: path.read_bytes() for path in (folder / "out").iterdir()})
-        (folder / "broken").mkdir()
         with pytest.raises(UserError) as caught:
             prepared(folder / "broken", [*broken[:9], *images, *broken[9:]], workers=workers)
         refused.append(str(caught.value))
     assert len(written[0]) == 11
-    assert written[0] == written[1] == written[2]
+    assert written[0] == written[1]
     listed = [f"  '{image.class_name}/{image.file_name[0]}\\n.png': not an image" for image in broken]
-    assert refused[0] == refused[1] == refused[2]
+    assert refused[0] == refused[1]
     assert [line.split(",")[0] for line in refused[0].splitlines()[1:]] == listed  # in the archive's order
 
 
 def test_an_image_lands_in_the_same_split_with_the_same_pixels_whatever_the_order_of_the_archive(tmp_path):
     found = []
     for name, images in (("forward", list(raw_images())), ("backward", list(raw_images())[::-1])):
-        (tmp_path / name).mkdir()
         prepared(tmp_path / name, images)
         placed, metadata = contents(tmp_path / name / "out")
         found.append((placed, metadata.mean, metadata.std))
@@ -241,6 +231,5 @@ def test_an_image_lands_in_the_same_split_with_the_same_pixels_whatever_the_orde
 def test_the_splits_have_a_fingerprint(tmp_path):
     marks = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        (tmp_path / name).mkdir()
         marks.append(prepared(tmp_path / name, raw_images(), seed=seed).splits_sha256)
     assert marks[0] == marks[1] != marks[2]

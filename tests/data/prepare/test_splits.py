@@ -14,6 +14,7 @@ from reprise.data.prepare.splits import assign_splits, identify
 from reprise.runtime.errors import UserError
 from tests.conftest import data_params
 
+PARAMS = data_params()  # read once
 IDS = [f"{name}/{number:03d}" for name in "abc" for number in range(100)]
 CLASSES = [image_id[0] for image_id in IDS]
 UNSPLIT = ["unsplit"] * len(IDS)
@@ -22,8 +23,8 @@ SHARES = st.floats(0.01, 0.45)
 
 
 def splits_of(identities, class_names, given, val_fraction, test_fraction, seed=0, folds=None, fold=0):
-    params = data_params(val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, folds=folds, fold=fold)
-    return assign_splits(identities, class_names, given, params)
+    changes = {"val_fraction": val_fraction, "test_fraction": test_fraction, "seed": seed, "folds": folds, "fold": fold}
+    return assign_splits(identities, class_names, given, PARAMS.model_copy(update=changes))
 
 
 def assigned(images, *options, given="unsplit"):

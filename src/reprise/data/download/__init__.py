@@ -1,1 +1,1 @@
-"""From whatever source to one raw archive. Needs no torch."""
+"""Download: from any source to one raw archive. Needs no torch."""

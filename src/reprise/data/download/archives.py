@@ -1,4 +1,4 @@
-"""Zip and tar files read as they lie, never unpacked as loose files.
+"""Zip and tar archives, read in place and never unpacked as loose files.
 
 What an archive says of itself is not trusted: names that lead outside, links, devices and giants are refused, and its
 end has to be there.
@@ -10,30 +10,24 @@ import re
 import stat
 import struct
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, Self
 
 from reprise.data.download.layouts import IMAGE_SUFFIXES, is_hidden, is_suffix
 from reprise.data.formats.raw import shown
+from reprise.runtime.checksums import naming
 from reprise.runtime.errors import UserError, reason
 
 MOST_BYTES = 256 << 20  # of one member
 MOST_HEADER_BYTES = 1 << 20  # of a tar member's long name or attributes
-OF_DAMAGE = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    gzip.BadGzipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    struct.error,
-    NotImplementedError,  # a way of compressing that Python does not know
-    ValueError,
-    OverflowError,
-)
+# what damaged archives raise; NotImplementedError: compressed by a method that Python does not know
+OF_DAMAGE: tuple[type[Exception], ...] = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error)
+OF_DAMAGE += (lzma.LZMAError, EOFError, struct.error, NotImplementedError, ValueError, OverflowError)
 
 
 class DamagedArchiveError(UserError):
@@ -41,49 +35,82 @@ class DamagedArchiveError(UserError):
 
 
 class Files(NamedTuple):
-    """A tree: its name in errors, the relative names of its files, a function that reads one of them."""
+    """A tree of files: its name in errors, the files' relative names, a function that reads one of them."""
 
-    where: str
+    tree: str
     names: list[str]
     read: Callable[[str], bytes]
 
 
-def zip_files(file: BinaryIO, where: str) -> Files:
-    """List a zip file's members; they are read one by one. Raises UserError for an unsafe one, DamagedArchiveError."""
-    with _undamaged(where):
+@contextmanager
+def archive_files(path: Path, tree: str, scratch: Path) -> Iterator[Files]:
+    """Open a .zip, .tar or .tar.gz, told apart by its first bytes.
+
+    A .tar.gz, which can only be read from front to back, is read once; its images wait in one nameless file in the
+    folder `scratch`. Raises UserError for a member that is unsafe or cannot be used, DamagedArchiveError otherwise.
+    """
+    if not path.is_file():
+        there = "is a folder, for which data.name is folder" if path.is_dir() else "does not exist"
+        raise UserError(f"data.name = archive, but there is no archive {path} (it {there}); set data.path or data.url")
+    with naming(path), path.open("rb") as file:
+        head = file.read(512)
+        file.seek(0)
+        if head.startswith((b"PK\3\4", b"PK\5\6")):
+            yield _zip_files(file, tree)
+        elif head.startswith(b"\x1f\x8b"):
+            with tempfile.TemporaryFile(dir=scratch) as spool, gzip.GzipFile(fileobj=file) as stream:
+                yield _tar_files(stream, tree, spool)
+        elif head[257:262] == b"ustar" or path.suffix.lower() == ".tar":
+            yield _tar_files(file, tree, None)
+        else:
+            raise DamagedArchiveError(f"{tree}: {_unlike_an_archive(head)}; a .zip, .tar or .tar.gz is needed")
+
+
+def _unlike_an_archive(head: bytes) -> str:
+    """Describe what a file that begins with these bytes is instead of an archive."""
+    if looks_like_html(head):
+        return "an HTML page, not an archive (an error, or a page to log in on?)"
+    return f"no archive (it begins with {head[:8]!r})" if head else "an empty file"
+
+
+def looks_like_html(head: bytes) -> bool:
+    """Return whether a file that begins with these bytes is a page; no archive begins with `<`."""
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<")
+
+
+def _zip_files(file: BinaryIO, tree: str) -> Files:
+    """List a zip file's members, to be read one by one. Raises UserError for an unsafe one, DamagedArchiveError."""
+    with _undamaged(tree):
         archive = zipfile.ZipFile(file)
     infos: dict[str, zipfile.ZipInfo] = {}
     names = []
     for info in archive.infolist():
-        name = _safe_name(_zip_name(info), where)
+        name = _safe_name(_zip_name(info), tree)
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise UserError(f"{where}: {shown(name)} is a link; pack the file itself")
-        if info.is_dir():
-            continue
-        names.append(name)
-        if _is_wanted(name, infos, info.file_size, where):
-            if info.flag_bits & 1:
-                raise UserError(f"{where}: {shown(name)} is encrypted; pack it again without a password")
-            infos[name] = info
+            raise UserError(f"{tree}: {shown(name)} is a link; pack the file itself")
+        if not info.is_dir():
+            names.append(name)
+            if _is_wanted(name, infos, info.file_size, tree):
+                infos[name] = info
+                if info.flag_bits & 1:
+                    raise UserError(f"{tree}: {shown(name)} is encrypted; pack it again without a password")
 
     def read(name: str) -> bytes:
-        with _undamaged(where, name):
+        with _undamaged(tree, name):
             content = archive.read(infos[name])  # at most as long as declared, and of the declared CRC
             if len(content) != infos[name].file_size:
                 raise EOFError("shorter than declared")
         return content
 
-    return Files(where, names, read)
+    return Files(tree, names, read)
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """Return a member's name; one without the UTF-8 flag is cp437 by the standard, yet UTF-8 by many a program."""
+    """Return a member's name; without the UTF-8 flag it is cp437 by the standard, but UTF-8 by many programs."""
     name = info.filename
     if not info.flag_bits & 0x800 and not name.isascii():
-        try:
+        with suppress(UnicodeError):
             name = name.encode("cp437").decode()
-        except UnicodeError:
-            name = info.filename
     return name.replace("\\", "/") if info.create_system in (0, 10, 11) else name  # some of DOS and Windows
 
 
@@ -103,76 +130,66 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-def tar_files(stream: BinaryIO | gzip.GzipFile, where: str, spool: IO[bytes] | None) -> Files:
-    """Go through a tar once; with a `spool`, copy its images there, otherwise note where they lie.
+def _tar_files(stream: BinaryIO | gzip.GzipFile, tree: str, spool: IO[bytes] | None) -> Files:
+    """Read a tar through once; copy its images to `spool` if it is given, otherwise note where they lie.
 
     Raises UserError for an unsafe member, DamagedArchiveError for a tar without its end.
     """
     extents: dict[str, tuple[int, int]] = {}
     names = []
-    with _undamaged(where):
+    with _undamaged(tree):
         tar = tarfile.TarFile(fileobj=stream, tarinfo=_Header, encoding="utf-8")
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
-            name = _safe_name(member.name, where)
+            name = _safe_name(member.name, tree)
             if member.issym() or member.islnk():
-                raise UserError(f"{where}: {shown(name)} is a link; pack the file itself (`tar -h --hard-dereference`)")
-            if not member.isreg() and not member.isdir():
-                raise UserError(f"{where}: {shown(name)} is neither a file nor a folder; pack only those")
-            if not member.isreg():
+                raise UserError(f"{tree}: {shown(name)} is a link; pack the file itself (`tar -h --hard-dereference`)")
+            if member.isdir():
                 continue
+            if not member.isreg():
+                raise UserError(f"{tree}: {shown(name)} is neither a file nor a folder; pack only those")
             names.append(name)
-            if not _is_wanted(name, extents, member.size, where):
+            if not _is_wanted(name, extents, member.size, tree):
                 continue
             if member.issparse():
-                raise UserError(f"{where}: {shown(name)} is packed as a sparse file; pack without `--sparse`")
-            extents[name] = (member.offset_data, member.size)
-            if spool is not None:
-                extents[name] = (spool.tell(), member.size)
-                content = stream.read(member.size)
-                if len(content) != member.size:
-                    raise EOFError("unexpected end of data")
-                spool.write(content)
+                raise UserError(f"{tree}: {shown(name)} is packed as a sparse file; pack without `--sparse`")
+            extents[name] = (spool.tell() if spool else member.offset_data, member.size)
+            if spool and spool.write(stream.read(member.size)) != member.size:
+                raise EOFError("unexpected end of data")
         while stream.read(1 << 20):  # to the checksum at its end
             pass
     source = spool or stream
 
     def read(name: str) -> bytes:
-        offset, size = extents[name]
-        source.seek(offset)
-        return source.read(size)
+        source.seek(extents[name][0])
+        return source.read(extents[name][1])
 
-    return Files(where, names, read)
+    return Files(tree, names, read)
 
 
-def _safe_name(name: str, where: str) -> str:
+def _safe_name(name: str, tree: str) -> str:
     """Return a member's name without `./`. Raises UserError if it leads out of the archive."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:[\\/]", name):
-        raise UserError(
-            f"{where}: the member {shown(name)} leads outside the archive; if you trust it, pack it again with "
-            "relative names"
-        )
+        raise UserError(f"{tree}: the member {shown(name)} leads outside the archive; pack it with relative names")
     return "/".join(parts)
 
 
-def _is_wanted(name: str, seen: Mapping[str, object], size: int, where: str) -> bool:
-    """Say whether a member is an image or a CSV; refuse a second one of a name, and a giant."""
+def _is_wanted(name: str, seen: Mapping[str, object], size: int, tree: str) -> bool:
+    """Return whether a member is an image or a CSV. Raises UserError for a second one of its name, and a giant."""
     if is_hidden(name) or not is_suffix(name, IMAGE_SUFFIXES | {".csv"}):
         return False
     if name in seen:
-        raise UserError(f"{where}: two members are called {shown(name)}; pack it again with one")
+        raise UserError(f"{tree}: two members are called {shown(name)}; pack it again with one")
     if not 0 <= size <= MOST_BYTES:
-        raise UserError(f"{where}: {shown(name)} unpacks to {size:,} bytes, more than {MOST_BYTES:,}; remove it")
+        raise UserError(f"{tree}: {shown(name)} unpacks to {size:,} bytes, more than {MOST_BYTES:,}; remove it")
     return True
 
 
 @contextmanager
-def _undamaged(where: str, name: str = "") -> Iterator[None]:
+def _undamaged(tree: str, name: str = "") -> Iterator[None]:
     try:
         yield
     except OF_DAMAGE as error:
-        member = f", {shown(name)}" if name else ""
-        raise DamagedArchiveError(
-            f"{where}{member}: cut short or damaged ({reason(error)}); fetch or pack it again"
-        ) from None
+        tree += f", {shown(name)}" if name else ""
+        raise DamagedArchiveError(f"{tree}: cut short or damaged ({reason(error)}); fetch or pack it again") from None

@@ -1,4 +1,4 @@
-"""A CSV that says what the images beside it are: `filename,label[,split]` and whatever else is known of them."""
+"""Reads the CSV beside a folder's images: `filename,label[,split]` and any further columns."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ ROLES = {  # of the columns, by their spellings in lower case, without spaces, `
 
 
 class Row(NamedTuple):
-    """One line of a CSV: where it stands, for errors; the image as written; class, split; what else is known of it."""
+    """One line of a CSV: its place, for errors; the image as written; its class and split; the further columns."""
 
     at: str
     file: str
@@ -25,14 +25,14 @@ class Row(NamedTuple):
     columns: dict[str, str]
 
 
-def read_table(encoded: bytes, where: str) -> list[Row]:
-    """Read a CSV with a header, with comma, semicolon or tab; `where` names it. Raises UserError with the line."""
-    header, lines = _parse(encoded, where)
-    roles = _roles(header, where)
+def read_table(encoded: bytes, table: str) -> list[Row]:
+    """Read a CSV (comma, semicolon or tab) with a header; table: its name in errors. Raises UserError with the line."""
+    header, lines = _parse(encoded, table)
+    roles = _roles(header, table)
     others = [name for name in header if name and name not in roles.values()]
     rows = []
     for number, line in lines:
-        at = f"{where}, line {number}"
+        at = f"{table}, line {number}"
         if len(line) != len(header):
             raise UserError(f"{at}: {len(line)} values, but the header has {len(header)} columns")
         values = dict(zip(header, line, strict=True))
@@ -46,45 +46,44 @@ def read_table(encoded: bytes, where: str) -> list[Row]:
         rows.append(Row(at, values[roles["file"]], class_name, SPLIT_NAMES.get(split, UNSPLIT), columns))
     splits = {row.split for row in rows}
     if UNSPLIT in splits and len(splits) > 1:
-        raise UserError(f"{where}: some lines have a split and some have none; fill them in or remove the column")
+        raise UserError(f"{table}: some lines have a split and some have none; fill them in or remove the column")
     if not splits & {"train", UNSPLIT}:
-        raise UserError(f"{where}: no line {'has the split train' if rows else 'but the header'}; add some")
+        raise UserError(f"{table}: no line {'has the split train' if rows else 'but the header'}; add some")
     return rows
 
 
-def _parse(encoded: bytes, where: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the header and the other lines that are not blank, each with the number of its last line."""
+def _parse(encoded: bytes, table: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Return the header and the other lines that are not blank, each with its line number."""
     try:
         text = encoded.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{where}: not UTF-8 text; save it as `CSV UTF-8`") from None
+        raise UserError(f"{table}: not UTF-8 text; save it as `CSV UTF-8`") from None
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         lines = [(reader.line_num, line) for line in reader if any(line)]
     except csv.Error as error:
-        raise UserError(f"{where}, line {reader.line_num}: not readable as CSV ({error})") from None
+        raise UserError(f"{table}, line {reader.line_num}: not readable as CSV ({error})") from None
     return [name.strip() for name in lines[0][1]] if lines else [], lines[1:]
 
 
-def _roles(header: list[str], where: str) -> dict[str, str]:
+def _roles(header: list[str], table: str) -> dict[str, str]:
     """Return the column of each role that the header has."""
     roles: dict[str, str] = {}
     named = [name for name in header if name]
     for name in named:
         if named.count(name) > 1:
-            raise UserError(f"{where}: two columns are called {shown(name)}; rename one")
+            raise UserError(f"{table}: two columns are called {shown(name)}; rename one")
         plain = name.lower().translate({ord(char): None for char in " _-"})
         for role in (role for role, spellings in ROLES.items() if plain in spellings):
             if role in roles:
-                raise UserError(
-                    f"{where}: two columns for the {role}, {shown(roles[role])} and {shown(name)}; rename one"
-                )
+                both = f"{shown(roles[role])} and {shown(name)}"
+                raise UserError(f"{table}: two columns for the {role}, {both}; rename one")
             roles[role] = name
     for role in ("file", "label"):
         if role not in roles:
             raise UserError(
-                f"{where}: no column for the {role} ({', '.join(ROLES[role])}); its columns: "
+                f"{table}: no column for the {role} ({', '.join(ROLES[role])}); its columns: "
                 f"{', '.join(map(shown, header)) or 'none'}; rename one, or remove the CSV to use class folders"
             )
     return roles

@@ -1,7 +1,7 @@
-"""Downloads that arrive whole or not at all: retried, resumed where they broke off, verified, kept.
+"""HTTP downloads that arrive whole or not at all: retried, resumed where they broke off, verified, kept.
 
-A part lies under `NAME.partial` beside `NAME.partial.tag`, which says of what version of the file it is (its ETag or
-date): the server is asked for the rest of that version only (RFC 9110, If-Range), and anything else starts it anew.
+A part lies under `NAME.partial` beside `NAME.partial.tag`, which holds the ETag or date of its version: the server
+is asked for the rest of that version only (RFC 9110, If-Range), and anything else starts again.
 """
 
 import hashlib
@@ -9,7 +9,6 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
@@ -19,7 +18,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from reprise.data.download.containers import looks_like_html
+from reprise.data.download.archives import looks_like_html
 from reprise.runtime.atomic import Lock
 from reprise.runtime.checksums import file_sha256, naming
 from reprise.runtime.errors import UserError, reason
@@ -34,19 +33,12 @@ class BrokenOffError(Exception):
     """A try that ended early; the message is the reason."""
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A file that has arrived, and its SHA-256."""
+def fetch(url: str, sha256: str | None, folder: Path, sleep: Callable[[float], None] = time.sleep) -> tuple[Path, str]:
+    """Download a file into `folder`, where it is kept for the next time; return its path and its SHA-256.
 
-    path: Path
-    sha256: str
-
-
-def fetch(url: str, sha256: str | None, folder: Path, sleep: Callable[[float], None] = time.sleep) -> Fetched:
-    """Download a file into `folder`, where it is kept for the next time; with a `sha256`, only that very file.
-
-    A try that fails is repeated after 1, 2, 4, 8 seconds, and goes on where the last one broke off. Raises UserError
-    for an address that has no such file, an HTML page, another checksum, or when no try gets further.
+    sha256: only the file with this checksum is accepted; None: any. A try that fails is repeated after 1, 2, 4, 8
+    seconds, and resumes where the last one broke off. Raises UserError for an address without such a file, an HTML
+    page, another checksum, or when no try gets further.
     """
     sha256 = sha256 and sha256.lower()
     try:
@@ -59,24 +51,23 @@ def fetch(url: str, sha256: str | None, folder: Path, sleep: Callable[[float], N
     path = folder / f"{key}-{name}"
     with Lock(path):  # a second process finds what the first has brought
         if path.exists():
-            seen = file_sha256(path)
-            if sha256 in (None, seen):
-                return Fetched(path, seen)
+            if (seen := file_sha256(path)) == (sha256 or seen):
+                return path, seen
             path.unlink()  # damaged since
-        return _fetch(url, sha256, path, sleep)
+        return path, _fetch(url, sha256, path, sleep)
 
 
-def _fetch(url: str, sha256: str | None, path: Path, sleep: Callable[[float], None]) -> Fetched:
+def _fetch(url: str, sha256: str | None, path: Path, sleep: Callable[[float], None]) -> str:
+    """Download until the file is whole or no try gets further; return its SHA-256."""
     partial = Partial(path)
     failures, most = 0, -1
     while True:
         try:
             resumed = _try(url, partial)
-            seen = file_sha256(partial.path)
-            if sha256 in (None, seen):
+            if (seen := file_sha256(partial.path)) == (sha256 or seen):
                 partial.path.replace(path)
                 partial.discard()
-                return Fetched(path, seen)
+                return seen
             partial.discard()
             if not resumed:
                 raise UserError(
@@ -106,11 +97,10 @@ def _fetch(url: str, sha256: str | None, path: Path, sleep: Callable[[float], No
 
 
 class Partial:
-    """What has arrived so far of the file at `path`, and of which version of it that is a part."""
+    """What has arrived so far of the file at `path`, and the ETag or date of the version that it is a part of."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.with_name(f"{path.name}.partial")
-        self.tag = path.with_name(f"{path.name}.partial.tag")
+        self.path, self.tag = (path.with_name(f"{path.name}.{suffix}") for suffix in ("partial", "partial.tag"))
 
     @property
     def size(self) -> int:
@@ -119,35 +109,37 @@ class Partial:
 
     @property
     def version(self) -> str:
-        """The ETag or date of the version; empty if there is nothing that could be gone on with."""
+        """The ETag or date of the version; empty if there is nothing to resume."""
         return self.tag.read_text(encoding="latin-1") if self.size and self.tag.exists() else ""
 
     def start(self, version: str) -> None:
-        """Begin anew with a version."""
+        """Begin again with a version."""
         self.discard()
         with naming(self.tag):
             self.tag.write_text(version, encoding="latin-1")
 
     def discard(self) -> None:
-        """Forget it."""
+        """Remove the part and its tag."""
         self.path.unlink(missing_ok=True)
         self.tag.unlink(missing_ok=True)
 
 
 def _try(url: str, partial: Partial) -> bool:
-    """Bring the rest of the file, or all of it; return whether it was the rest. Raises BrokenOffError if some lacks."""
-    version = partial.version
-    have = partial.size if version else 0
-    headers = {"User-Agent": "reprise"} | ({"Range": f"bytes={have}-", "If-Range": version} if have else {})
+    """Fetch the rest of the file, or all of it; return whether it was the rest. Raises BrokenOffError if it ended."""
+    wanted = partial.version
+    have = partial.size if wanted else 0
+    headers = {"User-Agent": "reprise"} | ({"Range": f"bytes={have}-", "If-Range": wanted} if have else {})
     response: HTTPResponse
     try:
         with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
             start, total = _extent(response)
-            if start and (start != have or _version(response) not in ("", version)):
+            etag = response.headers.get("ETag", "")  # a weak one names no version to the byte
+            version = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
+            if start and (start != have or version not in ("", wanted)):
                 partial.discard()
                 raise BrokenOffError("the server sent a part of something else")
             if not start:
-                partial.start(_version(response))
+                partial.start(version)
             _receive(response, url, partial, start, total)
     except HTTPError as error:
         if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
@@ -159,12 +151,20 @@ def _try(url: str, partial: Partial) -> bool:
     return start > 0
 
 
+def _extent(response: HTTPResponse) -> tuple[int, int | None]:
+    """Return where the body starts in the file, and the file's length if the server states it."""
+    if response.status == HTTPStatus.PARTIAL_CONTENT:
+        said = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+        if said is None:
+            raise BrokenOffError("the server did not say which part it sent")
+        return int(said[1]), None if said[2] == "*" else int(said[2])
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdigit() else None
+
+
 def _receive(response: HTTPResponse, url: str, partial: Partial, start: int, total: int | None) -> None:
-    """Append what comes, under a bar on a terminal."""
-    terminal = sys.stderr.isatty()
-    bar = tqdm(
-        desc="download", initial=start, total=total, unit="B", unit_scale=True, leave=False, disable=not terminal
-    )
+    """Append the body to the part, with a progress bar on a terminal."""
+    bar = tqdm(desc="download", initial=start, total=total, unit="B", unit_scale=True, leave=False, disable=None)
     with bar, partial.path.open("ab") as file:
         while chunk := response.read1(CHUNK):
             if not file.tell() and looks_like_html(chunk):
@@ -178,20 +178,3 @@ def _receive(response: HTTPResponse, url: str, partial: Partial, start: int, tot
             bar.update(len(chunk))
         with naming(partial.path):
             file.flush()
-
-
-def _extent(response: HTTPResponse) -> tuple[int, int | None]:
-    """Return where the body starts in the file, and the file's length if the server says it."""
-    if response.status == HTTPStatus.PARTIAL_CONTENT:
-        said = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
-        if said is None:
-            raise BrokenOffError("the server did not say which part it sent")
-        return int(said[1]), None if said[2] == "*" else int(said[2])
-    length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdigit() else None
-
-
-def _version(response: HTTPResponse) -> str:
-    """Return what names this version of the file to the byte: a strong ETag, or the date; empty without them."""
-    etag = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")

@@ -1,6 +1,6 @@
-"""Where each image of a tree belongs, by its names alone: class folders, split folders above them, or a CSV at the top.
+"""Split and class of each image of a tree, by its names alone: class folders, split folders above them, or a CSV.
 
-A tree is a list of relative names with `/` and a function that reads one; whether a folder or an archive is behind it
+A tree is a list of relative names with `/` and a function that reads one of them; whether it is a folder or an archive
 plays no part.
 """
 
@@ -8,7 +8,6 @@ import posixpath
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ ARCHIVE_SUFFIXES = {".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar"}
 
 
 class Placed(NamedTuple):
-    """One image: its name in the tree, then where it belongs, and what a CSV says of it beyond that."""
+    """One image: its name in the tree; its split, class and file name in the archive; further columns of a CSV."""
 
     name: str
     split: str
@@ -31,81 +30,66 @@ class Placed(NamedTuple):
     columns: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The classes in label order; the images, sorted by name; how many images the CSV does not name."""
+def lay_out(names: Iterable[str], read: Callable[[str], bytes], tree: str) -> tuple[list[Placed], int]:
+    """Place the images of a tree; return them, sorted by name, and how many images its CSV does not name.
 
-    classes: list[str]
-    images: list[Placed]
-    left_out: int = 0
-
-
-def lay_out(names: Iterable[str], read: Callable[[str], bytes], where: str) -> Layout:
-    """Find the layout of a tree and place its images.
-
-    Hidden files and `__MACOSX` are left out, folders around everything are looked through. `where` names the tree in
-    errors. Raises UserError for a tree without images, in none of the layouts, or that would lose images silently.
+    tree: its name in errors. Hidden files and `__MACOSX` are ignored, and so are folders around everything.
+    Raises UserError for a tree without images, in none of the layouts, or that would lose images silently.
     """
     visible = [name for name in names if not is_hidden(name)]
     for name in visible:
         if is_suffix(name, OTHER_IMAGES):
             kind = PurePosixPath(name).suffix
-            raise UserError(f"{_at(where, name)}: {kind} is not read here; convert it, e.g. to JPEG, or remove it")
-    images = [name for name in visible if is_suffix(name, IMAGE_SUFFIXES)]
-    images.sort(key=lambda name: name.split("/"))
+            raise UserError(f"{_at(tree, name)}: {kind} is not read here; convert it, e.g. to JPEG, or remove it")
+    images = sorted((name for name in visible if is_suffix(name, IMAGE_SUFFIXES)), key=lambda name: name.split("/"))
     if not images:
-        raise UserError(f"{where} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){_instead(visible)}")
+        packed = [shown(name) for name in visible if is_suffix(name, ARCHIVE_SUFFIXES)]
+        instead = "; look whether it is the right one"
+        if packed:
+            instead = f", but an archive, {packed[0]}: unpack the outer one and set data.path to the inner one"
+        raise UserError(f"{tree} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){instead}")
     for name in images:
         if name != name.encode(errors="ignore").decode():  # bytes that are no text come as lone surrogates
-            raise UserError(f"{f'{where}/{name}'!a}: the name is not UTF-8; rename it")
+            raise UserError(f"{f'{tree}/{name}'!a}: the name is not UTF-8; rename it")
     tables = [name for name in visible if is_suffix(name, {".csv"})]
     top = _redundant_top(images, tables)
     tables = sorted(name for name in tables if "/" not in name.removeprefix(top))
     if len(tables) > 1:
-        raise UserError(
-            f"{where} has {len(tables)} CSV files at the top ({', '.join(map(shown, tables))}); keep one, with a "
-            "column `split` if need be, or none for class folders"
-        )
+        named = ", ".join(map(shown, tables))
+        raise UserError(f"{tree} has {len(tables)} CSV files at the top ({named}); keep one, or none for class folders")
     below = {name.removeprefix(top): name for name in images}
     if tables:
-        placed = _by_table(read_table(read(tables[0]), _at(where, tables[0])), below, top)
+        placed = _by_table(read_table(read(tables[0]), _at(tree, tables[0])), below, top)
     else:
-        placed = _by_folders(below, _at(where, top.rstrip("/")) if top else where)
-    _check_classes(placed, where)
-    return Layout(sorted({image.class_name for image in placed}), placed, len(images) - len(placed))
+        placed = _by_folders(below, _at(tree, top.rstrip("/")) if top else tree)
+    _check_classes(placed, tree)
+    return placed, len(images) - len(placed)
 
 
-def expected(where: str) -> str:
-    """Say which layouts there are."""
+def expected(tree: str) -> str:
+    """Return the layouts that are understood, in words."""
     return (
-        f"expected {where}/CLASS/IMAGE, {where}/train|val|test/CLASS/IMAGE, or images and one CSV with the columns "
+        f"expected {tree}/CLASS/IMAGE, {tree}/train|val|test/CLASS/IMAGE, or images and one CSV with the columns "
         "filename,label[,split]"
     )
 
 
 def is_hidden(name: str) -> bool:
-    """Say whether a name lies in what systems put beside the data: hidden files and folders, `__MACOSX`."""
+    """Return whether a name is, or lies in, what systems put beside the data: hidden files and folders, `__MACOSX`."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def is_suffix(name: str, suffixes: set[str]) -> bool:
-    """Say whether a name ends in one of these suffixes, in any case."""
+    """Return whether a name ends in one of these suffixes, in any case."""
     return PurePosixPath(name).suffix.lower() in suffixes
 
 
-def _at(where: str, name: str) -> str:
-    return shown(f"{where}/{name}")
-
-
-def _instead(visible: list[str]) -> str:
-    packed = [name for name in visible if is_suffix(name, ARCHIVE_SUFFIXES)]
-    if packed:
-        return f", but an archive, {shown(packed[0])}: unpack the outer one and set data.path to the inner one"
-    return "; look whether it is the right one"
+def _at(tree: str, name: str) -> str:
+    return shown(f"{tree}/{name}")
 
 
 def _composed(name: str) -> str:
-    """Return a name with accents as part of their letters; some systems write them apart."""
+    """Return a name with accents composed with their letters; some systems write them apart."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -114,43 +98,43 @@ def _redundant_top(images: list[str], tables: list[str]) -> str:
     with_table = {name[: name.rfind("/") + 1] for name in tables}
     top = ""
     while top not in with_table:
-        below = [name.removeprefix(top) for name in images]
-        folder = below[0].partition("/")[0]
+        folder = images[0].removeprefix(top).partition("/")[0]
         deeper = f"{top}{folder}/"
-        levels = min(name.count("/") for name in below)
-        holds_classes = levels == 1 or folder.lower() in SPLIT_NAMES
-        if not all(name.startswith(f"{folder}/") for name in below) or (holds_classes and deeper not in with_table):
+        if not all(name.startswith(deeper) for name in images):
+            break
+        holds_classes = folder.lower() in SPLIT_NAMES or any(name.count("/") == top.count("/") + 1 for name in images)
+        if holds_classes and deeper not in with_table:
             break
         top = deeper
     return top
 
 
-def _by_folders(files: dict[str, str], where: str) -> list[Placed]:
+def _by_folders(files: dict[str, str], tree: str) -> list[Placed]:
     """Place `[SPLIT/]CLASS/...`. files: name below the top -> name in the tree."""
     parts_of = {name: name.split("/") for name in files}
     top = {parts[0] for parts in parts_of.values()}
     splits = {name: SPLIT_NAMES[name.lower()] for name in top if name.lower() in SPLIT_NAMES}
     deep = any(len(parts) > 2 for parts in parts_of.values() if parts[0] in splits)
-    if deep and set(splits) != top:
-        odd = _at(where, min(top - set(splits)))
-        raise UserError(f"{odd} lies beside {_at(where, min(splits))}, a split; {expected(where)}")
-    counts = Counter(splits.values())
-    if deep and (same := sorted(name for name in splits if counts[splits[name]] > 1)):
-        raise UserError(f"{where}: the folders {' and '.join(same)} are the same split; merge them")
+    if deep:
+        counts = Counter(splits.values())
+        if odd := top - set(splits):
+            raise UserError(f"{_at(tree, min(odd))} lies beside {_at(tree, min(splits))}, a split; {expected(tree)}")
+        if same := sorted(name for name in splits if counts[splits[name]] > 1):
+            raise UserError(f"{tree}: the folders {' and '.join(same)} are the same split; merge them")
+        if "train" not in counts:
+            raise UserError(f"{tree} has split folders but no train folder; {expected(tree)}")
     placed = []
     for name, parts in parts_of.items():
         split = splits[parts[0]] if deep else UNSPLIT
         class_name, *rest = parts[1:] if deep else parts
         if not rest:
-            raise UserError(f"{_at(where, name)}: an image outside a class folder; {expected(where)}")
+            raise UserError(f"{_at(tree, name)}: an image outside a class folder; {expected(tree)}")
         placed.append(Placed(files[name], split, class_name, "/".join(rest), {}))
-    if deep and "train" not in splits.values():
-        raise UserError(f"{where} has split folders but no train folder; {expected(where)}")
     return placed
 
 
-def _check_classes(placed: list[Placed], where: str) -> None:
-    """Refuse classes that differ only in case (one folder, on some systems), and classes without training images."""
+def _check_classes(placed: list[Placed], tree: str) -> None:
+    """Raise UserError for classes that differ only in case (one folder on some systems), or without training images."""
     spellings: dict[str, str] = {}
     splits_of: dict[str, set[str]] = defaultdict(set)
     for image in placed:
@@ -158,14 +142,10 @@ def _check_classes(placed: list[Placed], where: str) -> None:
     for name in sorted(splits_of):
         other = spellings.setdefault(_composed(name).casefold(), name)
         if other != name:
-            raise UserError(
-                f"{where}: the classes {shown(other)} and {shown(name)} differ only in case; merge them or rename one"
-            )
+            raise UserError(f"{tree}: the classes {shown(other)} and {shown(name)} differ only in case; rename one")
         if not splits_of[name] & {"train", UNSPLIT}:
-            raise UserError(
-                f"{where}: class {shown(name)} is in {min(splits_of[name])} but not in train; add images of it to "
-                "train or remove it"
-            )
+            split = min(splits_of[name])
+            raise UserError(f"{tree}: class {shown(name)} is in {split} but not in train; add some there or remove it")
 
 
 def _by_table(rows: list[Row], files: dict[str, str], top: str) -> list[Placed]:

@@ -1,10 +1,10 @@
-"""Where raw images come from: a data set bundled with scikit-learn, torchvision's data sets, the user's own folder
-or archive.
+"""Sources of raw images: scikit-learn's digits, torchvision's data sets, the user's own folder or archive.
 
-A source is a function that yields `RawImage`s; `download` picks it by name and writes the archive. Array data sets are
-stored as PGM/PPM: a header and the pixels, the same bytes with every version of every library.
+`download` writes the images of a source, chosen by name, into one raw archive. Array data sets are stored as PGM/PPM: a
+header and the pixels, the same bytes with every version of every library.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from reprise.data.download.archives import DamagedArchiveError, Files
-from reprise.data.download.containers import archive_files, folder_files
+from reprise.data.download.archives import DamagedArchiveError, Files, archive_files
 from reprise.data.download.fetch import fetch
-from reprise.data.download.layouts import Placed, lay_out
+from reprise.data.download.layouts import Placed, expected, is_hidden, lay_out
 from reprise.data.download.torchvision_sets import TORCHVISION_SETS, download_torchvision
 from reprise.data.formats.raw import UNSPLIT, RawImage, Source, encode_array, shown, write_archive
 from reprise.params.schema import SourceParams
@@ -52,38 +51,62 @@ def _digits() -> Iterator[RawImage]:
         yield RawImage(UNSPLIT, str(label), f"{index:04d}.pgm", encode_array(pixels))
 
 
+def folder_files(folder: Path) -> Files:
+    """List a folder, hidden files left out. Raises UserError if there is none, and for what DVC would not follow."""
+    if not folder.is_dir():
+        there = "is a file, for which data.name is archive" if folder.exists() else "does not exist"
+        raise UserError(f"data.name = folder, but there is no folder {folder} (it {there}); {expected(str(folder))}")
+    names = []
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in folders):
+            if path.is_symlink():
+                raise UserError(
+                    f"{shown(str(path))} is a symbolic link, behind which DVC does not look; copy the folder, or make "
+                    f"{folder} itself the link"
+                )
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        names += [Path(parent, name).relative_to(folder).as_posix() for name in files if not is_hidden(name)]
+    if not names:
+        raise UserError(
+            f"data.name = folder, but {folder} holds no images; {expected(str(folder))} "
+            "(a queued or --temp experiment sees the folder once it is handed to DVC, see README)"
+        )
+    return Files(str(folder), names, lambda name: (folder / name).read_bytes())
+
+
+def _own_archive(source: SourceParams, path: Path, destination: Path, downloads: Path) -> Source:
+    url, sha256, origin = source.url, source.sha256, None
+    if url is not None:
+        path, seen = fetch(url, sha256, downloads)
+        origin = {"url": url, "sha256": seen}
+    try:
+        with archive_files(path, url or str(path), destination.parent) as files:
+            if url is None and sha256 is not None and (seen := file_sha256(path)) != sha256.lower():
+                raise UserError(f"{path}: its SHA-256 is {seen}, not {sha256}; correct data.sha256, or fetch it again")
+            return _own_images("archive", files, destination, origin)
+    except DamagedArchiveError:
+        if url is not None:
+            path.unlink(missing_ok=True)  # the next try fetches it anew
+        raise
+
+
 def _own_images(name: str, files: Files, destination: Path, origin: dict[str, str] | None = None) -> Source:
-    layout = lay_out(files.names, files.read, files.where)
-    if layout.left_out:
-        print(f"download: the CSV of {files.where} leaves {layout.left_out:,} images out", file=sys.stderr)
-    return write_archive(destination, name, layout.classes, _read_files(files, layout.images), origin)
+    images, left_out = lay_out(files.names, files.read, files.tree)
+    if left_out:
+        print(f"download: the CSV of {files.tree} leaves {left_out:,} images out", file=sys.stderr)
+    classes = sorted({image.class_name for image in images})
+    return write_archive(destination, name, classes, _read_files(files, images), origin)
 
 
 def _read_files(files: Files, images: list[Placed]) -> Iterator[RawImage]:
     unreadable = []
-    for image in tqdm(images, "read", unit=" images", unit_scale=True, leave=False, disable=not sys.stderr.isatty()):
+    for image in tqdm(images, "read", unit=" images", unit_scale=True, leave=False, disable=None):
         try:
             encoded = files.read(image.name)
         except OSError as error:
-            unreadable.append(f"{shown(f'{files.where}/{image.name}')}: {error.strerror}")
+            unreadable.append(f"{shown(f'{files.tree}/{image.name}')}: {error.strerror}")
             continue
         yield RawImage(image.split, image.class_name, image.file_name, encoded, image.columns)
     if unreadable:
         listed = "\n  ".join(unreadable)
         raise UserError(f"{len(unreadable)} images cannot be read; replace or remove them:\n  {listed}")
-
-
-def _own_archive(source: SourceParams, path: Path, destination: Path, downloads: Path) -> Source:
-    url, sha256 = source.url, source.sha256
-    if url is None:
-        with archive_files(path, str(path), destination.parent) as files:
-            if sha256 is not None and (seen := file_sha256(path)) != sha256.lower():
-                raise UserError(f"{path}: its SHA-256 is {seen}, not {sha256}; correct data.sha256, or fetch it again")
-            return _own_images("archive", files, destination)
-    fetched = fetch(url, sha256, downloads)
-    try:
-        with archive_files(fetched.path, url, destination.parent) as files:
-            return _own_images("archive", files, destination, {"url": url, "sha256": fetched.sha256})
-    except DamagedArchiveError:
-        fetched.path.unlink(missing_ok=True)  # the next try fetches it anew
-        raise

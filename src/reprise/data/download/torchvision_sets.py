@@ -1,8 +1,8 @@
 """Every classification data set of torchvision: one adapter, and a table of where they differ.
 
-torchvision fetches, checks and unpacks; each item is an image and a class. Where a data set consists of image files,
-the files themselves are stored, in the order of class and name; pixels are stored as PGM/PPM in the data set's order.
-The table is plain data, so that it is known without importing torchvision; a test compares the two.
+torchvision fetches, checks and unpacks; each item is an image and a class. Image files are stored as they are, in the
+order of class and name; pixels are stored as PGM/PPM in the data set's order. The table needs no torchvision; a test
+compares the two.
 """
 
 import inspect
@@ -34,13 +34,9 @@ ARCHIVES = {".gz", ".tgz", ".tar", ".zip", ".xz"}  # torchvision verifies these 
 NO_IMAGES = ("", "N/A")  # names of labels that no image has
 
 
-def _by_index(data_set: Any) -> Iterable[tuple[Any, Any]]:
-    return (data_set[index] for index in range(len(data_set)))
-
-
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """A class of torchvision.datasets, and what makes it different from the others.
+    """A class of torchvision.datasets, and how it differs from the others.
 
     classes, images: how many the default variant has, as published. splits: the arguments for each of our splits.
     variants: the arguments for each value of `data.split`, the default first. names: the attribute with the class
@@ -54,7 +50,7 @@ class TorchvisionSet:
     splits: Mapping[str, Arguments]
     variants: Mapping[str, Arguments] | None = None
     names: str | tuple[str, ...] = "classes"
-    pairs: Callable[[Any], Iterable[tuple[Any, Any]]] = _by_index
+    pairs: Callable[[Any], Iterable[tuple[Any, Any]]] = lambda data_set: map(data_set.__getitem__, range(len(data_set)))
     unsorted: bool = False
     mirror: bool = True
     manual: bool = False
@@ -71,7 +67,6 @@ TRAIN_VAL = _each("split", "train", "val")
 TRAIN_VAL_TEST = _each("split", "train", "val", "test")
 WHOLE: dict[str, Arguments] = {UNSPLIT: {}}
 DIGITS = tuple("0123456789")
-FEELINGS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 TORCHVISION_SETS = {
     "caltech101": TorchvisionSet("Caltech101", 101, 8_677, WHOLE, names="categories", mirror=False),
@@ -89,8 +84,9 @@ TORCHVISION_SETS = {
     "eurosat": TorchvisionSet("EuroSAT", 10, 27_000, WHOLE, mirror=False),
     "fashion_mnist": TorchvisionSet("FashionMNIST", 10, 70_000, BY_FLAG),
     "fer2013": TorchvisionSet(
-        "FER2013", 7, 35_887, TRAIN_TEST, names=FEELINGS, mirror=False, manual=True,
+        "FER2013", 7, 35_887, TRAIN_TEST, mirror=False, manual=True,
         note="fer2013.csv or icml_face_data.csv in fer2013/",
+        names=("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"),
     ),
     "fgvc_aircraft": TorchvisionSet(
         "FGVCAircraft", 100, 10_000, TRAIN_VAL_TEST, _each("annotation_level", "variant", "family", "manufacturer"),
@@ -163,13 +159,11 @@ def download_torchvision(
     network, and with files that are altered or incomplete.
     """
     row = TORCHVISION_SETS[name]
-    options = dict(_variant(name, row, variant))
+    options = dict(_variant(name, row, variant)) | ({} if row.manual else {"download": True})
     kind = _kind(name, row, mirror)
-    root = downloads / name
-    if not row.manual:
-        options["download"] = True
     if "loader" in inspect.signature(kind).parameters:
         options["loader"] = str  # the item is then the path, and nothing is decoded
+    root = downloads / name
     root.mkdir(parents=True, exist_ok=True)
     try:
         with Lock(root), nullcontext() if row.manual else _unpacking(root):
@@ -187,7 +181,7 @@ def download_torchvision(
 
 
 def class_names(theirs: Iterable[Any]) -> list[str]:
-    """Return the names by label, free of slashes and each once; of several synonyms the first."""
+    """Return unique class names by label, free of slashes; of several synonyms the first."""
     names: list[str] = []
     for label, name in enumerate(theirs):
         text = str(name[0] if isinstance(name, tuple) else name)
@@ -210,7 +204,6 @@ def _variant(name: str, row: TorchvisionSet, variant: str | None) -> Arguments:
 
 def _kind(name: str, row: TorchvisionSet, mirror: str | None) -> Any:
     """Return torchvision's class, with every address in its attributes moved to the mirror."""
-
     import torchvision.datasets
 
     kind: Any = getattr(torchvision.datasets, row.kind)
@@ -227,10 +220,8 @@ def moved(kind: Any, mirror: str) -> dict[str, Any]:
 
     def move(value: Any) -> Any:
         if isinstance(value, str) and value.startswith(("http://", "https://")):
-            file = value.rpartition("/")[2]
-            if "." in file:
-                return base + file
-            return base.rstrip("/") if file else base  # a folder's address: with a slash where it had one
+            file = value.rpartition("/")[2]  # none of a folder's address, which keeps its slash if it has one
+            return base + file if "." in file else base.rstrip("/") if file else base
         if isinstance(value, dict):
             return {key: move(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -243,9 +234,9 @@ def moved(kind: Any, mirror: str) -> dict[str, Any]:
 
 @contextmanager
 def _unpacking(root: Path) -> Iterator[None]:
-    """Let torchvision fetch and unpack into a folder; remove first what an unfinished attempt has unpacked.
+    """Let torchvision fetch and unpack into a folder; first remove what an unfinished attempt has unpacked.
 
-    torchvision takes the unpacked folder for whole when it is there; the archives it verifies.
+    torchvision verifies archives, but takes an unpacked folder for complete if it exists.
     """
     unfinished = root / ".unfinished"
     if unfinished.exists():
@@ -290,9 +281,9 @@ def _refusal(name: str, row: TorchvisionSet, mirror: str | None, root: Path, sai
             f"data.name = {name}: {said}; torchvision does not download this one: bring {row.note} below {root}, "
             f"or {own}"
         )
-    where = mirror or "the data set's own address"
+    address = mirror or "the data set's own address"
     copy = "set data.mirror to the http:// or https:// address of a copy, " if row.mirror else ""
     return UserError(
-        f"data.name = {name}: could not download from {where} ({said}); check the network, {copy}or {own}; "
+        f"data.name = {name}: could not download from {address} ({said}); check the network, {copy}or {own}; "
         f"if an earlier download is damaged, remove {root}"
     )

@@ -1,4 +1,4 @@
-"""The prepared data: one packed uint8 array per split, its labels and ids, and the facts that describe them.
+"""Prepared data: one packed uint8 array per split, its labels and ids, and the metadata that describe them.
 
 `preprocess` writes a folder of `{train,val,test}_images.npy` (N, H, W, C; uint8), `*_labels.npy` (N; int64),
 `*_ids.json`, `dropped.json` and `metadata.json`; `load_split` reads one split with its images memory-mapped.
@@ -13,19 +13,19 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from reprise.params.schema import Resize
 from reprise.runtime.checksums import read_sealed, reading, verify_file
 
 Split = Literal["train", "val", "test"]
-Resize = Literal["stretch", "fit", "crop"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class Metadata(BaseModel):
-    """What every later stage knows of the data; mean and std are per channel, of the training split, in 0..1.
+    """Metadata of prepared data, read by every later stage.
 
-    dropped: images left out, each with its reason in `dropped.json`, a list of {"id", "split", "reason"}.
-    source_sha256: of the raw archive; splits_sha256: of that and of which image is in which split; sha256: of each file
-    beside the metadata.
+    mean, std: per channel, of the training split, in 0..1. dropped: number of images left out, each with its reason in
+    `dropped.json`, a list of {"id", "split", "reason"}. source_sha256: of the raw archive; splits_sha256: of that and
+    of which image is in which split; sha256: of each file beside the metadata.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,7 +44,7 @@ class Metadata(BaseModel):
     sha256: dict[str, str]
 
     def summary(self) -> str:
-        """Return the facts in one line."""
+        """Return counts, shape and classes in one line."""
         counts = ", ".join(f"{count:,} {split}" for split, count in self.counts.items())
         left_out = f", {self.dropped:,} left out (see dropped.json)" if self.dropped else ""
         shape = f"{self.image_size}x{self.image_size}x{self.channels}"
@@ -65,10 +65,10 @@ class PackedSplit:
 
 
 class Unaltered:
-    """The files of some splits, which were verified; `check` raises UserError if one of them is another by now.
+    """The verified files of some splits; `check` raises UserError if one of them has changed since.
 
-    They are mapped, so one that was written to may have been seen in both states, and is refused even if it is as
-    before. One that another file has replaced, or whose rights have changed, is hashed: nothing read it meanwhile.
+    They are memory-mapped, so a file that was written to may have been read in both states, and is refused even if its
+    bytes are as before. One that was replaced, or whose rights have changed, is hashed: nothing has read it meanwhile.
     """
 
     def __init__(self, folder: Path, splits: Sequence[Split]) -> None:
@@ -104,9 +104,9 @@ def load_metadata(folder: Path) -> Metadata:
     """Read `metadata.json` of prepared data. Raises UserError if it is missing or altered."""
     path = folder / "metadata.json"
     with reading("prepared data", "preprocess"):
-        facts = read_sealed(path)
+        content = read_sealed(path)
         try:
-            return Metadata.model_validate(facts)
+            return Metadata.model_validate(content)
         except ValidationError:
             raise ValueError(f"{path}: written by another version") from None
 

@@ -1,9 +1,9 @@
-"""The raw data set, whatever its source: one folder with `images.zip` and `source.json`.
+"""Raw data of any source: one folder with `images.zip` and `source.json`.
 
 Each member of the archive is an encoded image named `SPLIT/CLASS/FILE`, SPLIT being `train`, `val`, `test` or, where
 the source has no splits of its own, `unsplit`. Members are stored uncompressed with a fixed date, so equal images give
-equal bytes on every machine. DVC handles one large file 8 times faster than 10,000 small ones. What a CSV says of the
-images beyond their class and split lies in `columns.json`, if there is any.
+equal bytes on every machine. DVC handles one large file 8 times faster than 10,000 small ones. Further columns of a CSV
+are in `columns.json`, if there are any.
 """
 
 import os
@@ -27,9 +27,9 @@ LONGEST_NAME = 4096  # bytes, as on Linux; a zip holds names of up to 65,535
 
 @dataclass(frozen=True)
 class RawImage:
-    """One encoded image: where it belongs, its class and its file name (unique within split and class).
+    """One encoded image: its split, its class and its file name (unique within split and class).
 
-    columns: what else is known of it, as in the columns of a CSV; each image of a data set has the same ones.
+    columns: its values of a CSV's further columns; all images of a data set have the same columns.
     """
 
     split: str
@@ -46,7 +46,7 @@ class RawImage:
 
 @dataclass(frozen=True)
 class Source:
-    """What `images.zip` holds: the data set's name, its classes in label order, the number of images; its SHA-256.
+    """Content of `images.zip`: the data set's name, its classes in label order, the number of images; its SHA-256.
 
     columns: the names of those in `columns.json`. origin: `url` and `sha256` of what was downloaded, if anything was.
     """
@@ -60,7 +60,7 @@ class Source:
 
 
 class Extent(NamedTuple):
-    """Where in the archive one image lies: the offset of its header, its size in bytes, its CRC-32."""
+    """Place of one image in the archive: the offset of its header, its size in bytes, its CRC-32."""
 
     header: int
     size: int
@@ -68,11 +68,7 @@ class Extent(NamedTuple):
 
 
 def write_archive(
-    folder: Path,
-    name: str,
-    classes: Iterable[str],
-    images: Iterable[RawImage],
-    origin: Mapping[str, str] | None = None,
+    folder: Path, name: str, classes: Iterable[str], images: Iterable[RawImage], origin: Mapping[str, str] | None = None
 ) -> Source:
     """Write `images.zip`, `source.json` and, where the images have columns, `columns.json` into a new folder.
 
@@ -82,7 +78,6 @@ def write_archive(
     folder.mkdir()
     path = folder / "images.zip"
     columns: dict[str, Mapping[str, str]] = {}
-    count = 0
     with naming(path), zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for image in images:
             if image.member in archive.NameToInfo:
@@ -93,20 +88,19 @@ def write_archive(
             member.external_attr = 0o644 << 16
             member.create_system = 3
             archive.writestr(member, image.encoded)
-            count += 1
             if image.columns:
                 columns[image.member] = image.columns
-    column_names = list(next(iter(columns.values()), {}))
-    source = Source(name, list(classes), count, file_sha256(path), column_names, dict(origin or {}))
+    names, count = list(next(iter(columns.values()), {})), len(archive.NameToInfo)
+    source = Source(name, list(classes), count, file_sha256(path), names, dict(origin or {}))
     if columns:
         write_sealed(folder / "columns.json", {"images": columns})
-    facts = {key: value for key, value in asdict(source).items() if value or key not in ("columns", "origin")}
-    write_sealed(folder / "source.json", facts)
+    content = {key: value for key, value in asdict(source).items() if value or key not in ("columns", "origin")}
+    write_sealed(folder / "source.json", content)
     return source
 
 
 class RawArchive:
-    """What a raw folder holds: `source`, and `members` in the order of the archive, each with its extent.
+    """A raw folder: its `source`, and its `members` in the order of the archive, each with its extent.
 
     Raises UserError when the folder is missing, incomplete or altered: the checksum is verified first.
     """
@@ -124,7 +118,7 @@ class RawArchive:
 
     @cached_property
     def columns(self) -> dict[str, dict[str, str]]:
-        """Return, by member, what the source's CSV says beyond class and split; empty if it says no more."""
+        """Return {member: {column: value}} of the CSV's further columns; empty if there are none."""
         if not self.source.columns:
             return {}
         with reading("raw data", "download"):
@@ -165,7 +159,7 @@ def encode_array(pixels: np.ndarray) -> bytes:
 
 
 def image_id(member: str) -> str:
-    """Return the id that every later stage knows an image by: its name in the archive, without `unsplit/`."""
+    """Return an image's id in all later stages: its name in the archive, without `unsplit/`."""
     return member.removeprefix(f"{UNSPLIT}/")
 
 

@@ -1,7 +1,7 @@
-"""What there is to know of the images before anything is trained on them: sizes, gaps, duplicates, leaks, odd labels.
+"""Checks of the prepared images: sizes, missing classes, duplicates, leaks, equal images under two labels.
 
-A leak is an image of train or val that is in a later split (train, val, test) as well: with the same pixels once
-prepared, or similar by its perceptual hash. What the later split measures is then partly what was learnt by heart.
+A leak is an image of train or val that is in a later split (in the order train, val, test) as well: with the same
+pixels once prepared, or similar by its perceptual hash. The later split then measures memorization, too.
 """
 
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ import numpy as np
 from reprise.data.formats.packed import SPLITS
 from reprise.data.formats.raw import RawArchive, shown
 from reprise.data.prepare.duplicates import Twins, bits_of_similar, equal_images, similar_images
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, first
 
 NAMED = 3  # leaks in an error
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found in a raw archive's N images; every array is in the archive's order.
+    """Findings on a raw archive's N images; every array is in the archive's order.
 
     splits: 0, 1, 2 as in SPLITS, or -1 for an image that cannot be read. twins: by kind, before any leak was dropped.
     similar_bits: in how many of 128 similar images may differ, see `bits_of_similar`. dropped: {row: reason}.
@@ -43,7 +43,7 @@ class Findings:
         return {int(row): int(found[row]) for row in np.flatnonzero(found >= 0)}
 
     def relation(self, row: int, twin: int) -> str:
-        """Say in words what one image is to its twin."""
+        """Return the relation of an image to its twin, in words."""
         equal = bool((self.twins["equal"].rows[row] == twin).any())
         return f"{'same pixels as' if equal else 'similar to'} {shown(self.ids[twin])} ({SPLITS[self.splits[twin]]})"
 
@@ -65,7 +65,7 @@ class Findings:
         return [(self.archive.source.classes[label], SPLITS[split]) for label, split in np.argwhere(self.counts() == 0)]
 
     def metrics(self) -> dict[str, Any]:
-        """Return the facts as small numbers, in a fixed order.
+        """Return the numbers of metrics/data.json, in a fixed order.
 
         images, imbalance (most over fewest images of a class in train), missing: of what is left. width, height, twins:
         of all images that can be read. test_in_train: images of test with a twin in train; test: those with a twin in
@@ -74,7 +74,7 @@ class Findings:
         counts = self.counts()
         leaks = sum(self.splits[row] >= 0 for row in self.dropped)
         train = counts[:, 0]
-        facts: dict[str, Any] = {
+        numbers: dict[str, Any] = {
             "images": dict(zip(SPLITS, counts.sum(axis=0).tolist(), strict=True)),
             "classes": len(counts),
             "imbalance": round(float(train.max() / max(train.min(), 1)), 3),
@@ -84,7 +84,7 @@ class Findings:
             "dropped": {"corrupt": len(self.dropped) - int(leaks), "leaks": int(leaks)},
             "two_labels": {kind: len(self.two_labels(kind)) for kind in self.twins},
         }
-        return facts | {kind: self.shared(kind) for kind in self.twins}
+        return numbers | {kind: self.shared(kind) for kind in self.twins}
 
     def shared(self, kind: str) -> dict[str, int]:
         """Return how many images of a split have a twin in it, then how many of a later one in an earlier one."""
@@ -96,22 +96,16 @@ class Findings:
     def warnings(self) -> list[str]:
         """Return what a person should know before training, one line each."""
         lines = []
-        leaks = {row: twin for row, twin in self.leaks().items() if row not in self.dropped}
-        if leaks:
+        if leaks := [pair for pair in self.leaks().items() if pair[0] not in self.dropped]:
             lines.append(
                 f"{_images(len(leaks))} of train or val in a later split too, which flatters the result; the first: "
-                f"{self._named(leaks)[0]}; data.on_leak: drop leaves them out"
+                f"{self._named(*leaks[0])}; data.on_leak: drop leaves them out"
             )
-        if two := self.two_labels("equal"):
-            row, twin = next(iter(two.items()))
-            lines.append(
-                f"{_images(len(two))} under two labels, the first: {shown(self.ids[row])}, "
-                f"{self.relation(row, twin)}; correct the labels"
-            )
-        if missing := self.missing():
-            listed = ", ".join(f"{shown(name)} in {split}" for name, split in missing[:NAMED])
-            more = f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
-            lines.append(f"no images of class {listed}{more}")
+        if two := list(self.two_labels("equal").items()):
+            one = f"{shown(self.ids[two[0][0]])}, {self.relation(*two[0])}"
+            lines.append(f"{_images(len(two))} under two labels, the first: {one}; correct the labels")
+        if missing := [f"{shown(name)} in {split}" for name, split in self.missing()]:
+            lines.append(f"no images of class {first(missing, NAMED)}")
         return lines
 
     def treat_leaks(self, on_leak: Literal["error", "warn", "drop"]) -> None:
@@ -120,29 +114,23 @@ class Findings:
         if on_leak == "drop":
             self.dropped.update((row, self.relation(row, twin)) for row, twin in leaks.items())
         if on_leak == "error" and leaks:
-            more = f"; and {len(leaks) - NAMED:,} more" if len(leaks) > NAMED else ""
+            named = first([self._named(row, twin) for row, twin in leaks.items()], NAMED, "; ")
             raise UserError(
-                f"{_images(len(leaks))} of train or val in a later split too: {'; '.join(self._named(leaks))}{more}; "
-                "remove one of each pair, or set data.on_leak: drop (leaves out the one that is not in the later "
-                "split) or warn"
+                f"{_images(len(leaks))} of train or val in a later split too: {named}; remove one of each pair, or set "
+                "data.on_leak: drop (leaves out the one that is not in the later split) or warn"
             )
 
-    def _named(self, leaks: dict[int, int]) -> list[str]:
-        """Name the first leaks."""
-        first = list(leaks.items())[:NAMED]
-        return [
-            f"{shown(self.ids[row])} ({SPLITS[self.splits[row]]}), {self.relation(row, twin)}" for row, twin in first
-        ]
+    def _named(self, row: int, twin: int) -> str:
+        return f"{shown(self.ids[row])} ({SPLITS[self.splits[row]]}), {self.relation(row, twin)}"
 
 
 def check(archive: RawArchive, ids: list[str], splits: np.ndarray, labels: np.ndarray, seen: np.ndarray) -> Findings:
-    """Look for duplicates; seen: SIGNATURE (N,), see `Findings` for the others."""
+    """Find duplicates; seen: SIGNATURE (N,); for the others see `Findings`."""
     similar_bits = bits_of_similar(seen["hash"][splits >= 0], labels[splits >= 0])
     equal = equal_images(seen["digest"], splits)
     twins = {"equal": equal, "similar": similar_images(seen["hash"], splits, equal, similar_bits)}
-    return Findings(
-        archive, ids, splits, labels, np.stack([seen["width"], seen["height"]], axis=1), similar_bits, twins
-    )
+    sizes = np.stack([seen["width"], seen["height"]], axis=1)
+    return Findings(archive, ids, splits, labels, sizes, similar_bits, twins)
 
 
 def _extremes(values: np.ndarray) -> dict[str, int]:

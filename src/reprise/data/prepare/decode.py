@@ -1,6 +1,6 @@
-"""Encoded bytes in, uint8 pixels out; what is wrong with an image is said in a few words, never repaired silently.
+"""Decoding: encoded bytes to uint8 pixels; a bad image raises with the reason and is never repaired silently.
 
-The first frame of an animation and the first page of a TIFF count. Colour profiles are not applied.
+The first frame of an animation and the first page of a TIFF count. Color profiles are not applied.
 """
 
 import io
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from reprise.data.formats.packed import Resize
+from reprise.params.schema import Resize
 from reprise.runtime.errors import reason
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # no others: some start foreign programs
-GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
+GRAY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
 ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 89_478_485  # Pillow's own line: 256 MiB of RGB
 
@@ -25,25 +25,21 @@ class BadImageError(Exception):
     """An image that cannot be used; the message is the reason."""
 
 
-def is_grey(encoded: bytes) -> bool:
-    """Read only the header; return whether the image has no colour; a palette counts as one. Raises BadImageError."""
-    return _open(encoded).mode in GREY_MODES
+def is_gray(encoded: bytes) -> bool:
+    """Read only the header; return whether the image has no color; a palette counts as color. Raises BadImageError."""
+    return _open(encoded).mode in GRAY_MODES
 
 
-def decode(encoded: bytes, image_size: int, channels: int, resize: Resize = "stretch") -> np.ndarray:
-    """Decode, turn upright, convert and resize to (image_size, image_size, channels) uint8. Raises BadImageError.
-
-    Transparent images are laid over white; 16-bit grey keeps its upper 8 bits. Downscaling is antialiased (bilinear).
-    stretch: sides as they come; fit: the whole image, centred on black; crop: the largest square in the middle.
-    A JPEG many times too large is decoded at 1/2, 1/4 or 1/8, never below twice the target: several times faster.
-    """
-    return decode_with_size(encoded, image_size, channels, resize)[0]
-
-
-def decode_with_size(
+def decode(
     encoded: bytes, image_size: int, channels: int, resize: Resize = "stretch"
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return what `decode` does, and the image's own width and height, upright."""
+    """Decode, turn upright, convert and resize to (image_size, image_size, channels) uint8; return it and its size.
+
+    Transparent images are laid over white; 16-bit gray keeps its upper 8 bits. Downscaling is antialiased (bilinear).
+    stretch: sides as they come; fit: the whole image, centered on black; crop: the largest square in the middle.
+    A JPEG many times too large is decoded at 1/2, 1/4 or 1/8, never below twice the target: several times faster.
+    The size is (width, height) of the upright image in the file. Raises BadImageError.
+    """
     image = _open(encoded)
     width, height = image.size
     with _refused():

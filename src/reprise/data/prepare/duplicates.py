@@ -2,7 +2,7 @@
 
 Equal images are found by sorting, in N log N time. Similar ones are found by the sorted-neighborhood method (Hernandez
 and Stolfo, SIGMOD 1995): the hashes are sorted by ROUNDS different choices of their bits, and each is compared with the
-NEIGHBOURS that follow it. That takes ROUNDS sorts, ROUNDS * NEIGHBOURS * N comparisons and about 200 bytes of memory an
+NEIGHBORS that follow it. That takes ROUNDS sorts, ROUNDS * NEIGHBORS * N comparisons and about 200 bytes of memory an
 image. Among few images every similar pair is found; among many, a few of the pairs that differ most are missed.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 MOST_BITS = 18  # largest Hamming distance, of 128 bits: benchmarks/duplicates.py counts what it finds
 LEAST_ONES = 12  # a hash with fewer ones or fewer zeros is of an image without structure, such as a blank page
-ROUNDS, NEIGHBOURS = 32, 32
+ROUNDS, NEIGHBORS = 32, 32
 SAMPLE, CHUNK = 512, 1 << 16
 NONE = np.iinfo(np.int64).max
 
@@ -56,7 +56,7 @@ def similar_images(hashes: np.ndarray, splits: np.ndarray, equal: Twins, most_bi
     best = np.full((len(firsts), 3), NONE)  # (Hamming distance << 40) + row number, so that the minimum is the nearest
     for order in _orders(distinct):
         ordered = distinct[order]
-        for step in range(1, min(NEIGHBOURS, len(order) - 1) + 1):
+        for step in range(1, min(NEIGHBORS, len(order) - 1) + 1):
             bits = _bits_apart(ordered[step:], ordered[:-step])
             (near,) = np.nonzero(bits <= most_bits)
             one, other, apart = order[near], order[near + step], bits[near].astype(np.int64)[:, None] << 40
@@ -112,11 +112,7 @@ def _bits_apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def _groups(keys: np.ndarray) -> np.ndarray:
     """Number the different keys, uint64 (N, 2), from 0; return each image's number (N,)."""
-    order = np.lexsort(keys.T)
-    new = np.any(keys[order[1:]] != keys[order[:-1]], axis=1)
-    group = np.empty(len(keys), np.int64)
-    group[order] = np.concatenate([[0], np.cumsum(new)]) if len(keys) else order
-    return group
+    return np.unique(keys[:, ::-1], axis=0, return_inverse=True)[1].ravel()
 
 
 def _first_rows(group: np.ndarray, splits: np.ndarray) -> np.ndarray:

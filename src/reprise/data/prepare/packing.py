@@ -1,4 +1,4 @@
-"""The decoding itself: images of a raw archive into rows of packed arrays on disk, by processes, in little memory.
+"""Packing: decode a raw archive's images into rows of arrays on disk, by several processes, in little memory.
 
 The processes write disjoint rows, so the bytes do not depend on their number. Statistics are sums of integers, so
 neither order nor batches change a bit of them.
@@ -15,19 +15,22 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from reprise.data.formats.packed import Resize, Split
+from reprise.data.formats.packed import Split
 from reprise.data.formats.raw import Extent, RawArchive, read_images
-from reprise.data.prepare.decode import BadImageError, decode_with_size, is_grey
+from reprise.data.prepare.decode import BadImageError, decode, is_gray
 from reprise.data.prepare.signatures import SIGNATURE, signatures
 from reprise.data.prepare.workers import Map
+from reprise.params.schema import Resize
 from reprise.runtime.checksums import naming
 
+Shape = tuple[int, int, int]  # height, width, channels
+Rows = dict[Split, list[int]]  # of each split, by their position in the archive
 BATCH_IMAGES, BATCH_BYTES = 128, 8 << 20  # of a worker's task, at most
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A worker's task: images of one archive, and where their rows begin in the file of their split.
+    """A worker's task: images of one archive, and the offset in bytes of their rows in the file of their split.
 
     rows: each image's position in the archive. shape: (H, W, C) of each decoded image.
     """
@@ -35,36 +38,31 @@ class Batch:
     archive: Path
     rows: list[int]
     extents: list[Extent]
-    shape: tuple[int, int, int]
+    shape: Shape
     resize: Resize
     file: Path
     offset: int
 
 
-def all_grey(archive: RawArchive, map_tasks: Map) -> bool:
-    """Look at every readable header; the others are found, and listed, when their image is decoded."""
+def all_gray(archive: RawArchive, map_tasks: Map) -> bool:
+    """Return whether no readable image has color, by the headers; unreadable ones are listed when they are decoded."""
     extents = list(archive.members.values())
     tasks = [(archive.path, extents[start : start + BATCH_IMAGES]) for start in range(0, len(extents), BATCH_IMAGES)]
-    return all(map_tasks(_grey_batch, tasks))
+    return all(map_tasks(_gray_batch, tasks))
 
 
-def _grey_batch(task: tuple[Path, list[Extent]]) -> bool:
+def _gray_batch(task: tuple[Path, list[Extent]]) -> bool:
     for encoded in read_images(*task):
         with suppress(BadImageError):
-            if not is_grey(encoded):
+            if not is_gray(encoded):
                 return False
     return True
 
 
 def pack(
-    archive: RawArchive,
-    rows_of: dict[Split, list[int]],
-    shape: tuple[int, int, int],
-    resize: Resize,
-    destination: Path,
-    map_tasks: Map,
+    archive: RawArchive, rows_of: Rows, shape: Shape, resize: Resize, destination: Path, map_tasks: Map
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Write `{split}_images.npy` of every split; return training images' sums, signatures, {row: reason} of the bad.
+    """Write `{split}_images.npy` of every split; return training images' sums, signatures, {row: reason} of bad ones.
 
     A bad image's row is all zeros, which adds nothing to the sums. signatures: SIGNATURE (N,), in the archive's order.
     """
@@ -86,13 +84,11 @@ def pack(
 
 
 def images_file(folder: Path, split: Split) -> Path:
-    """Return where a split's images lie."""
+    """Return the path of a split's images."""
     return folder / f"{split}_images.npy"
 
 
-def _batches(
-    archive: RawArchive, rows: list[int], shape: tuple[int, int, int], resize: Resize, file: Path
-) -> Iterator[Batch]:
+def _batches(archive: RawArchive, rows: list[int], shape: Shape, resize: Resize, file: Path) -> Iterator[Batch]:
     """Create one split's array and cut its rows into tasks."""
     extents = list(archive.members.values())
     offset = _create_array(file, (len(rows), *shape))
@@ -105,7 +101,7 @@ def _batches(
 
 
 def _create_array(path: Path, shape: tuple[int, ...]) -> int:
-    """Create a uint8 array on disk, to be filled; return where its data begin. Raises OSError if there is no room."""
+    """Create a uint8 array on disk, to be filled; return the offset of its data. Raises OSError if there is no room."""
     header = _header(shape)
     with naming(path), path.open("wb") as file:
         file.write(header)
@@ -129,7 +125,7 @@ def _decode_batch(batch: Batch) -> tuple[np.ndarray, np.ndarray, dict[int, str]]
     bad = {}
     for position, encoded in enumerate(read_images(batch.archive, batch.extents)):
         try:
-            pixels, sizes[position] = decode_with_size(encoded, batch.shape[0], batch.shape[2], batch.resize)
+            pixels, sizes[position] = decode(encoded, batch.shape[0], batch.shape[2], batch.resize)
             images[position] = pixels
         except BadImageError as error:
             bad[batch.rows[position]] = str(error)
@@ -139,15 +135,11 @@ def _decode_batch(batch: Batch) -> tuple[np.ndarray, np.ndarray, dict[int, str]]
     return channel_sums(images), signatures(images, sizes), bad
 
 
-def leave_out(
-    destination: Path,
-    rows_of: dict[Split, list[int]],
-    shape: tuple[int, int, int],
-    dropped: Collection[int],
-    sums: np.ndarray,
-) -> tuple[dict[Split, list[int]], np.ndarray]:
-    """Take rows of the archive out of the packed arrays; return the rows and the training images' sums that remain."""
-    kept: dict[Split, list[int]] = {}
+def take_out(
+    destination: Path, rows_of: Rows, shape: Shape, dropped: Collection[int], sums: np.ndarray
+) -> tuple[Rows, np.ndarray]:
+    """Remove rows of the archive from the packed arrays; return the remaining rows and training images' sums."""
+    kept: Rows = {}
     for split, rows in rows_of.items():
         kept[split] = [row for row in rows if row not in dropped]
         if len(kept[split]) < len(rows):
@@ -157,7 +149,7 @@ def leave_out(
     return kept, sums
 
 
-def _compact(path: Path, shape: tuple[int, int, int], keep: np.ndarray) -> np.ndarray:
+def _compact(path: Path, shape: Shape, keep: np.ndarray) -> np.ndarray:
     """Keep these rows, bool (N,), of a packed array, in place, batch by batch; return the others' `channel_sums`."""
     removed = np.zeros((2, shape[2]), np.int64)
     row_bytes, header = math.prod(shape), _header((int(keep.sum()), *shape))

@@ -1,4 +1,4 @@
-"""From a raw archive to packed arrays: split, decode, convert, resize; integer statistics, no torch.
+"""Preparation: from a raw archive to packed arrays, split, decoded, converted, resized and checked, without torch.
 
 Several processes share the work and write disjoint rows, so the result does not depend on their number.
 """
@@ -15,12 +15,12 @@ import numpy as np
 from reprise.data.formats.packed import SPLITS, Metadata, Split
 from reprise.data.formats.raw import RawArchive, image_id, shown
 from reprise.data.prepare.checks import Findings, check
-from reprise.data.prepare.packing import all_grey, channel_statistics, leave_out, pack
+from reprise.data.prepare.packing import all_gray, channel_statistics, pack, take_out
 from reprise.data.prepare.splits import assign_splits, identify
 from reprise.data.prepare.workers import spread
 from reprise.params.schema import PrepareParams
 from reprise.runtime.checksums import file_sha256, naming, write_sealed
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, first
 
 LISTED = 50  # bad images named in an error; the rest are counted
 MANY_IMAGES, MANY_BYTES = 10_000, 32 << 20  # below both, one process is done before others have started
@@ -29,10 +29,10 @@ MANY_IMAGES, MANY_BYTES = 10_000, 32 << 20  # below both, one process is done be
 def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int = 1) -> tuple[Metadata, Findings]:
     """Decode, convert, resize, split and check the images of a raw folder; write packed arrays into the new folder.
 
-    Images that are dropped are listed in `dropped.json`; nothing else moves. What is odd is a line on stderr. workers:
-    processes, at most; the result does not depend on them. Raises UserError for fewer than two classes, a class with
-    fewer images than splits, a class that only the test split has, for images that cannot be read (all of them listed)
-    and for leaks, as `params` say, for an altered archive, and when memory runs out.
+    Dropped images are listed in `dropped.json`; warnings go to stderr. workers: the most processes to use; the result
+    does not depend on them. Raises UserError for fewer than two classes, a class with fewer images than splits, a class
+    that only the test split has, for unreadable images (all of them listed) and leaks, as `params` say, for an altered
+    archive, and when memory runs out.
     """
     archive = RawArchive(raw)
     given, class_names = archive.placed()
@@ -45,11 +45,16 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
 
     destination.mkdir()
     with spread(workers if _is_many(archive) else 1) as map_tasks:
-        depth = params.channels if params.channels != "auto" else 1 if all_grey(archive, map_tasks) else 3
+        depth = params.channels if params.channels != "auto" else 1 if all_gray(archive, map_tasks) else 3
         shape = (params.image_size, params.image_size, depth)
         sums, seen, bad = pack(archive, rows_of, shape, params.resize, destination, map_tasks)
     if bad and params.on_corrupt == "error":
-        raise UserError(_listed(bad, ids))
+        reasons = [f"{shown(ids[row])}: {reason}" for row, reason in bad.items()]
+        noun = "image" if len(bad) == 1 else "images"
+        raise UserError(
+            f"{len(bad)} {noun} cannot be read; replace or remove them, or set data.on_corrupt: drop:\n  "
+            + first(reasons, LISTED, "\n  ")
+        )
 
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.array([label_of[name] for name in class_names])
@@ -58,14 +63,14 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
     findings = check(archive, ids, placed, labels, seen)
     findings.dropped.update(bad)
     findings.treat_leaks(params.on_leak)
-    rows_of, sums = leave_out(destination, rows_of, shape, findings.dropped, sums)
+    rows_of, sums = take_out(destination, rows_of, shape, findings.dropped, sums)
     _check_training(rows_of, class_names, classes, findings.dropped)
     for split, rows in rows_of.items():
         _write_labels(destination / f"{split}_labels.npy", labels[rows])
         _write_json(destination / f"{split}_ids.json", [ids[row] for row in rows])
     dropped = sorted(findings.dropped.items())
-    facts = [{"id": ids[row], "split": splits[row], "reason": reason} for row, reason in dropped]
-    _write_json(destination / "dropped.json", facts)
+    left_out = [{"id": ids[row], "split": splits[row], "reason": reason} for row, reason in dropped]
+    _write_json(destination / "dropped.json", left_out)
     mean, std = channel_statistics(sums, len(rows_of["train"]) * params.image_size**2)
     placement = [f"{split} {ids[row]}" for row, split in enumerate(splits) if row not in findings.dropped]
     metadata = Metadata(
@@ -89,28 +94,20 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
 
 
 def _is_many(archive: RawArchive) -> bool:
-    """Say whether several processes are worth their start."""
-    members = archive.members.values()
-    return len(members) >= MANY_IMAGES or sum(extent.size for extent in members) >= MANY_BYTES
+    """Return whether several processes are worth their start."""
+    sizes = [extent.size for extent in archive.members.values()]
+    return len(sizes) >= MANY_IMAGES or sum(sizes) >= MANY_BYTES
 
 
 def _check_training(
     rows_of: dict[Split, list[int]], class_names: list[str], classes: list[str], dropped: Mapping[int, str]
 ) -> None:
-    """Refuse data of which the dropped images were all that a class had to train on, or all of a split."""
+    """Raise UserError if the dropped images were all training images of a class, or all images of a split."""
     trained = {class_names[row] for row in rows_of["train"]}
     lost = [f"class {name} in train" for name in classes if name not in trained]
     lost += [split for split, rows in rows_of.items() if not rows]
     if dropped and lost:
         raise UserError(f"with {len(dropped):,} images dropped, none is left of {', '.join(lost)}; add images")
-
-
-def _listed(bad: Mapping[int, str], ids: list[str]) -> str:
-    """Return the refusal of bad images, the first of them by name."""
-    more = f"\n  and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
-    listed = "\n  ".join([f"{shown(ids[row])}: {reason}" for row, reason in bad.items()][:LISTED])
-    noun = "image" if len(bad) == 1 else "images"
-    return f"{len(bad)} {noun} cannot be read; replace or remove them, or set data.on_corrupt: drop:\n  {listed}{more}"
 
 
 def _write_labels(path: Path, labels: np.ndarray) -> None:

@@ -1,9 +1,8 @@
-"""The findings as a page to read: Markdown and pictures; the same bytes every time.
+"""The data report: findings as a Markdown page and pictures; equal findings give equal bytes.
 
 The pictures are PNG without compression, whose bytes would depend on the version of zlib.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from reprise.data.formats.packed import SPLITS
-from reprise.data.formats.raw import shown
 from reprise.data.prepare.checks import Findings
 from reprise.data.prepare.decode import decode
 from reprise.data.prepare.duplicates import MOST_BITS
 from reprise.runtime.checksums import naming
+from reprise.runtime.markup import table, text
 
 SIDE, EXAMPLES = 48, 8  # pixels of a picture, pictures of a class
 CLASSES, PAIRS, ACROSS = 200, 48, 12  # classes with pictures; pairs drawn, in a row of them
@@ -28,11 +27,11 @@ def write_report(findings: Findings, folder: Path) -> None:
     leaks = list(findings.leaks().items())
     lines = [*_overview(findings), *_classes(findings, folder), *_duplicates(findings)]
     if leaks:
-        columns = leaks[:: -(-len(leaks) // PAIRS)]  # from all over the list
-        _save(
-            folder / "leaks.png",
-            [_column(findings, columns[start : start + ACROSS]) for start in range(0, len(columns), ACROSS)],
-        )
+        drawn = leaks[:: -(-len(leaks) // PAIRS)]  # from all over the list
+        strips = []  # each image above its twin
+        for start in range(0, len(drawn), ACROSS):
+            strips.append([_strip(findings, rows, ACROSS) for rows in zip(*drawn[start : start + ACROSS], strict=True)])
+        _save(folder / "leaks.png", [np.concatenate(strip) for strip in strips])
         lines += ["", "## Images in two splits", "", "![each image above its twin](leaks.png)", ""]
         lines += _pairs(findings, leaks)
     for kind in ("equal", "similar"):
@@ -40,31 +39,30 @@ def write_report(findings: Findings, folder: Path) -> None:
             lines += ["", f"## {kind.capitalize()} images under two labels", "", *_pairs(findings, two)]
     if findings.dropped:
         lines += ["", "## Left out", "", "All of them are listed in `data/processed/dropped.json`.", ""]
-        listed = [f"{_text(findings.ids[row])}: {_text(reason)}" for row, reason in sorted(findings.dropped.items())]
-        lines += _bullets(listed)
+        dropped = sorted(findings.dropped.items())
+        lines += _bullets([f"{text(findings.ids[row])}: {text(reason)}" for row, reason in dropped])
     path = folder / "report.md"
     with naming(path):
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _overview(findings: Findings) -> list[str]:
-    facts = findings.metrics()
-    counts = findings.counts()
+    metrics = findings.metrics()
+    images, dropped = metrics["images"], metrics["dropped"]
     sizes = [
-        f"{side} {facts[side]['min']:,} to {facts[side]['max']:,}, median {facts[side]['median']:,}"
+        f"{side} {metrics[side]['min']:,} to {metrics[side]['max']:,}, median {metrics[side]['median']:,}"
         for side in ("width", "height")
     ]
-    dropped = facts["dropped"]
-    lines = [
-        f"# Data: {_text(findings.archive.source.name)}",
+    return [
+        f"# Data: {text(findings.archive.source.name)}",
         "",
-        f"- {counts.sum():,} images in {len(counts):,} classes: "
-        + ", ".join(f"{count:,} {split}" for split, count in zip(SPLITS, counts.sum(axis=0), strict=True)),
+        f"- {sum(images.values()):,} images in {metrics['classes']:,} classes: "
+        + ", ".join(f"{count:,} {split}" for split, count in images.items()),
         f"- sizes in pixels: {'; '.join(sizes)}",
         f"- left out: {dropped['corrupt']:,} that cannot be read, {dropped['leaks']:,} that a later split has too",
-        f"- imbalance: the largest class of train has {facts['imbalance']:g} times the images of the smallest",
+        f"- imbalance: the largest class of train has {metrics['imbalance']:g} times the images of the smallest",
+        *(f"- no images of class {text(name)} in {split}" for name, split in findings.missing()[:LISTED]),
     ]
-    return lines + [f"- no images of class {_text(name)} in {split}" for name, split in findings.missing()[:LISTED]]
 
 
 def _classes(findings: Findings, folder: Path) -> list[str]:
@@ -76,28 +74,24 @@ def _classes(findings: Findings, folder: Path) -> list[str]:
         picture = ""
         if label < CLASSES:
             (rows,) = np.nonzero(kept & (findings.labels == label))
-            chosen = rows[
-                np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).astype(np.int64))
-            ]  # from all over the class
-            file = f"class_{label}.png"
-            _save(folder / file, [_strip(findings, chosen, EXAMPLES)])
-            picture = f"![examples]({file})"
-        lines.append(f"| {_text(name)} | {counts[0]:,} | {counts[1]:,} | {counts[2]:,} | {picture} |")
+            chosen = np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).astype(np.int64))  # from all over the class
+            picture = f"![examples](class_{label}.png)"
+            _save(folder / f"class_{label}.png", [_strip(findings, rows[chosen], EXAMPLES)])
+        lines.append(f"| {text(name)} | {counts[0]:,} | {counts[1]:,} | {counts[2]:,} | {picture} |")
     return lines
 
 
 def _duplicates(findings: Findings) -> list[str]:
-    lines = ["", "## Duplicates", "", "| images | equal | similar |", "| --- | ---: | ---: |"]
-    shared = {kind: findings.shared(kind) for kind in findings.twins}
-    for key in shared["equal"]:
+    equal, similar = findings.shared("equal"), findings.shared("similar")
+    rows = []
+    for key in equal:
         later, _, earlier = key.partition("_in_")
-        what = f"of {later}, also in {earlier}" if earlier else f"of {later}, more than once"
-        lines.append(f"| {what} | {shared['equal'][key]:,} | {shared['similar'][key]:,} |")
-    lines += ["", "Equal: the same pixels once prepared. Counted before any was left out."]
+        images = f"of {later}, also in {earlier}" if earlier else f"of {later}, more than once"
+        rows.append([images, f"{equal[key]:,}", f"{similar[key]:,}"])
     bits = findings.similar_bits
-    lines.append(
-        f"Similar: at most {bits} of 128 bits of the perceptual hash differ." if bits >= 0 else "Similar: not told."
-    )
+    similar_is = f"at most {bits} of 128 bits of the perceptual hash differ" if bits >= 0 else "not told"
+    lines = ["", "## Duplicates", "", table(["images", "equal", "similar"], rows), ""]
+    lines += ["Equal: the same pixels once prepared. Counted before any was left out.", f"Similar: {similar_is}."]
     if bits < MOST_BITS:
         lines.append(
             f"That is fewer than the usual {MOST_BITS}, because these images resemble one another, by nature (as "
@@ -107,27 +101,13 @@ def _duplicates(findings: Findings) -> list[str]:
 
 
 def _pairs(findings: Findings, pairs: Sequence[tuple[int, int]]) -> list[str]:
-    listed = [
-        f"{_text(findings.ids[row])} ({SPLITS[findings.splits[row]]}): {_text(findings.relation(row, twin))}"
-        for row, twin in pairs
-    ]
-    return _bullets(listed)
+    ids, splits = findings.ids, findings.splits
+    return _bullets([f"{text(ids[a])} ({SPLITS[splits[a]]}): {text(findings.relation(a, b))}" for a, b in pairs])
 
 
 def _bullets(lines: Sequence[str]) -> list[str]:
     more = [f"- and {len(lines) - LISTED:,} more"] if len(lines) > LISTED else []
     return [*(f"- {line}" for line in lines[:LISTED]), *more]
-
-
-def _text(name: str) -> str:
-    """Return a name as one line in which nothing is Markdown."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", shown(name))
-
-
-def _column(findings: Findings, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return pairs side by side, each image above its twin."""
-    rows, twins = zip(*pairs, strict=True)
-    return np.concatenate([_strip(findings, rows, ACROSS), _strip(findings, twins, ACROSS)])
 
 
 def _strip(findings: Findings, rows: Iterable[int], places: int) -> np.ndarray:
@@ -136,7 +116,7 @@ def _strip(findings: Findings, rows: Iterable[int], places: int) -> np.ndarray:
     strip = np.full((SIDE, places * (SIDE + 2), 3), 255, np.uint8)
     for place, row in enumerate(rows):
         left = place * (SIDE + 2)
-        strip[:, left : left + SIDE] = decode(findings.archive.read(members[row]), SIDE, 3, "fit")
+        strip[:, left : left + SIDE] = decode(findings.archive.read(members[row]), SIDE, 3, "fit")[0]
     return strip
 
 

@@ -1,4 +1,4 @@
-"""What is kept of each image while it is packed, to find equal and similar ones later: 40 bytes, not its pixels."""
+"""Signatures of packed images, 40 bytes each, by which equal and similar ones are found without their pixels."""
 
 import hashlib
 
@@ -22,19 +22,19 @@ def signatures(images: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def difference_hash(images: np.ndarray) -> np.ndarray:
     """Return the difference hash, uint64 (N, 2), of images (N, H, W, C) uint8.
 
-    The grey image is averaged over 8 x 9 cells; 64 bits say whether each cell is brighter than its left neighbour, and
+    The gray image is averaged over 8 x 9 cells; 64 bits say whether each cell is brighter than its left neighbor, and
     64 more, over 9 x 8 cells, than its upper one (dHash, N. Krawetz, 2013, in both directions). Compared in integers,
     so the bits are the same on every machine; contrast and brightness do not matter, compression little.
     """
-    grey = images.sum(axis=3, dtype=np.int64)
-    bits = [_brighter(grey), _brighter(grey.transpose(0, 2, 1))]
+    gray = images.sum(axis=3, dtype=np.int64)
+    bits = [_brighter(gray), _brighter(gray.transpose(0, 2, 1))]
     return np.packbits(np.concatenate(bits, axis=1), axis=1).view("<u8")
 
 
-def _brighter(grey: np.ndarray) -> np.ndarray:
-    """Return bool (N, 64): which of 8 x 9 cells of grey images (N, H, W) is brighter than the one to its left."""
-    tops = np.arange(GRID) * grey.shape[1] // GRID
-    edges = np.arange(GRID + 2) * grey.shape[2] // (GRID + 1)
+def _brighter(gray: np.ndarray) -> np.ndarray:
+    """Return bool (N, 64): which of 8 x 9 cells of gray images (N, H, W) is brighter than the one to its left."""
+    tops = np.arange(GRID) * gray.shape[1] // GRID
+    edges = np.arange(GRID + 2) * gray.shape[2] // (GRID + 1)
     widths = np.maximum(np.diff(edges), 1)
-    cells = np.add.reduceat(np.add.reduceat(grey, tops, axis=1), edges[:-1], axis=2)
-    return (cells[:, :, 1:] * widths[:-1] > cells[:, :, :-1] * widths[1:]).reshape(len(grey), -1)
+    cells = np.add.reduceat(np.add.reduceat(gray, tops, axis=1), edges[:-1], axis=2)
+    return (cells[:, :, 1:] * widths[:-1] > cells[:, :, :-1] * widths[1:]).reshape(len(gray), -1)

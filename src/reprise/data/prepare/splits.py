@@ -1,9 +1,9 @@
-"""Which image trains, which validates, which tests: decided by a hash of the seed and what the image is.
+"""Splits: a hash of the seed and an image's identity decides whether it trains, validates or tests.
 
-An image is its content, or its group, where groups are asked for. Each one's place follows from its own hash alone, so
-images that are added move no others, and neither names, nor the order of the files, nor the platform play a part; equal
+Its identity is its content or, where groups are asked for, its group. Each one's split follows from its own hash alone,
+so added images move no others, and neither names, nor the order of the files, nor the platform play a part; equal
 images, and all images of a group, land together. Only a class so small that its hashes leave a split without it borrows
-images from another split; such a class, and what shares its groups, can see moves when images are added.
+images from another split; in such a class, and what shares its groups, added images can cause moves.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from reprise.runtime.errors import UserError
 
 
 def identify(archive: RawArchive, group: str | None = None) -> list[str]:
-    """Return what decides each image's place: its content or, with `group`, its group.
+    """Return each image's identity, which decides its split: its content or, with `group`, its group.
 
     group: a column of the source's table, or a regular expression whose first group (or whole match) in the image's
     path is meant. Raises UserError, with its name, for an image that has no group, and for a group in two of the
@@ -73,12 +73,13 @@ def assign_splits(
         if split == pool:
             classes_of[identity].add(class_name)
     ranks = {identity: _uniform(params.seed, identity) for identity in classes_of}
+    ranked = dict(sorted(classes_of.items(), key=lambda item: (ranks[item[0]], item[0])))
     shares = {split: params.test_fraction if split == "test" else params.val_fraction for split in missing}
     if params.folds is None:
         splits = {identity: _by_share(rank, shares) for identity, rank in ranks.items()}
     else:
         splits = {identity: _by_fold(rank, shares, params.folds, params.fold) for identity, rank in ranks.items()}
-    _give_each_class_one(splits, classes_of, sorted(set(class_names)), [*missing, "train"], ranks)
+    _give_each_class_one(splits, ranked, sorted(set(class_names)), [*missing, "train"])
     return [
         splits[identity] if split == pool else cast(Split, split)
         for identity, split in zip(identities, given, strict=True)
@@ -111,19 +112,15 @@ def _by_fold(rank: float, shares: dict[Split, float], folds: int, fold: int) -> 
 
 
 def _give_each_class_one(
-    splits: dict[str, Split],
-    classes_of: dict[str, set[str]],
-    classes: list[str],
-    needed: list[Split],
-    ranks: dict[str, float],
+    splits: dict[str, Split], classes_of: dict[str, set[str]], classes: list[str], needed: list[Split]
 ) -> None:
-    """Move the lowest-ranked identities into splits where a class has none, out of splits that can spare them.
+    """Move the first identities of `classes_of` into splits where a class has none, out of splits that can spare them.
 
     Training spares first, so that a fold keeps the images that it holds out while training has others.
     """
     members: dict[str, list[str]] = defaultdict(list)
-    for identity in sorted(classes_of, key=lambda identity: (ranks[identity], identity)):
-        for class_name in classes_of[identity]:
+    for identity, names in classes_of.items():
+        for class_name in names:
             members[class_name].append(identity)
     short = [f"{name} ({len(members[name])})" for name in classes if len(members[name]) < len(needed)]
     if short:

@@ -1,4 +1,4 @@
-"""Several processes for one job, with the same result as one; none of them outlives its parent.
+"""Worker processes that share one job, with the same result as one process; none of them outlives its parent.
 
 Each worker holds the reading end of a pipe whose writing end only the parent has. When the parent closes it, on an
 error, or dies, even by kill -9, the worker sees the end of the pipe and exits.
@@ -13,29 +13,21 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Protocol, TypeVar
+from typing import Any
 
 from reprise.runtime.errors import UserError
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]  # as the builtin `map` with one iterable
 MOST = 8
 WAY_OUT = "close other programs, or use fewer processes: `taskset -c 0 dvc repro` uses one"
 
 
-class Map(Protocol):
-    """The builtin `map` with one iterable; with several processes the function must be one of a module."""
-
-    def __call__(self, function: Callable[[Task], Result], tasks: Iterable[Task], /) -> Iterator[Result]:
-        """Return the results in the order of the tasks."""
-
-
 @contextmanager
 def spread(workers: int) -> Iterator[Map]:
-    """Yield a `map` over this many processes, at most MOST; 1 is this very one. On an error the workers end at once.
+    """Yield a `map` over this many processes, at most MOST; 1 means this process. On an error the workers end at once.
 
-    Workers import the main script: it needs its `if __name__ == "__main__"`. Raises UserError if a worker is killed or
-    memory runs out, and whatever the function raises.
+    The function must belong to a module. Workers import the main script, which needs its `if __name__ == "__main__"`.
+    Raises UserError if a worker is killed or memory runs out, and whatever the function raises.
     """
     try:
         if workers == 1:
@@ -68,10 +60,9 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _tie_to_parent(pipe: Connection) -> None:
+    def exit_with_parent() -> None:
+        pipe.poll(None)  # nothing is ever sent: this returns when the writing end is gone
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    threading.Thread(target=_exit_with_parent, args=(pipe,), daemon=True).start()
-
-
-def _exit_with_parent(pipe: Connection) -> None:
-    pipe.poll(None)  # nothing is ever sent: this returns when the writing end is gone
-    os._exit(1)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
