@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ PRIVATE = {
 }
 
 
+@cache
 def imported_modules(path: Path) -> set[str]:
     """Return the files of the library that a file imports anywhere, lazily too, relative to the root."""
     names = set()
