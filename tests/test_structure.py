@@ -48,7 +48,7 @@ def imported_modules(path: Path) -> set[str]:
 
 def import_closure(path: Path) -> set[str]:
     closure: set[str] = set()
-    todo = imported_modules(path)
+    todo = set(imported_modules(path))
     while todo:
         module = todo.pop()
         closure.add(module)
