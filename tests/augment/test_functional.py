@@ -29,7 +29,7 @@ def of_bytes(change):
 
 FACTORS = torch.tensor([0.1, 0.6, 1.0, 1.4, 1.9, 0.0])
 # name: amounts of the six images, the amount that changes nothing, torchvision's function
-COLOURS = {
+COLORS = {
     "brightness": (FACTORS, 1.0, tv.adjust_brightness),
     "contrast": (FACTORS, 1.0, tv.adjust_contrast),
     "saturation": (FACTORS, 1.0, tv.adjust_saturation),
@@ -46,10 +46,10 @@ def number(amount):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", COLOURS)
-def test_a_change_of_colours_is_torchvisions(name, channels):
+@pytest.mark.parametrize("name", COLORS)
+def test_a_change_of_colors_is_torchvisions(name, channels):
     images = pictures(channels)
-    amounts, _, reference = COLOURS[name]
+    amounts, _, reference = COLORS[name]
     before = images.clone()
     result = getattr(transforms, name)(images, amounts)
     expected = torch.stack([reference(image, number(amount)) for image, amount in zip(images, amounts, strict=True)])
@@ -73,17 +73,17 @@ def test_a_stretch_of_levels_is_torchvisions(name, channels):
     assert result.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("name", COLOURS)
-def test_no_change_of_colours_at_the_neutral_amount(name):
+@pytest.mark.parametrize("name", COLORS)
+def test_no_change_of_colors_at_the_neutral_amount(name):
     images = pictures()
-    neutral = torch.full((len(images),), COLOURS[name][1])
+    neutral = torch.full((len(images),), COLORS[name][1])
     assert_close(getattr(transforms, name)(images, neutral), images, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", [*COLOURS, *UNCONDITIONAL])
+@pytest.mark.parametrize("name", [*COLORS, *UNCONDITIONAL])
 def test_what_happens_to_an_image_does_not_depend_on_the_others(name):
     images, change = pictures(), getattr(transforms, name)
-    amounts = (COLOURS[name][0],) if name in COLOURS else ()
+    amounts = (COLORS[name][0],) if name in COLORS else ()
     together = change(images, *amounts)
     for row in range(len(images)):
         alone = change(images[row : row + 1], *(amount[row : row + 1] for amount in amounts))

@@ -11,7 +11,7 @@ from reprise.training.module import LitClassifier
 
 @pytest.mark.parametrize(
     ("part", "owner", "name", "share"),
-    [("forward", LitClassifier, "learn", 0.0), ("optimiser", torch.optim.AdamW, "step", 1.0)],
+    [("forward", LitClassifier, "learn", 0.0), ("optimizer", torch.optim.AdamW, "step", 1.0)],
 )
 def test_the_time_goes_where_it_was_spent(part, owner, name, share, digits, tiny_params, monkeypatch):
     clock = [0.0]
@@ -66,8 +66,8 @@ def test_accumulated_batches_share_a_step_in_training_and_bare_loop(overrides, d
     monkeypatch.setattr("reprise.diagnostics.profile.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     params = tiny_params(*overrides)
     measured = profile(digits, params.model, params.train, steps=60)
-    assert 0 < measured.parts["optimiser"] <= 0.125
-    assert sum(measured.parts.values()) == measured.parts["optimiser"]
+    assert 0 < measured.parts["optimizer"] <= 0.125
+    assert sum(measured.parts.values()) == measured.parts["optimizer"]
     assert measured.share == 1
 
 

@@ -226,8 +226,8 @@ def test_predictions_are_made_in_fp32_channels_last_inference_mode_with_one_shap
             return super().forward(x)
 
     split = numbered(10)
-    coloured = replace(split, images=split.images.repeat(3, axis=3))
-    predict(Watched().train(), EvalBatches(coloured, metadata(channels=3), 4), "cpu")
+    color = replace(split, images=split.images.repeat(3, axis=3))
+    predict(Watched().train(), EvalBatches(color, metadata(channels=3), 4), "cpu")
     assert seen == {((4, 3, 4, 4), torch.float32, True, True, False)}
 
 

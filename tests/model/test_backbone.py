@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from reprise.model.artifact import ModelCard, Preprocessing, Training, load_card
-from reprise.model.backbone import TIMMBackbone, adapt, create_network, load_model, save_model
+from reprise.model.backbone import TIMMBackbone, adapt, create_network, find_pretrained, load_model, save_model
 from reprise.params.schema import ModelParams
 from reprise.runtime.checksums import file_sha256, read_sealed, write_sealed
 from reprise.runtime.errors import UserError
@@ -122,7 +122,7 @@ def test_no_network_for_pretrained_weights_says_what_to_do(monkeypatch, tmp_path
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"cannot get the weights of test_resnet .* set model\.pretrained: false"):
-        create_network(params(pretrained=True), facts(), 0)
+        find_pretrained(params(pretrained=True), None)
 
 
 def test_a_model_without_pretrained_weights_says_so():

@@ -16,7 +16,7 @@ from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from reprise.data.formats.packed import PackedSplit, load_metadata
-from reprise.loader.batches import TrainBatches
+from reprise.loader.batches import Process, TrainBatches
 from reprise.params.resolve import rank, resolve_precision
 from reprise.runtime.errors import UserError
 from reprise.runtime.signals import StopSignals
@@ -224,7 +224,7 @@ def test_no_batch_waits_for_the_gpu_and_all_are_those_of_the_cpu(changes, digits
     sizes = {} if changes.get("policy") else {"image_sizes": [12]}
     made = {}
     for device in ("cpu", "cuda"):
-        batches = TrainBatches(split, metadata, batch_params(16, augmentation(**changes)), device, **sizes)
+        batches = TrainBatches(split, metadata, batch_params(16, augmentation(**changes)), Process(device), **sizes)
         for mode in ("default", "error") if device == "cuda" else ():  # the first time, libraries are loaded
             torch.cuda.set_sync_debug_mode(mode)
             try:
@@ -254,7 +254,8 @@ def test_a_resumed_state_goes_where_the_module_is(tiny_params):
     lit = lit_classifier(torch.nn.Linear(2, 2), 2, params, 10).to("meta")  # stands in for a GPU
     optimizer = torch.optim.SGD(lit.parameters(), momentum=0.9)
     state["optimizer"] = optimizer.state_dict()
-    resumption = Resumption(None, params.checkpoint_every, None, None, StopSignals(), (Position(0, 5, 5), state))
+    resumption = Resumption(None, params.checkpoint_every, None, None, StopSignals(), None, None)
+    resumption.resumed = Position(0, 5, 5), state
     resumption.on_train_epoch_start(
         SimpleNamespace(is_global_zero=True, world_size=1, optimizers=[optimizer], lr_scheduler_configs=[]), lit
     )

@@ -122,7 +122,8 @@ def history_of(*epochs, average=None, **options):
 
     Each epoch's weights are its number, the averaged ones its tenfold.
     """
-    best = BestEpoch(SimpleNamespace(epoch_ended=lambda *arguments: None), average=average, **options)
+    params = SimpleNamespace(**{"select": "val_accuracy", "early_stopping": None, "freeze_epochs": 0} | options)
+    best = BestEpoch(SimpleNamespace(epoch_ended=lambda *arguments: None), params, average)
     net = nn.Linear(1, 1, bias=False)
     for number, values in enumerate(epochs):
         nn.init.constant_(net.weight, number + 1)
@@ -154,12 +155,12 @@ def test_the_weights_of_a_best_epoch_in_the_middle_are_kept():
 def test_training_stops_when_no_epoch_has_been_better_for_as_long_as_patience_lasts():
     epochs = [(0.5, 1.0), (0.9, 0.5), (0.8, 0.4), (0.9, 0.5), (0.95, 0.1)]
     assert len(history_of(*epochs).history) == 5
-    assert len(history_of(*epochs, patience=3).history) == 5
-    stopped = history_of(*epochs, patience=2)
+    assert len(history_of(*epochs, early_stopping=3).history) == 5
+    stopped = history_of(*epochs, early_stopping=2)
     assert (len(stopped.history), stopped.epoch) == (4, 2)
-    assert len(history_of(*epochs, patience=1, select="val_loss").history) == 4
+    assert len(history_of(*epochs, early_stopping=1, select="val_loss").history) == 4
     worse = [(0.5, 1.0), (0.4, 1.0), (0.3, 1.0), (0.2, 1.0)]
-    assert [len(history_of(*worse, patience=1, freeze_epochs=frozen).history) for frozen in (0, 2)] == [2, 3]
+    assert [len(history_of(*worse, early_stopping=1, freeze_epochs=frozen).history) for frozen in (0, 2)] == [2, 3]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,9 @@ def write_predictions(
     path: Path, classes: list[str], ids: list[str], labels: list[int], probabilities: np.ndarray
 ) -> None:
     """Write ids (N), labels (N) by index and probabilities (N, classes), of 6 digits each."""
-    rows = zip(ids, labels, probabilities.argmax(axis=1).tolist(), probabilities.tolist(), strict=True)
-    header = [*COLUMNS, *(f"p({name})" for name in classes)]
-    write_csv(
-        path, header, [[i, classes[label], classes[guess], *(f"{p:.6g}" for p in row)] for i, label, guess, row in rows]
-    )
+    images = zip(ids, labels, probabilities.argmax(axis=1).tolist(), probabilities.tolist(), strict=True)
+    rows = ([i, classes[label], classes[guess], *(f"{p:.6g}" for p in row)] for i, label, guess, row in images)
+    write_csv(path, [*COLUMNS, *(f"p({name})" for name in classes)], rows)
 
 
 def read_predictions(content: str) -> Predictions:
@@ -44,9 +43,8 @@ def read_predictions(content: str) -> Predictions:
     return Predictions(classes, ids, np.array(labels, dtype=object), np.array(predicted, dtype=object), probabilities)
 
 
-def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+def write_csv(path: Path, header: list[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a table, whatever the names of classes and files hold."""
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows([header, *rows])

@@ -61,7 +61,10 @@ class Origin(BaseModel):
 
 
 class Training(BaseModel):
-    """How the weights were trained; start: None: from random ones; averaged: they are the average of `train.ema`."""
+    """How the weights were trained.
+
+    start: the pretrained weights it began with, None for random ones; averaged: they are the average of `train.ema`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -91,13 +94,13 @@ class ModelCard(BaseModel):
     record: Record | None = None
 
 
-def load_card(facts: Path) -> ModelCard:
+def load_card(path: Path) -> ModelCard:
     """Read the JSON file of a model. Raises UserError if it is missing, altered or not a model's."""
     try:
-        return ModelCard.model_validate(read_sealed(facts))
+        return ModelCard.model_validate(read_sealed(path))
     except FileNotFoundError:
-        raise UserError(f"{facts}: no model there; run `dvc repro train` or `python src/train.py`") from None
+        raise UserError(f"{path}: no model there; run `dvc repro train` or `python src/train.py`") from None
     except ValidationError as error:
-        raise UserError(f"{facts}: not a model's description ({error.error_count()} wrong entries)") from None
+        raise UserError(f"{path}: not a model's description ({error.error_count()} wrong entries)") from None
     except ValueError as error:
         raise UserError(f"{error}; run `dvc checkout` or train it again") from None

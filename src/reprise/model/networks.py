@@ -126,8 +126,8 @@ class Decorrelated(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        colour, line = cosines(channels), cosines(2)
-        transform = torch.einsum("ac,by,dx->abdcyx", colour, line, line).reshape(4 * channels, channels, 2, 2)
+        color, line = cosines(channels), cosines(2)
+        transform = torch.einsum("ac,by,dx->abdcyx", color, line, line).reshape(4 * channels, channels, 2, 2)
         self.register_buffer("transform", transform.float(), persistent=False)
         self.norm = nn.BatchNorm2d(4 * channels, affine=False)
 
@@ -181,15 +181,12 @@ def convolution(before: int, after: int, kernel: int = 3, stride: int = 1, pool:
     )
 
 
-def _cfg(**facts: Any) -> dict[str, Any]:
-    return {"num_classes": 10, "classifier": "fc", **facts}
-
-
+HEAD = {"num_classes": 10, "classifier": "fc"}
 default_cfgs = generate_default_cfgs(  # the name that timm looks for
     {
-        "mlp": _cfg(input_size=(1, 28, 28), fixed_input_size=True, first_conv="features.1"),
-        "digits_cnn": _cfg(input_size=(1, 28, 28), first_conv="features.0.0"),
-        "resnet8": _cfg(input_size=(3, 32, 32)),
+        "mlp": {**HEAD, "input_size": (1, 28, 28), "fixed_input_size": True, "first_conv": "features.1"},
+        "digits_cnn": {**HEAD, "input_size": (1, 28, 28), "first_conv": "features.0.0"},
+        "resnet8": {**HEAD, "input_size": (3, 32, 32)},
     }
 )
 

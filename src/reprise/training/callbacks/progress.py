@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 import torch
@@ -12,17 +13,18 @@ from tqdm import tqdm
 from reprise.training.steps import BatchObserver
 
 
+@dataclass(eq=False)
 class Progress(BatchObserver):
     """Epoch, loss, validation accuracy and images/s, on the screen only: the rate is written nowhere.
 
-    The loss is read from the device when the bar is redrawn, five times a second, not at every step.
+    batch_size: images of a step, of all processes; steps: of an epoch. The loss is read from the device when the bar is
+    redrawn, five times a second, not at every step.
     """
 
-    def __init__(self, batch_size: int, steps: int, stream: TextIO | None = None) -> None:
-        self.batch_size = batch_size
-        self.steps = steps  # in an epoch
-        self.stream = stream or sys.stderr
-        self.val_acc = ""
+    batch_size: int
+    steps: int
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    val_acc: str = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Open the bar, over all images of all epochs, at what is done already."""
