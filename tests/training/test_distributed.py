@@ -134,13 +134,6 @@ def test_two_processes_train_as_one_with_two_accumulated_batches(run, undisturbe
     assert "Warning" not in said
 
 
-def test_two_tasks_of_slurm_train_to_the_same_bits(run, undisturbed):
-    first, second, out = run("slurm", *TWO, tasks=srun())
-    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert read(out) == undisturbed[0]
-    assert second.stderr == ""
-
-
 def stopped(task, signum):
     """Say whether a process has ended as a signal ends one: the shell's exit code, one line, no error."""
     last = f"stopped by {signum.name}; run the same command again"
@@ -149,7 +142,9 @@ def stopped(task, signum):
 
 
 @pytest.mark.parametrize(
-    ("signum", "who"), [(signal.SIGTERM, "0"), (signal.SIGTERM, "1"), (signal.SIGINT, "group")], ids=str
+    ("signum", "who"),
+    [(signal.SIGTERM, "1"), (signal.SIGINT, "group"), pytest.param(signal.SIGTERM, "0", marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_a_signal_to_any_process_stops_all_with_a_checkpoint(signum, who, run):
     first, out = run(f"{signum.name} {who}", *TWO, event=f"{signum.name} {who} 5")
@@ -158,7 +153,7 @@ def test_a_signal_to_any_process_stops_all_with_a_checkpoint(signum, who, run):
     assert not list(out.glob("*.*"))
 
 
-def test_what_slurm_preempts_goes_on_to_the_same_bits(run, undisturbed):
+def test_tasks_of_slurm_that_are_preempted_go_on_to_the_same_bits(run, undisturbed):
     first, second, out = run("preempted", *TWO, event="SIGTERM each 5", tasks=srun())
     assert stopped(first, signal.SIGTERM), (first.returncode, first.stderr)
     assert (second.returncode, second.stderr) == (143, "")
@@ -166,6 +161,7 @@ def test_what_slurm_preempts_goes_on_to_the_same_bits(run, undisturbed):
     first, second, out = run("preempted", *TWO, tasks=srun())
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert first.stderr.count("continuing in epoch 1, step 17") == 1
+    assert second.stderr == ""
     assert read(out) == undisturbed[0]
 
 
@@ -201,6 +197,7 @@ def test_a_process_that_dies_ends_the_training_which_goes_on_under_torchrun_to_t
     assert read(again) == read(out)
 
 
+@pytest.mark.slow
 def test_the_pipeline_starts_the_processes_and_the_first_publishes(reproduced):
     reproduced.set("train.devices=2")
     done = reproduced.run("dvc", "repro", "train")

@@ -5,6 +5,7 @@ Transforms and strengths are torchvision's defaults for RandAugment (Cubuk et al
 sheared about their center and that strength 0 changes nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +27,7 @@ class Policy:
     """How many transforms an image gets, the range of strengths, and what full strength means for each kind.
 
     weakest, strongest: steps of 30, both inclusive. shear: slope; rotate: degrees; enhance: deviation from factor 1;
-    posterize: bits lost; translate: share of the image's side; translate_pixels: pixels, where translate is 0.
+    posterize: bits lost; translate: share of the image's side, by that in pixels.
     """
 
     changes: int
@@ -36,13 +37,14 @@ class Policy:
     rotate: float
     enhance: float
     posterize: int
-    translate: float = 0.0
-    translate_pixels: int = 0
+    translate: Callable[[int], float]
 
 
 POLICIES: dict[Literal["randaugment", "trivialaugment"], Policy] = {
-    "randaugment": Policy(2, 9, 9, shear=0.3, rotate=30, enhance=0.9, posterize=4, translate=150 / 331),
-    "trivialaugment": Policy(1, 0, 30, shear=0.99, rotate=135, enhance=0.99, posterize=6, translate_pixels=32),
+    "randaugment": Policy(2, 9, 9, shear=0.3, rotate=30, enhance=0.9, posterize=4, translate=lambda side: 150 / 331),
+    "trivialaugment": Policy(
+        1, 0, 30, shear=0.99, rotate=135, enhance=0.99, posterize=6, translate=lambda side: 32 / side
+    ),
 }
 
 
@@ -84,7 +86,7 @@ def change(images: Tensor, drawn: Tensor, strength: Tensor, policy: Policy) -> T
 def _theta(drawn: Tensor, strength: Tensor, policy: Policy, width: int) -> Tensor:
     """Return theta (N, 2, 3) for `functional.affine`; each image has one of the five geometric transforms."""
     shear_x, shear_y, shift_x, shift_y, turn = (strength * (drawn == CHANGES.index(name)) for name in GEOMETRIC)
-    translate = policy.translate or policy.translate_pixels / width
+    translate = policy.translate(width)
     angle, one = torch.deg2rad(turn * policy.rotate), torch.ones_like(strength)
     theta = transforms.turn_zoom_shift(angle, one, shift_x * translate, shift_y * translate)
     theta[:, 0, 1] += shear_x * policy.shear

@@ -199,7 +199,8 @@ def summarize(
     predicted = probabilities.argmax(dim=1)
     confusion = torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
     images, claims, found = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diag()
-    scores = [_share(found, claims), _share(found, images), _share(2 * found, images + claims)]
+    shares = (found, claims), (found, images), (2 * found, images + claims)
+    scores = [part.double() / whole for part, whole in shares]  # NaN where the whole is 0
     occurring = [images + claims > 0, images > 0, images + claims > 0]
     macro = [score.nan_to_num()[counted].mean() for score, counted in zip(scores, occurring, strict=True)]
     metrics: dict[str, float | int | None] = {
@@ -219,11 +220,6 @@ def summarize(
     per_class = zip(card.classes, images.tolist(), *scores, strict=True)
     rows = [ClassRow(name, count, *map(_rounded, its_scores)) for name, count, *its_scores in per_class]
     return Evaluation(card.classes, split.ids, labels, probabilities, metrics, rows, confusion)
-
-
-def _share(part: Tensor, whole: Tensor) -> Tensor:
-    """Return part / whole, float64 (N,); NaN where whole is 0."""
-    return part.double() / whole
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:

@@ -33,7 +33,9 @@ from reprise.params.schema import ModelParams
 from reprise.runtime.checksums import file_sha256, write_sealed
 from reprise.runtime.errors import UserError, nearest, reason
 
-UNTRACKED = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}  # of timm.create_model
+# arguments of timm.create_model that are no part of model.kwargs
+DECIDED = {"num_classes", "in_chans", "pretrained", "model_name"}
+UNTRACKED = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 
 class TIMMBackbone(nn.Module):
@@ -85,14 +87,9 @@ def adapt(params: ModelParams, metadata: Metadata, pretrained: PretrainedWeights
     """
     check_name(params.name)
     kwargs = dict(params.kwargs)
-    decided = {"num_classes", "in_chans", "pretrained", "model_name"} & set(kwargs)
-    if decided:
-        raise UserError(f"model.kwargs.{min(decided)}: set by the data or another parameter; remove it")
-    if untracked := UNTRACKED & set(kwargs):
-        raise UserError(
-            f"model.name = {params.name}: model.kwargs.{min(untracked)} would bring weights that nothing records; "
-            "remove it"
-        )
+    for names, why in ((DECIDED, "set by the data or another parameter"), (UNTRACKED, "it brings untracked weights")):
+        if refused := names & set(kwargs):
+            raise UserError(f"model.name = {params.name}: model.kwargs.{min(refused)}: {why}; remove it")
     size = params.image_size
     if size == "auto":
         size = (pretrained.image_size if pretrained else None) or metadata.image_size

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 class SmallNetwork(nn.Module):
     """Base class: features, dropout and a linear classifier `fc`, with timm's interface (`reset_classifier`, ...)."""
 
-    def __init__(self, features: nn.Module, num_features: int, num_classes: int, drop_rate: float) -> None:
+    def __init__(self, features: nn.Module, num_features: int, num_classes: int = 10, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.num_features = self.head_hidden_size = num_features
         self.drop_rate = drop_rate
@@ -53,41 +53,28 @@ class SmallNetwork(nn.Module):
 
 
 class MLP(SmallNetwork):
-    """Multilayer perceptron on the pixels; hidden: the widths of its hidden layers."""
+    """Multilayer perceptron on the pixels; hidden: the widths of its hidden layers; head: as of `SmallNetwork`."""
 
     def __init__(
-        self,
-        num_classes: int = 10,
-        in_chans: int = 1,
-        img_size: int | tuple[int, int] = 28,
-        hidden: Sequence[int] = (256, 128),
-        drop_rate: float = 0.0,
+        self, in_chans: int = 1, img_size: int | tuple[int, int] = 28, hidden: Sequence[int] = (256, 128), **head: Any
     ) -> None:
         widths = [in_chans * math.prod(to_2tuple(img_size)), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for before, after in itertools.pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
-        super().__init__(nn.Sequential(*layers), widths[-1], num_classes, drop_rate)
+        super().__init__(nn.Sequential(*layers), widths[-1], **head)
 
 
 class ConvNet(SmallNetwork):
     """Convolution, batch norm and ReLU for each (channels, kernel, stride) of `layers`, then global average pooling."""
 
-    def __init__(
-        self,
-        layers: Sequence[tuple[int, int, int]],
-        num_classes: int = 10,
-        in_chans: int = 3,
-        drop_rate: float = 0.0,
-    ) -> None:
+    def __init__(self, layers: Sequence[tuple[int, int, int]], in_chans: int = 3, **head: Any) -> None:
         widths = [in_chans, *(width for width, _, _ in layers)]
         parts = [
             convolution(before, after, kernel, stride)
             for before, (after, kernel, stride) in zip(widths, layers, strict=False)
         ]
-        super().__init__(
-            nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()), widths[-1], num_classes, drop_rate
-        )
+        super().__init__(nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()), widths[-1], **head)
 
 
 class ResNet8(SmallNetwork):
@@ -98,20 +85,14 @@ class ResNet8(SmallNetwork):
     identity, pooling before the norm, and features scaled down, so that the classifier's first logits are small.
     """
 
-    def __init__(
-        self,
-        num_classes: int = 10,
-        in_chans: int = 3,
-        widths: Sequence[int] = (64, 128, 256),
-        drop_rate: float = 0.0,
-    ) -> None:
+    def __init__(self, in_chans: int = 3, widths: Sequence[int] = (64, 128, 256), **head: Any) -> None:
         steps: list[nn.Module] = []
         for before, after in itertools.pairwise([4 * in_chans, *widths]):
             steps += [convolution(before, after, pool=2), Residual(convolution(after, after))]
         for convolved in (layer for step in steps for layer in step.modules() if isinstance(layer, nn.Conv2d)):
             nn.init.dirac_(convolved.weight.data[: convolved.in_channels])
         features = nn.Sequential(Decorrelated(in_chans), *steps, nn.AdaptiveMaxPool2d(1), nn.Flatten(), Scaled(0.15))
-        super().__init__(features, widths[-1], num_classes, drop_rate)
+        super().__init__(features, widths[-1], **head)
 
 
 class Decorrelated(nn.Module):

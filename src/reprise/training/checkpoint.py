@@ -165,7 +165,7 @@ class Resumption(BatchObserver, Checkpoint):
         """Take the signals back from Lightning, whose handler of SIGTERM would end in exit code 0."""
         self.signals.listen()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Load the state before the first step; save it between two epochs, where the schedule has moved too."""
         if self.resumed is not None:
             _, state = self.resumed
@@ -173,14 +173,12 @@ class Resumption(BatchObserver, Checkpoint):
             # metrics keep a tensor as it is given to them, on whatever device that is
             pl_module.load_state_dict({name: value.to(pl_module.device) for name, value in state["module"].items()})
             if not trainer.is_global_zero:  # the first has what all of them had counted
-                restored: Any = pl_module
-                restored.train_metrics.counts.zero_()
-                restored.train_metrics.loss.zero_()
+                pl_module.train_metrics.reset()
             trainer.optimizers[0].load_state_dict(state["optimizer"])
             for config, scheduler in zip(trainer.lr_scheduler_configs, state["schedulers"], strict=True):
                 config.scheduler.load_state_dict(scheduler)
         elif trainer.current_epoch > 0:
-            self._between_epochs(trainer, pl_module, trainer.current_epoch)
+            self._between_epochs(trainer, pl_module, self.every.epochs)
 
     def after_batch(self, trainer: Trainer, pl_module: Any, loss: Tensor, batch_idx: int) -> None:
         """Save in the middle of an epoch if it is time or a signal came."""
@@ -192,34 +190,30 @@ class Resumption(BatchObserver, Checkpoint):
             return
         if several and step // pl_module.accumulate % self.STEPS:
             return
-        due, signum = self._agreed(trainer, self._minutes_are_over())
-        if due:
-            pl_module.train_metrics.merge(onto_first=True)
-            self._save(trainer, pl_module, trainer.current_epoch, step, signum)
+        self._save_if(self._minutes_are_over(), trainer, pl_module, step)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save what is trained, for it is not published yet and may be refused."""
-        self._between_epochs(trainer, pl_module, trainer.current_epoch, over=True)
+        self._between_epochs(trainer, pl_module, 1, at_once=True)
 
-    def _between_epochs(self, trainer: Trainer, pl_module: LightningModule, epoch: int, over: bool = False) -> None:
-        due = epoch - self.saved_epoch >= (1 if over else self.every.epochs)
-        due = due and (over or time.monotonic() - self.saved_at >= self.cost / SHARE)
-        due, signum = self._agreed(trainer, due or self._minutes_are_over())
-        if due:
-            self._save(trainer, pl_module, epoch, 0, signum)
-
-    def _agreed(self, trainer: Trainer, due: bool) -> tuple[bool, int]:
-        """Return whether to save, for which the first process's time counts, and any one's signal to stop, or 0."""
-        signum = self.signals.received or 0
-        if trainer.world_size > 1:
-            wanted = torch.tensor([due and trainer.is_global_zero, signum], device=trainer.strategy.root_device)
-            due, signum = trainer.strategy.reduce(wanted, reduce_op="max").tolist()
-        return bool(due or signum), signum
+    def _between_epochs(self, trainer: Trainer, pl_module: Any, every: int, at_once: bool = False) -> None:
+        at_once = at_once or time.monotonic() - self.saved_at >= self.cost / SHARE
+        due = trainer.current_epoch - self.saved_epoch >= every and at_once
+        self._save_if(due or self._minutes_are_over(), trainer, pl_module, 0)
 
     def _minutes_are_over(self) -> bool:
         return time.monotonic() - self.saved_at >= 60 * self.every.minutes
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule, epoch: int, step: int, signum: int) -> None:
+    def _save_if(self, due: bool, trainer: Trainer, pl_module: Any, step: int) -> None:
+        """Save if the first process finds it due, or if a signal has come to any; then stop at the signal."""
+        signum = self.signals.received or 0
+        if trainer.world_size > 1:
+            wanted = torch.tensor([due and trainer.is_global_zero, signum], device=trainer.strategy.root_device)
+            due, signum = trainer.strategy.reduce(wanted, reduce_op="max").tolist()
+        if not due and not signum:
+            return
+        if step:
+            pl_module.train_metrics.merge(onto_first=True)
         started = time.monotonic()
         if trainer.is_global_zero:
             self.losses.check(trainer)
@@ -232,8 +226,8 @@ class Resumption(BatchObserver, Checkpoint):
                 "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
                 "best": self.best.state_dict(),
             }
-            self.checkpoints.save(state, Position(epoch, step, trainer.global_step))
-        self.saved_epoch, self.saved_at = epoch, time.monotonic()
+            self.checkpoints.save(state, Position(trainer.current_epoch, step, trainer.global_step))
+        self.saved_epoch, self.saved_at = trainer.current_epoch, time.monotonic()
         self.cost = self.saved_at - started
         if signum:
             trainer.strategy.barrier()  # who starts the processes ends them all as soon as one has ended

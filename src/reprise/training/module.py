@@ -94,9 +94,13 @@ class EpochMetrics(nn.Module):
         self.merge()
         right, labelled, _ = self.counts.sum(dim=1)
         loss, accuracy = self.loss * LOSS_UNIT / labelled, right / labelled
+        self.reset()
+        return loss.float(), accuracy
+
+    def reset(self) -> None:
+        """Begin anew with what is counted."""
         self.counts.zero_()
         self.loss.zero_()
-        return loss.float(), accuracy
 
 
 class LitClassifier(LightningModule):
@@ -218,13 +222,8 @@ class LitClassifier(LightningModule):
         optimizer = self.optimizer(self.parameters())
         if self.scheduler is None:
             return {"optimizer": optimizer}
-        schedule = {
-            "scheduler": self.scheduler(optimizer),
-            "monitor": self.hparams["monitor"],
-            "interval": self.hparams["interval"],
-            "frequency": 1,
-        }
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        watched = {name: self.hparams[name] for name in ("monitor", "interval")}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), **watched}}
 
 
 class MNISTLitModule(LitClassifier):

@@ -43,9 +43,10 @@ def orthogonal(gradient: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 timm.optim.muon.zeropower_via_newtonschulz = orthogonal  # type: ignore[assignment]  # Muon has no argument for it
 
 
-def create_optimizer(network: nn.Module, params: TrainParams) -> Optimizer:
+def create_optimizer(network: nn.Module, params: TrainParams, parameters: object = None) -> Optimizer:
     """Return the optimizer for a timm model (or any module), fused where torch has that.
 
+    parameters: those of the network, which `LitClassifier` hands over; names and layers decide the groups instead.
     Raises UserError for a name that timm does not know, cannot make here, or that refuses `optimizer_kwargs`.
     """
     kind = _check(params.optimizer, params.reproducible)

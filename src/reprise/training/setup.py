@@ -3,12 +3,10 @@
 One place for `train` and the checks before it, so that they look at what will be trained.
 """
 
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 from torch import nn
-from torch.optim import Optimizer
 
 from reprise.data.formats.packed import Unaltered, load_metadata, load_split
 from reprise.loader.batches import EvalBatches, Process, TrainBatches, class_weights, growing_sizes
@@ -74,7 +72,7 @@ def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps:
     return ChunkedClassifier(
         net,
         num_classes,
-        optimizer=partial(_optimizer_of, net.model if isinstance(net, TIMMBackbone) else net, params),
+        optimizer=partial(create_optimizer, net.model if isinstance(net, TIMMBackbone) else net, params),
         scheduler=partial(create_schedule, params=params, steps=updates) if params.schedule != "none" else None,
         interval="epoch" if params.schedule == "plateau" else "step",
         label_smoothing=params.label_smoothing,
@@ -83,8 +81,3 @@ def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps:
         accumulate=params.accumulate,
         clip_grad=params.clip_grad,
     )
-
-
-def _optimizer_of(model: nn.Module, params: TrainParams, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """Return the optimizer of the timm model, whose names and layers decide the groups; parameters: the same ones."""
-    return create_optimizer(model, params)
