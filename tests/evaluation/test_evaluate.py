@@ -242,13 +242,6 @@ def test_the_files_say_what_was_measured(measured, tmp_path):
         assert row["predicted"] == "abc"[max(range(3), key=lambda k, p=probabilities: p[k])]
 
 
-def test_the_table_shows_every_metric_on_its_own_line(measured):
-    *_, result = measured
-    lines = result.table().splitlines()
-    assert [line.split()[0] for line in lines] == list(result.metrics)
-    assert len({len(line) for line in lines}) == 1  # aligned
-
-
 def answered(labels, predicted, classes=("ant", "bee", "emu\n")):
     """Return the evaluation of a model that is 90 % sure of each prediction."""
     network, architecture = create_network(params(), facts(), 0)

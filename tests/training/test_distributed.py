@@ -15,46 +15,9 @@ import pytest
 from reprise.params.resolve import rank
 from reprise.runtime.errors import UserError
 from reprise.training.distributed import slurm_environment
-from tests.conftest import ROOT, TINY
+from tests.conftest import TINY
+from tests.training.processes import SCRIPT, environment
 
-SCRIPT = """
-import os, signal, sys
-from pathlib import Path
-from reprise.runtime.errors import one_line_errors
-from reprise.params.load import load_params
-from reprise.params.resolve import rank
-from reprise.runtime.environment import after_torch, before_torch
-from reprise.runtime.atomic import publishing
-
-with one_line_errors():
-    root, data, out, event, *overrides = sys.argv[1:]
-    params = load_params(Path(root) / "params.yaml", overrides)
-    number = rank(params.train)
-    before_torch(params.train.threads, params.train.reproducible)
-    from reprise.training.train import Options, train
-    from lightning import Callback
-    after_torch(params.train.threads, params.train.reproducible)
-
-    class Event(Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            what, who, step = event.split()
-            if trainer.global_step != int(step):
-                return
-            if what == "exit" and who == str(number):
-                os._exit(3)
-            if what.startswith("SIG") and who in (str(number), "each"):
-                os.kill(os.getpid(), signal.Signals[what])
-            if who == "group" and number == 0:
-                os.killpg(0, signal.Signals[what])
-
-    out = Path(out)
-    options = Options(callbacks=[Event()], rank=number)
-    result = train(Path(data), params.model, params.train, out / "scratch", options=options)
-    if number == 0:
-        names = ("model.safetensors", "model.json", "train.json", "history.csv")
-        with publishing(*(out / name for name in names)) as files:
-            result.save(*files)
-"""
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 # no layer here knows its batch, so two processes and two accumulated batches differ by rounding alone
 PLAIN = [
@@ -91,10 +54,9 @@ def run(digits, tmp_path_factory):
     def start(name, *overrides, event="none 0 -1", launcher=(sys.executable,), tasks=({},)):
         out = folder / name
         out.mkdir(exist_ok=True)
-        command = [*launcher, str(script), str(ROOT), str(digits), str(out), event, *PLAIN, *overrides]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        command = [*launcher, str(script), str(digits), str(out), event, *PLAIN, *overrides]
         started = [
-            subprocess.Popen(command, env=environment | task, stderr=PIPE, text=True, start_new_session=True)
+            subprocess.Popen(command, env=environment(**task), stderr=PIPE, text=True, start_new_session=True)
             for task in tasks
         ]
         try:
@@ -166,12 +128,9 @@ def test_tasks_of_slurm_that_are_preempted_go_on_to_the_same_bits(run, undisturb
 
 
 def test_a_signal_ends_the_wait_for_a_task_that_never_comes(digits, tmp_path):
-    script = tmp_path / "training.py"
-    script.write_text(SCRIPT)
     alone = srun()[0]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), **alone}
-    command = [sys.executable, script, ROOT, digits, tmp_path, "none 0 -1", *PLAIN, *TWO]
-    process = subprocess.Popen(command, env=environment, stderr=PIPE, text=True)
+    command = [sys.executable, "-c", SCRIPT, digits, tmp_path, "none 0 -1", *PLAIN, *TWO]
+    process = subprocess.Popen(command, env=environment(**alone), stderr=PIPE, text=True)
     listening = f":{int(alone['MASTER_PORT']):04X} "
     while listening not in Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text():
         assert process.poll() is None, process.stderr.read()
@@ -224,7 +183,7 @@ def test_contradictions_are_one_line(tiny_params, overrides, message):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "environment", "expected"),
+    ("overrides", "launcher", "expected"),
     [
         ([], {"LOCAL_RANK": "1"}, 0),  # a training of its own
         (["train.devices=2"], {"LOCAL_RANK": "1"}, 1),
@@ -234,30 +193,30 @@ def test_contradictions_are_one_line(tiny_params, overrides, message):
         (["train.devices=2"], {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "1"}, 1),
     ],
 )
-def test_the_rank_is_what_the_launcher_says(tiny_params, launched, overrides, environment, expected):
-    launched(environment)
+def test_the_rank_is_what_the_launcher_says(tiny_params, launched, overrides, launcher, expected):
+    launched(launcher)
     assert rank(tiny_params(*overrides).train) == expected
 
 
 @pytest.mark.parametrize(
-    ("overrides", "environment"),
+    ("overrides", "launcher", "said"),
     [
-        ([], {"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}),  # not two trainings side by side
-        (["train.devices=2"], {"SLURM_NTASKS": "4"}),
-        (["train.devices=2"], {"SLURM_NTASKS": "1"}),
-        (["train.devices=2"], {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2"}),
-        (["train.devices=2"], {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": None}),
+        ([], SLURM | {"SLURM_PROCID": "1"}, "--ntasks-per-node=1, or"),  # not two trainings side by side
+        (TWO, SLURM | {"SLURM_NTASKS": "4"}, "--ntasks-per-node=2, or"),
+        (TWO, SLURM | {"SLURM_NTASKS": "1"}, "--ntasks-per-node=2, or"),
+        (TWO, SLURM | {"SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2"}, "--ntasks-per-node=2, or"),
+        (TWO, SLURM | {"SLURM_NTASKS_PER_NODE": None}, "--ntasks-per-node=2, or"),
+        ([], {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"}, r"train\.devices \* train\.num_nodes = 1"),
     ],
 )
-def test_slurm_and_the_params_agree_on_the_tasks(tiny_params, launched, overrides, environment):
-    launched(SLURM | environment)
-    params = tiny_params(*overrides).train
-    with pytest.raises(UserError, match=rf"^SLURM has started \d tasks .* --ntasks-per-node={params.devices}, or .*$"):
-        rank(params)
+def test_the_launcher_and_the_params_agree_on_the_processes(tiny_params, launched, overrides, launcher, said):
+    launched(launcher)
+    with pytest.raises(UserError, match=rf"^(SLURM|torchrun) has started \d (tasks|processes).* {said}"):
+        rank(tiny_params(*overrides).train)
 
 
 @pytest.mark.parametrize(
-    ("environment", "managed"),
+    ("launcher", "managed"),
     [
         ({}, False),
         (SLURM, True),
@@ -265,17 +224,11 @@ def test_slurm_and_the_params_agree_on_the_tasks(tiny_params, launched, override
         (SLURM | {"TORCHELASTIC_RUN_ID": "x"}, False),
     ],
 )
-def test_tasks_of_slurm_are_lightnings_without_its_requeueing(launched, environment, managed):
-    launched(environment)
+def test_tasks_of_slurm_are_lightnings_without_its_requeueing(launched, launcher, managed):
+    launched(launcher)
     found = slurm_environment()
     assert (found is not None) == managed
     assert not managed or not found.auto_requeue
-
-
-def test_torchrun_and_the_params_agree_on_the_number_of_processes(tiny_params, launched):
-    launched({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"})
-    with pytest.raises(UserError, match=r"started 2 processes, but train\.devices \* train\.num_nodes = 1"):
-        rank(tiny_params().train)
 
 
 SPAWNING = """
@@ -306,6 +259,5 @@ if __name__ == "__main__":  # the processes import this file
 def test_spawned_processes_train_the_mnist_module(tmp_path):
     script = tmp_path / "spawning.py"
     script.write_text(SPAWNING)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, script], env=environment(), capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["trained"]), done.stderr

@@ -4,7 +4,6 @@ The first tests need a GPU and are skipped, visibly, where there is none; the ot
 """
 
 import json
-import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -26,68 +25,19 @@ from reprise.training.distributed import ddp_strategy, processes
 from reprise.training.setup import lit_classifier
 from reprise.training.steps import BatchObserver
 from reprise.training.train import Options, StatelessDropout, train
-from tests.conftest import ROOT, TINY, augmentation, batch_params
+from tests.conftest import TINY, augmentation, batch_params
+from tests.training.processes import SCRIPT, environment
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0"}
 SLURM = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2", "SLURM_NODEID": "1"}
 
-# with a step to crash at, the first process ends there with exit code 3
-TRAIN = """
-import os, sys
-from pathlib import Path
-from reprise.params.load import load_params
-from reprise.runtime.environment import after_torch, before_torch
 
-params = load_params("params.yaml", sys.argv[4:])
-before_torch(params.train.threads, params.train.reproducible)
-from reprise.training.train import StatelessDropout, train
-
-after_torch(params.train.threads, params.train.reproducible)
-from reprise.training import module as classifier
-from reprise.training import cuda_graphs as graphs
-from reprise.training import steps
-
-exec(os.environ.get("PATCH", ""))
-untouched_record = graphs.record
-
-
-def counted_record(*passes):
-    replays = untouched_record(*passes)
-    print("recorded", file=sys.stderr)
-    return replays
-
-
-graphs.record = counted_record
-processed, out, crash_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-untouched = StatelessDropout.before_batch
-
-
-def crash(self, trainer, *args):
-    if trainer.global_step == crash_at:
-        os._exit(3)
-    untouched(self, trainer, *args)
-
-
-StatelessDropout.before_batch = crash
-out.mkdir(exist_ok=True)
-result = train(processed, params.model, params.train, out / "scratch")
-result.save(*(out / name for name in ("model.safetensors", "model.json", "train.json", "history.csv")))
-result.discard_checkpoints()
-"""
-
-
-def trained(processed, out, *overrides, crash_at=-1, exit_code=0, **environment):
+def trained(processed, out, *overrides, crash_at=-1, exit_code=0, **changes):
     """Train in a process of its own; return what it wrote, by name, and what it said."""
-    overrides = [*TINY, "model.kwargs.drop_rate=0.3", *overrides]
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
-    done = subprocess.run(
-        [sys.executable, "-c", TRAIN, processed, out, str(crash_at), *overrides],
-        cwd=ROOT,
-        env=inherited | {"PYTHONPATH": str(ROOT / "src")} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    out.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", SCRIPT, processed, out, f"exit 0 {crash_at}"]
+    command += [*TINY, "model.kwargs.drop_rate=0.3", *overrides]
+    done = subprocess.run(command, env=environment(**changes), capture_output=True, text=True, timeout=300)
     assert done.returncode == exit_code, done.stderr[-3000:]
     return {path.name: path.read_bytes() for path in out.glob("*.*")}, done.stderr
 
@@ -288,7 +238,7 @@ def test_precision_auto_is_bf16_where_a_gpu_computes_in_it(precision, reproducib
 
 
 @pytest.mark.parametrize(
-    ("overrides", "environment", "gpu"),
+    ("overrides", "launcher", "gpu"),
     [
         (["train.devices=2"], {"LOCAL_RANK": "1"}, 1),
         (["train.devices=auto"], {"LOCAL_RANK": "1"}, 1),
@@ -305,9 +255,9 @@ def test_precision_auto_is_bf16_where_a_gpu_computes_in_it(precision, reproducib
     ],
 )
 def test_rank_and_gpu_of_a_process_are_those_that_lightning_gives_it(
-    overrides, environment, gpu, tiny_params, launched, two_gpus, monkeypatch
+    overrides, launcher, gpu, tiny_params, launched, two_gpus, monkeypatch
 ):
-    launched(environment)
+    launched(launcher)
     monkeypatch.setattr(rank_zero_only, "rank", 0)  # Lightning changes it
     params = tiny_params(*overrides).train
     devices = processes(params, "cuda")
@@ -320,14 +270,14 @@ def test_rank_and_gpu_of_a_process_are_those_that_lightning_gives_it(
 
 
 @pytest.mark.parametrize(
-    ("devices", "environment", "message"),
+    ("devices", "launcher", "message"),
     [
         ("3", {}, "train.devices = 3: there are 2 GPUs; choose at most that"),
         ("auto", TORCHRUN | {"WORLD_SIZE": "4"}, "torchrun has started 4 processes, but .* = 2 . 1; make them equal"),
     ],
 )
-def test_more_processes_than_gpus_are_one_line(devices, environment, message, tiny_params, launched, two_gpus):
-    launched(environment)
+def test_more_processes_than_gpus_are_one_line(devices, launcher, message, tiny_params, launched, two_gpus):
+    launched(launcher)
     with pytest.raises(UserError, match=f"^{message}$"):
         processes(tiny_params(f"train.devices={devices}").train, "cuda")
     assert two_gpus == []
