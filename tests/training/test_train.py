@@ -226,9 +226,9 @@ def test_a_rare_class_weighs_more_in_the_training_loss_alone(digits, tiny_params
     assert modules[0].plain_criterion.weight is None
 
 
-def test_one_image_a_batch_is_refused_for_a_network_that_normalises_over_it(digits, tiny_params):
+def test_one_image_a_batch_is_refused_for_a_network_that_normalizes_over_it(digits, tiny_params):
     params = tiny_params("train.batch_size=1")
-    with pytest.raises(UserError, match=r"train\.batch_size = 1: test_resnet normalises over the batch"):
+    with pytest.raises(UserError, match=r"train\.batch_size = 1: test_resnet normalizes over the batch"):
         train(digits, params.model, params.train)
 
 

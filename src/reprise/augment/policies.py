@@ -62,7 +62,7 @@ def apply_policy(images: Tensor, policy: Policy, generator: torch.Generator) -> 
 
 
 def change(images: Tensor, drawn: Tensor, strength: Tensor, policy: Policy) -> Tensor:
-    """Apply to each image one transform at a strength.
+    """Apply one transform to each image, at a strength of its own.
 
     drawn: index into CHANGES, (N,); strength: (N,) in -1..1, of which transforms without a direction take the
     magnitude. Both are on the CPU, so that no GPU has to be waited for to learn which images drew what.

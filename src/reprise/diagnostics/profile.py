@@ -78,7 +78,7 @@ class Profile:
 def profile(
     processed: Path, model: ModelParams, params: TrainParams, weights: Path | None = None, steps: int = 300
 ) -> Profile:
-    """Train for about so many batches with the given params, keep nothing, and return where the time went.
+    """Train for about `steps` batches with the given params, discard the result, and return the time of each part.
 
     weights: the path of `model.weights`. Raises what `train` raises.
     """

@@ -86,7 +86,7 @@ class Evaluation:
 
 
 def shown(value: float | int | None) -> str:
-    """Format a metric for people."""
+    """Format a metric for a table: 4 decimals, thousands separated, or none."""
     return "none" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 

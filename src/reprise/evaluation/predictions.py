@@ -1,4 +1,4 @@
-"""predictions.csv: what a model said of each test image, by name; read and written here, without torch."""
+"""predictions.csv: label, predicted class and probabilities of each test image; writer and reader, without torch."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ COLUMNS = ["id", "label", "predicted"]  # and p(CLASS) of each class
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of N images: ids (N), labels and predicted (N,) by name, probabilities (N, classes)."""
+    """Predictions for N images: N ids; labels and predicted, class names (N,); probabilities, float64 (N, classes)."""
 
     classes: list[str]
     ids: list[str]
@@ -33,7 +33,7 @@ def write_predictions(
 
 
 def read_predictions(content: str) -> Predictions:
-    """Return what a file says, by its text. Raises ValueError if this version has not written it."""
+    """Parse the text of such a file. Raises ValueError if this version has not written it."""
     header, *rows = csv.reader(io.StringIO(content, newline=""))
     classes = [name[2:-1] for name in header[3:]]
     ids, labels, predicted = ([row[column] for row in rows if len(row) == len(header)] for column in range(3))
@@ -44,7 +44,7 @@ def read_predictions(content: str) -> Predictions:
 
 
 def write_csv(path: Path, header: list[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table, whatever the names of classes and files hold."""
+    """Write a table; names of classes and files may hold any character, bytes that are no UTF-8 too."""
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([header, *rows])

@@ -161,7 +161,7 @@ class TrainBatches:
         return self.begin[1] if epoch == self.begin[0] else 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

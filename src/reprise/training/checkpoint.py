@@ -1,4 +1,4 @@
-"""A training that is killed goes on from its last checkpoint and ends in the bits of an uninterrupted run.
+"""A training that is killed resumes from its last checkpoint and ends in the bits of an uninterrupted run.
 
 Checkpoints live in a scratch folder under a key of everything that decides the bits (`Provenance.key`), so a run with
 other params, data, code or terms never finds them. Each is a file of its own with a checksum inside, published whole;
@@ -72,7 +72,7 @@ class Checkpoints:
                 lock.release()
 
     def save(self, state: dict[str, Any], position: Position) -> None:
-        """Write the state of a position durably; then let go of all but the newest two."""
+        """Write the state of a position durably; then remove all but the newest GENERATIONS."""
         buffer = io.BytesIO()
         torch.save({"position": vars(position), **state}, buffer)
         payload = buffer.getbuffer()

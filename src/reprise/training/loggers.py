@@ -16,7 +16,7 @@ from reprise.runtime.errors import UserError
 
 
 def create_loggers(names: Iterable[LoggerName], folder: Path, run: str) -> list[Logger]:
-    """Return a logger for each name, with its files in `folder/NAME`; run: what a service shows of it.
+    """Return a logger for each name, with its files in `folder/NAME`; run: the name that a service shows.
 
     Raises UserError, with the command that installs it, for one that is not installed.
     """
@@ -60,5 +60,5 @@ class LearningRate(Callback):
     """Logs the largest learning rate at the end of each epoch, beside the losses."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log lr."""
+        """Log the rate as `lr`."""
         pl_module.log("lr", max(group["lr"] for group in trainer.optimizers[0].param_groups))

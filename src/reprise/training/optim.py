@@ -2,7 +2,7 @@
 
 Norms and biases are never decayed. Each parameter group carries a learning rate of its own, which every schedule
 scales: lower for earlier layers (`layer_decay`) and for everything but the classifier (`backbone_lr`).
-timm's Muon is made to orthogonalise in fp32 on CPUs: one without bf16 takes 4 to 32 times as long in bf16.
+timm's Muon is made to orthogonalize in fp32 on CPUs: one without bf16 takes 4 to 32 times as long in bf16.
 """
 
 import inspect
@@ -149,7 +149,7 @@ def create_schedule(optimizer: Optimizer, params: TrainParams, steps: int) -> LR
 
 
 class OneCycle(OneCycleLR):
-    """torch's, except that after the last step of the cycle the rates stay: torch would let them rise once more."""
+    """torch's one-cycle schedule, with constant rates after its last step, where torch would let them rise again."""
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Return each group's learning rate after `last_epoch` steps."""
@@ -171,5 +171,5 @@ class TimmSchedule(LRScheduler):
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position; all else follows from the params."""
+        """Return the number of steps; all else follows from the params."""
         return {"last_epoch": self.last_epoch}

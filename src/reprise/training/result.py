@@ -1,4 +1,4 @@
-"""What a training gives: the network of its best epoch, a card of where it comes from, and what every epoch reached."""
+"""The result of a training: the network of its best epoch, its model card, and the metrics of every epoch."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ TRAINING = "reprise.training.train"  # what it imports is the code that decides 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The network with its best weights, its card, what every epoch reached, and the checkpoints that led there."""
+    """The network with its best weights, its model card, the metrics of every epoch, and the training's checkpoints."""
 
     network: TIMMBackbone
     card: ModelCard
@@ -35,7 +35,7 @@ class TrainResult:
 
     @property
     def best(self) -> EpochRow:
-        """The epoch whose weights the network carries, with what they reached."""
+        """The epoch whose weights the network carries, with their metrics."""
         training = self.card.training
         return self.history[training.epoch - 1].of_weights(training.averaged)
 

@@ -39,7 +39,7 @@ class BatchObserver(Callback):
     """A callback that sees every batch of a chunk; Lightning's hooks between those two, HOOKS[1:5], are called, too."""
 
     def before_batch(self, trainer: Trainer, pl_module: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Called before the forward pass; batch_idx: counted from where the epoch has begun or was taken up again."""
+        """Called before the forward pass; batch_idx: counted from where the epoch began or was resumed."""
 
     def after_batch(self, trainer: Trainer, pl_module: Any, loss: Tensor, batch_idx: int) -> None:
         """Called after the backward pass and the optimizer's step, if one was due; loss: divided by `accumulate`."""
@@ -85,7 +85,7 @@ class ChunkedClassifier(LitClassifier):
         return configured
 
     def on_train_epoch_start(self) -> None:
-        """Look who watches, and whether to record CUDA graphs."""
+        """Collect the callbacks that watch batches, and decide whether to record CUDA graphs."""
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         self.observers = [callback for callback in callbacks if isinstance(callback, BatchObserver)]
         self.zeroing, self.differentiating, self.differentiated = (_overridden(callbacks, name) for name in HOOKS[1:4])
@@ -143,7 +143,7 @@ class ChunkedClassifier(LitClassifier):
             self.clip_gradients(optimizer, self.clip_grad, "norm")
 
     def _log_epoch(self, split: str, metrics: EpochMetrics) -> Tensor:
-        """Let loggers number the epoch by its last batch, whatever the chunks and however often it was taken up."""
+        """Let loggers number the epoch by its last batch, whatever the chunks and however often it was resumed."""
         self.log("step", float((self.trainer.current_epoch + 1) * self.steps - 1))
         self.log("epoch", float(self.trainer.current_epoch))
         return super()._log_epoch(split, metrics)
@@ -153,7 +153,7 @@ class PlateauSchedule(Checkpoint):
     """Steps a schedule that watches a metric, after the callbacks before it have seen the epoch and its lr."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show it the metric."""
+        """Step the schedule with the metric that it monitors."""
         for config in trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, ReduceLROnPlateau):
                 monitored = trainer.callback_metrics[pl_module.hparams["monitor"]]
@@ -182,7 +182,7 @@ class Chunks:
         self.coming: Any = None
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the chunks of the current epoch, as far as it has not been trained."""
+        """Yield the chunks of the current epoch, or the rest of a resumed one."""
         self.close()
         self.coming = prepared_ahead(self.batches) if self.ahead else iter(self.batches)
         if self.single:
@@ -194,13 +194,13 @@ class Chunks:
             yield Chunk(islice(self.coming, length), begin, length)
 
     def close(self) -> None:
-        """End the thread of an epoch that was broken off."""
+        """End the thread of an epoch that was interrupted."""
         if self.coming is not None:
             self.coming.close()
 
 
 def chunks(trainer: Trainer, batches: TrainBatches) -> Chunks:
-    """Return the loader that suits a trainer: single batches for several processes and for whom batches concern."""
+    """Return the loader for a trainer: single batches for several processes, and if a callback hooks into batches."""
     foreign = [each for each in trainer.callbacks if not isinstance(each, BatchObserver)]  # type: ignore[attr-defined]
     single = trainer.world_size > 1 or any(_overridden(foreign, name) for name in HOOKS)
     on_cpu = trainer.strategy.root_device.type == "cpu"
@@ -222,6 +222,6 @@ def prepared_ahead(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def _overridden(callbacks: Iterable[Callback], name: str) -> list[Callable[..., None]]:
-    """Return a hook of those callbacks that do something in it."""
+    """Return the hook of this name of each callback that overrides it."""
     hooks = [getattr(callback, name) for callback in callbacks]
     return [hook for hook in hooks if getattr(hook, "__func__", None) is not getattr(Callback, name)]

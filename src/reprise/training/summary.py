@@ -28,8 +28,8 @@ def summary(made: Assembly) -> str:
     return "\n".join(
         [
             f"model     {architecture.model_name}: {weights:,} parameters, {operations} multiply-adds an image",
-            f"memory    about {_megabytes(16 * weights)} for weights, gradients and optimizer, "
-            f"{_megabytes(kept * params.batch_size)} for a batch of {params.batch_size}",
+            f"memory    about {16 * weights / 1e6:,.1f} MB for weights, gradients and optimizer, "
+            f"{kept * params.batch_size / 1e6:,.1f} MB for a batch of {params.batch_size}",
             f"data      {metadata.data}: {metadata.summary()}{resized}",
             f"schedule  {params.epochs} epochs of {made.batches.steps} steps{frozen}, {params.optimizer}, "
             f"{params.schedule}, learning rate {params.lr:g}, on {device}, {params.reproducible}{unused}",
@@ -53,7 +53,3 @@ def _kept_bytes(network: nn.Module, image: Tensor) -> int:
         network.eval()(image)
     network.train(training)
     return sum(sizes.values())
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"

@@ -2,7 +2,7 @@
 
 Everything random is a function of (seed, epoch, step): order and augmentation in `batches`, dropout by a reseed before
 each step. Two runs with equal arguments on equal terms (threads, kind of machine) end in equal bits, also where one of
-them was killed and taken up again.
+them was killed and resumed.
 """
 
 import copy
@@ -167,6 +167,7 @@ def _fit(made: Assembly, best: BestEpoch, checkpoints: Checkpoints | None, optio
 
 
 def _trainer(made: Assembly, callbacks: list[Callback], options: Options) -> Trainer:
+    """Return Lightning's Trainer, without what the callbacks here do themselves."""
     _silence_lightning()
     params, process = made.params, made.process
     return Trainer(

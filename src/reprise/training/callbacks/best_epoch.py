@@ -100,7 +100,7 @@ class BestEpoch(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what a checkpoint carried."""
+        """Restore what a checkpoint carried."""
         self.epoch, self.averaged = state_dict["epoch"], state_dict["averaged"]
         self.weights = state_dict["weights"]
         self.history = [EpochRow(**row) for row in state_dict["history"]]
@@ -108,7 +108,7 @@ class BestEpoch(Checkpoint):
             self.average.load_state_dict(state_dict["average"])
 
     def _rank(self, row: EpochRow, averaged: bool) -> tuple[float, float]:
-        """Return what is compared: larger is better."""
+        """Return what epochs are compared by: the larger is the better."""
         row = row.of_weights(averaged)
         rank = row.val_accuracy, -row.val_loss
         return rank if self.params.select == "val_accuracy" else rank[::-1]

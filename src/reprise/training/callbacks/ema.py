@@ -27,7 +27,7 @@ class WeightAverage(BatchObserver):
         return self.average.module.state_dict()
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Follow the network to its device."""
+        """Move the average to the network's device."""
         self.average.to(pl_module.device)
         self.metrics = copy.deepcopy(pl_module.val_metrics)
 

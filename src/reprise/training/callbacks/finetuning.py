@@ -1,4 +1,4 @@
-"""What fine-tuning treats apart: a network's classifier, and everything else, its backbone."""
+"""Fine-tuning: the classifier of a network and its backbone, which is everything else, and a frozen backbone."""
 
 from dataclasses import dataclass
 

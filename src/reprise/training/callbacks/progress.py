@@ -27,7 +27,7 @@ class Progress(BatchObserver):
     val_acc: str = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Open the bar, over all images of all epochs, at what is done already."""
+        """Open the bar, over all images of all epochs; a resumed training begins where it was."""
         self.bar = tqdm(
             total=self.steps * self.batch_size * int(trainer.max_epochs or 1),
             initial=trainer.global_step * pl_module.accumulate * self.batch_size,
@@ -68,10 +68,10 @@ class Progress(BatchObserver):
             print(f"{line}  {rate:,.0f} images/s{'  best so far' if best else ''}", file=self.stream, flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.bar.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Take the bar away before an error is printed."""
+        """Remove the bar before an error is printed."""
         if hasattr(self, "bar"):
             self.bar.close()
