@@ -379,21 +379,3 @@ def test_padding_is_neither_mixed_nor_mixed_in(changes):
     assert (images[~padded] >= 0).all()
     assert_close(targets[~padded].sum(dim=1), torch.ones(80), atol=1e-6, rtol=0)
     assert (targets[~padded].max(dim=1).values < 1).any()
-
-
-def test_batches_carry_soft_targets_that_are_a_function_of_seed_epoch_and_step():
-    split = PackedSplit(noise(32, channels=1).numpy(), np.arange(32) % 2, [])
-
-    def batches(**changes):
-        return list(TrainBatches(split, metadata(), batch_params(8, augmentation(**changes), seed=3)))
-
-    first = batches(mixup=0.4, cutmix=1)
-    torch.rand(10)
-    for (images, targets), (same, same_targets) in zip(first, batches(mixup=0.4, cutmix=1), strict=True):
-        assert targets.shape == (8, 2)
-        assert targets.dtype == torch.float32
-        assert torch.equal(images, same)
-        assert torch.equal(targets, same_targets)
-    assert len({tuple(targets.flatten().tolist()) for _, targets in first}) == 4
-    for _, labels in batches(crop=2):
-        assert labels.dtype == torch.int64

@@ -64,8 +64,9 @@ def test_images_stay_with_their_labels_and_none_comes_twice():
     assert max(seen.values()) == 1
 
 
-def test_order_and_augmentation_depend_on_seed_and_epoch_alone():
-    moving = augmentation(rotate=20, scale=0.1, shift=0.1, flip=True, crop=1, policy="trivialaugment", mixup=1)
+@pytest.mark.parametrize("mix", [{}, {"mixup": 0.4, "cutmix": 1}])
+def test_order_and_augmentation_depend_on_seed_and_epoch_alone(mix):
+    moving = augmentation(rotate=20, scale=0.1, shift=0.1, flip=True, crop=1, policy="trivialaugment", **mix)
     first = list(batches(augmentation=moving, epoch=5))
     other = batches(augmentation=moving, epoch=4)
     list(other)
@@ -74,6 +75,7 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone():
     for (images, labels), (same_images, same_labels) in zip(first, other, strict=True):
         assert torch.equal(images, same_images)
         assert torch.equal(labels, same_labels)
+        assert (labels.shape, labels.dtype) == (((3, 2), torch.float32) if mix else ((3,), torch.int64))
     assert not torch.equal(first[0][0], next(iter(batches(augmentation=moving, epoch=6)))[0])
     assert not torch.equal(first[0][0], next(iter(batches(augmentation=moving, epoch=5, seed=1)))[0])
 

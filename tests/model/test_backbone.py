@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from reprise.model.artifact import ModelCard, Preprocessing, Training, load_card
-from reprise.model.backbone import TIMMBackbone, adapt, create_network, find_pretrained, load_model, save_model
+from reprise.model.backbone import TIMMBackbone, adapt, create_network, load_model, save_model
+from reprise.model.pretrained import find_pretrained
 from reprise.params.schema import ModelParams
 from reprise.runtime.checksums import file_sha256, read_sealed, write_sealed
 from reprise.runtime.errors import UserError

@@ -11,8 +11,8 @@ import timm
 import torch
 
 from reprise.data.formats.packed import load_metadata
-from reprise.model.backbone import create_network, find_pretrained, save_model
-from reprise.model.pretrained import not_loaded
+from reprise.model.backbone import create_network, save_model
+from reprise.model.pretrained import find_pretrained, not_loaded
 from reprise.runtime.errors import UserError
 from reprise.training.debug import Debug
 from reprise.training.train import Options, train

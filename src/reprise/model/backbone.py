@@ -17,21 +17,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import reprise.model.networks  # noqa: F401 (registers its models with timm)
 from reprise.data.formats.packed import Metadata
 from reprise.model.artifact import Architecture, ModelCard, load_card
-from reprise.model.pretrained import (
-    PretrainedWeights,
-    classifier_prefixes,
-    not_loaded,
-    published_weights,
-    quiet_hub,
-    unavailable,
-    weights_of_file,
-)
+from reprise.model.networks import check_name
+from reprise.model.pretrained import PretrainedWeights, classifier_prefixes, not_loaded, quiet_hub, unavailable
 from reprise.params.schema import ModelParams
 from reprise.runtime.checksums import file_sha256, write_sealed
-from reprise.runtime.errors import UserError, nearest, reason
+from reprise.runtime.errors import UserError, reason
 
 # arguments of timm.create_model that are no part of model.kwargs
 DECIDED = {"num_classes", "in_chans", "pretrained", "model_name"}
@@ -62,21 +54,6 @@ class TIMMBackbone(nn.Module):
         """Return logits (N, num_classes)."""
         logits: Tensor = self.model(x)
         return logits
-
-
-def check_name(name: str) -> None:
-    """Raise UserError, with the nearest names, for a model or a tag of weights that timm does not have."""
-    architecture, _, tag = name.partition(".")
-    if timm.is_model(architecture):
-        tags = timm.list_pretrained(f"{architecture}.*")
-        if tag and name not in tags:
-            raise UserError(
-                f"model.name = {name!r}: timm has no weights of that tag; it has {', '.join(tags) or 'none'}"
-            )
-        return
-    near = nearest(name, timm.list_models())
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`timm.list_models()` names them all"
-    raise UserError(f"model.name = {name!r} is not a model of timm {timm.__version__}; {hint}")
 
 
 def adapt(params: ModelParams, metadata: Metadata, pretrained: PretrainedWeights | None = None) -> Architecture:
@@ -127,18 +104,6 @@ def build(architecture: Architecture, pretrained: PretrainedWeights | None = Non
                 nn.init.zeros_(weight)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
-
-
-def find_pretrained(params: ModelParams, weights_path: Path | None) -> PretrainedWeights | None:
-    """Return the weights that a training starts from; None: random ones.
-
-    weights_path: of `model.weights`. Raises UserError if both `model.weights` and `model.pretrained` give some.
-    """
-    check_name(params.name)
-    given = weights_of_file(weights_path, params.name) if weights_path else None
-    if given and params.pretrained:
-        raise UserError(f"model.weights holds {given.origin.source}, and model.pretrained is true: choose one of them")
-    return published_weights(params.name) if params.pretrained else given
 
 
 def create_network(

@@ -2,7 +2,7 @@
 
 timm's networks halve the image five times, which leaves one pixel of 28. `digits_cnn` reaches 99 % on MNIST in 4 epochs
 (benchmarks/mnist.py). `resnet8`, for color images, follows the networks of speed records on CIFAR-10
-(benchmarks/cifar10.py).
+(benchmarks/cifar10.py). `check_name` looks a model up among these and timm's.
 """
 
 import itertools
@@ -10,11 +10,29 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
+
+from reprise.runtime.errors import UserError, nearest
+
+
+def check_name(name: str) -> None:
+    """Raise UserError, with the nearest names, for a model or a tag of weights that timm does not have."""
+    architecture, _, tag = name.partition(".")
+    if timm.is_model(architecture):
+        tags = timm.list_pretrained(f"{architecture}.*")
+        if tag and name not in tags:
+            raise UserError(
+                f"model.name = {name!r}: timm has no weights of that tag; it has {', '.join(tags) or 'none'}"
+            )
+        return
+    near = nearest(name, timm.list_models())
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`timm.list_models()` names them all"
+    raise UserError(f"model.name = {name!r} is not a model of timm {timm.__version__}; {hint}")
 
 
 class SmallNetwork(nn.Module):

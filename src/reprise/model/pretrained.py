@@ -19,6 +19,8 @@ from timm.models._hub import download_cached_file
 from torch import Tensor, nn
 
 from reprise.model.artifact import Origin, load_card
+from reprise.model.networks import check_name
+from reprise.params.schema import ModelParams
 from reprise.runtime.checksums import file_sha256
 from reprise.runtime.errors import UserError, reason
 
@@ -133,6 +135,18 @@ def published_weights(model_name: str) -> PretrainedWeights:
     except Exception as error:  # the hub's client lets through what its HTTP library raises
         raise unavailable(model_name, error) from None
     return PretrainedWeights(_read(path), origin, list(config.mean), list(config.std), config.input_size[-1])
+
+
+def find_pretrained(params: ModelParams, weights_path: Path | None) -> PretrainedWeights | None:
+    """Return the weights that a training starts from; None: random ones.
+
+    weights_path: of `model.weights`. Raises UserError if both `model.weights` and `model.pretrained` give some.
+    """
+    check_name(params.name)
+    given = weights_of_file(weights_path, params.name) if weights_path else None
+    if given and params.pretrained:
+        raise UserError(f"model.weights holds {given.origin.source}, and model.pretrained is true: choose one of them")
+    return published_weights(params.name) if params.pretrained else given
 
 
 def _from_hub(repository: str) -> Path:

@@ -10,7 +10,8 @@ from torch import nn
 
 from reprise.data.formats.packed import Unaltered, load_metadata, load_split
 from reprise.loader.batches import EvalBatches, Process, TrainBatches, class_weights, growing_sizes
-from reprise.model.backbone import TIMMBackbone, check_takes, create_network, find_pretrained
+from reprise.model.backbone import TIMMBackbone, check_takes, create_network
+from reprise.model.pretrained import find_pretrained
 from reprise.params.schema import ModelParams, TrainParams
 from reprise.runtime.errors import UserError
 from reprise.training.debug import Debug
