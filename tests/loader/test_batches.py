@@ -25,17 +25,10 @@ STILL = augmentation()
 
 
 def metadata(channels=1, mean=0.0, std=1.0):
+    statistics = {"mean": [mean] * channels, "std": [std] * channels}
+    digests = {"source_sha256": "", "splits_sha256": "", "sha256": {}}
     return Metadata(
-        data="test",
-        classes=["a", "b"],
-        image_size=4,
-        channels=channels,
-        mean=[mean] * channels,
-        std=[std] * channels,
-        counts={},
-        source_sha256="",
-        splits_sha256="",
-        sha256={},
+        data="test", classes=["a", "b"], image_size=4, channels=channels, counts={}, **statistics, **digests
     )
 
 

@@ -16,7 +16,7 @@ from reprise.training.checkpoint import GENERATIONS, UNFINISHED, Checkpoints, Po
 from reprise.training.train import Options, StatelessDropout, TrainResult, train
 from tests.conftest import PARAMS, TINY
 
-STEPS = 11  # in an epoch of the tiny setting: 180 images in batches of 16
+STEPS = 6  # in an epoch: 180 images in batches of 30
 
 
 class CrashError(Exception):
@@ -62,10 +62,15 @@ def checkpoints_of(scratch: Path) -> list[Path]:
     return sorted(scratch.glob("*/*.ckpt"))
 
 
+def few_steps(*overrides):
+    """Return the tiny setting with STEPS in an epoch."""
+    return load_params(PARAMS, [*TINY, "train.batch_size=30", *overrides])
+
+
 @pytest.fixture(scope="module")
 def whole(digits, tmp_path_factory):
-    """The bits of an uninterrupted training with the tiny setting."""
-    params = load_params(PARAMS, TINY)
+    """The bits of an uninterrupted training."""
+    params = few_steps()
     return bits(train(digits, params.model, params.train), tmp_path_factory.mktemp("whole"))
 
 
@@ -86,9 +91,9 @@ PLATEAU = ["train.schedule=plateau", "train.schedule_kwargs.patience=0", "train.
     ],
 )
 def test_a_crashed_training_resumes_and_ends_in_the_bits_of_an_uninterrupted_one(
-    setting, step, minutes, digits, tiny_params, tmp_path, monkeypatch
+    setting, step, minutes, digits, tmp_path, monkeypatch
 ):
-    params = tiny_params("train.epochs=3", f"train.checkpoint_every.minutes={minutes}", *setting)
+    params = few_steps("train.epochs=3", f"train.checkpoint_every.minutes={minutes}", *setting)
     undisturbed = bits(train(digits, params.model, params.train), tmp_path / "whole")
     crash(step, digits, params, tmp_path / "scratch")
     assert checkpoints_of(tmp_path / "scratch")
@@ -115,9 +120,9 @@ EVERYTHING = [
 ]
 
 
-def test_a_crash_with_everything_at_once_ends_in_the_same_bits(digits, tiny_params, tmp_path):
-    params = tiny_params("train.epochs=3", "train.checkpoint_every.minutes=0", *EVERYTHING)
-    check_resumption(9, digits, params, tmp_path)  # in the second epoch
+def test_a_crash_with_everything_at_once_ends_in_the_same_bits(digits, tmp_path):
+    params = few_steps("train.epochs=3", "train.checkpoint_every.minutes=0", *EVERYTHING)
+    check_resumption(4, digits, params, tmp_path)  # in the second epoch
 
 
 class Numbers(Callback):
@@ -133,12 +138,12 @@ class Numbers(Callback):
         self.seen.append((trainer.current_epoch, trainer.global_step))
 
 
-def test_callbacks_of_single_batches_and_loggers_are_told_the_same_after_a_resumption(digits, tiny_params, tmp_path):
-    params = tiny_params("train.epochs=3", "train.checkpoint_every.minutes=0", "train.accumulate=2")
+def test_callbacks_of_single_batches_and_loggers_are_told_the_same_after_a_resumption(digits, tmp_path):
+    params = few_steps("train.epochs=3", "train.checkpoint_every.minutes=0", "train.accumulate=2")
     results, seen, logged = {}, {}, {}
     for name in ("undisturbed", "resumed"):
         if name == "resumed":  # from the second epoch
-            crash(9, digits, params, tmp_path / "scratch", options=Options(callbacks=[Numbers()]))
+            crash(4, digits, params, tmp_path / "scratch", options=Options(callbacks=[Numbers()]))
         numbers, logger = Numbers(), CSVLogger(tmp_path / name, name=None, version="")
         watched = Options(callbacks=[numbers], loggers=[logger])
         result = train(digits, params.model, params.train, tmp_path / "scratch", options=watched)
@@ -147,18 +152,18 @@ def test_callbacks_of_single_batches_and_loggers_are_told_the_same_after_a_resum
         rows = csv.DictReader((tmp_path / name / "metrics.csv").read_text().splitlines())
         logged[name] = [(row["epoch"], row["step"], row["val/loss"], row["lr"]) for row in rows]
     assert results["resumed"] == results["undisturbed"]
-    assert seen["resumed"] == seen["undisturbed"][seen["undisturbed"].index((1, 9)) :]
+    assert seen["resumed"] == seen["undisturbed"][seen["undisturbed"].index((1, 4)) :]
     assert len(seen["undisturbed"]) == 3 * (STEPS + 1)
     assert len(logged["undisturbed"]) >= 4, "losses and learning rates of three epochs"
     assert logged["resumed"] == logged["undisturbed"][-len(logged["resumed"]) :]
     assert len(logged["resumed"]) == len(logged["undisturbed"]) * 2 // 3
 
 
-def test_other_params_do_not_pick_up_the_state(digits, tiny_params, tmp_path, capsys):
+def test_other_params_do_not_pick_up_the_state(digits, tmp_path, capsys):
     every_step = "train.checkpoint_every.minutes=0"  # which other params are another key: see test_provenance
     for overrides in ([every_step], [every_step, "train.lr=0.001"], ["train.checkpoint_every.minutes=1000"]):
         capsys.readouterr()
-        crash(STEPS + 3, digits, tiny_params(*overrides), tmp_path)
+        crash(STEPS + 3, digits, few_steps(*overrides), tmp_path)
         assert ("continuing" in capsys.readouterr().err) == ("minutes=1000" in overrides[0])
     assert len(list(tmp_path.glob("*/"))) == 2
 
@@ -181,9 +186,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(damage, tmp_path, c
 
 @pytest.mark.parametrize(("damaged", "said"), [(1, "continuing in epoch 2, step 5"), (2, None)])
 def test_a_training_continues_from_the_newest_intact_checkpoint_or_starts_anew(
-    damaged, said, digits, tiny_params, tmp_path, whole, capsys
+    damaged, said, digits, tmp_path, whole, capsys
 ):
-    params = tiny_params("train.checkpoint_every.minutes=0")
+    params = few_steps("train.checkpoint_every.minutes=0")
     crash(STEPS + 5, digits, params, tmp_path / "scratch")
     names = [path.name for path in checkpoints_of(tmp_path / "scratch")]
     assert names == ["000001-000000004.ckpt", "000001-000000005.ckpt"]
@@ -208,8 +213,8 @@ SELDOM = ("train.checkpoint_every.minutes=1000", "train.checkpoint_every.epochs=
         (signal.SIGTERM, [STEPS - 1, 2 * STEPS - 1]),  # after the validation; then there is no step left to stop at
     ],
 )
-def test_a_signal_stops_at_the_next_step_with_a_checkpoint_of_it(signum, steps, digits, tiny_params, tmp_path, whole):
-    params = tiny_params(*SELDOM)
+def test_a_signal_stops_at_the_next_step_with_a_checkpoint_of_it(signum, steps, digits, tmp_path, whole):
+    params = few_steps(*SELDOM)
     for step in steps:
         stopped = crash(step, digits, params, tmp_path / "scratch", lambda: os.kill(os.getpid(), signum), Stopped)
         assert stopped.code == 128 + signum
@@ -218,23 +223,23 @@ def test_a_signal_stops_at_the_next_step_with_a_checkpoint_of_it(signum, steps, 
     assert bits(train(digits, params.model, params.train, tmp_path / "scratch"), tmp_path / "resumed") == whole
 
 
-def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(digits, tiny_params, tmp_path, monkeypatch):
-    params = tiny_params("train.checkpoint_every.minutes=0")
+def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(digits, tmp_path, monkeypatch):
+    params = few_steps("train.checkpoint_every.minutes=0")
     broken: list[torch.nn.Module] = []
     untouched = StatelessDropout.before_batch
 
     def break_weights(self, trainer, pl_module, *args):
         untouched(self, trainer, pl_module, *args)
-        if trainer.global_step == 7:
+        if trainer.global_step == 3:
             broken.append(pl_module)
             with torch.no_grad():
                 next(pl_module.parameters()).fill_(float("nan"))
 
     monkeypatch.setattr(StatelessDropout, "before_batch", break_weights)
-    with pytest.raises(UserError, match=r"the loss became nan in epoch 1, step 8.*the last good checkpoint is kept"):
+    with pytest.raises(UserError, match=r"the loss became nan in epoch 1, step 4.*the last good checkpoint is kept"):
         train(digits, params.model, params.train, tmp_path)
     position, state = Checkpoints(tmp_path, checkpoints_of(tmp_path)[0].parent.name).latest()
-    assert position.global_step == 7
+    assert position.global_step == 3
     assert all(bool(tensor.isfinite().all()) for name, tensor in state["module"].items() if name.startswith("net."))
 
 
@@ -301,9 +306,9 @@ def test_the_disk_filling_up_during_a_checkpoint_keeps_the_one_before(tmp_path, 
     ],
 )
 def test_a_training_that_was_not_published_is_there_without_another_step(
-    overrides, epochs, digits, tiny_params, tmp_path, monkeypatch
+    overrides, epochs, digits, tmp_path, monkeypatch
 ):
-    params = tiny_params(*overrides)
+    params = few_steps(*overrides)
     first = train(digits, params.model, params.train, tmp_path / "scratch")
     assert len(first.history) == epochs if epochs else len(first.history) < 9
     first.checkpoints.leave()  # as the end of a process does

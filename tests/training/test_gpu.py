@@ -29,6 +29,7 @@ from tests.conftest import TINY, augmentation, batch_params
 from tests.training.processes import SCRIPT, environment
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0"}
+FOUR = ["train.devices=2", "train.num_nodes=2"]
 SLURM = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2", "SLURM_NODEID": "1"}
 
 
@@ -238,24 +239,20 @@ def test_precision_auto_is_bf16_where_a_gpu_computes_in_it(precision, reproducib
 
 
 @pytest.mark.parametrize(
-    ("overrides", "launcher", "gpu"),
+    ("overrides", "launcher", "gpu", "number"),
     [
-        (["train.devices=2"], {"LOCAL_RANK": "1"}, 1),
-        (["train.devices=auto"], {"LOCAL_RANK": "1"}, 1),
-        (["train.devices=2", "train.num_nodes=2"], {"NODE_RANK": "1", "LOCAL_RANK": "1"}, 1),
-        (["train.devices=2", "train.num_nodes=2"], TORCHRUN | {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, 1),
-        (
-            ["train.devices=2"],
-            SLURM | TORCHRUN | {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "SLURM_LOCALID": "0"},
-            1,
-        ),
+        (["train.devices=2"], {"LOCAL_RANK": "1"}, 1, 1),
+        (["train.devices=auto"], {"LOCAL_RANK": "1"}, 1, 1),
+        (FOUR, {"NODE_RANK": "1", "LOCAL_RANK": "1"}, 1, 3),
+        (FOUR, TORCHRUN | {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, 1, 3),
+        (FOUR[:1], SLURM | TORCHRUN | {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "SLURM_LOCALID": "0"}, 1, 1),
         # dealt out over the machines in turn: --distribution=cyclic
-        (["train.devices=2", "train.num_nodes=2"], SLURM | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, 0),
-        (["train.devices=1", "train.num_nodes=2"], {"NODE_RANK": "1"}, 0),
+        (FOUR, SLURM | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, 0, 1),
+        (["train.devices=1", "train.num_nodes=2"], {"NODE_RANK": "1"}, 0, 1),
     ],
 )
 def test_rank_and_gpu_of_a_process_are_those_that_lightning_gives_it(
-    overrides, launcher, gpu, tiny_params, launched, two_gpus, monkeypatch
+    overrides, launcher, gpu, number, tiny_params, launched, two_gpus, monkeypatch
 ):
     launched(launcher)
     monkeypatch.setattr(rank_zero_only, "rank", 0)  # Lightning changes it
@@ -266,7 +263,7 @@ def test_rank_and_gpu_of_a_process_are_those_that_lightning_gives_it(
     )
     assert two_gpus == [gpu]
     assert trainer.strategy.root_device == torch.device("cuda", gpu)
-    assert trainer.global_rank == rank(params)
+    assert trainer.global_rank == rank(params) == number
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,7 @@ from reprise.training.setup import lit_classifier
 
 
 def plain_trainer(**options):
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     return Trainer(accelerator="cpu", **(quiet | options))
 
 
@@ -231,13 +226,7 @@ def test_mnist_module_learns_in_a_plain_trainer_with_an_ordinary_dataloader():
     trainer = plain_trainer(max_epochs=6)
     trainer.fit(module, loader(images, labels, 16), loader(images, labels, 16))
     assert trainer.callback_metrics["train/acc"] > 0.9
-    assert set(trainer.callback_metrics) == {
-        "train/loss",
-        "train/acc",
-        "val/loss",
-        "val/acc",
-        "val/acc_best",
-    }
+    assert set(trainer.callback_metrics) == {"train/loss", "train/acc", "val/loss", "val/acc", "val/acc_best"}
     assert module(images[:2]).shape == (2, 10)
 
 

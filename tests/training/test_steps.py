@@ -131,14 +131,9 @@ class Syncs(TorchDispatchMode):
         self.seen = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in (
-            "_local_scalar_dense",
-            "nonzero",
-            "masked_select",
-            "bincount",
-            "is_nonzero",
-        ):
-            self.seen.append(func.overloadpacket.__name__)
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "is_nonzero"):
+            self.seen.append(name)
         return func(*args, **(kwargs or {}))
 
 

@@ -22,6 +22,7 @@ from reprise.training.module import LitClassifier
 from reprise.training.setup import lit_classifier
 from reprise.training.train import StatelessDropout, train
 from tests.conftest import PARAMS, TINY, data_params
+from tests.training.test_checkpoint import bits
 
 
 @pytest.fixture(scope="module")
@@ -67,24 +68,22 @@ def test_a_loss_that_is_not_finite_stops_at_that_step(digits, tiny_params):
 
 def test_losses_are_looked_at_together_and_the_first_broken_one_is_named():
     watch = FiniteLoss(0.1, every=4)
-    steps = iter(range(100))
 
-    def step(loss, done=None):
-        trainer = SimpleNamespace(global_step=next(steps) if done is None else done, current_epoch=2)
-        watch.on_before_backward(trainer, None, torch.tensor(loss, requires_grad=True))
+    def steps(*losses):
+        for done, loss in losses:
+            trainer = SimpleNamespace(global_step=done, current_epoch=2)
+            watch.on_before_backward(trainer, None, torch.tensor(loss, requires_grad=True))
         return trainer
 
-    for loss in (1.0, 2.0, 3.0, 4.0, 1.0):
-        step(loss)
-    step(float("inf"))
-    last = step(float("nan"))
+    steps((0, 1.0), (1, 2.0), (2, 3.0), (3, 4.0), (4, 1.0))
+    last = steps((5, float("inf")), (6, float("nan")))
     with pytest.raises(UserError, match=r"the loss became inf in epoch 3, step 6;"):
         watch.check(last)  # as before a checkpoint
     watch.check(last)
     with pytest.raises(UserError, match=r"the loss became nan in epoch 3, step 9;"):
-        [step(loss) for loss in (1.0, float("nan"), 1.0, 1.0)]
+        steps((7, 1.0), (8, float("nan")), (9, 1.0), (10, 1.0))
     with pytest.raises(UserError, match=r"the loss became nan in epoch 3, step 22;"):  # of an unfinished accumulation
-        [step(loss, done) for loss, done in ((1.0, 20), (1.0, 20), (1.0, 20), (float("nan"), 21))]
+        steps((20, 1.0), (20, 1.0), (20, 1.0), (21, float("nan")))
 
 
 def test_dropout_is_a_function_of_seed_and_step():
@@ -219,14 +218,13 @@ def test_one_image_a_batch_is_refused_for_a_network_that_normalizes_over_it(digi
 
 def test_what_is_saved_is_what_was_reached(result, tmp_path):
     _, trained = result
-    files = [tmp_path / name for name in ("m.safetensors", "m.json", "train.json", "history.csv")]
-    trained.save(*files)
-    rows = list(csv.DictReader(io.StringIO(files[3].read_text())))
+    files = bits(trained, tmp_path)
+    rows = list(csv.DictReader(io.StringIO(files["history.csv"].decode())))
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
-    reached = json.loads(files[2].read_text())
+    reached = json.loads(files["train.json"])
     assert reached == {name: value for name, value in trained.best.rounded().items() if name != "lr"}
     assert float(rows[2]["val_loss"]) == pytest.approx(trained.history[2].val_loss, rel=1e-5)
-    card = json.loads(files[1].read_text())
+    card = json.loads(files["model.json"])
     assert card["classes"] == [str(digit) for digit in range(10)]
     assert card["training"]["epoch"] == trained.best.epoch
 
@@ -274,13 +272,12 @@ def test_a_model_is_measured_with_its_own_mean_and_deviation(result, digits, mon
         evaluate(trained.network, trained.card, digits, 256, 15, ["accuracy"])
 
 
-SLOW = ["efficientnet_b1", "resnet18", "cait_xxs24_224"]
+SLOW = ["efficientnet_b1", "resnet18", "vit_tiny_patch16_224", "cait_xxs24_224"]
 
 
 @pytest.mark.parametrize(
     "name",  # of the readme, and two that give a parameter to a module
     [
-        "vit_tiny_patch16_224",
         "mobilenetv3_small_100",
         "pit_ti_224",
         *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW),
@@ -290,9 +287,9 @@ def test_models_of_any_family_train_evaluate_and_are_counted(name, digits, tiny_
     params = tiny_params(f"model.name={name}", "train.epochs=1", "train.batch_size=90")
     trained = train(digits, params.model, params.train)
     assert trained.card.architecture.model_name == name
-    files = [tmp_path / file for file in ("model.safetensors", "model.json", "train.json", "history.csv")]
-    trained.save(*files)
-    results = [evaluate(*made, digits, 359, 15) for made in ((trained.network, trained.card), load_model(*files[:2]))]
+    bits(trained, tmp_path)
+    loaded = load_model(tmp_path / "model.safetensors", tmp_path / "model.json")
+    results = [evaluate(*made, digits, 359, 15) for made in ((trained.network, trained.card), loaded)]
     assert torch.equal(results[0].probabilities, results[1].probabilities)
     assert results[0].metrics == results[1].metrics
     assert isinstance(results[0].metrics["flops"], int)

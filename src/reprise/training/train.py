@@ -35,14 +35,7 @@ from reprise.training.callbacks.finite_loss import FiniteLoss
 from reprise.training.callbacks.progress import Progress
 from reprise.training.checkpoint import Checkpoints, Resumption
 from reprise.training.debug import Debug
-from reprise.training.distributed import (
-    EndTogether,
-    SharedBuffers,
-    ddp_strategy,
-    failure,
-    processes,
-    slurm_environment,
-)
+from reprise.training.distributed import EndTogether, SharedBuffers, ddp_strategy, failure, processes, slurm_environment
 from reprise.training.loggers import LearningRate
 from reprise.training.result import TrainResult, card_of, provenance_of, report_pretrained
 from reprise.training.setup import Assembly
