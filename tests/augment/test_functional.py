@@ -47,7 +47,7 @@ def number(amount):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", COLORS)
-def test_a_change_of_colors_is_torchvisions(name, channels):
+def test_a_change_of_colours_is_torchvisions(name, channels):
     images = pictures(channels)
     amounts, reference = COLORS[name]
     before = images.clone()

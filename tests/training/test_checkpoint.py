@@ -90,7 +90,7 @@ PLATEAU = ["train.schedule=plateau", "train.schedule_kwargs.patience=0", "train.
         (["train.schedule=none"], STEPS + 4, 0),
     ],
 )
-def test_a_crashed_training_resumes_and_ends_in_the_bits_of_an_uninterrupted_one(
+def test_a_crashed_training_taken_up_again_ends_in_the_bits_of_an_uninterrupted_one(
     setting, step, minutes, digits, tmp_path, monkeypatch
 ):
     params = few_steps("train.epochs=3", f"train.checkpoint_every.minutes={minutes}", *setting)

@@ -190,7 +190,7 @@ def test_class_weights_enter_the_loss_of_mixed_labels_as_that_of_others():
     assert module.step((logits[:1], mixed))[0].item() == pytest.approx(expected.item())
 
 
-def test_the_schedule_monitors_the_validation_loss_unless_told_otherwise():
+def test_the_schedule_monitors_the_validation_loss_by_default():
     schedule = LitClassifier(Fixed(), 3).configure_optimizers()["lr_scheduler"]
     assert isinstance(schedule["scheduler"], ReduceLROnPlateau)
     assert (schedule["monitor"], schedule["interval"]) == ("val/loss", "epoch")
