@@ -6,25 +6,36 @@ import pytest
 import torch
 
 from reprise.diagnostics.profile import PARTS, Profile, profile
+from reprise.runtime.errors import UserError
 from reprise.training.module import LitClassifier
+
+
+@pytest.fixture
+def slowed(monkeypatch):
+    """Let a method take a quarter of a second on the profile's clock, and nothing else any time."""
+    clock = [0.0]
+
+    def slow(owner, name):
+        untouched = getattr(owner, name)
+
+        def method(*args, **kwargs):
+            result = untouched(*args, **kwargs)  # the optimizer's begins with the hook before it
+            clock[0] += 0.25
+            return result
+
+        monkeypatch.setattr(owner, name, method)
+
+    monkeypatch.setattr("reprise.diagnostics.profile.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    return slow
 
 
 @pytest.mark.parametrize(
     ("part", "owner", "name", "share"),
-    [("forward", LitClassifier, "learn", 0.0), ("optimiser", torch.optim.AdamW, "step", 1.0)],
+    [("forward", LitClassifier, "learn", 0.0), ("optimizer", torch.optim.AdamW, "step", 1.0)],
 )
-def test_the_time_goes_where_it_was_spent(part, owner, name, share, digits, tiny_params, monkeypatch):
-    clock = [0.0]
-    untouched = getattr(owner, name)
-
-    def slow(*args, **kwargs):
-        result = untouched(*args, **kwargs)  # the optimizer's begins with the hook before it
-        clock[0] += 0.25
-        return result
-
-    monkeypatch.setattr(owner, name, slow)
-    monkeypatch.setattr("reprise.diagnostics.profile.time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    params = tiny_params()
+def test_the_time_goes_where_it_was_spent(part, owner, name, share, digits, tiny_params, slowed):
+    slowed(owner, name)
+    params = tiny_params("train.batch_size=60")
     measured = profile(digits, params.model, params.train, steps=60)
     assert measured.parts == {**dict.fromkeys(PARTS, 0.0), part: 0.25}
     assert measured.share == share  # the bare loop has the same optimizer, but no `learn`
@@ -38,14 +49,6 @@ def test_the_table_says_it_in_words():
     assert table[-1] == "6,400 images/s; a bare loop over resident tensors: 8,000; 0.800 of that"
 
 
-def test_what_cannot_train_cannot_be_profiled(digits, tiny_params):
-    from reprise.runtime.errors import UserError
-
-    params = tiny_params("train.batch_size=5000")
-    with pytest.raises(UserError, match=r"train\.batch_size = 5000"):
-        profile(digits, params.model, params.train)
-
-
 def test_an_epoch_of_few_steps_is_enough(digits, tiny_params):
     params = tiny_params("train.batch_size=90")  # two steps
     measured = profile(digits, params.model, params.train, steps=1)
@@ -54,20 +57,12 @@ def test_an_epoch_of_few_steps_is_enough(digits, tiny_params):
 
 
 @pytest.mark.parametrize("overrides", [["train.accumulate=2"], ["train.accumulate=3", "train.batch_size=90"]])
-def test_accumulated_batches_share_a_step_in_training_and_bare_loop(overrides, digits, tiny_params, monkeypatch):
-    clock, stepped = [0.0], torch.optim.AdamW.step
-
-    def slow(*args, **kwargs):
-        result = stepped(*args, **kwargs)
-        clock[0] += 0.25
-        return result
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", slow)
-    monkeypatch.setattr("reprise.diagnostics.profile.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+def test_accumulated_batches_share_a_step_in_training_and_bare_loop(overrides, digits, tiny_params, slowed):
+    slowed(torch.optim.AdamW, "step")
     params = tiny_params(*overrides)
     measured = profile(digits, params.model, params.train, steps=60)
-    assert 0 < measured.parts["optimiser"] <= 0.125
-    assert sum(measured.parts.values()) == measured.parts["optimiser"]
+    assert 0 < measured.parts["optimizer"] <= 0.125
+    assert sum(measured.parts.values()) == measured.parts["optimizer"]
     assert measured.share == 1
 
 
@@ -89,8 +84,6 @@ def test_what_ends_a_training_or_freezes_it_for_a_while_does_neither_to_the_prof
 
 
 def test_the_weights_to_start_from_are_those_of_the_training(digits, tiny_params, tmp_path):
-    from reprise.runtime.errors import UserError
-
     params = tiny_params(f"model.weights={tmp_path / 'none.safetensors'}")
     with pytest.raises(UserError, match=r"none\.safetensors"):
         profile(digits, params.model, params.train, weights=tmp_path / "none.safetensors")

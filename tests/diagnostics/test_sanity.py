@@ -28,6 +28,12 @@ def parts(digits, tiny_params):
     }
 
 
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Let what cannot be learned be tried for fewer steps."""
+    monkeypatch.setattr("reprise.diagnostics.sanity.STEPS", 20)
+
+
 def failed(parts, classes=10):
     """Return the names of the checks that fail."""
     params, metadata = parts["params"], parts["metadata"]
@@ -50,7 +56,7 @@ def test_weights_that_want_the_mean_of_other_images_pass_too(digits, tiny_params
     torch.save(weights, tmp_path / "start.pth")
     checks = sanity(digits, params.model, params.train, tmp_path / "start.pth")
     assert [each.name for each in checks if not each.passed] == []
-    assert checks[0].seen.startswith("-0.")  # normalised as timm's weights of this network want it
+    assert checks[0].seen.startswith("-0.")  # normalized as timm's weights of this network want it
 
 
 def test_a_frozen_parameter_is_named(parts):
@@ -60,7 +66,7 @@ def test_a_frozen_parameter_is_named(parts):
     assert name
 
 
-def test_a_loss_of_the_wrong_sign_is_caught(parts):
+def test_a_loss_of_the_wrong_sign_is_caught(parts, few_steps):
     class Wrong(nn.CrossEntropyLoss):
         def forward(self, logits, targets):
             return -super().forward(logits, targets)
@@ -75,12 +81,12 @@ def test_shuffled_labels_are_caught(parts):
     assert failed(parts) == {"labels: similar images share them"}
 
 
-def test_inputs_that_are_not_normalised_are_caught(parts):
+def test_inputs_that_are_not_normalized_are_caught(parts):
     parts["metadata"] = parts["metadata"].model_copy(update={"mean": [0.0], "std": [1 / 255]})
     assert {"training images: mean 0, deviation 1", "validation images: mean 0, deviation 1"} <= failed(parts)
 
 
-def test_a_dead_normalisation_layer_is_caught(parts):
+def test_a_dead_normalization_layer_is_caught(parts, few_steps):
     layer = next(part for part in parts["lit"].net.modules() if isinstance(part, nn.BatchNorm2d))
     for parameter in layer.parameters():
         nn.init.constant_(parameter, -1 if parameter is layer.bias else 0)

@@ -30,15 +30,8 @@ def page(
         probabilities[row, guess] = confidence
     metrics = {"accuracy": 0.785714, "loss": 0.5, "auroc": None, "images": 14, **more}
     rows = [ClassRow(name, 0, None, None, None) for name in classes]
-    evaluation = Evaluation(
-        list(classes),
-        [str(i) for i in range(14)],
-        torch.tensor(LABELS),
-        probabilities,
-        metrics,
-        rows,
-        torch.tensor(confusion),
-    )
+    ids, labels = [str(i) for i in range(14)], torch.tensor(LABELS)
+    evaluation = Evaluation(list(classes), ids, labels, probabilities, metrics, rows, torch.tensor(confusion))
     card = ModelCard(
         architecture=Architecture(model_name="resnet18", num_classes=3, in_chans=3, image_size=32, kwargs={}),
         classes=list(classes),

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 from reprise.model.backbone import create_network, load_model, save_model
 from reprise.model.networks import Decorrelated
-from reprise.runtime.errors import UserError
 from tests.model.test_backbone import card, facts, params
 
 OWN = ["mlp", "digits_cnn", "resnet8"]
@@ -67,9 +66,3 @@ def test_decorrelated_pixels_are_white_where_neighbours_and_channels_are_alike(c
     assert white.std(dim=(0, 2, 3)).tolist() == pytest.approx([1.0] * (4 * channels), abs=0.04)
     rows = layer.transform.flatten(1)
     assert torch.allclose(rows @ rows.T, torch.eye(4 * channels), atol=1e-6)  # nothing of the image is lost
-
-
-def test_a_network_too_deep_for_its_images_is_one_clear_line():
-    data = facts().model_copy(update={"image_size": 8, "channels": 3})
-    with pytest.raises(UserError, match="cannot take 8x8 images"):
-        create_network(params("resnet8"), data, 0)

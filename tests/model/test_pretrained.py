@@ -11,10 +11,11 @@ import timm
 import torch
 
 from reprise.data.formats.packed import load_metadata
-from reprise.model.backbone import create_network, find_start, save_model
-from reprise.model.pretrained import not_loaded
+from reprise.model.backbone import create_network, save_model
+from reprise.model.pretrained import find_pretrained, not_loaded
 from reprise.runtime.errors import UserError
-from reprise.training.train import train
+from reprise.training.debug import Debug
+from reprise.training.train import Options, train
 from tests.model.test_backbone import Bomb, card, facts, params
 
 REVISION = "5" * 40
@@ -84,20 +85,20 @@ def published(channels=3, classes=1000):
 def test_weights_of_the_hub_are_adapted_recorded_and_then_taken_from_the_cache(hub, monkeypatch):
     content = published()
     server = hub(content)
-    start = find_start(params(pretrained=True), None)
+    start = find_pretrained(params(pretrained=True), None)
     assert (start.origin.source, start.origin.revision) == ("timm/test_resnet.r160_in1k", REVISION)
     assert start.origin.sha256 == hashlib.sha256(content).hexdigest()
     grey, _ = create_network(params(pretrained=True), facts(channels=1), 0, start)
-    colour, _ = create_network(params(pretrained=True), facts(channels=3), 0, start)
+    color, _ = create_network(params(pretrained=True), facts(channels=3), 0, start)
     original = weights_of(num_classes=1000, in_chans=3)
-    assert torch.equal(colour.model.conv1[0].weight, original["conv1.0.weight"])
+    assert torch.equal(color.model.conv1[0].weight, original["conv1.0.weight"])
     assert torch.allclose(grey.model.conv1[0].weight, original["conv1.0.weight"].sum(1, keepdim=True), atol=1e-6)
     assert torch.equal(grey.model.layer1[0].conv1.weight, original["layer1.0.conv1.weight"])
     assert not_loaded(start, grey.model) == ["fc.weight", "fc.bias"]
     assert (start.mean, start.normalization(1)) == ([0.5] * 3, {"mean": [0.5], "std": [0.5]})
     asked = len(server.requests)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert find_start(params(pretrained=True), None).origin == start.origin
+    assert find_pretrained(params(pretrained=True), None).origin == start.origin
     assert len(server.requests) == asked
 
 
@@ -119,7 +120,7 @@ def test_a_broken_download_a_wrong_checksum_and_no_network_are_refused(served, o
         server.shutdown()
         server.server_close()
     with pytest.raises(UserError, match=said) as refused:
-        find_start(params(pretrained=True), None)
+        find_pretrained(params(pretrained=True), None)
     assert "\n" not in str(refused.value)
 
 
@@ -127,7 +128,7 @@ def test_training_from_published_weights_says_so_and_normalises_as_they_want(hub
     content = published()
     hub(content)
     given = tiny_params("model.pretrained=true", "train.epochs=1")
-    card = train(digits, given.model, given.train).card
+    card = train(digits, given.model, given.train, options=Options(debug=Debug(limit=0.2))).card
     assert card.training.start.sha256 == hashlib.sha256(content).hexdigest()
     assert card.training.start.not_loaded == ["fc.weight", "fc.bias"]
     assert (card.preprocessing.mean, card.preprocessing.std) == ([0.5], [0.5])
@@ -150,7 +151,7 @@ def test_a_file_of_any_kind_sets_everything_that_fits(suffix, tmp_path):
     else:  # as PyTorch's tutorial does
         torch.save({"model_state_dict": original, "optimizer_state_dict": {}, "epoch": 3}, file)
     for place in (file, tmp_path):
-        start = find_start(params(), place)
+        start = find_pretrained(params(), place)
         network, _ = create_network(params(), facts(), 0, start)
         assert not_loaded(start, network.model) == []
         for name, tensor in network.model.state_dict().items():
@@ -202,7 +203,7 @@ def run_of(folder, names, model="test_resnet", **kwargs):
 def test_a_class_keeps_its_row_of_the_classifier_by_name(model, names, rows, new, tmp_path):
     kwargs, heads = HEADS[model]
     first = run_of(tmp_path, "abc", model, **kwargs)
-    start = find_start(params(model, **kwargs), tmp_path)
+    start = find_pretrained(params(model, **kwargs), tmp_path)
     network, _ = create_network(params(model, **kwargs), of_classes(names), 1, start)
     wanted = torch.tensor(rows, dtype=torch.float32)
     tensors = [f"{head}.{kind}" for head in heads for kind in ("weight", "bias")]
@@ -219,17 +220,9 @@ def test_a_class_keeps_its_row_of_the_classifier_by_name(model, names, rows, new
     assert (fitted is start) == (names == "abc")
 
 
-def test_the_same_classes_in_another_order_give_the_same_answers(tmp_path):
-    first = run_of(tmp_path, "abc")
-    network, _ = create_network(params(), of_classes("cab"), 1, find_start(params(), tmp_path))
-    images = torch.randn(4, 1, 32, 32)
-    with torch.no_grad():
-        assert torch.allclose(network.eval()(images), first(images)[:, [2, 0, 1]], atol=1e-5)
-
-
 def test_a_thousand_other_classes_begin_anew_although_timm_expects_a_thousand(tmp_path):
     run_of(tmp_path, [f"old {number}" for number in range(1000)])
-    start = find_start(params(), tmp_path)
+    start = find_pretrained(params(), tmp_path)
     network, _ = create_network(params(), of_classes([f"new {number}" for number in range(1000)]), 1, start)
     assert network.model.fc.weight.shape[0] == 1000
     assert not network.model.fc.weight.any()
@@ -237,10 +230,10 @@ def test_a_thousand_other_classes_begin_anew_although_timm_expects_a_thousand(tm
 
 def test_weights_that_do_not_name_their_classes_or_name_others_than_they_hold_stay_as_they_are(tmp_path):
     run_of(tmp_path, "abc")
-    bare = find_start(params(), tmp_path / "model.safetensors")
+    bare = find_pretrained(params(), tmp_path / "model.safetensors")
     assert bare.classes is None
     assert bare.for_classes(["x", "y", "z"], "test_resnet") is bare
-    altered = replace(find_start(params(), tmp_path), classes=["a", "b"])
+    altered = replace(find_pretrained(params(), tmp_path), classes=["a", "b"])
     assert altered.for_classes(["b", "a", "x"], "test_resnet") is altered
 
 
@@ -275,16 +268,16 @@ def test_training_says_which_classes_are_known_and_the_model_records_the_new_one
 
 def test_an_empty_folder_stands_for_random_weights(tmp_path):
     (tmp_path / ".gitkeep").touch()
-    assert find_start(params(), tmp_path) is None
+    assert find_pretrained(params(), tmp_path) is None
     (tmp_path / "model.h5").touch()
     with pytest.raises(UserError, match=r"holds model\.h5, but no weights"):
-        find_start(params(), tmp_path)
+        find_pretrained(params(), tmp_path)
 
 
 def test_what_holds_no_weights_of_the_model_is_refused(tmp_path, digits, tiny_params):
     def refusal(**kwargs):
         with pytest.raises(UserError) as refused:
-            start = find_start(params(**kwargs), tmp_path / "x.pth")
+            start = find_pretrained(params(**kwargs), tmp_path / "x.pth")
             create_network(params(), facts(), 0, start)
         return str(refused.value)
 
@@ -309,7 +302,7 @@ def test_what_holds_no_weights_of_the_model_is_refused(tmp_path, digits, tiny_pa
         train(digits, given.model, given.train, weights=tmp_path / "x.pth")
     torch.save({}, tmp_path / "y.pth")
     with pytest.raises(UserError, match="holds 2 files of weights; name one of them"):
-        find_start(params(), tmp_path)
+        find_pretrained(params(), tmp_path)
 
 
 def test_a_training_is_taken_up_only_from_one_that_began_with_the_same_classes(digits, tiny_params, tmp_path):

@@ -59,7 +59,7 @@ CASES = [
 
 @pytest.mark.parametrize(("overrides", "times"), CASES)
 def test_replayed_steps_end_in_the_same_bits(overrides, times, digits, tiny_params, recording, monkeypatch):
-    params = tiny_params(*overrides)
+    params = tiny_params("train.batch_size=60", *overrides)
     replayed = train(digits, params.model, params.train)
     assert len(recording) == times
     monkeypatch.setattr("reprise.training.steps.recordable", lambda module: False)
@@ -71,7 +71,7 @@ def test_replayed_steps_end_in_the_same_bits(overrides, times, digits, tiny_para
 
 
 def test_what_cannot_be_recorded_is_trained_as_ever(digits, tiny_params, monkeypatch, capsys):
-    params = tiny_params()
+    params = tiny_params("train.batch_size=60")
     plain = train(digits, params.model, params.train)
     capsys.readouterr()
 

@@ -15,57 +15,14 @@ import pytest
 from reprise.params.resolve import rank
 from reprise.runtime.errors import UserError
 from reprise.training.distributed import slurm_environment
-from tests.conftest import ROOT, TINY
+from tests.conftest import TINY
+from tests.training.processes import SCRIPT, environment
 
-SCRIPT = """
-import os, signal, sys
-from pathlib import Path
-from reprise.runtime.errors import one_line_errors
-from reprise.params.load import load_params
-from reprise.params.resolve import rank
-from reprise.runtime.environment import after_torch, before_torch
-from reprise.runtime.atomic import publishing
-
-with one_line_errors():
-    root, data, out, event, *overrides = sys.argv[1:]
-    params = load_params(Path(root) / "params.yaml", overrides)
-    number = rank(params.train)
-    before_torch(params.train.threads, params.train.reproducible)
-    from reprise.training.train import Options, train
-    from lightning import Callback
-    after_torch(params.train.threads, params.train.reproducible)
-
-    class Event(Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            what, who, step = event.split()
-            if trainer.global_step != int(step):
-                return
-            if what == "exit" and who == str(number):
-                os._exit(3)
-            if what.startswith("SIG") and who in (str(number), "each"):
-                os.kill(os.getpid(), signal.Signals[what])
-            if who == "group" and number == 0:
-                os.killpg(0, signal.Signals[what])
-
-    out = Path(out)
-    options = Options(callbacks=[Event()], rank=number)
-    result = train(Path(data), params.model, params.train, out / "scratch", options=options)
-    if number == 0:
-        names = ("model.safetensors", "model.json", "train.json", "history.csv")
-        with publishing(*(out / name for name in names)) as files:
-            result.save(*files)
-"""
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 # no layer here knows its batch, so two processes and two accumulated batches differ by rounding alone
 PLAIN = [
-    *TINY,
-    "model.name=mlp",
-    "model.kwargs.drop_rate=0.2",
-    "train.ema=0.9",
-    "train.schedule=constant",
-    "train.optimizer=sgd",
-    "train.lr=0.01",
-    "train.batch_size=5",
+    *(*TINY, "model.name=mlp", "model.kwargs.drop_rate=0.2", "train.ema=0.9", "train.schedule=constant"),
+    *("train.optimizer=sgd", "train.lr=0.01", "train.batch_size=5"),
 ]
 TWO = ("train.devices=2",)
 SLURM = {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "training"}
@@ -91,10 +48,9 @@ def run(digits, tmp_path_factory):
     def start(name, *overrides, event="none 0 -1", launcher=(sys.executable,), tasks=({},)):
         out = folder / name
         out.mkdir(exist_ok=True)
-        command = [*launcher, str(script), str(ROOT), str(digits), str(out), event, *PLAIN, *overrides]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        command = [*launcher, str(script), str(digits), str(out), event, *PLAIN, *overrides]
         started = [
-            subprocess.Popen(command, env=environment | task, stderr=PIPE, text=True, start_new_session=True)
+            subprocess.Popen(command, env=environment(**task), stderr=PIPE, text=True, start_new_session=True)
             for task in tasks
         ]
         try:
@@ -134,13 +90,6 @@ def test_two_processes_train_as_one_with_two_accumulated_batches(run, undisturbe
     assert "Warning" not in said
 
 
-def test_two_tasks_of_slurm_train_to_the_same_bits(run, undisturbed):
-    first, second, out = run("slurm", *TWO, tasks=srun())
-    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert read(out) == undisturbed[0]
-    assert second.stderr == ""
-
-
 def stopped(task, signum):
     """Say whether a process has ended as a signal ends one: the shell's exit code, one line, no error."""
     last = f"stopped by {signum.name}; run the same command again"
@@ -149,7 +98,13 @@ def stopped(task, signum):
 
 
 @pytest.mark.parametrize(
-    ("signum", "who"), [(signal.SIGTERM, "0"), (signal.SIGTERM, "1"), (signal.SIGINT, "group")], ids=str
+    ("signum", "who"),
+    [
+        (signal.SIGTERM, "1"),
+        pytest.param(signal.SIGTERM, "0", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "group", marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_a_signal_to_any_process_stops_all_with_a_checkpoint(signum, who, run):
     first, out = run(f"{signum.name} {who}", *TWO, event=f"{signum.name} {who} 5")
@@ -158,7 +113,8 @@ def test_a_signal_to_any_process_stops_all_with_a_checkpoint(signum, who, run):
     assert not list(out.glob("*.*"))
 
 
-def test_what_slurm_preempts_goes_on_to_the_same_bits(run, undisturbed):
+@pytest.mark.slow
+def test_tasks_of_slurm_that_are_preempted_go_on_to_the_same_bits(run, undisturbed):
     first, second, out = run("preempted", *TWO, event="SIGTERM each 5", tasks=srun())
     assert stopped(first, signal.SIGTERM), (first.returncode, first.stderr)
     assert (second.returncode, second.stderr) == (143, "")
@@ -166,16 +122,14 @@ def test_what_slurm_preempts_goes_on_to_the_same_bits(run, undisturbed):
     first, second, out = run("preempted", *TWO, tasks=srun())
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert first.stderr.count("continuing in epoch 1, step 17") == 1
+    assert second.stderr == ""
     assert read(out) == undisturbed[0]
 
 
 def test_a_signal_ends_the_wait_for_a_task_that_never_comes(digits, tmp_path):
-    script = tmp_path / "training.py"
-    script.write_text(SCRIPT)
     alone = srun()[0]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), **alone}
-    command = [sys.executable, script, ROOT, digits, tmp_path, "none 0 -1", *PLAIN, *TWO]
-    process = subprocess.Popen(command, env=environment, stderr=PIPE, text=True)
+    command = [sys.executable, "-c", SCRIPT, digits, tmp_path, "none 0 -1", *PLAIN, *TWO]
+    process = subprocess.Popen(command, env=environment(**alone), stderr=PIPE, text=True)
     listening = f":{int(alone['MASTER_PORT']):04X} "
     while listening not in Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text():
         assert process.poll() is None, process.stderr.read()
@@ -201,6 +155,7 @@ def test_a_process_that_dies_ends_the_training_which_goes_on_under_torchrun_to_t
     assert read(again) == read(out)
 
 
+@pytest.mark.slow
 def test_the_pipeline_starts_the_processes_and_the_first_publishes(reproduced):
     reproduced.set("train.devices=2")
     done = reproduced.run("dvc", "repro", "train")
@@ -227,40 +182,37 @@ def test_contradictions_are_one_line(tiny_params, overrides, message):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "environment", "expected"),
+    ("overrides", "launcher", "expected"),
     [
         ([], {"LOCAL_RANK": "1"}, 0),  # a training of its own
-        (["train.devices=2"], {"LOCAL_RANK": "1"}, 1),
-        (["train.devices=2", "train.num_nodes=2"], {"NODE_RANK": "1", "LOCAL_RANK": "1"}, 3),
         (["train.devices=2", "train.num_nodes=2"], SLURM | {"SLURM_NTASKS": "4", "SLURM_PROCID": "2"}, 2),
         (["train.devices=2"], SLURM | {"SLURM_JOB_NAME": "bash", "LOCAL_RANK": "1"}, 1),  # Lightning starts them
-        (["train.devices=2"], {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "1"}, 1),
     ],
 )
-def test_the_rank_is_what_the_launcher_says(tiny_params, launched, overrides, environment, expected):
-    launched(environment)
+def test_the_rank_is_what_the_launcher_says(tiny_params, launched, overrides, launcher, expected):
+    launched(launcher)
     assert rank(tiny_params(*overrides).train) == expected
 
 
 @pytest.mark.parametrize(
-    ("overrides", "environment"),
+    ("overrides", "launcher", "said"),
     [
-        ([], {"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}),  # not two trainings side by side
-        (["train.devices=2"], {"SLURM_NTASKS": "4"}),
-        (["train.devices=2"], {"SLURM_NTASKS": "1"}),
-        (["train.devices=2"], {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2"}),
-        (["train.devices=2"], {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": None}),
+        ([], SLURM | {"SLURM_PROCID": "1"}, "--ntasks-per-node=1, or"),  # not two trainings side by side
+        (TWO, SLURM | {"SLURM_NTASKS": "4"}, "--ntasks-per-node=2, or"),
+        (TWO, SLURM | {"SLURM_NTASKS": "1"}, "--ntasks-per-node=2, or"),
+        (TWO, SLURM | {"SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2"}, "--ntasks-per-node=2, or"),
+        (TWO, SLURM | {"SLURM_NTASKS_PER_NODE": None}, "--ntasks-per-node=2, or"),
+        ([], {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"}, r"train\.devices \* train\.num_nodes = 1"),
     ],
 )
-def test_slurm_and_the_params_agree_on_the_tasks(tiny_params, launched, overrides, environment):
-    launched(SLURM | environment)
-    params = tiny_params(*overrides).train
-    with pytest.raises(UserError, match=rf"^SLURM has started \d tasks .* --ntasks-per-node={params.devices}, or .*$"):
-        rank(params)
+def test_the_launcher_and_the_params_agree_on_the_processes(tiny_params, launched, overrides, launcher, said):
+    launched(launcher)
+    with pytest.raises(UserError, match=rf"^(SLURM|torchrun) has started \d (tasks|processes).* {said}"):
+        rank(tiny_params(*overrides).train)
 
 
 @pytest.mark.parametrize(
-    ("environment", "managed"),
+    ("launcher", "managed"),
     [
         ({}, False),
         (SLURM, True),
@@ -268,17 +220,11 @@ def test_slurm_and_the_params_agree_on_the_tasks(tiny_params, launched, override
         (SLURM | {"TORCHELASTIC_RUN_ID": "x"}, False),
     ],
 )
-def test_tasks_of_slurm_are_lightnings_without_its_requeueing(launched, environment, managed):
-    launched(environment)
+def test_tasks_of_slurm_are_lightnings_without_its_requeueing(launched, launcher, managed):
+    launched(launcher)
     found = slurm_environment()
     assert (found is not None) == managed
     assert not managed or not found.auto_requeue
-
-
-def test_torchrun_and_the_params_agree_on_the_number_of_processes(tiny_params, launched):
-    launched({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"})
-    with pytest.raises(UserError, match=r"started 2 processes, but train\.devices \* train\.num_nodes = 1"):
-        rank(tiny_params().train)
 
 
 SPAWNING = """
@@ -309,6 +255,5 @@ if __name__ == "__main__":  # the processes import this file
 def test_spawned_processes_train_the_mnist_module(tmp_path):
     script = tmp_path / "spawning.py"
     script.write_text(SPAWNING)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, script], env=environment(), capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["trained"]), done.stderr

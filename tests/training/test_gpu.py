@@ -4,7 +4,6 @@ The first tests need a GPU and are skipped, visibly, where there is none; the ot
 """
 
 import json
-import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from reprise.data.formats.packed import PackedSplit, load_metadata
-from reprise.loader.batches import TrainBatches
+from reprise.loader.batches import Process, TrainBatches
 from reprise.params.resolve import rank, resolve_precision
 from reprise.runtime.errors import UserError
 from reprise.runtime.signals import StopSignals
@@ -26,68 +25,20 @@ from reprise.training.distributed import ddp_strategy, processes
 from reprise.training.setup import lit_classifier
 from reprise.training.steps import BatchObserver
 from reprise.training.train import Options, StatelessDropout, train
-from tests.conftest import ROOT, TINY, augmentation, batch_params
+from tests.conftest import TINY, augmentation, batch_params
+from tests.training.processes import SCRIPT, environment
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0"}
+FOUR = ["train.devices=2", "train.num_nodes=2"]
 SLURM = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2", "SLURM_NODEID": "1"}
 
-# with a step to crash at, the first process ends there with exit code 3
-TRAIN = """
-import os, sys
-from pathlib import Path
-from reprise.params.load import load_params
-from reprise.runtime.environment import after_torch, before_torch
 
-params = load_params("params.yaml", sys.argv[4:])
-before_torch(params.train.threads, params.train.reproducible)
-from reprise.training.train import StatelessDropout, train
-
-after_torch(params.train.threads, params.train.reproducible)
-from reprise.training import module as classifier
-from reprise.training import cuda_graphs as graphs
-from reprise.training import steps
-
-exec(os.environ.get("PATCH", ""))
-untouched_record = graphs.record
-
-
-def counted_record(*passes):
-    replays = untouched_record(*passes)
-    print("recorded", file=sys.stderr)
-    return replays
-
-
-graphs.record = counted_record
-processed, out, crash_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-untouched = StatelessDropout.before_batch
-
-
-def crash(self, trainer, *args):
-    if trainer.global_step == crash_at:
-        os._exit(3)
-    untouched(self, trainer, *args)
-
-
-StatelessDropout.before_batch = crash
-out.mkdir(exist_ok=True)
-result = train(processed, params.model, params.train, out / "scratch")
-result.save(*(out / name for name in ("model.safetensors", "model.json", "train.json", "history.csv")))
-result.discard_checkpoints()
-"""
-
-
-def trained(processed, out, *overrides, crash_at=-1, exit_code=0, **environment):
+def trained(processed, out, *overrides, crash_at=-1, exit_code=0, **changes):
     """Train in a process of its own; return what it wrote, by name, and what it said."""
-    overrides = [*TINY, "model.kwargs.drop_rate=0.3", *overrides]
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
-    done = subprocess.run(
-        [sys.executable, "-c", TRAIN, processed, out, str(crash_at), *overrides],
-        cwd=ROOT,
-        env=inherited | {"PYTHONPATH": str(ROOT / "src")} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    out.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", SCRIPT, processed, out, f"exit 0 {crash_at}"]
+    command += [*TINY, "model.kwargs.drop_rate=0.3", *overrides]
+    done = subprocess.run(command, env=environment(**changes), capture_output=True, text=True, timeout=300)
     assert done.returncode == exit_code, done.stderr[-3000:]
     return {path.name: path.read_bytes() for path in out.glob("*.*")}, done.stderr
 
@@ -99,14 +50,6 @@ def two_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     return taken
-
-
-@pytest.mark.gpu
-def test_two_processes_on_a_gpu_give_the_same_bytes(digits, tmp_path):
-    first, _ = trained(digits, tmp_path / "1", "train.reproducible=machine")
-    second, _ = trained(digits, tmp_path / "2", "train.reproducible=machine")
-    assert len(first) == 4
-    assert first == second
 
 
 @pytest.mark.gpu
@@ -163,9 +106,10 @@ def test_a_model_that_reads_from_the_gpu_is_trained_without_graphs(digits, tmp_p
 
 
 @pytest.mark.gpu
-def test_auto_means_machine_on_a_gpu_and_the_card_names_it(digits, tmp_path):
+def test_two_processes_on_a_gpu_give_the_same_bytes_and_auto_means_machine(digits, tmp_path):
     auto, _ = trained(digits, tmp_path / "auto", "train.reproducible=auto")
     machine, _ = trained(digits, tmp_path / "machine", "train.reproducible=machine")
+    assert len(auto) == 4
     assert auto == machine
     provenance = json.loads(auto["model.json"])["provenance"]
     assert provenance["reproducible"] == "machine"
@@ -224,7 +168,7 @@ def test_no_batch_waits_for_the_gpu_and_all_are_those_of_the_cpu(changes, digits
     sizes = {} if changes.get("policy") else {"image_sizes": [12]}
     made = {}
     for device in ("cpu", "cuda"):
-        batches = TrainBatches(split, metadata, batch_params(16, augmentation(**changes)), device, **sizes)
+        batches = TrainBatches(split, metadata, batch_params(16, augmentation(**changes)), Process(device), **sizes)
         for mode in ("default", "error") if device == "cuda" else ():  # the first time, libraries are loaded
             torch.cuda.set_sync_debug_mode(mode)
             try:
@@ -254,7 +198,8 @@ def test_a_resumed_state_goes_where_the_module_is(tiny_params):
     lit = lit_classifier(torch.nn.Linear(2, 2), 2, params, 10).to("meta")  # stands in for a GPU
     optimizer = torch.optim.SGD(lit.parameters(), momentum=0.9)
     state["optimizer"] = optimizer.state_dict()
-    resumption = Resumption(None, params.checkpoint_every, None, None, StopSignals(), (Position(0, 5, 5), state))
+    resumption = Resumption(None, params.checkpoint_every, None, None, StopSignals(), None, None)
+    resumption.resumed = Position(0, 5, 5), state
     resumption.on_train_epoch_start(
         SimpleNamespace(is_global_zero=True, world_size=1, optimizers=[optimizer], lr_scheduler_configs=[]), lit
     )
@@ -294,26 +239,22 @@ def test_precision_auto_is_bf16_where_a_gpu_computes_in_it(precision, reproducib
 
 
 @pytest.mark.parametrize(
-    ("overrides", "environment", "gpu"),
+    ("overrides", "launcher", "gpu", "number"),
     [
-        (["train.devices=2"], {"LOCAL_RANK": "1"}, 1),
-        (["train.devices=auto"], {"LOCAL_RANK": "1"}, 1),
-        (["train.devices=2", "train.num_nodes=2"], {"NODE_RANK": "1", "LOCAL_RANK": "1"}, 1),
-        (["train.devices=2", "train.num_nodes=2"], TORCHRUN | {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, 1),
-        (
-            ["train.devices=2"],
-            SLURM | TORCHRUN | {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "SLURM_LOCALID": "0"},
-            1,
-        ),
+        (["train.devices=2"], {"LOCAL_RANK": "1"}, 1, 1),
+        (["train.devices=auto"], {"LOCAL_RANK": "1"}, 1, 1),
+        (FOUR, {"NODE_RANK": "1", "LOCAL_RANK": "1"}, 1, 3),
+        (FOUR, TORCHRUN | {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, 1, 3),
+        (FOUR[:1], SLURM | TORCHRUN | {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "SLURM_LOCALID": "0"}, 1, 1),
         # dealt out over the machines in turn: --distribution=cyclic
-        (["train.devices=2", "train.num_nodes=2"], SLURM | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, 0),
-        (["train.devices=1", "train.num_nodes=2"], {"NODE_RANK": "1"}, 0),
+        (FOUR, SLURM | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, 0, 1),
+        (["train.devices=1", "train.num_nodes=2"], {"NODE_RANK": "1"}, 0, 1),
     ],
 )
 def test_rank_and_gpu_of_a_process_are_those_that_lightning_gives_it(
-    overrides, environment, gpu, tiny_params, launched, two_gpus, monkeypatch
+    overrides, launcher, gpu, number, tiny_params, launched, two_gpus, monkeypatch
 ):
-    launched(environment)
+    launched(launcher)
     monkeypatch.setattr(rank_zero_only, "rank", 0)  # Lightning changes it
     params = tiny_params(*overrides).train
     devices = processes(params, "cuda")
@@ -322,18 +263,18 @@ def test_rank_and_gpu_of_a_process_are_those_that_lightning_gives_it(
     )
     assert two_gpus == [gpu]
     assert trainer.strategy.root_device == torch.device("cuda", gpu)
-    assert trainer.global_rank == rank(params)
+    assert trainer.global_rank == rank(params) == number
 
 
 @pytest.mark.parametrize(
-    ("devices", "environment", "message"),
+    ("devices", "launcher", "message"),
     [
         ("3", {}, "train.devices = 3: there are 2 GPUs; choose at most that"),
         ("auto", TORCHRUN | {"WORLD_SIZE": "4"}, "torchrun has started 4 processes, but .* = 2 . 1; make them equal"),
     ],
 )
-def test_more_processes_than_gpus_are_one_line(devices, environment, message, tiny_params, launched, two_gpus):
-    launched(environment)
+def test_more_processes_than_gpus_are_one_line(devices, launcher, message, tiny_params, launched, two_gpus):
+    launched(launcher)
     with pytest.raises(UserError, match=f"^{message}$"):
         processes(tiny_params(f"train.devices={devices}").train, "cuda")
     assert two_gpus == []

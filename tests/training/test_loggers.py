@@ -58,6 +58,7 @@ def test_one_that_is_not_installed_is_one_line_with_the_command(name, tmp_path, 
     assert f"\n{name} = [" in (ROOT / "pyproject.toml").read_text()
 
 
+@pytest.mark.slow
 def test_none_is_imported_unless_it_is_named():
     script = f"import sys, reprise.training.loggers; sys.exit(', '.join(sorted({set(NAMES)} & set(sys.modules))) or 0)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

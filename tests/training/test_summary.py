@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from reprise.data.formats.packed import load_metadata
-from reprise.model.artifact import Architecture
-from reprise.model.backbone import create_network
+from reprise.loader.batches import Process
+from reprise.training.setup import Assembly
 from reprise.training.summary import _kept_bytes, summary
 from reprise.training.train import _silence_lightning
 
@@ -21,32 +20,39 @@ def test_kept_bytes_of_a_known_network():
     )  # the image for the convolution; ReLU and the linear layer share one tensor
 
 
-def test_the_summary_states_the_run_and_leaves_network_and_random_state_alone(digits, tiny_params):
-    params, metadata = tiny_params("train.batch_size=16"), load_metadata(digits)
-    network, architecture = create_network(params.model, metadata, 0)
+@pytest.fixture
+def assembled(digits, tiny_params):
+    """Put a training together from the tiny setting and more overrides."""
+
+    def assemble(*overrides, device="cpu"):
+        params = tiny_params(*overrides)
+        made = Assembly(digits, params.model, params.train, Process())
+        made.process = Process(device)
+        return made
+
+    return assemble
+
+
+def test_the_summary_states_the_run_and_leaves_network_and_random_state_alone(assembled):
+    made = assembled("train.batch_size=16")
+    network = made.network
     before, state = {name: t.clone() for name, t in network.state_dict().items()}, torch.get_rng_state()
-    text = summary(network, architecture, metadata, params.train, 11, "cpu")
+    text = summary(made)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert network.training
     assert "test_resnet: 373,370 parameters, 4,025,280 multiply-adds an image" in text  # metrics/test.json has both
     assert "2 epochs of 11 steps, adamw, onecycle, learning rate 0.003, on cpu, portable" in text
-    assert f"digits: {metadata.summary()}" in text
+    assert f"digits: {made.metadata.summary()}" in text
     batch = float(re.search(r"([\d.]+) MB for a batch of 16", text)[1])
-    twice = summary(network, architecture, metadata, tiny_params("train.batch_size=32").train, 5, "cpu")
+    twice = summary(assembled("train.batch_size=32"))
     assert abs(float(re.search(r"([\d.]+) MB for a batch of 32", twice)[1]) - 2 * batch) < 0.2
-    frozen = tiny_params("train.freeze_epochs=1").train
-    said = summary(network, architecture, metadata, frozen, 11, "cpu")
-    assert "2 epochs of 11 steps, 1 with a frozen backbone, adamw" in said
-    assert isinstance(architecture, Architecture)
+    assert "2 epochs of 11 steps, 1 with a frozen backbone, adamw" in summary(assembled("train.freeze_epochs=1"))
 
 
-def test_a_network_that_cannot_be_counted_is_still_trained(digits, tiny_params, monkeypatch):
-    params, metadata = tiny_params(), load_metadata(digits)
-    network, architecture = create_network(params.model, metadata, 0)
+def test_a_network_that_cannot_be_counted_is_still_trained(assembled, monkeypatch):
     monkeypatch.setattr("reprise.training.summary.count_flops", lambda network, architecture: None)
-    said = summary(network, architecture, metadata, params.train, 11, "cpu")
-    assert "373,370 parameters, uncounted multiply-adds an image" in said
+    assert "373,370 parameters, uncounted multiply-adds an image" in summary(assembled())
 
 
 @pytest.mark.parametrize(
@@ -58,12 +64,10 @@ def test_a_network_that_cannot_be_counted_is_still_trained(digits, tiny_params, 
         (True, "cpu", ["train.accelerator=cpu"], False),
     ],
 )
-def test_a_gpu_that_the_terms_leave_idle_is_mentioned(gpu, device, overrides, said, digits, tiny_params, monkeypatch):
-    params, metadata = tiny_params(*overrides), load_metadata(digits)
-    network, architecture = create_network(params.model, metadata, 0)
+def test_a_gpu_that_the_terms_leave_idle_is_mentioned(gpu, device, overrides, said, assembled, monkeypatch):
+    made = assembled(*overrides, device=device)
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
-    text = summary(network, architecture, metadata, params.train, 11, device)
-    assert ("there is a GPU: train.reproducible: machine would use it" in text) is said
+    assert ("there is a GPU: train.reproducible: machine would use it" in summary(made)) is said
 
 
 def test_a_warning_that_a_user_can_do_something_about_is_shown(recwarn):

@@ -8,7 +8,7 @@ import torch
 
 import reprise.training.threads
 from reprise.runtime.errors import UserError
-from reprise.training.threads import settle_threads
+from reprise.training.threads import resolve_threads
 from reprise.training.train import train
 
 
@@ -30,19 +30,19 @@ def test_the_fastest_number_is_taken_and_a_second_run_does_not_measure(tmp_path,
         clock[0] += cost[tried[-1]]
 
     record = tmp_path / "checkpoints/threads.json"
-    assert settle_threads(step, 3, record, "this net") == 2
+    assert resolve_threads(step, 3, record, "this net") == 2
     assert torch.get_num_threads() == 2
     assert tried == [n for n in (1, 2, 3) for _ in range(reprise.training.threads.STEPS + 1)]
     torch.set_num_threads(1)
     cost[2] = 99.0
-    assert settle_threads(step, 3, record, "this net") == 2
+    assert resolve_threads(step, 3, record, "this net") == 2
     assert torch.get_num_threads() == 2
     assert len(tried) == 12
-    assert settle_threads(step, 3, record, "another") == 3
+    assert resolve_threads(step, 3, record, "another") == 3
     assert json.loads(record.read_text()) == {"this net": 2, "another": 3}
     for damaged in ("", "[]", '{"another": 0}', '{"another": "3"}', "\0" * 9):
         record.write_text(damaged)
-        assert settle_threads(step, 3, record, "another") == 3
+        assert resolve_threads(step, 3, record, "another") == 3
         assert json.loads(record.read_text()) == {"another": 3}
 
 

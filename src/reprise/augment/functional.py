@@ -4,8 +4,6 @@ Unless said otherwise images are float32 (N, C, H, W) in 0..1 with C 1 or 3, and
 in channels-last memory, on the same device; arguments are not changed. Color formulas are those of PIL and torchvision.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,9 +37,8 @@ def to_unit(images: Tensor) -> Tensor:
 
 def resized(images: Tensor, size: int) -> Tensor:
     """Resize images to (N, C, size, size), bilinear and antialiased; images of that size are returned as they are."""
-    if images.shape[2] == size:
-        return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    same = images.shape[2] == size
+    return images if same else F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
 def affine(images: Tensor, theta: Tensor) -> Tensor:
@@ -102,12 +99,12 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the mean grey of the image; factor 0 gives plain grey, 1 changes nothing."""
-    return _blend(_grey(images).mean(dim=(1, 2, 3), keepdim=True), images, factor)
+    return _blend(_luminance(images).mean(dim=(1, 2, 3), keepdim=True), images, factor)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the image in grey; factor 0 gives grey, 1 changes nothing. Grey images are returned as they are."""
-    return images if images.shape[1] == 1 else _blend(_grey(images), images, factor)
+    return images if images.shape[1] == 1 else _blend(_luminance(images), images, factor)
 
 
 def hue(images: Tensor, turn: Tensor) -> Tensor:
@@ -214,17 +211,12 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
     return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
 
 
-def radians(degrees: Tensor) -> Tensor:
-    """Convert degrees to radians."""
-    return degrees * (math.pi / 180)
-
-
 def _each(amount: Tensor) -> Tensor:
     return amount[:, None, None, None]
 
 
-def _grey(images: Tensor) -> Tensor:
-    """Return luminance (N, 1, H, W) by the weights of ITU-R BT.601."""
+def _luminance(images: Tensor) -> Tensor:
+    """Return luminance (N, 1, H, W), by the weights of ITU-R BT.601."""
     if images.shape[1] == 1:
         return images
     weights = to_device(torch.tensor([0.2989, 0.587, 0.114]), images.device)

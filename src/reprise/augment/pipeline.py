@@ -28,7 +28,7 @@ NEVER_MIRRORED = {
 }  # fmt: skip
 
 
-def fitted(params: AugmentParams, metadata: Metadata) -> AugmentParams:
+def resolve_augmentation(params: AugmentParams, metadata: Metadata) -> AugmentParams:
     """Return the params with `flip: auto` resolved for this data set.
 
     Raises UserError if `crop` is not below the image size, or for saturation or hue of grey images.
@@ -83,7 +83,7 @@ def augment(images: Tensor, params: AugmentParams, generators: Generators, mirro
             ),
         )
     if params.brightness or params.contrast or params.saturation or params.hue:
-        amounts = 2 * uniform("colour", 4) - 1
+        amounts = 2 * uniform("colour", 4) - 1  # the spelling seeds the stream: another would change every result
         for name, amount in zip(("brightness", "contrast", "saturation"), amounts, strict=False):
             if strength := getattr(params, name):
                 images = getattr(transforms, name)(images, 1 + amount * strength)

@@ -5,6 +5,7 @@ Transforms and strengths are torchvision's defaults for RandAugment (Cubuk et al
 sheared about their center and that strength 0 changes nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,12 +15,10 @@ from torch import Tensor
 from reprise.augment import functional as transforms
 from reprise.runtime.device import to_device
 
-CHANGES = (
-    *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
-    *("brightness", "saturation", "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize"),
-)
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
-RELATIVE = ("brightness", "saturation", "contrast", "sharpness")
+RELATIVE = ("brightness", "saturation", "contrast", "sharpness")  # by a factor about 1
+COLOR = (*RELATIVE, "posterize", "solarize", "autocontrast", "equalize")  # by the function of that name
+CHANGES = ("identity", *GEOMETRIC, *COLOR)
 STEPS = 30
 
 
@@ -28,7 +27,7 @@ class Policy:
     """How many transforms an image gets, the range of strengths, and what full strength means for each kind.
 
     weakest, strongest: steps of 30, both inclusive. shear: slope; rotate: degrees; enhance: deviation from factor 1;
-    posterize: bits lost; translate: share of the image's side; translate_pixels: pixels, where translate is 0.
+    posterize: bits lost; translate: share of the image's side, by that in pixels.
     """
 
     changes: int
@@ -38,13 +37,14 @@ class Policy:
     rotate: float
     enhance: float
     posterize: int
-    translate: float = 0.0
-    translate_pixels: int = 0
+    translate: Callable[[int], float]
 
 
 POLICIES: dict[Literal["randaugment", "trivialaugment"], Policy] = {
-    "randaugment": Policy(2, 9, 9, shear=0.3, rotate=30, enhance=0.9, posterize=4, translate=150 / 331),
-    "trivialaugment": Policy(1, 0, 30, shear=0.99, rotate=135, enhance=0.99, posterize=6, translate_pixels=32),
+    "randaugment": Policy(2, 9, 9, shear=0.3, rotate=30, enhance=0.9, posterize=4, translate=lambda side: 150 / 331),
+    "trivialaugment": Policy(
+        1, 0, 30, shear=0.99, rotate=135, enhance=0.99, posterize=6, translate=lambda side: 32 / side
+    ),
 }
 
 
@@ -62,14 +62,13 @@ def apply_policy(images: Tensor, policy: Policy, generator: torch.Generator) -> 
 
 
 def change(images: Tensor, drawn: Tensor, strength: Tensor, policy: Policy) -> Tensor:
-    """Apply to each image one transform at a strength.
+    """Apply one transform to each image, at a strength of its own.
 
     drawn: index into CHANGES, (N,); strength: (N,) in -1..1, of which transforms without a direction take the
     magnitude. Both are on the CPU, so that no GPU has to be waited for to learn which images drew what.
     """
     result = images.permute(0, 2, 3, 1).clone()  # (N, H, W, C): index_select along dimension 0 takes whole images
-    groups = [GEOMETRIC, *((name,) for name in CHANGES if name not in ("identity", *GEOMETRIC))]
-    for names in groups:
+    for names in (GEOMETRIC, *((name,) for name in COLOR)):
         chosen = torch.isin(drawn, torch.tensor([CHANGES.index(name) for name in names])).nonzero().flatten()
         if not len(chosen):
             continue
@@ -79,7 +78,7 @@ def change(images: Tensor, drawn: Tensor, strength: Tensor, policy: Policy) -> T
             theta = _theta(drawn[chosen], strength[chosen], policy, images.shape[3])
             part = transforms.affine(part, to_device(theta, images.device))
         else:
-            part = _colour(part, names[0], to_device(strength[chosen], images.device), policy)
+            part = _change_color(part, names[0], to_device(strength[chosen], images.device), policy)
         result.index_copy_(0, rows, part.permute(0, 2, 3, 1))
     return result.permute(0, 3, 1, 2)
 
@@ -87,20 +86,22 @@ def change(images: Tensor, drawn: Tensor, strength: Tensor, policy: Policy) -> T
 def _theta(drawn: Tensor, strength: Tensor, policy: Policy, width: int) -> Tensor:
     """Return theta (N, 2, 3) for `functional.affine`; each image has one of the five geometric transforms."""
     shear_x, shear_y, shift_x, shift_y, turn = (strength * (drawn == CHANGES.index(name)) for name in GEOMETRIC)
-    translate = policy.translate or policy.translate_pixels / width
-    angle, one = transforms.radians(turn * policy.rotate), torch.ones_like(strength)
+    translate = policy.translate(width)
+    angle, one = torch.deg2rad(turn * policy.rotate), torch.ones_like(strength)
     theta = transforms.turn_zoom_shift(angle, one, shift_x * translate, shift_y * translate)
     theta[:, 0, 1] += shear_x * policy.shear
     theta[:, 1, 0] += shear_y * policy.shear
     return theta
 
 
-def _colour(images: Tensor, name: str, strength: Tensor, policy: Policy) -> Tensor:
+def _change_color(images: Tensor, name: str, strength: Tensor, policy: Policy) -> Tensor:
+    """Apply one transform of COLOR; strength: (N,) in -1..1, on the images' device."""
+    amount: tuple[Tensor, ...] = ()
     if name in RELATIVE:
-        enhanced: Tensor = getattr(transforms, name)(images, 1 + strength * policy.enhance)
-        return enhanced
-    if name == "posterize":
-        return transforms.posterize(images, 8 - (strength.abs() * policy.posterize).round().long())
-    if name == "solarize":
-        return transforms.solarize(images, (1 - strength.abs()) * 256 / 255)  # above 1 at strength 0
-    return transforms.autocontrast(images) if name == "autocontrast" else transforms.equalize(images)
+        amount = (1 + strength * policy.enhance,)
+    elif name == "posterize":
+        amount = (8 - (strength.abs() * policy.posterize).round().long(),)
+    elif name == "solarize":
+        amount = ((1 - strength.abs()) * 256 / 255,)  # above 1 at strength 0
+    changed: Tensor = getattr(transforms, name)(images, *amount)
+    return changed

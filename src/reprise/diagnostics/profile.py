@@ -14,7 +14,6 @@ import statistics
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ from reprise.training.steps import BatchObserver
 from reprise.training.train import Options, train
 
 ROUND = 10  # batches
-PARTS = ("data", "forward", "backward", "optimiser", "framework")
-BETWEEN = {  # two marks, and the part of the training that lies between them
+PARTS = ("data", "forward", "backward", "optimizer", "framework")
+BETWEEN = {  # two marks, and the part of the training that lies between them; callbacks and counters are framework
     ("end", "batch"): "data",
     ("batch", "zero_grad"): "forward",
     ("batch", "backward"): "forward",  # with `accumulate`, gradients of earlier batches are kept
@@ -37,9 +36,9 @@ BETWEEN = {  # two marks, and the part of the training that lies between them
     ("backward", "gradients"): "backward",
     ("gradients", "optimizer"): "framework",
     ("gradients", "end"): "framework",
-    ("optimizer", "end"): "optimiser",
+    ("optimizer", "end"): "optimizer",
 }
-# params that would make rounds unequal or end the training, replaced
+# in place of params that would make rounds unequal or end the training
 STEADY = {
     "epochs": 10_000,
     "start_size": None,
@@ -79,7 +78,7 @@ class Profile:
 def profile(
     processed: Path, model: ModelParams, params: TrainParams, weights: Path | None = None, steps: int = 300
 ) -> Profile:
-    """Train for about so many batches with the given params, keep nothing, and return where the time went.
+    """Train for about `steps` batches with the given params, discard the result, and return the time of each part.
 
     weights: the path of `model.weights`. Raises what `train` raises.
     """
@@ -94,17 +93,23 @@ class _EnoughError(Exception):
     """Ends the training when all rounds are done."""
 
 
+def _marks(reached: str) -> Any:
+    """Return a hook of a `_Clock` that notes when the training has reached this point."""
+
+    def hook(self: "_Clock", *_: Any) -> None:
+        self.mark(reached)
+
+    return hook
+
+
 class _Clock(BatchObserver, Checkpoint):
     """Times the steps of a round, or their parts; a `Checkpoint`, so that its hooks come after all others."""
 
     def __init__(self, rounds: int, accumulate: int) -> None:
-        self.rounds = rounds
-        self.accumulate = accumulate
+        self.rounds, self.accumulate = rounds, accumulate
         self.parts: dict[str, list[float]] = {name: [] for name in PARTS}
         self.steps: list[float] = []
         self.bare_steps: list[float] = []
-        self.batches: list[tuple[Tensor, Tensor]] = []
-        self.marks: list[tuple[str, float]] = []
         self.marking = False
         self.round = accumulate * math.ceil(ROUND / accumulate)
         self.done = -1  # finished rounds; the first is a warm-up
@@ -119,34 +124,24 @@ class _Clock(BatchObserver, Checkpoint):
 
     def before_batch(self, trainer: Trainer, pl_module: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Mark the end of waiting for data."""
-        self._mark("batch")
+        self.mark("batch")
         self.batches.append(batch)
 
-    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Mark the end of the forward pass."""
-        self._mark("zero_grad")
-
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Mark the start of the backward pass."""
-        self._mark("backward")
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Mark the end of the backward pass."""
-        self._mark("gradients")
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Mark the start of the optimizer step."""
-        self._mark("optimizer")
+    on_before_zero_grad = _marks("zero_grad")
+    on_before_backward = _marks("backward")
+    on_after_backward = _marks("gradients")
+    on_before_optimizer_step = _marks("optimizer")
 
     def after_batch(self, trainer: Trainer, pl_module: Any, loss: Tensor, batch_idx: int) -> None:
         """Mark the end of the step; at the end of a round, record it and begin the next."""
-        self._mark("end")
+        self.mark("end")
         if len(self.batches) < self.round:
             return
         _wait()
         seconds = time.perf_counter() - self.started
         if self.done >= 0 and self.marking:
-            self._divide()
+            for name, spent in self.spent.items():
+                self.parts[name].append(spent / self.round)
         elif self.done >= 0:
             self.steps.append(seconds / self.round)
             self.bare_steps.append(self._bare_loop() / self.round)
@@ -162,40 +157,33 @@ class _Clock(BatchObserver, Checkpoint):
             self.round = len(self.batches)
 
     def _begin(self) -> None:
-        self.batches = []
+        self.batches: list[tuple[Tensor, Tensor]] = []
+        self.spent = dict.fromkeys(PARTS, 0.0)
         _wait()
         self.started = time.perf_counter()
-        self.marks = [("end", self.started)]
+        self.last = "end", self.started
 
-    def _mark(self, reached: str) -> None:
+    def mark(self, reached: str) -> None:
+        """In a round with marks, add the time since the last one to the part of the training that lies between."""
         if self.marking:
             _wait()
-            self.marks.append((reached, time.perf_counter()))
-
-    def _divide(self) -> None:
-        """Assign the time between marks to the parts; callbacks and counters between them are the framework's."""
-        spent = dict.fromkeys(PARTS, 0.0)
-        for (before, begun), (after, ended) in pairwise(self.marks):
-            spent[BETWEEN[before, after]] += ended - begun
-        for name, seconds in spent.items():
-            self.parts[name].append(seconds / self.round)
+            before, begun = self.last
+            self.last = reached, time.perf_counter()
+            self.spent[BETWEEN[before, reached]] += self.last[1] - begun
 
     def _bare_loop(self) -> float:
-        mixed = torch.autocast(self.module.device.type, torch.bfloat16, enabled=self.module.precision == "bf16")
-        network, criterion, optimizer = self.module.net.train(), self.module.criterion, self.optimizer
+        self.module.train()
         _wait()
         started = time.perf_counter()
-        for number, (images, targets) in enumerate(self.batches, start=1):
-            with mixed:
-                logits = network(images)
-            loss = criterion(logits.float(), targets)
+        for number, batch in enumerate(self.batches, start=1):
+            loss = self.module.forward_loss(batch)[0]
             if self.accumulate > 1:
                 loss = loss / self.accumulate
             if number % self.accumulate == 1 % self.accumulate:
-                optimizer.zero_grad()
+                self.optimizer.zero_grad()
             loss.backward()
             if number % self.accumulate == 0 or number == len(self.batches):
-                optimizer.step()
+                self.optimizer.step()
         _wait()
         return time.perf_counter() - started
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from scipy.special import bdtrc
 from torch import Tensor
 
-from reprise.loader.batches import IGNORE_INDEX
+from reprise.loader.batches import IGNORE_INDEX, Process
 from reprise.params.resolve import resolve_device
 from reprise.params.schema import ModelParams, TrainParams
 from reprise.training.module import LitClassifier
-from reprise.training.setup import Process, assemble
+from reprise.training.setup import Assembly
 
 STEPS = 80  # to fit one batch, at most
 BATCH = 32  # images of that batch
@@ -44,10 +45,10 @@ def sanity(processed: Path, model: ModelParams, params: TrainParams, weights: Pa
     weights: the path of `model.weights`.
     """
     params = params.model_copy(update={"start_size": None})
-    where = resolve_device(params)
-    made = assemble(processed, model, params, Process(where), weights)
-    slack = 0.3 if made.start is None else 1.0
-    return check(made.lit(params).to(where), made.batches, made.val_batches, len(made.metadata.classes), slack)
+    device = resolve_device(params)
+    made = Assembly(processed, model, params, Process(device), weights)
+    slack = 0.3 if made.pretrained_weights is None else 1.0
+    return check(made.lit().to(device), made.batches, made.val_batches, len(made.metadata.classes), slack)
 
 
 def check(
@@ -118,19 +119,16 @@ def _labels_fit_images(images: Tensor, labels: Tensor, val_images: Tensor, val_l
     """Check that a validation image and its nearest neighbor share a label more often than by chance.
 
     Neighbors are training images, by Euclidean distance at 8 x 8 pixels. Chance is what the frequencies of the labels
-    give; the bound is a normal approximation of the binomial, one-sided at level DOUBT.
+    give; the test is the binomial one, one-sided at level DOUBT.
     """
     small, val_small = (torch.nn.functional.adaptive_avg_pool2d(part, 8).flatten(1) for part in (images, val_images))
     nearest = labels[torch.cdist(val_small, small).argmin(dim=1)]
-    agree = (nearest == val_labels).double().mean().item()
+    agree, count = int((nearest == val_labels).sum()), len(val_labels)
     most = int(max(labels.max(), val_labels.max())) + 1
-    shares = [torch.bincount(part, minlength=most).double() / len(part) for part in (nearest, val_labels)]
+    shares = [torch.bincount(part, minlength=most).double() / count for part in (nearest, val_labels)]
     chance = float(shares[0] @ shares[1])
-    bound = chance + torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - DOUBT)).item() * math.sqrt(
-        chance * (1 - chance) / len(val_labels)
-    )
-    seen = f"the nearest image has the same label for {agree:.0%}, {chance:.0%} by chance"
-    return Check("labels: similar images share them", agree > bound, seen)
+    seen = f"the nearest image has the same label for {agree / count:.0%}, {chance:.0%} by chance"
+    return Check("labels: similar images share them", bool(bdtrc(agree - 1, count, chance) < DOUBT), seen)
 
 
 def _learning(lit: LitClassifier, batch: tuple[Tensor, Tensor], classes: int) -> list[Check]:

@@ -8,7 +8,7 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -76,24 +76,17 @@ class Evaluation:
     def save(self, metrics: Path, per_class: Path, confusion: Path, predictions: Path) -> None:
         """Write metrics (JSON), the table by class, the confusion counts and the predictions of each image (CSV)."""
         metrics.write_text(json.dumps(self.metrics, indent=2) + "\n", encoding="utf-8")
-        write_csv(
-            per_class,
-            ["class", "images", "precision", "recall", "f1"],
-            [[row.label, row.images, row.precision, row.recall, row.f1] for row in self.per_class],
-        )
+        write_csv(per_class, ["class", "images", "precision", "recall", "f1"], map(astuple, self.per_class))
         # the diagonal first, so that a plot meets the classes in their order; then the confusions that occurred
         cells = [(label, label) for label in range(len(self.classes))]
         cells += [(label, guess) for label, guess in self.confusion.nonzero().tolist() if label != guess]
-        write_csv(
-            confusion,
-            ["label", "predicted", "images"],
-            [[self.classes[label], self.classes[guess], int(self.confusion[label, guess])] for label, guess in cells],
-        )
+        rows = [(self.classes[label], self.classes[guess], int(self.confusion[label, guess])) for label, guess in cells]
+        write_csv(confusion, ["label", "predicted", "images"], rows)
         write_predictions(predictions, self.classes, self.ids, self.labels.tolist(), self.probabilities.numpy())
 
 
 def shown(value: float | int | None) -> str:
-    """Format a metric for people."""
+    """Format a metric for a table: 4 decimals, thousands separated, or none."""
     return "none" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
@@ -111,14 +104,12 @@ def evaluate(
     model was trained on, or for an extra metric that cannot be computed.
     """
     metadata = load_metadata(processed)
-    wanted = (card.classes, card.preprocessing.image_size, card.preprocessing.channels)
-    if wanted != (metadata.classes, metadata.image_size, metadata.channels):
-        size, channels = card.preprocessing.image_size, card.preprocessing.channels
-        differences = _other_classes(card.classes, metadata.classes)
+    size, channels = card.preprocessing.image_size, card.preprocessing.channels
+    if (card.classes, size, channels) != (metadata.classes, metadata.image_size, metadata.channels):
         raise UserError(
             f"the model was trained on {card.training.data} ({len(card.classes)} classes, {size}x{size}x{channels}), "
-            f"{processed} holds {metadata.data} ({metadata.summary()}){differences}; "
-            "evaluate it on data of its own kind"
+            f"{processed} holds {metadata.data} ({metadata.summary()})"
+            f"{_other_classes(card.classes, metadata.classes)}; evaluate it on data of its own kind"
         )
     if card.training.splits_sha256 != metadata.splits_sha256:
         raise UserError(
@@ -181,14 +172,14 @@ def extra_metric(name: str, probabilities: Tensor, labels: Tensor) -> float | No
         raise UserError(f"evaluate.metrics: {name} is not one number, or needs more than its defaults") from None
 
 
-def predict(network: torch.nn.Module, batches: EvalBatches, where: Literal["cuda", "cpu"]) -> tuple[Tensor, Tensor]:
+def predict(network: torch.nn.Module, batches: EvalBatches, device: Literal["cuda", "cpu"]) -> tuple[Tensor, Tensor]:
     """Return logits, float32 (N, classes), and labels, int64 (N,), of every image, without padding, on the CPU.
 
-    where: the device to compute on. Leaves the network in evaluation mode, on the CPU.
+    device: where to compute. Leaves the network in evaluation mode, on the CPU.
     """
-    network = network.to(where).eval()
+    network = network.to(device).eval()
     with torch.inference_mode(), repaired(network, pointwise=False):
-        kept = [mask_outputs(network(images.to(where)).float().cpu(), labels) for images, labels in batches]
+        kept = [mask_outputs(network(images.to(device)).float().cpu(), labels) for images, labels in batches]
     network.cpu()
     logits, labels = zip(*kept, strict=True)
     return torch.cat(logits), torch.cat(labels)
@@ -208,7 +199,8 @@ def summarize(
     predicted = probabilities.argmax(dim=1)
     confusion = torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
     images, claims, found = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diag()
-    scores = [_share(found, claims), _share(found, images), _share(2 * found, images + claims)]
+    shares = (found, claims), (found, images), (2 * found, images + claims)
+    scores = [part.double() / whole for part, whole in shares]  # NaN where the whole is 0
     occurring = [images + claims > 0, images > 0, images + claims > 0]
     macro = [score.nan_to_num()[counted].mean() for score, counted in zip(scores, occurring, strict=True)]
     metrics: dict[str, float | int | None] = {
@@ -218,7 +210,8 @@ def summarize(
     if classes > 5:
         top5 = logits.topk(5, dim=1).indices
         metrics["top5_accuracy"] = _rounded((top5 == labels[:, None]).any(dim=1).double().mean())
-    metrics |= dict(zip(("precision", "recall", "f1"), map(_rounded, macro), strict=True)) | {
+    metrics |= {
+        **dict(zip(("precision", "recall", "f1"), map(_rounded, macro), strict=True)),
         "ece": _rounded(calibration_error(probabilities, labels, calibration_bins)),
         "images": len(labels),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -229,20 +222,23 @@ def summarize(
     return Evaluation(card.classes, split.ids, labels, probabilities, metrics, rows, confusion)
 
 
-def _share(part: Tensor, whole: Tensor) -> Tensor:
-    """Return part / whole, float64 (N,); NaN where whole is 0."""
-    return part.double() / whole
-
-
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
     """Return the expected calibration error, in 0..1 (Guo et al., On Calibration of Modern Neural Networks, ICML 2017).
 
-    probabilities: (N, classes); labels: (N,). Bins of confidence have equal width and include their upper bound.
+    probabilities: (N, classes); labels: (N,); bins: see `binned`.
+    """
+    confidence, right, bin_of = binned(probabilities, labels, bins)
+    return torch.bincount(bin_of, right - confidence, minlength=bins).abs().sum() / len(labels)
+
+
+def binned(probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return confidence and whether it is right (1 or 0), float64 (N,), and the bin of confidence, int64 (N,).
+
+    probabilities: (N, classes); labels: (N,). Bins have equal width and include their upper bound.
     """
     confidence, predicted = probabilities.double().max(dim=1)
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gaps = torch.bincount(bin_of, (predicted == labels).double() - confidence, minlength=bins)
-    return gaps.abs().sum() / len(labels)
+    return confidence, (predicted == labels).double(), bin_of
 
 
 def _rounded(value: Tensor) -> float | None:

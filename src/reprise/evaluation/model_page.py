@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from reprise.data.formats.packed import Metadata
-from reprise.evaluation.evaluate import Evaluation, shown
+from reprise.evaluation.evaluate import Evaluation, binned, shown
 from reprise.model.artifact import ModelCard
 from reprise.params.load import flat
 from reprise.runtime.intervals import wilson
@@ -29,7 +29,7 @@ def model_card(
             f"{_share(right, images)} of {images:,} test images are classified correctly (95 % interval: Wilson's). "
             "Written by the stage `evaluate`; `model.json` holds what is needed to use the weights.",
             "## Data",
-            _data(card, metadata),
+            _facts(_data(card, metadata)),
             "## Training",
             _training(card, settings),
             "## Metrics",
@@ -46,23 +46,18 @@ def model_card(
     ) + "\n"  # fmt: skip
 
 
-def _data(card: ModelCard, metadata: Metadata) -> str:
-    facts = {
+def _data(card: ModelCard, metadata: Metadata) -> dict[str, str]:
+    kept, seen = card.preprocessing.image_size, card.architecture.image_size
+    size = f"{kept} x {kept}" + (f", resized to {seen} x {seen}" if seen != kept else "")
+    return {
         "data set": metadata.data,
         "classes": f"{len(metadata.classes):,}",
         **{f"{split} images": f"{count:,}" for split, count in metadata.counts.items()},
         "left out": f"{metadata.dropped:,}",
-        "input": f"{_sizes(card)}, "
-        f"{'grey' if card.preprocessing.channels == 1 else 'RGB'}, {card.preprocessing.resize}",
+        "input": f"{size}, {'grey' if card.preprocessing.channels == 1 else 'RGB'}, {card.preprocessing.resize}",
         "archive, SHA-256": metadata.source_sha256,
         "splits, SHA-256": metadata.splits_sha256,
     }
-    return _facts(facts)
-
-
-def _sizes(card: ModelCard) -> str:
-    kept, seen = card.preprocessing.image_size, card.architecture.image_size
-    return f"{kept} x {kept}" + (f", resized to {seen} x {seen}" if seen != kept else "")
 
 
 def _training(card: ModelCard, settings: dict[str, Any]) -> str:
@@ -82,20 +77,23 @@ def _metrics(evaluation: Evaluation, right: int, images: int) -> str:
     return table(["metric", "test", "95 % interval"], rows) + (f"\n\n{text(note)}." if note else "")
 
 
-def _classes(evaluation: Evaluation) -> str:
+def _counts(evaluation: Evaluation) -> list[tuple[str, int, int, int]]:
+    """Return of each class its name and the images that were found, that it has, and that were taken for it."""
     confusion = evaluation.confusion
-    counts = zip(confusion.diag().tolist(), confusion.sum(dim=1).tolist(), confusion.sum(dim=0).tolist(), strict=True)
+    counts = (part.tolist() for part in (confusion.diag(), confusion.sum(dim=1), confusion.sum(dim=0)))
+    return list(zip(evaluation.classes, *counts, strict=True))
+
+
+def _classes(evaluation: Evaluation) -> str:
     rows = [
         [text(name), f"{images:,}", _share(found, images), _share(found, claimed)]
-        for name, (found, images, claimed) in zip(evaluation.classes, counts, strict=True)
+        for name, found, images, claimed in _counts(evaluation)
     ]
     return table(["class", "test images", "recall (95 % interval)", "precision (95 % interval)"], rows)
 
 
 def _calibration(evaluation: Evaluation, bins: int) -> str:
-    confidence, predicted = evaluation.probabilities.double().max(dim=1)
-    right = (predicted == evaluation.labels).double()
-    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    confidence, right, bin_of = binned(evaluation.probabilities, evaluation.labels, bins)
     rows = []
     for number in bin_of.unique().tolist():
         inside = bin_of == number
@@ -108,27 +106,23 @@ def _calibration(evaluation: Evaluation, bins: int) -> str:
 
 
 def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
-    confusion = evaluation.confusion
-    counts = list(zip(confusion.diag().tolist(), confusion.sum(dim=1).tolist(), evaluation.classes, strict=True))
-    _, name, found, images = min((found / images, name, found, images) for found, images, name in counts if images)
-    absent = sum(images == 0 for _, images, _ in counts)
-    few = sum(0 < images < FEW for _, images, _ in counts)
+    counts = _counts(evaluation)
+    _, name, found, images = min((found / images, name, found, images) for name, found, images, _ in counts if images)
+    absent = sum(images == 0 for _, _, images, _ in counts)
+    few = sum(0 < images < FEW for _, _, images, _ in counts)
     size = min(card.preprocessing.image_size, card.architecture.image_size)
     limits = [
         f"It knows {len(card.classes):,} classes and nothing else: any image is given one of them.",
         f"It sees {size} x {size} pixels; what is lost at that size is lost to it.",
         f"The test images come from the same source as the training images ({text(metadata.data)}); on others, "
         "expect less.",
+        found < images
+        and f"Weakest class: {text(name)}, {found:,} of {images:,} found, recall {_share(found, images)}.",
+        few and f"Classes with fewer than {FEW} test images: {few:,}; see the width of their intervals.",
+        absent and f"Classes without a test image: {absent:,}; nothing is known of them.",
+        metadata.dropped and f"Left out, unreadable or in a later split too: {metadata.dropped:,} images.",
     ]
-    if found < images:
-        limits.append(f"Weakest class: {text(name)}, {found:,} of {images:,} found, recall {_share(found, images)}.")
-    if few:
-        limits.append(f"Classes with fewer than {FEW} test images: {few:,}; see the width of their intervals.")
-    if absent:
-        limits.append(f"Classes without a test image: {absent:,}; nothing is known of them.")
-    if metadata.dropped:
-        limits.append(f"Left out, unreadable or in a later split too: {metadata.dropped:,} images.")
-    return "\n".join(f"- {limit}" for limit in limits)
+    return "\n".join(f"- {limit}" for limit in limits if limit)
 
 
 def _facts(facts: dict[str, Any]) -> str:

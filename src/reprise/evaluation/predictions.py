@@ -1,7 +1,8 @@
-"""predictions.csv: what a model said of each test image, by name; read and written here, without torch."""
+"""predictions.csv: label, predicted class and probabilities of each test image; writer and reader, without torch."""
 
 import csv
 import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ COLUMNS = ["id", "label", "predicted"]  # and p(CLASS) of each class
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of N images: ids (N), labels and predicted (N,) by name, probabilities (N, classes)."""
+    """Predictions for N images: N ids; labels and predicted, class names (N,); probabilities, float64 (N, classes)."""
 
     classes: list[str]
     ids: list[str]
@@ -26,15 +27,13 @@ def write_predictions(
     path: Path, classes: list[str], ids: list[str], labels: list[int], probabilities: np.ndarray
 ) -> None:
     """Write ids (N), labels (N) by index and probabilities (N, classes), of 6 digits each."""
-    rows = zip(ids, labels, probabilities.argmax(axis=1).tolist(), probabilities.tolist(), strict=True)
-    header = [*COLUMNS, *(f"p({name})" for name in classes)]
-    write_csv(
-        path, header, [[i, classes[label], classes[guess], *(f"{p:.6g}" for p in row)] for i, label, guess, row in rows]
-    )
+    images = zip(ids, labels, probabilities.argmax(axis=1).tolist(), probabilities.tolist(), strict=True)
+    rows = ([i, classes[label], classes[guess], *(f"{p:.6g}" for p in row)] for i, label, guess, row in images)
+    write_csv(path, [*COLUMNS, *(f"p({name})" for name in classes)], rows)
 
 
 def read_predictions(content: str) -> Predictions:
-    """Return what a file says, by its text. Raises ValueError if this version has not written it."""
+    """Parse the text of such a file. Raises ValueError if this version has not written it."""
     header, *rows = csv.reader(io.StringIO(content, newline=""))
     classes = [name[2:-1] for name in header[3:]]
     ids, labels, predicted = ([row[column] for row in rows if len(row) == len(header)] for column in range(3))
@@ -44,9 +43,8 @@ def read_predictions(content: str) -> Predictions:
     return Predictions(classes, ids, np.array(labels, dtype=object), np.array(predicted, dtype=object), probabilities)
 
 
-def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    """Write a table, whatever the names of classes and files hold."""
+def write_csv(path: Path, header: list[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table; names of classes and files may hold any character, bytes that are no UTF-8 too."""
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows([header, *rows])

@@ -7,13 +7,15 @@ any step without saved random state.
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from reprise.augment.functional import resized, to_unit
-from reprise.augment.pipeline import augment, fitted, mix
+from reprise.augment.pipeline import augment, mix, resolve_augmentation
 from reprise.data.formats.packed import Metadata, PackedSplit
 from reprise.loader.images import Images
 from reprise.params.schema import TrainParams
@@ -76,12 +78,26 @@ def growing_sizes(epochs: int, start: int, full: int) -> list[int]:
     return [min(full, max(start, round(size / 4) * 4)) for size in grown] + [full] * (epochs - last)
 
 
+@dataclass(frozen=True)
+class Process:
+    """One process of a training: its device, and its rank among `world` processes."""
+
+    device: Literal["cuda", "cpu"] = "cpu"
+    rank: int = 0
+    world: int = 1
+
+
+ALONE = Process()
+
+
 class Normalize:
     """Normalization of images, float32 (N, C, H, W) in 0..1, by the mean and standard deviation of each channel."""
 
     def __init__(self, metadata: Metadata, device: torch.device | str = "cpu") -> None:
-        self.mean = torch.tensor(metadata.mean, dtype=torch.float32).view(1, -1, 1, 1).to(device)
-        self.std = torch.tensor(metadata.std, dtype=torch.float32).view(1, -1, 1, 1).to(device)
+        self.mean, self.std = (
+            torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1).to(device)
+            for values in (metadata.mean, metadata.std)
+        )
 
     def __call__(self, images: Tensor) -> Tensor:
         """Subtract the mean and divide by the standard deviation, in place."""
@@ -101,10 +117,10 @@ class TrainBatches:
     float32 (batch_size, classes); all on the device. Lightning calls `sampler.set_epoch` before each epoch. `steps` is
     the number of batches in a whole epoch; there is no `len()`, because a resumed epoch has fewer.
 
-    `balance: sampling` draws each class equally often on average, with replacement. rank, world: rank r of n processes
-    has the batches r, r + n, ... of a single process. image_sizes: the size that images are resized to in each epoch;
-    empty: they are not resized. Raises UserError if one batch of every process is larger than the split, or as `fitted`
-    does.
+    `balance: sampling` draws each class equally often on average, with replacement. The process of rank r among n has
+    the batches r, r + n, ... of a single process. image_sizes: height and width in pixels that images are resized to in
+    each epoch; empty: they are not resized. Raises UserError if one batch of every process is larger than the split,
+    or as `resolve_augmentation` does.
     """
 
     def __init__(
@@ -112,26 +128,24 @@ class TrainBatches:
         split: PackedSplit,
         metadata: Metadata,
         params: TrainParams,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world: int = 1,
+        process: Process = ALONE,
         image_sizes: Sequence[int] = (),
     ) -> None:
+        world = process.world
         if params.batch_size * world > len(split):
             processes = f" times {world} processes" if world > 1 else ""
             raise UserError(
                 f"train.batch_size = {params.batch_size}{processes} is larger than the training split of {len(split)} "
                 f"images; choose at most {len(split) // world}"
             )
-        self.images = Images(split.images, device)
+        self.images = Images(split.images, process.device)
         self.labels = torch.from_numpy(split.labels)
+        self.normalize = Normalize(metadata, process.device)
+        self.process, self.image_sizes = process, image_sizes
         self.classes = len(metadata.classes)
-        self.normalize = Normalize(metadata, device)
         self.batch_size, self.seed = params.batch_size, params.seed
         self.balanced = params.balance == "sampling"
-        self.augmentation = fitted(params.augment, metadata)
-        self.rank, self.world = rank, world
-        self.image_sizes = image_sizes
+        self.augmentation = resolve_augmentation(params.augment, metadata)
         self.steps = len(split) // params.batch_size // world
         self.epoch = 0
         self.begin = (0, 0)
@@ -147,7 +161,7 @@ class TrainBatches:
         return self.begin[1] if epoch == self.begin[0] else 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -160,7 +174,7 @@ class TrainBatches:
             order = torch.randperm(len(self.labels), generator=shuffle)
         mirrored = self.mirrored(epoch, order) if self.augmentation.flip else None
         for step in range(self.first_step(epoch), self.steps):
-            number = step * self.world + self.rank
+            number = step * self.process.world + self.process.rank
             places = slice(number * self.batch_size, (number + 1) * self.batch_size)
             rows = order[places]
             generators = partial(self.generator, epoch, number)
@@ -194,8 +208,8 @@ class EvalBatches:
     """A split in its own order, in batches of a fixed size; the last one is padded with labels IGNORE_INDEX.
 
     Yields images, float32 (size, C, image_size, image_size), and labels, int64 (size,), on the device; size is
-    batch_size or, if that is less, the split's. image_size: in pixels; None: that of the split. Rank r of n processes
-    has the batches r, r + n, ...; all have equally many, some perhaps of padding alone.
+    batch_size or, if that is less, the split's. image_size: in pixels; None: that of the split. The process of rank r
+    among n has the batches r, r + n, ...; all have equally many, some perhaps of padding alone.
     """
 
     def __init__(
@@ -203,26 +217,23 @@ class EvalBatches:
         split: PackedSplit,
         metadata: Metadata,
         batch_size: int,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world: int = 1,
+        process: Process = ALONE,
         image_size: int | None = None,
     ) -> None:
-        self.image_size = image_size or split.images.shape[1]
-        self.rank, self.world = rank, world
-        self.images = Images(split.images, device)
+        self.images = Images(split.images, process.device)
         self.labels = torch.from_numpy(split.labels)
-        self.normalize = Normalize(metadata, device)
+        self.normalize = Normalize(metadata, process.device)
+        self.process, self.image_size = process, image_size or split.images.shape[1]
         self.batch_size = min(batch_size, len(split))  # a small split is not padded to a large batch
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return -(-len(self.labels) // (self.batch_size * self.world))
+        return -(-len(self.labels) // (self.batch_size * self.process.world))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of this rank."""
         for step in range(len(self)):
-            start = (step * self.world + self.rank) * self.batch_size
+            start = (step * self.process.world + self.process.rank) * self.batch_size
             rows = torch.arange(start, start + self.batch_size)
             padding = rows >= len(self.labels)
             rows[padding] = start if start < len(self.labels) else 0

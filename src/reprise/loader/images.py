@@ -5,7 +5,6 @@ and a batch is copied when it is gathered.
 """
 
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,31 +16,17 @@ SHARE = 0.5  # of the free memory; the rest is for the network, its gradients an
 CHUNK = 64 << 20  # bytes, of one copy to the device
 
 
-def free_memory(device: torch.device) -> int:
-    """Return the free memory of a GPU, in bytes."""
-    return torch.cuda.mem_get_info(device)[0]
-
-
 class Images:
     """Packed images, uint8 (N, H, W, C), kept in GPU memory if they take at most SHARE of what is free there."""
 
-    def __init__(
-        self,
-        images: np.ndarray,
-        device: torch.device | str = "cpu",
-        free_memory: Callable[[torch.device], int] = free_memory,
-    ) -> None:
+    def __init__(self, images: np.ndarray, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         with warnings.catch_warnings():  # the file is read-only, and nothing here writes to it
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             self.mapped = torch.from_numpy(np.asarray(images))
         self.resident: Tensor | None = None
-        if self.device.type != "cpu" and self.mapped.nbytes <= SHARE * free_memory(self.device):
+        if self.device.type != "cpu" and self.mapped.nbytes <= SHARE * torch.cuda.mem_get_info(self.device)[0]:
             self.resident = _copied(self.mapped, self.device)
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.mapped)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Return the images of these rows, int64 on the CPU, as a new tensor on the device."""

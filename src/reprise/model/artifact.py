@@ -11,10 +11,14 @@ from reprise.runtime.errors import UserError
 from reprise.runtime.provenance import Provenance
 
 
-class Architecture(BaseModel):
-    """The arguments of TIMMBackbone that rebuild the network, and the height and width of its input in pixels."""
+class Part(BaseModel):
+    """A part of the model card: unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Architecture(Part):
+    """The arguments of TIMMBackbone that rebuild the network, and the height and width of its input in pixels."""
 
     model_name: str
     num_classes: int
@@ -23,7 +27,7 @@ class Architecture(BaseModel):
     kwargs: dict[str, Any]
 
 
-class Preprocessing(BaseModel):
+class Preprocessing(Part):
     """How an image becomes the network's input, in this order.
 
     Decode, rotate upright by EXIF, lay transparency over white, convert to `channels` (1 grey, 3 RGB), resize to a
@@ -31,8 +35,6 @@ class Preprocessing(BaseModel):
     to value_range, resize to the architecture's image_size if that differs, subtract mean and divide by std of each
     channel.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     image_size: int
     channels: int
@@ -43,15 +45,13 @@ class Preprocessing(BaseModel):
     value_range: tuple[float, float] = (0.0, 1.0)
 
 
-class Origin(BaseModel):
+class Origin(Part):
     """The weights that a training started from.
 
     source: a repository of the hub, an address or the name of a file; revision: the repository's commit; not_loaded:
     the network's tensors that the weights did not set; new_classes: the classes whose rows of the classifier they did
     not set, because they name their classes and these are not among them.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str
     revision: str | None
@@ -60,10 +60,11 @@ class Origin(BaseModel):
     new_classes: list[str] = []
 
 
-class Training(BaseModel):
-    """How the weights were trained; start: None: from random ones; averaged: they are the average of `train.ema`."""
+class Training(Part):
+    """How the weights were trained.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    start: the pretrained weights it began with, None for random ones; averaged: they are the average of `train.ema`.
+    """
 
     data: str
     splits_sha256: str
@@ -74,13 +75,11 @@ class Training(BaseModel):
     seed: int
 
 
-class ModelCard(BaseModel):
+class ModelCard(Part):
     """All that is needed to rebuild and use published weights.
 
     weights_sha256: of the file of weights, "" until it is saved; record: what the training script depended on.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: Architecture
     classes: list[str]
@@ -91,13 +90,13 @@ class ModelCard(BaseModel):
     record: Record | None = None
 
 
-def load_card(facts: Path) -> ModelCard:
+def load_card(path: Path) -> ModelCard:
     """Read the JSON file of a model. Raises UserError if it is missing, altered or not a model's."""
     try:
-        return ModelCard.model_validate(read_sealed(facts))
+        return ModelCard.model_validate(read_sealed(path))
     except FileNotFoundError:
-        raise UserError(f"{facts}: no model there; run `dvc repro train` or `python src/train.py`") from None
+        raise UserError(f"{path}: no model there; run `dvc repro train` or `python src/train.py`") from None
     except ValidationError as error:
-        raise UserError(f"{facts}: not a model's description ({error.error_count()} wrong entries)") from None
+        raise UserError(f"{path}: not a model's description ({error.error_count()} wrong entries)") from None
     except ValueError as error:
         raise UserError(f"{error}; run `dvc checkout` or train it again") from None

@@ -4,7 +4,6 @@ The tensors carry timm's own names, so `timm.create_model(...).load_state_dict(s
 without Reprise.
 """
 
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,17 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import reprise.model.networks  # noqa: F401 (registers its models with timm)
 from reprise.data.formats.packed import Metadata
 from reprise.model.artifact import Architecture, ModelCard, load_card
-from reprise.model.pretrained import Start, classifier_prefixes, file_start, not_loaded, published_start
+from reprise.model.networks import check_name
+from reprise.model.pretrained import PretrainedWeights, classifier_prefixes, not_loaded, quiet_hub, unavailable
 from reprise.params.schema import ModelParams
 from reprise.runtime.checksums import file_sha256, write_sealed
-from reprise.runtime.errors import UserError, nearest
+from reprise.runtime.errors import UserError, reason
 
-UNTRACKED = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}  # of timm.create_model
+# arguments of timm.create_model that are no part of model.kwargs
+DECIDED = {"num_classes", "in_chans", "pretrained", "model_name"}
+UNTRACKED = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 
 class TIMMBackbone(nn.Module):
@@ -41,20 +42,13 @@ class TIMMBackbone(nn.Module):
     ) -> None:
         super().__init__()
         check_name(model_name)
-        if not pretrained:
-            self.model = timm.create_model(model_name, pretrained=False, num_classes=num_classes, **kwargs)
-            return
+        quiet_hub()
         try:
-            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # ten lines of retries say no more than ours
-            self.model = timm.create_model(model_name, pretrained=True, num_classes=num_classes, **kwargs)
+            self.model = timm.create_model(model_name, pretrained=pretrained, num_classes=num_classes, **kwargs)
         except (OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "pretrained" not in str(error):
+            if not pretrained or (isinstance(error, RuntimeError) and "pretrained" not in str(error)):
                 raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"model.pretrained = true: cannot get the weights of {model_name} ({reason}); set "
-                "model.pretrained: false, or fetch them where there is a network and copy that hub cache (HF_HOME) here"
-            ) from None
+            raise unavailable(model_name, error) from None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes)."""
@@ -62,40 +56,20 @@ class TIMMBackbone(nn.Module):
         return logits
 
 
-def check_name(name: str) -> None:
-    """Raise UserError, with the nearest names, for a model or a tag of weights that timm does not have."""
-    architecture, _, tag = name.partition(".")
-    if timm.is_model(architecture):
-        tags = timm.list_pretrained(f"{architecture}.*")
-        if tag and name not in tags:
-            raise UserError(
-                f"model.name = {name!r}: timm has no weights of that tag; it has {', '.join(tags) or 'none'}"
-            )
-        return
-    near = nearest(name, timm.list_models())
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`timm.list_models()` names them all"
-    raise UserError(f"model.name = {name!r} is not a model of timm {timm.__version__}; {hint}")
-
-
-def adapt(params: ModelParams, metadata: Metadata, start: Start | None = None) -> Architecture:
+def adapt(params: ModelParams, metadata: Metadata, pretrained: PretrainedWeights | None = None) -> Architecture:
     """Return the architecture for the data: its classes, its channels and the size of the network's input.
 
-    The size is that of `model.image_size`; `auto`: that of the weights to start from, or else the data's. Raises
+    The size is that of `model.image_size`; `auto`: that of the pretrained weights, or else the data's. Raises
     UserError for an unknown name and for `model.kwargs` that the data or other parameters determine.
     """
     check_name(params.name)
     kwargs = dict(params.kwargs)
-    decided = {"num_classes", "in_chans", "pretrained", "model_name"} & set(kwargs)
-    if decided:
-        raise UserError(f"model.kwargs.{min(decided)}: set by the data or another parameter; remove it")
-    if untracked := UNTRACKED & set(kwargs):
-        raise UserError(
-            f"model.name = {params.name}: model.kwargs.{min(untracked)} would bring weights that nothing records; "
-            "remove it"
-        )
+    for names, why in ((DECIDED, "set by the data or another parameter"), (UNTRACKED, "it brings untracked weights")):
+        if refused := names & set(kwargs):
+            raise UserError(f"model.name = {params.name}: model.kwargs.{min(refused)}: {why}; remove it")
     size = params.image_size
     if size == "auto":
-        size = (start.image_size if start else None) or metadata.image_size
+        size = (pretrained.image_size if pretrained else None) or metadata.image_size
     config = timm.get_pretrained_cfg(params.name)
     if config is not None and config.fixed_input_size:
         kwargs.setdefault("img_size", size)
@@ -108,71 +82,57 @@ def adapt(params: ModelParams, metadata: Metadata, start: Start | None = None) -
     )
 
 
-def build(architecture: Architecture, start: Start | None = None) -> TIMMBackbone:
-    """Build the network in channels-last memory, with random weights by torch's current seed or those of `start`."""
-    loading = {}
-    if start is not None:
-        config = timm.get_pretrained_cfg(architecture.model_name) or timm.models.PretrainedCfg()
-        loading = {"pretrained_cfg_overlay": start.overlay(config.first_conv, config.classifier)}
+def build(architecture: Architecture, pretrained: PretrainedWeights | None = None) -> TIMMBackbone:
+    """Build the network in channels-last memory, with pretrained weights or random ones by torch's current seed."""
+    name = architecture.model_name
+    loading = {"pretrained_cfg_overlay": pretrained.overlay(name)} if pretrained else {}
     network = TIMMBackbone(
-        architecture.model_name,
-        start is not None,
+        name,
+        pretrained is not None,
         num_classes=architecture.num_classes,
         in_chans=architecture.in_chans,
         **architecture.kwargs,
         **loading,
     )
-    if start is not None:
+    if pretrained is not None:
         vars(network.model)["pretrained_cfg"].pop("state_dict")  # it is a second copy of the weights
         # A classifier that is not loaded begins at zero (Kolesnikov et al., Big Transfer, 2020): timm's random one,
         # large for few classes in an EfficientNet, would shake what the network knows.
-        new, classifier = not_loaded(start, network.model), classifier_prefixes(network.model)
-        for name, weight in network.model.named_parameters():
-            if name in new and name.startswith(classifier):
+        new, classifier = not_loaded(pretrained, network.model), classifier_prefixes(network.model)
+        for tensor, weight in network.model.named_parameters():
+            if tensor in new and tensor.startswith(classifier):
                 nn.init.zeros_(weight)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
 
-def find_start(params: ModelParams, weights: Path | None) -> Start | None:
-    """Return the weights that a training starts from; None: random ones.
-
-    weights: the path of `model.weights`. Raises UserError if both `model.weights` and `model.pretrained` give some.
-    """
-    check_name(params.name)
-    given = file_start(weights, params.name) if weights else None
-    if given and params.pretrained:
-        raise UserError(f"model.weights holds {given.origin.source}, and model.pretrained is true: choose one of them")
-    return published_start(params.name) if params.pretrained else given
-
-
 def create_network(
-    params: ModelParams, metadata: Metadata, seed: int, start: Start | None = None
+    params: ModelParams, metadata: Metadata, seed: int, pretrained: PretrainedWeights | None = None
 ) -> tuple[TIMMBackbone, Architecture]:
-    """Build the network for the data, with random weights by the seed or with those of `start`.
+    """Build the network for the data, with pretrained weights or random ones by the seed.
 
-    First and last layer of `start` are adapted; where it names its classes, each class of the data gets the classifier
-    row of the same name. Raises UserError if timm cannot build the model with these arguments, image size or weights.
+    First and last layer of pretrained weights are adapted; where they name their classes, each class of the data gets
+    the classifier row of the same name. Raises UserError if timm cannot build the model with these arguments, image
+    size or weights.
     """
-    if params.pretrained and start is None:
-        start = published_start(params.name)
-    if start is not None:
-        start = start.for_classes(metadata.classes, params.name)
-    architecture = adapt(params, metadata, start)
+    if pretrained is not None:
+        pretrained = pretrained.for_classes(metadata.classes, params.name)
+    architecture = adapt(params, metadata, pretrained)
     size = architecture.image_size
     torch.manual_seed(seed)
     try:
-        network = build(architecture, start)
+        network = build(architecture, pretrained)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # timm raises whatever a wrong argument provokes deep inside a model
-        if start is not None and "state_dict" in str(error):
-            raise UserError(f"{start.origin.source}: not weights of {params.name} ({_one_line(error)})") from None
+        why = reason(error)[:300]
+        if pretrained is not None and "state_dict" in str(error):
+            raise UserError(f"{pretrained.origin.source}: not weights of {params.name} ({why})") from None
         given = ", ".join(f"{key}={value!r}" for key, value in architecture.kwargs.items())
         raise UserError(
             f"model.name = {params.name}: timm cannot build it for {size}x{size} images"
             + (f" with {given}" if given else "")
-            + f" ({_one_line(error)}); change model.kwargs, model.image_size or model.name"
+            + f" ({why}); change model.kwargs, model.image_size or model.name"
         ) from None
     check_takes(network, architecture, size, "model.image_size")
     return network.train(), architecture
@@ -188,7 +148,7 @@ def check_takes(network: TIMMBackbone, architecture: Architecture, size: int, pa
         raise
     except Exception as error:  # whatever the network runs into
         raise UserError(
-            f"model.name = {name} cannot take {size}x{size} images ({_one_line(error)}); "
+            f"model.name = {name} cannot take {size}x{size} images ({reason(error)[:300]}); "
             f"raise {parameter}, look at model.kwargs or choose another model"
         ) from None
     network.train(training)
@@ -213,7 +173,7 @@ def count_flops(network: nn.Module, architecture: Architecture) -> int | None:
             network(torch.zeros(1, channels, size, size))
         return int(counter.get_total_flops())
     except Exception as error:  # whatever the counter or the network runs into
-        print(f"{architecture.model_name}: FLOPs not counted ({_one_line(error)})", file=sys.stderr)
+        print(f"{architecture.model_name}: FLOPs not counted ({reason(error)[:300]})", file=sys.stderr)
         return None
     finally:
         for module, training in modes:
@@ -222,24 +182,20 @@ def count_flops(network: nn.Module, architecture: Architecture) -> int | None:
             parameter.requires_grad_()
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def save_model(network: TIMMBackbone, card: ModelCard, weights: Path, facts: Path) -> None:
+def save_model(network: TIMMBackbone, card: ModelCard, weights_path: Path, card_path: Path) -> None:
     """Write the weights as safetensors and the card as JSON; equal weights give equal bytes.
 
     The safetensors header gets no metadata, because the order of two or more keys would be random.
     """
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.model.state_dict().items()}
-    weights.write_bytes(safetensors.torch.save(tensors))  # save_file raises an error of its own on a full disk
-    card = card.model_copy(update={"weights_sha256": file_sha256(weights)})
-    write_sealed(facts, card.model_dump(mode="json"))
+    weights_path.write_bytes(safetensors.torch.save(tensors))  # save_file raises an error of its own on a full disk
+    card = card.model_copy(update={"weights_sha256": file_sha256(weights_path)})
+    write_sealed(card_path, card.model_dump(mode="json"))
 
 
-def load_model(weights: Path, facts: Path) -> tuple[TIMMBackbone, ModelCard]:
+def load_model(weights_path: Path, card_path: Path) -> tuple[TIMMBackbone, ModelCard]:
     """Load a published model for evaluation. Raises UserError if a file is missing, altered or of another model."""
-    card = load_card(facts)
+    card = load_card(card_path)
     architecture = card.architecture
     try:
         if UNTRACKED & set(architecture.kwargs):
@@ -248,16 +204,16 @@ def load_model(weights: Path, facts: Path) -> tuple[TIMMBackbone, ModelCard]:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # timm raises whatever a wrong argument provokes deep inside a model
-        raise UserError(f"{facts}: no model of timm's ({_one_line(error)}); run `dvc checkout`") from None
+        raise UserError(f"{card_path}: no model of timm's ({reason(error)[:300]}); run `dvc checkout`") from None
     try:
-        if file_sha256(weights) != card.weights_sha256:
-            raise UserError(f"{weights}: altered since it was published; run `dvc checkout` or train it again")
-        network.model.load_state_dict(load_file(weights))
+        if file_sha256(weights_path) != card.weights_sha256:
+            raise UserError(f"{weights_path}: altered since it was published; run `dvc checkout` or train it again")
+        network.model.load_state_dict(load_file(weights_path))
     except FileNotFoundError:
-        raise UserError(f"{weights}: no weights there; run `dvc repro train` or `dvc checkout`") from None
+        raise UserError(f"{weights_path}: no weights there; run `dvc repro train` or `dvc checkout`") from None
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise UserError(
-            f"{weights}: not the weights of {card.architecture.model_name} ({_one_line(error)}); "
+            f"{weights_path}: not the weights of {architecture.model_name} ({reason(error)[:300]}); "
             "run `dvc checkout` or train it again"
         ) from None
     return network.eval(), card

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Pair = tuple[int, ...]  # height and width, or what belongs to each
 DEPTHWISE_SIZE = 2  # largest height and width, in pixels
 POINTWISE_PIXELS = 4  # largest number of pixels of an image
 
@@ -51,7 +52,7 @@ class DepthwiseConv2d(nn.Conv2d):
         """Return (N, C, H', W') for input (N, C, H, W)."""
         if input.device.type != "cpu" or max(input.shape[-2:]) > DEPTHWISE_SIZE:
             return super().forward(input)
-        taps, size = _overlap(*input.shape[-2:], *self.kernel_size, *self.stride, *self.padding)
+        taps, size = _taps(tuple(input.shape[-2:]), self.kernel_size, self.stride, self.padding)
         if taps is None:
             return super().forward(input)
         pixels = input.permute(0, 2, 3, 1).flatten(1, 2)
@@ -116,13 +117,14 @@ def _is_pointwise(conv: nn.Conv2d) -> bool:
 
 @lru_cache
 @torch.inference_mode(False)  # a cached tensor of an evaluation may be used in training
-def _overlap(
-    height: int, width: int, rows: int, columns: int, down: int, right: int, above: int, left: int
-) -> tuple[Tensor | None, tuple[int, int]]:
+def _taps(image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Tensor | None, Pair]:
     """Return taps (H * W, H' * W'), see `_SumOfTaps`, and (H', W'); None for taps if a pair of pixels has none."""
-    size = (height + 2 * above - rows) // down + 1, (width + 2 * left - columns) // right + 1
-    y = torch.arange(height)[:, None] + above - down * torch.arange(size[0])
-    x = torch.arange(width)[:, None] + left - right * torch.arange(size[1])
-    if not (y.ge(0) & y.lt(rows)).all() or not (x.ge(0) & x.lt(columns)).all():
+    axes = list(zip(image, kernel, stride, padding, strict=True))
+    size = tuple((pixels + 2 * pad - taps) // step + 1 for pixels, taps, step, pad in axes)
+    y, x = (
+        torch.arange(pixels)[:, None] + pad - step * torch.arange(out)
+        for (pixels, _, step, pad), out in zip(axes, size, strict=True)
+    )
+    if not (y.ge(0) & y.lt(kernel[0])).all() or not (x.ge(0) & x.lt(kernel[1])).all():
         return None, size
-    return (y[:, None, :, None] * columns + x[None, :, None, :]).reshape(height * width, -1), size
+    return (y[:, None, :, None] * kernel[1] + x[None, :, None, :]).reshape(len(y) * len(x), -1), size

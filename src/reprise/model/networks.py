@@ -2,7 +2,7 @@
 
 timm's networks halve the image five times, which leaves one pixel of 28. `digits_cnn` reaches 99 % on MNIST in 4 epochs
 (benchmarks/mnist.py). `resnet8`, for color images, follows the networks of speed records on CIFAR-10
-(benchmarks/cifar10.py).
+(benchmarks/cifar10.py). `check_name` looks a model up among these and timm's.
 """
 
 import itertools
@@ -10,17 +10,35 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from reprise.runtime.errors import UserError, nearest
+
+
+def check_name(name: str) -> None:
+    """Raise UserError, with the nearest names, for a model or a tag of weights that timm does not have."""
+    architecture, _, tag = name.partition(".")
+    if timm.is_model(architecture):
+        tags = timm.list_pretrained(f"{architecture}.*")
+        if tag and name not in tags:
+            raise UserError(
+                f"model.name = {name!r}: timm has no weights of that tag; it has {', '.join(tags) or 'none'}"
+            )
+        return
+    near = nearest(name, timm.list_models())
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`timm.list_models()` names them all"
+    raise UserError(f"model.name = {name!r} is not a model of timm {timm.__version__}; {hint}")
+
 
 class SmallNetwork(nn.Module):
     """Base class: features, dropout and a linear classifier `fc`, with timm's interface (`reset_classifier`, ...)."""
 
-    def __init__(self, features: nn.Module, num_features: int, num_classes: int, drop_rate: float) -> None:
+    def __init__(self, features: nn.Module, num_features: int, num_classes: int = 10, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.num_features = self.head_hidden_size = num_features
         self.drop_rate = drop_rate
@@ -53,41 +71,28 @@ class SmallNetwork(nn.Module):
 
 
 class MLP(SmallNetwork):
-    """Multilayer perceptron on the pixels; hidden: the widths of its hidden layers."""
+    """Multilayer perceptron on the pixels; hidden: the widths of its hidden layers; head: as of `SmallNetwork`."""
 
     def __init__(
-        self,
-        num_classes: int = 10,
-        in_chans: int = 1,
-        img_size: int | tuple[int, int] = 28,
-        hidden: Sequence[int] = (256, 128),
-        drop_rate: float = 0.0,
+        self, in_chans: int = 1, img_size: int | tuple[int, int] = 28, hidden: Sequence[int] = (256, 128), **head: Any
     ) -> None:
         widths = [in_chans * math.prod(to_2tuple(img_size)), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for before, after in itertools.pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
-        super().__init__(nn.Sequential(*layers), widths[-1], num_classes, drop_rate)
+        super().__init__(nn.Sequential(*layers), widths[-1], **head)
 
 
 class ConvNet(SmallNetwork):
     """Convolution, batch norm and ReLU for each (channels, kernel, stride) of `layers`, then global average pooling."""
 
-    def __init__(
-        self,
-        layers: Sequence[tuple[int, int, int]],
-        num_classes: int = 10,
-        in_chans: int = 3,
-        drop_rate: float = 0.0,
-    ) -> None:
+    def __init__(self, layers: Sequence[tuple[int, int, int]], in_chans: int = 3, **head: Any) -> None:
         widths = [in_chans, *(width for width, _, _ in layers)]
         parts = [
             convolution(before, after, kernel, stride)
             for before, (after, kernel, stride) in zip(widths, layers, strict=False)
         ]
-        super().__init__(
-            nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()), widths[-1], num_classes, drop_rate
-        )
+        super().__init__(nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()), widths[-1], **head)
 
 
 class ResNet8(SmallNetwork):
@@ -98,20 +103,14 @@ class ResNet8(SmallNetwork):
     identity, pooling before the norm, and features scaled down, so that the classifier's first logits are small.
     """
 
-    def __init__(
-        self,
-        num_classes: int = 10,
-        in_chans: int = 3,
-        widths: Sequence[int] = (64, 128, 256),
-        drop_rate: float = 0.0,
-    ) -> None:
+    def __init__(self, in_chans: int = 3, widths: Sequence[int] = (64, 128, 256), **head: Any) -> None:
         steps: list[nn.Module] = []
         for before, after in itertools.pairwise([4 * in_chans, *widths]):
             steps += [convolution(before, after, pool=2), Residual(convolution(after, after))]
         for convolved in (layer for step in steps for layer in step.modules() if isinstance(layer, nn.Conv2d)):
             nn.init.dirac_(convolved.weight.data[: convolved.in_channels])
         features = nn.Sequential(Decorrelated(in_chans), *steps, nn.AdaptiveMaxPool2d(1), nn.Flatten(), Scaled(0.15))
-        super().__init__(features, widths[-1], num_classes, drop_rate)
+        super().__init__(features, widths[-1], **head)
 
 
 class Decorrelated(nn.Module):
@@ -126,8 +125,8 @@ class Decorrelated(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        colour, line = cosines(channels), cosines(2)
-        transform = torch.einsum("ac,by,dx->abdcyx", colour, line, line).reshape(4 * channels, channels, 2, 2)
+        color, line = cosines(channels), cosines(2)
+        transform = torch.einsum("ac,by,dx->abdcyx", color, line, line).reshape(4 * channels, channels, 2, 2)
         self.register_buffer("transform", transform.float(), persistent=False)
         self.norm = nn.BatchNorm2d(4 * channels, affine=False)
 
@@ -181,15 +180,12 @@ def convolution(before: int, after: int, kernel: int = 3, stride: int = 1, pool:
     )
 
 
-def _cfg(**facts: Any) -> dict[str, Any]:
-    return {"num_classes": 10, "classifier": "fc", **facts}
-
-
+HEAD = {"num_classes": 10, "classifier": "fc"}
 default_cfgs = generate_default_cfgs(  # the name that timm looks for
     {
-        "mlp": _cfg(input_size=(1, 28, 28), fixed_input_size=True, first_conv="features.1"),
-        "digits_cnn": _cfg(input_size=(1, 28, 28), first_conv="features.0.0"),
-        "resnet8": _cfg(input_size=(3, 32, 32)),
+        "mlp": {**HEAD, "input_size": (1, 28, 28), "fixed_input_size": True, "first_conv": "features.1"},
+        "digits_cnn": {**HEAD, "input_size": (1, 28, 28), "first_conv": "features.0.0"},
+        "resnet8": {**HEAD, "input_size": (3, 32, 32)},
     }
 )
 

@@ -1,4 +1,4 @@
-"""Weights to start from, timm's published ones or those of a file, with their origin and normalization.
+"""Pretrained weights, timm's published ones or those of a file, with their origin and normalization.
 
 Nothing but tensors is read: safetensors, or torch files with `weights_only`.
 """
@@ -19,16 +19,18 @@ from timm.models._hub import download_cached_file
 from torch import Tensor, nn
 
 from reprise.model.artifact import Origin, load_card
+from reprise.model.networks import check_name
+from reprise.params.schema import ModelParams
 from reprise.runtime.checksums import file_sha256
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, reason
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")  # timm's own checkpoints end in .pth.tar
 WRAPPERS = re.compile(r"^((net|model|module|_orig_mod)\.)+")  # before timm's names, in checkpoints of training loops
 
 
 @dataclass(frozen=True)
-class Start:
-    """Weights to start from.
+class PretrainedWeights:
+    """Weights that a training starts from.
 
     weights: by timm's tensor names; mean, std: for each channel, of the images they were trained with; image_size: of
     those images, in pixels; classes: names in the order of the classifier's rows. The last two are None where unknown.
@@ -41,16 +43,14 @@ class Start:
     image_size: int | None
     classes: list[str] | None = None
 
-    def for_classes(self, classes: list[str], model_name: str) -> "Start":
+    def for_classes(self, classes: list[str], model_name: str) -> "PretrainedWeights":
         """Return the weights with one classifier row for each of these classes, by name.
 
         The row of a class that the weights do not have is zero. If all are new, the classifier keeps no row and is
         initialized anew. Weights that do not name their classes, or whose classifier is unknown, are returned as they
         are.
         """
-        config: Any = timm.get_pretrained_cfg(model_name) or PretrainedCfg()
-        heads = (config.classifier,) if isinstance(config.classifier, str) else config.classifier or ()
-        names = [f"{head}.{kind}" for head in heads for kind in ("weight", "bias")]
+        names = [f"{layer}.{kind}" for layer in _layers(_config(model_name).classifier) for kind in ("weight", "bias")]
         found = {name: self.weights[name] for name in names if name in self.weights}
         known = {name: row for row, name in enumerate(self.classes or ())}
         if not found or classes == self.classes or any(len(tensor) != len(known) for tensor in found.values()):
@@ -63,37 +63,60 @@ class Start:
         origin = self.origin.model_copy(update={"new_classes": [name for name in classes if name not in known]})
         return replace(self, weights=self.weights | found, origin=origin, classes=classes)
 
-    def overlay(self, first: str | tuple[str, ...] | None, last: str | tuple[str, ...] | None) -> dict[str, Any]:
-        """Return the `pretrained_cfg_overlay` with which timm loads the weights and adapts first and last layer.
-
-        first, last: names of these layers in timm's configuration.
-        """
-        facts: dict[str, Any] = {"state_dict": dict(self.weights), "label_offset": 0}
-        if (weight := self._weight(last)) is not None:
-            facts["num_classes"] = weight.shape[0]
-        if (weight := self._weight(first)) is not None and weight.ndim == 4:
-            size = self.image_size or weight.shape[-1]  # timm requires a size but reads the channels alone
-            facts["input_size"] = (weight.shape[1], size, size)
-        return facts
-
-    def _weight(self, layer: str | tuple[str, ...] | None) -> Tensor | None:
-        name = layer if isinstance(layer, str) else (layer or ("",))[0]
-        return self.weights.get(f"{name}.weight")
+    def overlay(self, model_name: str) -> dict[str, Any]:
+        """Return the `pretrained_cfg_overlay` with which timm loads the weights and adapts first and last layer."""
+        config = _config(model_name)
+        first, last = (
+            next((self.weights.get(f"{name}.weight") for name in _layers(layer)), None)
+            for layer in (config.first_conv, config.classifier)
+        )
+        overlay: dict[str, Any] = {"state_dict": dict(self.weights), "label_offset": 0}
+        if last is not None:
+            overlay["num_classes"] = last.shape[0]
+        if first is not None and first.ndim == 4:
+            size = self.image_size or first.shape[-1]  # timm requires a size but reads the channels alone
+            overlay["input_size"] = (first.shape[1], size, size)
+        return overlay
 
     def normalization(self, channels: int) -> dict[str, list[float]]:
         """Return mean and std for so many channels: the weights' own or, if they have another number, their average."""
+        own = {"mean": self.mean, "std": self.std}
         if len(self.mean) == channels:
-            return {"mean": self.mean, "std": self.std}
-        return {"mean": [sum(self.mean) / len(self.mean)] * channels, "std": [sum(self.std) / len(self.std)] * channels}
+            return own
+        return {name: [sum(values) / len(values)] * channels for name, values in own.items()}
 
 
-def published_start(model_name: str) -> Start:
+def _config(model_name: str) -> PretrainedCfg:
+    """Return timm's configuration of a model's weights; an empty one for a model without weights."""
+    return timm.get_pretrained_cfg(model_name) or PretrainedCfg()
+
+
+def _layers(names: Any) -> tuple[str, ...]:
+    """Return the names of layers in timm's configuration, where one stands alone and none is None."""
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def unavailable(model_name: str, error: Exception) -> UserError:
+    """Return the error for published weights that cannot be fetched, with the first line of the reason."""
+    why = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(
+        f"model.pretrained = true: cannot get the weights of {model_name} ({why}); set model.pretrained: false, "
+        "or fetch them where there is a network and copy that hub cache (HF_HOME) here"
+    )
+
+
+def quiet_hub() -> None:
+    """Silence the hub's client: its ten lines of retries say no more than `unavailable`."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def published_weights(model_name: str) -> PretrainedWeights:
     """Return timm's weights of a model, from the hub or its cache (HF_HOME and HF_HUB_OFFLINE as usual).
 
     Raises UserError if they cannot be fetched or their checksum is wrong.
     """
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # ten lines of retries say no more than ours
-    config = timm.get_pretrained_cfg(model_name) or PretrainedCfg()
+    quiet_hub()
+    config = _config(model_name)
     try:
         if config.hf_hub_id:
             print(f"weights of {config.hf_hub_id}: asking the hub and its cache", file=sys.stderr, flush=True)
@@ -110,12 +133,20 @@ def published_start(model_name: str) -> Start:
     except UserError:
         raise
     except Exception as error:  # the hub's client lets through what its HTTP library raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"model.pretrained = true: cannot get the weights of {model_name} ({reason}); set model.pretrained: false, "
-            "or fetch them where there is a network and copy that hub cache (HF_HOME) here"
-        ) from None
-    return Start(_read(path), origin, list(config.mean), list(config.std), config.input_size[-1])
+        raise unavailable(model_name, error) from None
+    return PretrainedWeights(_read(path), origin, list(config.mean), list(config.std), config.input_size[-1])
+
+
+def find_pretrained(params: ModelParams, weights_path: Path | None) -> PretrainedWeights | None:
+    """Return the weights that a training starts from; None: random ones.
+
+    weights_path: of `model.weights`. Raises UserError if both `model.weights` and `model.pretrained` give some.
+    """
+    check_name(params.name)
+    given = weights_of_file(weights_path, params.name) if weights_path else None
+    if given and params.pretrained:
+        raise UserError(f"model.weights holds {given.origin.source}, and model.pretrained is true: choose one of them")
+    return published_weights(params.name) if params.pretrained else given
 
 
 def _from_hub(repository: str) -> Path:
@@ -129,7 +160,7 @@ def _from_hub(repository: str) -> Path:
     raise AssertionError
 
 
-def file_start(path: Path, model_name: str) -> Start | None:
+def weights_of_file(path: Path, model_name: str) -> PretrainedWeights | None:
     """Read weights from a file, or from a folder with one; None for an empty folder.
 
     In a folder, `model.json` beside `model.safetensors` gives normalization, image size and class names. Otherwise the
@@ -159,13 +190,13 @@ def file_start(path: Path, model_name: str) -> Start | None:
             f"{file}: holds no tensors by name, but {', '.join(content) or 'nothing'}; save the model's state_dict()"
         )
     origin = Origin(source=file.name, revision=None, sha256=file_sha256(file))
-    facts = file.with_suffix(".json")
-    if file.suffix == ".safetensors" and path.is_dir() and facts.exists():
-        card = load_card(facts)
+    card_path = file.with_suffix(".json")
+    if file.suffix == ".safetensors" and path.is_dir() and card_path.exists():
+        card = load_card(card_path)
         seen = card.preprocessing
-        return Start(weights, origin, seen.mean, seen.std, card.architecture.image_size, card.classes)
-    config = timm.get_pretrained_cfg(model_name) or PretrainedCfg()
-    return Start(weights, origin, list(config.mean), list(config.std), None)
+        return PretrainedWeights(weights, origin, seen.mean, seen.std, card.architecture.image_size, card.classes)
+    config = _config(model_name)
+    return PretrainedWeights(weights, origin, list(config.mean), list(config.std), None)
 
 
 def _unwrapped(content: dict[str, Any]) -> dict[str, Tensor]:
@@ -182,19 +213,17 @@ def _read(path: Path) -> dict[str, Any]:
     except MemoryError:
         raise
     except Exception as error:  # whatever broken bytes provoke deep inside an unpickler, OSError and IndexError too
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path}: not readable as weights ({reason})") from None
+        raise UserError(f"{path}: not readable as weights ({reason(error)[:200]})") from None
     return weights
 
 
 def classifier_prefixes(network: nn.Module) -> tuple[str, ...]:
     """Return the prefixes of a timm model's classifier tensors; () for a module without a timm configuration."""
     config: Any = getattr(network, "pretrained_cfg", {})
-    names = config.get("classifier") or ()
-    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    return tuple(f"{name}." for name in _layers(config.get("classifier")))
 
 
-def not_loaded(start: Start, network: nn.Module) -> list[str]:
+def not_loaded(pretrained: PretrainedWeights, network: nn.Module) -> list[str]:
     """Return the names of a timm model's tensors that the weights do not set, in the model's order.
 
     The classifier is not set where the number of classes differs; `for_classes` sets its rows by name.
@@ -203,5 +232,5 @@ def not_loaded(start: Start, network: nn.Module) -> list[str]:
     return [
         name
         for name, tensor in network.state_dict().items()
-        if name not in start.weights or (name.startswith(heads) and start.weights[name].shape != tensor.shape)
+        if name not in pretrained.weights or (name.startswith(heads) and pretrained.weights[name].shape != tensor.shape)
     ]

@@ -1,4 +1,4 @@
-"""A training that is killed goes on from its last checkpoint and ends in the bits of an uninterrupted run.
+"""A training that is killed resumes from its last checkpoint and ends in the bits of an uninterrupted run.
 
 Checkpoints live in a scratch folder under a key of everything that decides the bits (`Provenance.key`), so a run with
 other params, data, code or terms never finds them. Each is a file of its own with a checksum inside, published whole;
@@ -11,21 +11,23 @@ import hashlib
 import io
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from reprise.data.formats.packed import Unaltered
 from reprise.loader.batches import TrainBatches
 from reprise.params.schema import CheckpointParams
 from reprise.runtime.atomic import Lock, publishing, remove
 from reprise.runtime.signals import Stopped, StopSignals
+from reprise.training.callbacks.best_epoch import BestEpoch
+from reprise.training.callbacks.finite_loss import FiniteLoss
 from reprise.training.steps import BatchObserver
 
 MAGIC = b"reprise checkpoint 1\n"
@@ -36,7 +38,7 @@ UNFINISHED = 10  # trainings whose scratch is kept for a later resumption
 
 @dataclass(frozen=True)
 class Position:
-    """What comes next: a step (counted from 0) of an epoch (from 0); global_step: optimiser steps done so far."""
+    """What comes next: a step (counted from 0) of an epoch (from 0); global_step: optimizer steps done so far."""
 
     epoch: int
     step: int
@@ -70,7 +72,7 @@ class Checkpoints:
                 lock.release()
 
     def save(self, state: dict[str, Any], position: Position) -> None:
-        """Write the state of a position durably; then let go of all but the newest two."""
+        """Write the state of a position durably; then remove all but the newest GENERATIONS."""
         buffer = io.BytesIO()
         torch.save({"position": vars(position), **state}, buffer)
         payload = buffer.getbuffer()
@@ -112,57 +114,43 @@ class Checkpoints:
         return sorted(self.folder.glob("*.ckpt"), reverse=True)
 
 
+@dataclass(eq=False)
 class Resumption(BatchObserver, Checkpoint):
-    """Takes a training up where the state says, saves it as often as `every` says, stops it when a signal came.
+    """Resumes a training from a saved state, saves it as often as `every` says, stops it after a signal.
 
-    A `Checkpoint` comes last, after every other callback has seen the batch. `extra` is an object with
-    `state_dict` whose state travels along; `check` raises if this is no moment to save. Raises Stopped, with the state
-    saved, at the first step boundary after a signal; one that comes during validation waits for its end.
+    A `Checkpoint` comes last, after every other callback has seen the batch. Nothing is saved after a loss that is not
+    finite, or once the data have changed: both raise UserError. Raises Stopped, with the state saved, at the first step
+    boundary after a signal; one that comes during validation waits for its end.
 
     Of several processes the first alone reads and saves; a signal to any of them stops all. They agree on it between
     epochs and, within one, where what all have counted belongs to the state, every so many STEPS.
     """
 
-    STEPS = 16
-
-    def __init__(
-        self,
-        checkpoints: Checkpoints | None,
-        every: CheckpointParams,
-        batches: TrainBatches,
-        extra: Any,
-        signals: StopSignals,
-        resumed: tuple[Position, dict[str, Any]] | None,
-        check: Callable[[Trainer], None] = lambda trainer: None,
-    ) -> None:
-        self.checkpoints = checkpoints
-        self.every = every
-        self.batches = batches
-        self.extra = extra
-        self.signals = signals
-        self.resumed = resumed
-        self.check = check
-        self.saved_epoch = resumed[0].epoch if resumed else 0
-        self.saved_at = time.monotonic()
-        self.cost = 0.0  # of the last save, in seconds
+    STEPS: ClassVar[int] = 16
+    checkpoints: Checkpoints | None
+    every: CheckpointParams
+    batches: TrainBatches
+    best: BestEpoch
+    signals: StopSignals
+    losses: FiniteLoss
+    data: Unaltered
+    resumed: tuple[Position, dict[str, Any]] | None = field(default=None, init=False)
+    saved_epoch: int = field(default=0, init=False)
+    saved_at: float = field(default_factory=time.monotonic, init=False)
+    cost: float = field(default=0.0, init=False)  # of the last save, in seconds
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell all processes the state of the first, as soon as they are connected."""
-        if trainer.world_size > 1:
-            self.signals.listen()
-            self.resumed = trainer.strategy.broadcast(self.resumed)
-            if self.resumed:
-                self.extra.load_state_dict(self.resumed[1]["extra"])
-                self.saved_epoch = self.resumed[0].epoch
-                self.prepare(trainer)
-                trainer.should_stop = self.extra.is_over()
-
-    def prepare(self, trainer: Trainer) -> None:
-        """Set the counters of a trainer that has not started."""
+        """Give all processes the state of the first, as soon as they are connected, and set the trainer's counters."""
+        self.signals.listen()
+        self.resumed = trainer.strategy.broadcast(self.checkpoints.latest() if self.checkpoints else None)
         if self.resumed is None:
             return
-        position = self.resumed[0]
+        position, state = self.resumed
+        print(f"continuing in epoch {position.epoch + 1}, step {position.step + 1}", file=sys.stderr)
+        self.best.load_state_dict(state["best"])
+        self.saved_epoch = position.epoch
         self.batches.start(position.epoch, position.step)
+        trainer.should_stop = self.best.is_over()
         # the part of a Lightning checkpoint that `trainer.current_epoch` and `trainer.global_step` are read from
         epochs = dict.fromkeys(("ready", "started", "processed", "completed"), position.epoch)
         steps = dict.fromkeys(("ready", "completed"), position.global_step)
@@ -177,7 +165,7 @@ class Resumption(BatchObserver, Checkpoint):
         """Take the signals back from Lightning, whose handler of SIGTERM would end in exit code 0."""
         self.signals.listen()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Load the state before the first step; save it between two epochs, where the schedule has moved too."""
         if self.resumed is not None:
             _, state = self.resumed
@@ -185,14 +173,12 @@ class Resumption(BatchObserver, Checkpoint):
             # metrics keep a tensor as it is given to them, on whatever device that is
             pl_module.load_state_dict({name: value.to(pl_module.device) for name, value in state["module"].items()})
             if not trainer.is_global_zero:  # the first has what all of them had counted
-                restored: Any = pl_module
-                restored.train_metrics.counts.zero_()
-                restored.train_metrics.loss.zero_()
+                pl_module.train_metrics.reset()
             trainer.optimizers[0].load_state_dict(state["optimizer"])
             for config, scheduler in zip(trainer.lr_scheduler_configs, state["schedulers"], strict=True):
                 config.scheduler.load_state_dict(scheduler)
         elif trainer.current_epoch > 0:
-            self._between_epochs(trainer, pl_module, trainer.current_epoch)
+            self._between_epochs(trainer, pl_module, self.every.epochs)
 
     def after_batch(self, trainer: Trainer, pl_module: Any, loss: Tensor, batch_idx: int) -> None:
         """Save in the middle of an epoch if it is time or a signal came."""
@@ -204,47 +190,44 @@ class Resumption(BatchObserver, Checkpoint):
             return
         if several and step // pl_module.accumulate % self.STEPS:
             return
-        due, signum = self._agreed(trainer, self._minutes_are_over())
-        if due:
-            pl_module.train_metrics.merge(onto_first=True)
-            self._save(trainer, pl_module, trainer.current_epoch, step, signum)
+        self._save_if(self._minutes_are_over(), trainer, pl_module, step)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save what is trained, for it is not published yet and may be refused."""
-        self._between_epochs(trainer, pl_module, trainer.current_epoch, over=True)
+        self._between_epochs(trainer, pl_module, 1, at_once=True)
 
-    def _between_epochs(self, trainer: Trainer, pl_module: LightningModule, epoch: int, over: bool = False) -> None:
-        due = epoch - self.saved_epoch >= (1 if over else self.every.epochs)
-        due = due and (over or time.monotonic() - self.saved_at >= self.cost / SHARE)
-        due, signum = self._agreed(trainer, due or self._minutes_are_over())
-        if due:
-            self._save(trainer, pl_module, epoch, 0, signum)
-
-    def _agreed(self, trainer: Trainer, due: bool) -> tuple[bool, int]:
-        """Return whether to save, for which the first process's time counts, and any one's signal to stop, or 0."""
-        signum = self.signals.received or 0
-        if trainer.world_size > 1:
-            wanted = torch.tensor([due and trainer.is_global_zero, signum], device=trainer.strategy.root_device)
-            due, signum = trainer.strategy.reduce(wanted, reduce_op="max").tolist()
-        return bool(due or signum), signum
+    def _between_epochs(self, trainer: Trainer, pl_module: Any, every: int, at_once: bool = False) -> None:
+        at_once = at_once or time.monotonic() - self.saved_at >= self.cost / SHARE
+        due = trainer.current_epoch - self.saved_epoch >= every and at_once
+        self._save_if(due or self._minutes_are_over(), trainer, pl_module, 0)
 
     def _minutes_are_over(self) -> bool:
         return time.monotonic() - self.saved_at >= 60 * self.every.minutes
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule, epoch: int, step: int, signum: int) -> None:
+    def _save_if(self, due: bool, trainer: Trainer, pl_module: Any, step: int) -> None:
+        """Save if the first process finds it due, or if a signal has come to any; then stop at the signal."""
+        signum = self.signals.received or 0
+        if trainer.world_size > 1:
+            wanted = torch.tensor([due and trainer.is_global_zero, signum], device=trainer.strategy.root_device)
+            due, signum = trainer.strategy.reduce(wanted, reduce_op="max").tolist()
+        if not due and not signum:
+            return
+        if step:
+            pl_module.train_metrics.merge(onto_first=True)
         started = time.monotonic()
         if trainer.is_global_zero:
-            self.check(trainer)
+            self.losses.check(trainer)
+            self.data.check()
         # weights that are not finite are about to end the training: they shall not replace the last good checkpoint
         if self.checkpoints and all(bool(weight.isfinite().all()) for weight in pl_module.parameters()):
             state = {
                 "module": pl_module.state_dict(),
                 "optimizer": trainer.optimizers[0].state_dict(),
                 "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
-                "extra": self.extra.state_dict(),
+                "best": self.best.state_dict(),
             }
-            self.checkpoints.save(state, Position(epoch, step, trainer.global_step))
-        self.saved_epoch, self.saved_at = epoch, time.monotonic()
+            self.checkpoints.save(state, Position(trainer.current_epoch, step, trainer.global_step))
+        self.saved_epoch, self.saved_at = trainer.current_epoch, time.monotonic()
         self.cost = self.saved_at - started
         if signum:
             trainer.strategy.barrier()  # who starts the processes ends them all as soon as one has ended

@@ -1,10 +1,9 @@
 """A training step on a GPU as two CUDA graphs: the hundreds of kernels of a pass are launched as one.
 
 A small network's kernels take less time than Python takes to launch them. The forward pass with its loss, and the
-backward pass, are recorded once for each size of images (and again when layers thaw) and replayed: the same kernels on
-the same memory, so the same bits, and the processor has time to make the next batch.
-Claim: `resnet8`, widths 64, 256, 256, batches of 512, on an H200: 202,000 images/s in place of 63,000, one run each
-(before gradients were copied once more within the graph).
+backward pass, are recorded once for each size of images (and again when frozen layers are released) and replayed: the
+same kernels on the same memory, so the same bits, and the processor has time to make the next batch.
+Claim: `resnet8`, widths 64, 256, 256, batches of 512, on an H200: 202,000 images/s in place of 63,000, one run each.
 """
 
 import gc
@@ -38,7 +37,7 @@ class GraphedSteps:
         self._forget()
 
     def begin(self) -> None:
-        """Look, before an epoch, whether layers were frozen, thawed or hooked meanwhile."""
+        """Notice, before an epoch, layers that were frozen, released or hooked since the last one."""
         parts, weights = list(self.module.modules()), list(self.module.parameters())
         self.kind = tuple(part.training for part in parts), tuple(weight.requires_grad for weight in weights)
         self.hooked = any(map(_hooks, [*parts, *weights]))
@@ -74,7 +73,7 @@ class GraphedSteps:
                 weight.grad.add_(gradient)
 
     def _forget(self) -> None:
-        """Give the memory of the recording back."""
+        """Drop the recording, and with it its memory."""
         self.recorded: tuple[object, ...] = ()
         self.replays: list[Callable[[], None]] = []
         self.batch: tuple[Tensor, ...] = ()
@@ -125,7 +124,7 @@ class UnrecordableError(Exception):
 
 
 def recordable(module: Any) -> bool:
-    """Say whether to record the steps of a module: on a GPU, not compiled, without a search for anomalies."""
+    """Say whether to record the steps of a module: on a GPU, not compiled, without anomaly detection."""
     return module.device.type == "cuda" and not module.compiled and not torch.is_anomaly_enabled()
 
 

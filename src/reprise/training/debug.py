@@ -16,10 +16,11 @@ from reprise.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Debug:
-    """limit: share of the training and validation images. batches: at most so many of each.
+    """The debug mode of a training.
 
-    overfit: validate on the training images, which a sound model learns by heart. detect_anomaly: name the operation
-    that first gives NaN in a backward pass (slow). Raises UserError for what is not possible.
+    limit: share of the training and validation images. batches: at most so many of each. overfit: validate on the
+    training images, which a sound model memorizes. detect_anomaly: name the operation that first gives NaN in a
+    backward pass (slow). Raises UserError for values that are out of range.
     """
 
     limit: float = 1.0
@@ -34,7 +35,7 @@ class Debug:
             raise UserError(f"--overfit {self.batches}: expected a number of batches, 1 or more")
 
     def deciding(self) -> dict[str, Any]:
-        """Return what changes the bits of the result; nothing, if nothing does."""
+        """Return the options that change the bits of the result and differ from the defaults."""
         changed = asdict(self).items() - asdict(Debug()).items()
         return {name: value for name, value in sorted(changed) if name != "detect_anomaly"}
 

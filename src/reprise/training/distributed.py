@@ -2,8 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -30,12 +29,12 @@ def slurm_environment() -> SLURMEnvironment | None:
     return SLURMEnvironment(auto_requeue=False) if slurm else None
 
 
-def processes(params: TrainParams, where: Literal["cuda", "cpu"]) -> int:
+def processes(params: TrainParams, device: Literal["cuda", "cpu"]) -> int:
     """Return how many processes there are on each machine; of several on GPUs, this one takes its own.
 
     Raises UserError where there are too few GPUs or, with `devices: auto`, torchrun or SLURM started another number.
     """
-    gpus = torch.cuda.device_count() if where == "cuda" else 0
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
     devices = params.devices if params.devices != "auto" else max(gpus, 1)
     check_launched(devices, params.num_nodes)
     if gpus and devices * params.num_nodes > 1:
@@ -46,20 +45,16 @@ def processes(params: TrainParams, where: Literal["cuda", "cpu"]) -> int:
     return devices
 
 
-@contextmanager
-def one_line_if_others_fail() -> Iterator[None]:
-    """Say in one line that another process of the training has failed or never come."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.distributed.DistError) and not torch.distributed.is_initialized():
-            raise UserError(
-                f"the processes of this training did not find each other: {str(error).splitlines()[0]} See whether all "
-                "of them were started (by srun or torchrun) and reach MASTER_ADDR, and whether MASTER_PORT is free"
-            ) from None
-        if not re.search("[Cc]onnection (closed|reset)|Broken pipe", str(error)):
-            raise
-        raise UserError("another process of this training has ended; nothing was published, see above") from None
+def failure(error: RuntimeError) -> str | None:
+    """Return a user's words for an error because another process of the training has failed or never come."""
+    if isinstance(error, torch.distributed.DistError) and not torch.distributed.is_initialized():
+        return (
+            f"the processes of this training did not find each other: {str(error).splitlines()[0]} See whether all "
+            "of them were started (by srun or torchrun) and reach MASTER_ADDR, and whether MASTER_PORT is free"
+        )
+    if re.search("[Cc]onnection (closed|reset)|Broken pipe", str(error)):
+        return "another process of this training has ended; nothing was published, see above"
+    return None
 
 
 class EndTogether(Callback):
@@ -74,11 +69,11 @@ class EndTogether(Callback):
         started.clear()  # Lightning kills this process, too, as soon as it finds one among them that has been killed
 
 
+@dataclass(eq=False)
 class SharedBuffers(Callback):
     """Gives every process the first one's running statistics before a validation: those of the weights to publish."""
 
-    def __init__(self, average: WeightAverage | None) -> None:
-        self.average = average
+    average: WeightAverage | None
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Copy them, the averaged ones too."""

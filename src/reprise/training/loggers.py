@@ -4,7 +4,7 @@ Their services and offline modes are set as each of them documents it (WANDB_MOD
 settings everything stays in files. None changes a result.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from reprise.runtime.errors import UserError
 
 
 def create_loggers(names: Iterable[LoggerName], folder: Path, run: str) -> list[Logger]:
-    """Return a logger for each name, with its files in `folder/NAME`; run: what a service shows of it.
+    """Return a logger for each name, with its files in `folder/NAME`; run: the name that a service shows.
 
     Raises UserError, with the command that installs it, for one that is not installed.
     """
@@ -24,38 +24,41 @@ def create_loggers(names: Iterable[LoggerName], folder: Path, run: str) -> list[
     for name in dict.fromkeys(names):
         if find_spec(name) is None:
             raise UserError(f"train.loggers: {name} is not installed; `pip install -e '.[{name}]'`, or leave it out")
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        loggers.append(_create(name, folder / name, run))
+        own = folder / name
+        own.mkdir(parents=True, exist_ok=True)
+        loggers.append(CREATE[name](own, run))
     return loggers
 
 
-def _create(name: LoggerName, folder: Path, run: str) -> Logger:
-    match name:
-        case "tensorboard":
-            return TensorBoardLogger(folder, name=None, version="")
-        case "wandb":
-            return WandbLogger(project="reprise", name=run, save_dir=folder)
-        case "mlflow":
-            import mlflow
+def _mlflow(folder: Path, run: str) -> Logger:
+    import mlflow
 
-            # MLflow 3 refuses folders of files, Lightning's default: a data base where no server is named
-            named = mlflow.is_tracking_uri_set()
-            uri = mlflow.get_tracking_uri() if named else f"sqlite:///{folder.resolve()}/mlflow.db"
-            artifacts = None if named else str(folder.resolve() / "artifacts")
-            return MLFlowLogger("reprise", run_name=run, tracking_uri=uri, artifact_location=artifacts)
-        case "dvclive":
-            from dvclive.lightning import DVCLiveLogger
+    # MLflow 3 refuses folders of files, Lightning's default: a data base where no server is named
+    named = mlflow.is_tracking_uri_set()
+    uri = mlflow.get_tracking_uri() if named else f"sqlite:///{folder.resolve()}/mlflow.db"
+    artifacts = None if named else str(folder.resolve() / "artifacts")
+    return MLFlowLogger("reprise", run_name=run, tracking_uri=uri, artifact_location=artifacts)
 
-            # as it comes, it rewrites the root's dvc.yaml, makes an experiment, and removes what an earlier part logged
-            logger: Logger = DVCLiveLogger(
-                run, dir=str(folder), resume=True, report=None, save_dvc_exp=False, dvcyaml=None
-            )
-            return logger
+
+def _dvclive(folder: Path, run: str) -> Logger:
+    from dvclive.lightning import DVCLiveLogger
+
+    # as it comes, it rewrites the root's dvc.yaml, makes an experiment, and removes what an earlier part logged
+    logger: Logger = DVCLiveLogger(run, dir=str(folder), resume=True, report=None, save_dvc_exp=False, dvcyaml=None)
+    return logger
+
+
+CREATE: dict[LoggerName, Callable[[Path, str], Logger]] = {
+    "tensorboard": lambda folder, run: TensorBoardLogger(folder, name=None, version=""),
+    "wandb": lambda folder, run: WandbLogger(project="reprise", name=run, save_dir=folder),
+    "mlflow": _mlflow,
+    "dvclive": _dvclive,
+}
 
 
 class LearningRate(Callback):
     """Logs the largest learning rate at the end of each epoch, beside the losses."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log lr."""
+        """Log the rate as `lr`."""
         pl_module.log("lr", max(group["lr"] for group in trainer.optimizers[0].param_groups))

@@ -30,8 +30,8 @@ LOSS_UNIT = 2.0**-30
 class EpochMetrics(nn.Module):
     """Mean loss and accuracy over an epoch's samples, counted on the device and read once, at its end.
 
-    A batch is put aside and many are counted together, so a step pays next to nothing. counts (3, num_classes): how
-    often a class was right, labelled, predicted, which is the confusion matrix's diagonal and margins: accuracy,
+    Batches are kept pending and counted together, so a step costs next to nothing. counts, int64 (3, num_classes): how
+    often a class was right, labeled, predicted, which is the confusion matrix's diagonal and margins: accuracy,
     recall, precision and F1 follow from them, and they stay small for thousands of classes. loss: a sum in whole
     LOSS_UNITs, so up to 2^23 it is exact and does not depend on which batches were counted together.
     """
@@ -61,7 +61,7 @@ class EpochMetrics(nn.Module):
             self.count()
 
     def count(self) -> None:
-        """Count the batches that were put aside."""
+        """Count the pending batches."""
         if not self.pending:
             return
         losses, logits, labels = zip(*self.pending, strict=True)
@@ -72,8 +72,8 @@ class EpochMetrics(nn.Module):
         self.loss += torch.where(counted, per_sample / LOSS_UNIT, 0.0).round().sum()
         dropped = self.num_classes  # a class of its own: selecting would wait for the device, and so would `bincount`
         right = torch.where(counted & (predicted == label), label, dropped)
-        labelled, claimed = torch.where(counted, label, dropped), torch.where(counted, predicted, dropped)
-        places = torch.cat([classes + row * (dropped + 1) for row, classes in enumerate((right, labelled, claimed))])
+        labeled, claimed = torch.where(counted, label, dropped), torch.where(counted, predicted, dropped)
+        places = torch.cat([classes + row * (dropped + 1) for row, classes in enumerate((right, labeled, claimed))])
         # one-dimensional, for then CUDA adds deterministically
         counts = torch.zeros(3 * (dropped + 1), dtype=torch.int64, device=self.counts.device)
         self.counts += counts.scatter_add_(0, places, torch.ones_like(places)).view(3, -1)[:, :-1]
@@ -81,7 +81,7 @@ class EpochMetrics(nn.Module):
         self.pending_logits = 0
 
     def merge(self, onto_first: bool = False) -> None:
-        """Sum over the processes of a training, exactly; every one has the sum or, if asked so, the first alone."""
+        """Sum the counts over the processes of a training; onto_first: the first has the sum, the others zeros."""
         self.count()
         if is_available() and is_initialized() and get_world_size() > 1:
             for sums in (self.counts, self.loss):
@@ -90,13 +90,17 @@ class EpochMetrics(nn.Module):
                     sums.zero_()
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Return the mean loss and the accuracy over all processes, nan before the first sample, and begin anew."""
+        """Return the mean loss and the accuracy over all processes, NaN before the first sample, and reset."""
         self.merge()
-        right, labelled, _ = self.counts.sum(dim=1)
-        loss, accuracy = self.loss * LOSS_UNIT / labelled, right / labelled
+        right, labeled, _ = self.counts.sum(dim=1)
+        loss, accuracy = self.loss * LOSS_UNIT / labeled, right / labeled
+        self.reset()
+        return loss.float(), accuracy
+
+    def reset(self) -> None:
+        """Set all counts to zero."""
         self.counts.zero_()
         self.loss.zero_()
-        return loss.float(), accuracy
 
 
 class LitClassifier(LightningModule):
@@ -140,12 +144,12 @@ class LitClassifier(LightningModule):
         return logits
 
     def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the batch loss and, padding dropped, predicted classes and labels; of mixed labels the weightiest."""
+        """Return the batch loss (), predicted classes and labels (M,), without padding; of soft labels the largest."""
         loss, logits, labels = self.forward_loss(batch)
         return loss, *self.mask_outputs(logits.argmax(dim=1), labels)
 
     def learn(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the loss of a training batch, counted: a `training_step` that never waits for the device."""
+        """Return the loss of a training batch and count it: a `training_step` that never waits for the device."""
         loss, logits, labels = self.forward_loss(batch)
         self.train_metrics.add(loss, logits, labels)
         return loss
@@ -207,7 +211,7 @@ class LitClassifier(LightningModule):
         self._log_epoch("test", self.test_metrics)
 
     def _log_epoch(self, split: str, metrics: EpochMetrics) -> Tensor:
-        """Log and return the accuracy: one log call an epoch instead of one a step."""
+        """Log mean loss and accuracy of an epoch; return the accuracy, ()."""
         loss, accuracy = metrics.compute()
         self.log(f"{split}/loss", loss, prog_bar=True)
         self.log(f"{split}/acc", accuracy, prog_bar=True)
@@ -218,13 +222,8 @@ class LitClassifier(LightningModule):
         optimizer = self.optimizer(self.parameters())
         if self.scheduler is None:
             return {"optimizer": optimizer}
-        schedule = {
-            "scheduler": self.scheduler(optimizer),
-            "monitor": self.hparams["monitor"],
-            "interval": self.hparams["interval"],
-            "frequency": 1,
-        }
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        watched = {name: self.hparams[name] for name in ("monitor", "interval")}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), **watched}}
 
 
 class MNISTLitModule(LitClassifier):

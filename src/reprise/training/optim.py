@@ -2,7 +2,7 @@
 
 Norms and biases are never decayed. Each parameter group carries a learning rate of its own, which every schedule
 scales: lower for earlier layers (`layer_decay`) and for everything but the classifier (`backbone_lr`).
-timm's Muon is made to orthogonalise in fp32 on CPUs: one without bf16 takes 4 to 32 times as long in bf16.
+timm's Muon is made to orthogonalize in fp32 on CPUs: one without bf16 takes 4 to 32 times as long in bf16.
 """
 
 import inspect
@@ -43,40 +43,21 @@ def orthogonal(gradient: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 timm.optim.muon.zeropower_via_newtonschulz = orthogonal  # type: ignore[assignment]  # Muon has no argument for it
 
 
-def check_optimizer(name: str, reproducible: Reproducibility) -> None:
-    """Raise UserError, with the nearest names or the reason, for an optimizer that cannot train here."""
-    base = name.removeprefix("lookahead_")
-    names = [str(known) for known in list_optimizers()]
-    if base not in names:
-        near = nearest(base, names)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`timm.optim.list_optimizers()` names them all"
-        raise UserError(f"train.optimizer = {name!r} is not an optimizer of timm; {hint}")
-    info = get_optimizer_info(base)
-    if info.second_order:
-        raise UserError(f"train.optimizer = {name}: it needs second derivatives, which this loop does not compute")
-    if base.startswith("kron") and reproducible not in ("machine", "off"):
-        raise UserError(f"train.optimizer = {name}: it is compiled for each machine; set train.reproducible: machine")
-    package = info.opt_class.partition(".")[0] if isinstance(info.opt_class, str) else ""
-    if package and not torch.cuda.is_available():
-        raise UserError(f"train.optimizer = {name}: it is {package}'s, which needs a CUDA GPU; timm's own need none")
-
-
-def create_optimizer(network: nn.Module, params: TrainParams) -> Optimizer:
+def create_optimizer(network: nn.Module, params: TrainParams, parameters: object = None) -> Optimizer:
     """Return the optimizer for a timm model (or any module), fused where torch has that.
 
+    parameters: those of the network, which `LitClassifier` hands over; names and layers decide the groups instead.
     Raises UserError for a name that timm does not know, cannot make here, or that refuses `optimizer_kwargs`.
     """
-    check_optimizer(params.optimizer, params.reproducible)
+    kind = _check(params.optimizer, params.reproducible)
     if decided := DECIDED & set(params.optimizer_kwargs):
         raise UserError(f"train.optimizer_kwargs.{min(decided)}: not here, train.* has what decides it; remove it")
-    groups = _parameter_groups(network, params)
     kwargs = dict(params.optimizer_kwargs)
-    kind = get_optimizer_info(params.optimizer.removeprefix("lookahead_")).opt_class
     # fused SGD wants a momentum of every weight or of none: not so once a frozen backbone joins in
     if kind in FUSED and not (kind is torch.optim.SGD and params.freeze_epochs):
         kwargs = {"fused": True} | kwargs
     try:
-        return create_optimizer_v2(groups, opt=params.optimizer, lr=params.lr, **kwargs)
+        return create_optimizer_v2(_parameter_groups(network, params), opt=params.optimizer, lr=params.lr, **kwargs)
     except ImportError as error:
         raise UserError(f"train.optimizer = {params.optimizer}: {error}; install it or choose another") from None
     except (TypeError, ValueError, RuntimeError) as error:
@@ -86,14 +67,32 @@ def create_optimizer(network: nn.Module, params: TrainParams) -> Optimizer:
         ) from None
 
 
+def _check(name: str, reproducible: Reproducibility) -> Any:
+    """Return timm's class of an optimizer; raise UserError, with the nearest names or the reason, if it cannot train.
+
+    The class is a dotted name where another package has it.
+    """
+    base, names = name.removeprefix("lookahead_"), [str(known) for known in list_optimizers()]
+    if base not in names:
+        near = nearest(base, names)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`timm.optim.list_optimizers()` names them all"
+        raise UserError(f"train.optimizer = {name!r} is not an optimizer of timm; {hint}")
+    info = get_optimizer_info(base)
+    if info.second_order:
+        raise UserError(f"train.optimizer = {name}: it needs second derivatives, which this loop does not compute")
+    if base.startswith("kron") and reproducible not in ("machine", "off"):
+        raise UserError(f"train.optimizer = {name}: it is compiled for each machine; set train.reproducible: machine")
+    if isinstance(info.opt_class, str) and not torch.cuda.is_available():
+        package = info.opt_class.partition(".")[0]
+        raise UserError(f"train.optimizer = {name}: it is {package}'s, which needs a CUDA GPU; timm's own need none")
+    return info.opt_class
+
+
 def _parameter_groups(network: nn.Module, params: TrainParams) -> list[dict[str, Any]]:
     undecayed: set[str] = getattr(network, "no_weight_decay", set)()  # e.g. position embeddings
-    if params.layer_decay is None:
-        groups = param_groups_weight_decay(network, params.weight_decay, no_weight_decay_list=undecayed)
-    else:
-        groups = param_groups_layer_decay(
-            network, params.weight_decay, no_weight_decay_list=undecayed, layer_decay=params.layer_decay
-        )
+    layers: dict[str, Any] = {} if params.layer_decay is None else {"layer_decay": params.layer_decay}
+    groups_of = param_groups_layer_decay if layers else param_groups_weight_decay
+    groups = groups_of(network, params.weight_decay, no_weight_decay_list=undecayed, **layers)
     head = classifier_parameters(network) if params.backbone_lr != 1 else set()
     parts = []
     for group in groups:
@@ -150,7 +149,7 @@ def create_schedule(optimizer: Optimizer, params: TrainParams, steps: int) -> LR
 
 
 class OneCycle(OneCycleLR):
-    """torch's, except that after the last step of the cycle the rates stay: torch would let them rise once more."""
+    """torch's one-cycle schedule, with constant rates after its last step, where torch would let them rise again."""
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Return each group's learning rate after `last_epoch` steps."""
@@ -172,5 +171,5 @@ class TimmSchedule(LRScheduler):
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position; all else follows from the params."""
+        """Return the number of steps; all else follows from the params."""
         return {"last_epoch": self.last_epoch}

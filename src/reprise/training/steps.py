@@ -7,10 +7,10 @@ one batch and Lightning calls the hook; so it is with several processes, for DDP
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import islice
-from queue import SimpleQueue
-from threading import Thread
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from reprise.loader.batches import TrainBatches
+from reprise.loader.batches import TrainBatches, stateless_seed
 from reprise.runtime.environment import cpus
 from reprise.training.cuda_graphs import GraphedSteps, recordable
 from reprise.training.module import EpochMetrics, LitClassifier
@@ -39,10 +39,27 @@ class BatchObserver(Callback):
     """A callback that sees every batch of a chunk; Lightning's hooks between those two, HOOKS[1:5], are called, too."""
 
     def before_batch(self, trainer: Trainer, pl_module: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Called before the forward pass; batch_idx: counted from where the epoch has begun or was taken up again."""
+        """Called before the forward pass; batch_idx: counted from where the epoch began or was resumed."""
 
     def after_batch(self, trainer: Trainer, pl_module: Any, loss: Tensor, batch_idx: int) -> None:
         """Called after the backward pass and the optimizer's step, if one was due; loss: divided by `accumulate`."""
+
+
+class StatelessDropout(BatchObserver):
+    """Reseeds before every batch, so that dropout is a function of (seed, step) and not of what was drawn before."""
+
+    def __init__(self, seed: int) -> None:
+        self.key = stateless_seed(seed, "dropout")
+
+    def before_batch(self, trainer: Trainer, pl_module: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Seed torch's generators from the global step and the batch within it."""
+        step = trainer.global_step * pl_module.accumulate + batch_idx % pl_module.accumulate
+        step = step * trainer.world_size + trainer.global_rank
+        # multiplicative hashing (Knuth, The Art of Computer Programming, vol. 3, 6.4): SHA-256 would be half the cost
+        seed = (self.key + 2_654_435_761 * step) % 2**32
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` looks for devices each time: 0.1 ms
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed(seed)
 
 
 class ChunkedClassifier(LitClassifier):
@@ -68,7 +85,7 @@ class ChunkedClassifier(LitClassifier):
         return configured
 
     def on_train_epoch_start(self) -> None:
-        """Look who watches, and whether to record CUDA graphs."""
+        """Collect the callbacks that watch batches, and decide whether to record CUDA graphs."""
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         self.observers = [callback for callback in callbacks if isinstance(callback, BatchObserver)]
         self.zeroing, self.differentiating, self.differentiated = (_overridden(callbacks, name) for name in HOOKS[1:4])
@@ -126,7 +143,7 @@ class ChunkedClassifier(LitClassifier):
             self.clip_gradients(optimizer, self.clip_grad, "norm")
 
     def _log_epoch(self, split: str, metrics: EpochMetrics) -> Tensor:
-        """Let loggers number the epoch by its last batch, whatever the chunks and however often it was taken up."""
+        """Let loggers number the epoch by its last batch, whatever the chunks and however often it was resumed."""
         self.log("step", float((self.trainer.current_epoch + 1) * self.steps - 1))
         self.log("epoch", float(self.trainer.current_epoch))
         return super()._log_epoch(split, metrics)
@@ -136,18 +153,20 @@ class PlateauSchedule(Checkpoint):
     """Steps a schedule that watches a metric, after the callbacks before it have seen the epoch and its lr."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show it the metric."""
+        """Step the schedule with the metric that it monitors."""
         for config in trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, ReduceLROnPlateau):
                 monitored = trainer.callback_metrics[pl_module.hparams["monitor"]]
                 pl_module.lr_scheduler_step(config.scheduler, monitored)
 
 
+@dataclass
 class Chunk:
     """Consecutive batches of an epoch, made one after another; begin: the number of the first."""
 
-    def __init__(self, batches: Iterator[tuple[Tensor, Tensor]], begin: int, length: int) -> None:
-        self.batches, self.begin, self.length = batches, begin, length
+    batches: Iterator[tuple[Tensor, Tensor]]
+    begin: int
+    length: int
 
 
 class Chunks:
@@ -163,7 +182,7 @@ class Chunks:
         self.coming: Any = None
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the chunks of the current epoch, as far as it has not been trained."""
+        """Yield the chunks of the current epoch, or the rest of a resumed one."""
         self.close()
         self.coming = prepared_ahead(self.batches) if self.ahead else iter(self.batches)
         if self.single:
@@ -175,13 +194,13 @@ class Chunks:
             yield Chunk(islice(self.coming, length), begin, length)
 
     def close(self) -> None:
-        """End the thread of an epoch that was broken off."""
+        """End the thread of an epoch that was interrupted."""
         if self.coming is not None:
             self.coming.close()
 
 
 def chunks(trainer: Trainer, batches: TrainBatches) -> Chunks:
-    """Return the loader that suits a trainer: single batches for several processes and for whom batches concern."""
+    """Return the loader for a trainer: single batches for several processes, and if a callback hooks into batches."""
     foreign = [each for each in trainer.callbacks if not isinstance(each, BatchObserver)]  # type: ignore[attr-defined]
     single = trainer.world_size > 1 or any(_overridden(foreign, name) for name in HOOKS)
     on_cpu = trainer.strategy.root_device.type == "cpu"
@@ -193,36 +212,16 @@ def prepared_ahead(batches: Iterable[Any]) -> Iterator[Any]:
 
     It computes with as many threads as this one. Raises here what making a batch raises, once those before are through.
     """
-    wanted: SimpleQueue[bool] = SimpleQueue()
-    made: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-    threads = torch.get_num_threads()
-
-    def make() -> None:
-        torch.set_num_threads(threads)
-        try:
-            coming = iter(batches)
-            while wanted.get():
-                made.put((next(coming, None), None))
-        except BaseException as error:
-            made.put((None, error))
-
-    thread = Thread(target=make, daemon=True)
-    thread.start()
-    try:
-        wanted.put(True)
-        batch, error = made.get()
-        while batch is not None:
-            wanted.put(True)
+    # torch counts threads for each thread that asks
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as maker:
+        coming = iter(batches)
+        made = maker.submit(next, coming, None)
+        while (batch := made.result()) is not None:
+            made = maker.submit(next, coming, None)
             yield batch
-            batch, error = made.get()
-        if error is not None:
-            raise error
-    finally:
-        wanted.put(False)
-        thread.join()
 
 
 def _overridden(callbacks: Iterable[Callback], name: str) -> list[Callable[..., None]]:
-    """Return a hook of those callbacks that do something in it."""
+    """Return the hook of this name of each callback that overrides it."""
     hooks = [getattr(callback, name) for callback in callbacks]
     return [hook for hook in hooks if getattr(hook, "__func__", None) is not getattr(Callback, name)]

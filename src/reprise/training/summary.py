@@ -4,21 +4,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from reprise.data.formats.packed import Metadata
-from reprise.model.artifact import Architecture
 from reprise.model.backbone import count_flops
-from reprise.params.schema import TrainParams
+from reprise.training.setup import Assembly
 
 
-def summary(
-    network: nn.Module, architecture: Architecture, metadata: Metadata, params: TrainParams, steps: int, device: str
-) -> str:
-    """Return the lines; steps: of an epoch. The network is left as it was, and no random number is drawn.
+def summary(made: Assembly) -> str:
+    """Return the lines. The network is left as it was, and no random number is drawn.
 
     Multiply-adds are those of convolutions and matrix products. Memory: weights, gradients and two moments of each
     weight in float32, and what a batch keeps for its backward pass, of one image times the batch size.
     """
-    size = architecture.image_size
+    network, architecture, metadata, params = made.network, made.architecture, made.metadata, made.params
+    size, device = architecture.image_size, made.process.device
     resized = "" if size == metadata.image_size else f", resized to {size}x{size}"
     resized += f", at first to {params.start_size}x{params.start_size}" if params.start_size else ""
     idle = device == "cpu" and params.accelerator != "cpu" and torch.cuda.is_available()
@@ -31,11 +28,11 @@ def summary(
     return "\n".join(
         [
             f"model     {architecture.model_name}: {weights:,} parameters, {operations} multiply-adds an image",
-            f"memory    about {_megabytes(16 * weights)} for weights, gradients and optimizer, "
-            f"{_megabytes(kept * params.batch_size)} for a batch of {params.batch_size}",
+            f"memory    about {16 * weights / 1e6:,.1f} MB for weights, gradients and optimizer, "
+            f"{kept * params.batch_size / 1e6:,.1f} MB for a batch of {params.batch_size}",
             f"data      {metadata.data}: {metadata.summary()}{resized}",
-            f"schedule  {params.epochs} epochs of {steps} steps{frozen}, {params.optimizer}, {params.schedule}, "
-            f"learning rate {params.lr:g}, on {device}, {params.reproducible}{unused}",
+            f"schedule  {params.epochs} epochs of {made.batches.steps} steps{frozen}, {params.optimizer}, "
+            f"{params.schedule}, learning rate {params.lr:g}, on {device}, {params.reproducible}{unused}",
         ]
     )
 
@@ -56,7 +53,3 @@ def _kept_bytes(network: nn.Module, image: Tensor) -> int:
         network.eval()(image)
     network.train(training)
     return sum(sizes.values())
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"

@@ -6,6 +6,7 @@ the same model, batch and machine takes it from there.
 
 import json
 import time
+import timeit
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,19 +18,19 @@ from reprise.runtime.atomic import publishing
 STEPS = 3  # timed, after one to warm up
 
 
-def settle_threads(step: Callable[[], None], most: int, record: Path | None, key: str) -> int:
+def resolve_threads(step: Callable[[], None], most: int, record: Path | None, key: str) -> int:
     """Return how many threads, from 1 to most, do the step fastest, and set torch to it.
 
     What the record (JSON, from key to number) already says for the key is taken; a new measurement is added to it, by
     one process at a time. A damaged record is made anew.
     """
-    threads = _read(record).get(key) if record else None
+    threads = _read(record).get(key) if record else _fastest(step, most)
     if record and threads is None:
         with publishing(record) as (partial,):
             known = _read(record)
             threads = known.get(key) or _fastest(step, most)  # another process may have measured meanwhile
             partial.write_text(json.dumps(known | {key: threads}, indent=2) + "\n", encoding="utf-8")
-    threads = threads or _fastest(step, most)
+    assert threads
     torch.set_num_threads(threads)
     return threads
 
@@ -44,14 +45,11 @@ def _read(record: Path) -> dict[str, int]:
 
 
 def _fastest(step: Callable[[], None], most: int) -> int:
-    seconds = {}
-    for threads in range(1, most + 1):
+    """Return the number of threads, from 1 to most, with the shortest step."""
+
+    def seconds(threads: int) -> float:
         torch.set_num_threads(threads)
         step()
-        times = []
-        for _ in range(STEPS):
-            started = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - started)
-        seconds[threads] = min(times)
-    return min(seconds, key=lambda threads: seconds[threads])
+        return min(timeit.repeat(step, timer=time.perf_counter, repeat=STEPS, number=1))
+
+    return min(range(1, most + 1), key=seconds)

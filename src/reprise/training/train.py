@@ -2,7 +2,7 @@
 
 Everything random is a function of (seed, epoch, step): order and augmentation in `batches`, dropout by a reseed before
 each step. Two runs with equal arguments on equal terms (threads, kind of machine) end in equal bits, also where one of
-them was killed and taken up again.
+them was killed and resumed.
 """
 
 import copy
@@ -11,7 +11,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
+from reprise.loader.batches import Process
 from reprise.model.convolutions import repaired
 from reprise.params.resolve import resolve_device, resolve_precision
 from reprise.params.schema import ModelParams, TrainParams
@@ -28,27 +29,19 @@ from reprise.runtime.errors import UserError
 from reprise.runtime.provenance import cpu_name
 from reprise.runtime.signals import Stopped, StopSignals
 from reprise.training.callbacks.best_epoch import BestEpoch
-from reprise.training.callbacks.dropout import StatelessDropout
 from reprise.training.callbacks.ema import WeightAverage
 from reprise.training.callbacks.finetuning import FrozenBackbone
 from reprise.training.callbacks.finite_loss import FiniteLoss
 from reprise.training.callbacks.progress import Progress
 from reprise.training.checkpoint import Checkpoints, Resumption
 from reprise.training.debug import Debug
-from reprise.training.distributed import (
-    EndTogether,
-    SharedBuffers,
-    ddp_strategy,
-    one_line_if_others_fail,
-    processes,
-    slurm_environment,
-)
+from reprise.training.distributed import EndTogether, SharedBuffers, ddp_strategy, failure, processes, slurm_environment
 from reprise.training.loggers import LearningRate
-from reprise.training.result import TrainResult, card_of, provenance_of, starting_point
-from reprise.training.setup import Assembly, Process, assemble
-from reprise.training.steps import ChunkedClassifier, PlateauSchedule, chunks
+from reprise.training.result import TrainResult, card_of, provenance_of, report_pretrained
+from reprise.training.setup import Assembly
+from reprise.training.steps import ChunkedClassifier, PlateauSchedule, StatelessDropout, chunks
 from reprise.training.summary import summary
-from reprise.training.threads import settle_threads
+from reprise.training.threads import resolve_threads
 
 
 @dataclass(frozen=True)
@@ -75,59 +68,49 @@ def train(
 ) -> TrainResult:
     """Train on prepared data and return the best epoch's network, by what `params.select` names.
 
-    weights: the place of `model.weights`. With a scratch folder, the training saves checkpoints below it, takes up an
-    earlier one of the same params, data, code and terms, and leaves it to the caller to discard them once the result
+    weights: the path of `model.weights`. With a scratch folder, the training saves checkpoints below it, resumes from
+    an earlier one of the same params, data, code and terms, and leaves it to the caller to discard them once the result
     is safe. Prints its progress to stderr.
     Raises UserError for a model, batch size or image size that do not fit the data or the memory, and as soon as the
     loss is not finite; Stopped, once a checkpoint is written, after SIGTERM, SIGHUP or Ctrl-C.
     """
-    if options.rank == 0:
-        return _train(processed, model, params, scratch, weights, options)
+    if options.rank:
+        scratch, options = None, replace(options, loggers=())
+    with _silent() if options.rank else nullcontext():
+        params, process = _resolve(params, options.rank)
+        made = Assembly(processed, model, params, process, weights, options.debug)
+        origin = report_pretrained(made)
+        if params.threads == "auto":
+            params = made.params = params.model_copy(update={"threads": _threads(made, scratch)})
+        print(summary(made), file=sys.stderr, flush=True)
+        network, metadata = made.network, made.metadata
+        progress = Progress(params.batch_size * process.world, made.batches.steps)
+        best = BestEpoch(progress, params, None if params.ema is None else WeightAverage(network, params.ema))
+        start = made.pretrained_weights
+        begun_with = [origin.sha256, start.classes, made.architecture.image_size] if origin and start else None
+        provenance = provenance_of(metadata, model, params, begun_with, options.debug)
+        checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
+        for logger in options.loggers:
+            logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
+        try:
+            _fit(made, best, checkpoints, options)
+        except BaseException:
+            if checkpoints:
+                checkpoints.leave()
+            raise
+        network = copy.deepcopy(network) if params.compile else network  # a copy is not compiled
+        network.load_state_dict(best.weights)
+        return TrainResult(network, card_of(made, best, provenance, origin), best.history, checkpoints)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Context in which a process that is not the first leaves it to the first to say anything."""
     try:
         with redirect_stderr(io.StringIO()):
-            return _train(processed, model, params, None, weights, replace(options, loggers=()))
+            yield
     except Stopped as stopped:
-        raise SystemExit(stopped.code) from None  # the first says it
-
-
-def _train(
-    processed: Path,
-    model: ModelParams,
-    params: TrainParams,
-    scratch: Path | None,
-    weights: Path | None,
-    options: Options,
-) -> TrainResult:
-    params, process = _resolve(params, options.rank)
-    made = assemble(processed, model, params, process, weights, options.debug)
-    network, metadata, batches = made.network, made.metadata, made.batches
-    origin = starting_point(made, made.start) if made.start else None
-    if params.threads == "auto":
-        record = scratch / "threads.json" if scratch else None
-        params = params.model_copy(update={"threads": _threads(made, model, params, record, process)})
-    shown = summary(network, made.architecture, metadata, params, batches.steps, process.device)
-    print(shown, file=sys.stderr, flush=True)
-    best = BestEpoch(
-        Progress(params.batch_size * process.world, batches.steps),
-        params.select,
-        params.early_stopping,
-        WeightAverage(network, params.ema) if params.ema is not None else None,
-        params.freeze_epochs,
-    )
-    begun_with = [origin.sha256, made.start.classes, made.architecture.image_size] if origin and made.start else None
-    provenance = provenance_of(metadata, model, params, begun_with, options.debug)
-    checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
-    for logger in options.loggers:
-        logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
-    try:
-        _fit(made, params, process, best, checkpoints, options)
-    except BaseException:
-        if checkpoints:
-            checkpoints.leave()
-        raise
-    network = copy.deepcopy(network) if params.compile else network  # a copy is not compiled
-    network.load_state_dict(best.weights)
-    return TrainResult(network, card_of(made, model, params, best, provenance, origin), best.history, checkpoints)
+        raise SystemExit(stopped.code) from None
 
 
 def _resolve(params: TrainParams, rank: int) -> tuple[TrainParams, Process]:
@@ -146,31 +129,11 @@ def _resolve(params: TrainParams, rank: int) -> tuple[TrainParams, Process]:
     return params, Process(device, rank, devices * params.num_nodes)
 
 
-def _fit(
-    made: Assembly,
-    params: TrainParams,
-    process: Process,
-    best: BestEpoch,
-    checkpoints: Checkpoints | None,
-    options: Options,
-) -> None:
+def _fit(made: Assembly, best: BestEpoch, checkpoints: Checkpoints | None, options: Options) -> None:
     """Run Lightning's Trainer over the epochs that the checkpoints have not seen."""
-    several = process.world > 1
-    resumed = checkpoints.latest() if checkpoints else None
-    if resumed:
-        position, state = resumed
-        best.load_state_dict(state["extra"])
-        print(f"continuing in epoch {position.epoch + 1}, step {position.step + 1}", file=sys.stderr)
-        if not several and (position.epoch == params.epochs or best.is_over()):
-            return
+    params, several = made.params, made.process.world > 1
+    losses = FiniteLoss(params.lr)
     with StopSignals(deferred=True) as signals:
-        losses = FiniteLoss(params.lr)
-
-        def check(trainer: Trainer) -> None:
-            losses.check(trainer)
-            made.data.check()
-
-        resumption = Resumption(checkpoints, params.checkpoint_every, made.batches, best, signals, resumed, check)
         callbacks = [
             StatelessDropout(params.seed),
             *([SharedBuffers(best.average), EndTogether()] if several else []),
@@ -179,17 +142,16 @@ def _fit(
             *([FrozenBackbone(made.network.model, params.freeze_epochs)] if params.freeze_epochs else []),
             *([best.average] if best.average else []),
             best,
-            *([PlateauSchedule()] if params.schedule == "plateau" else []),
+            PlateauSchedule(),
             best.progress,
-            resumption,
+            Resumption(checkpoints, params.checkpoint_every, made.batches, best, signals, losses, made.data),
             *options.callbacks,
         ]
-        trainer = _trainer(params, process, callbacks, options)
-        resumption.prepare(trainer)
-        lit, loader = made.lit(params), chunks(trainer, made.batches)
+        trainer = _trainer(made, callbacks, options)
+        lit, loader = made.lit(), chunks(trainer, made.batches)
         if several:
             signals.rest()  # until the processes have found each other
-        with _limits_in_one_line(params.batch_size), _fast(lit, params), one_line_if_others_fail():
+        with _one_line(params.batch_size), _fast(lit, params):
             try:
                 trainer.fit(lit, loader, made.val_batches)
             finally:
@@ -197,8 +159,10 @@ def _fit(
                 lit.graphed = None
 
 
-def _trainer(params: TrainParams, process: Process, callbacks: list[Callback], options: Options) -> Trainer:
+def _trainer(made: Assembly, callbacks: list[Callback], options: Options) -> Trainer:
+    """Return Lightning's Trainer, without what the callbacks here do themselves."""
     _silence_lightning()
+    params, process = made.params, made.process
     return Trainer(
         max_epochs=params.epochs,
         accelerator=process.device,
@@ -217,7 +181,8 @@ def _trainer(params: TrainParams, process: Process, callbacks: list[Callback], o
 
 
 @contextmanager
-def _limits_in_one_line(batch_size: int) -> Iterator[None]:
+def _one_line(batch_size: int) -> Iterator[None]:
+    """Turn what a machine's limits, or another process, do to the training into a UserError."""
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises no kind of its own
@@ -229,27 +194,29 @@ def _limits_in_one_line(batch_size: int) -> Iterator[None]:
                 f"the model needs {kernel}, which gives other bits each time on this device; choose another "
                 "model.name, train.reproducible=portable (on the CPU) or off"
             ) from None
+        if of_others := failure(error):
+            raise UserError(of_others) from None
         raise
 
 
 @contextmanager
 def _fast(lit: ChunkedClassifier, params: TrainParams) -> Iterator[None]:
     """Compile the network, or repair its convolutions as long as the training lasts."""
+    lit.compiled = params.compile
     if params.compile:
         lit.net.compile()
-        lit.compiled = True
-        yield
-        return
-    with repaired(lit, pointwise=resolve_reproducible(params.reproducible) != "portable"):
+    pointwise = resolve_reproducible(params.reproducible) != "portable"
+    with nullcontext() if params.compile else repaired(lit, pointwise):
         yield
 
 
-def _threads(made: Assembly, model: ModelParams, params: TrainParams, record: Path | None, process: Process) -> int:
-    """Settle how many threads, on steps of a copy of the network; on a GPU all of them: they feed it."""
+def _threads(made: Assembly, scratch: Path | None) -> int:
+    """Return the fastest number of threads, by steps of a copy of the network; on a GPU all of them: they feed it."""
+    params = made.params
     reproducible = resolve_reproducible(params.reproducible)
-    if process.device == "cuda":
+    if made.process.device == "cuda":
         return cpus()
-    lit = replace(made, network=copy.deepcopy(made.network)).lit(params)
+    lit = made.lit(copy.deepcopy(made.network))
     optimizer = lit.optimizer(lit.parameters())
     made.batches.set_epoch(params.epochs - 1)  # images of full size
     batch = next(iter(made.batches))
@@ -261,9 +228,9 @@ def _threads(made: Assembly, model: ModelParams, params: TrainParams, record: Pa
         optimizer.step()
 
     shape = "x".join(map(str, batch[0].shape[1:]))
-    key = [model.model_dump_json(), params.batch_size, shape, params.precision, reproducible, cpu_name(), cpus()]
+    key = [made.model.model_dump_json(), params.batch_size, shape, params.precision, reproducible, cpu_name(), cpus()]
     with repaired(lit, pointwise=reproducible != "portable"):
-        return settle_threads(step, cpus(), record, ", ".join(map(str, key)))
+        return resolve_threads(step, cpus(), scratch / "threads.json" if scratch else None, ", ".join(map(str, key)))
 
 
 def _silence_lightning() -> None:

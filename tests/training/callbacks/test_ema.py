@@ -10,7 +10,7 @@ from reprise.evaluation.evaluate import predict
 from reprise.loader.batches import EvalBatches
 from reprise.training.callbacks.ema import WeightAverage
 from reprise.training.train import train
-from tests.training.test_checkpoint import CrashError, at_step, bits, raise_crash
+from tests.training.test_checkpoint import bits, check_resumption, few_steps
 
 EMA = ["train.ema=0.9", "train.schedule=none", "train.epochs=2"]
 
@@ -66,24 +66,7 @@ def test_averaging_changes_nothing_in_the_training_itself(digits, tiny_params):
     assert two[0].val_loss_ema is None
 
 
-@pytest.mark.parametrize(("crash_at", "stops"), [(11, None), (15, 1)])
-def test_a_crash_loses_nothing_of_the_average_or_of_the_patience(
-    crash_at, stops, digits, tiny_params, tmp_path, monkeypatch
-):
-    given = tiny_params(*EMA, f"train.early_stopping={stops or 'null'}", "train.checkpoint_every.minutes=0")
-    whole = train(digits, given.model, given.train)
-    with monkeypatch.context() as patched:
-        at_step(patched, crash_at, raise_crash)
-        with pytest.raises(CrashError):
-            train(digits, given.model, given.train, tmp_path / "scratch")
-    resumed = train(digits, given.model, given.train, tmp_path / "scratch")
-    assert bits(resumed, tmp_path / "resumed") == bits(whole, tmp_path / "whole")
-
-
-def test_a_training_that_stopped_early_but_was_not_published_does_not_go_on(digits, tiny_params, tmp_path):
-    given = tiny_params("train.epochs=9", "train.early_stopping=1", "train.lr=1", "train.schedule=none")
-    first = train(digits, given.model, given.train, tmp_path)
-    assert len(first.history) < 9
-    first.checkpoints.leave()
-    again = train(digits, given.model, given.train, tmp_path)
-    assert again.history == first.history
+@pytest.mark.parametrize(("step", "stops"), [(6, None), (8, 1)])
+def test_a_crash_loses_nothing_of_the_average_or_of_the_patience(step, stops, digits, tmp_path):
+    early = f"train.early_stopping={stops or 'null'}"
+    check_resumption(step, digits, few_steps(*EMA, early, "train.checkpoint_every.minutes=0"), tmp_path)

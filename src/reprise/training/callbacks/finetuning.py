@@ -1,4 +1,6 @@
-"""What fine-tuning treats apart: a network's classifier, and everything else, its backbone."""
+"""Fine-tuning: the classifier of a network and its backbone, which is everything else, and a frozen backbone."""
+
+from dataclasses import dataclass
 
 from lightning import Callback, LightningModule, Trainer
 from torch import nn
@@ -13,20 +15,18 @@ def classifier_parameters(network: nn.Module) -> set[nn.Parameter]:
     return {weight for name, weight in network.named_parameters() if name.startswith(prefixes)}
 
 
+@dataclass(eq=False)
 class FrozenBackbone(Callback):
     """Trains the classifier alone for the first epochs; norms of the backbone keep their statistics meanwhile.
 
     What is frozen follows from the epoch, so a checkpoint carries nothing of it.
     """
 
-    def __init__(self, network: nn.Module, epochs: int) -> None:
-        self.network = network
-        self.epochs = epochs
+    network: nn.Module
+    epochs: int
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Freeze or thaw."""
-        if not self.epochs:
-            return
+        """Freeze the backbone, or release it once the epochs are over."""
         frozen = trainer.current_epoch < self.epochs
         head = classifier_parameters(self.network)
         if not head:

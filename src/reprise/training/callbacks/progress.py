@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 import torch
@@ -12,20 +13,21 @@ from tqdm import tqdm
 from reprise.training.steps import BatchObserver
 
 
+@dataclass(eq=False)
 class Progress(BatchObserver):
     """Epoch, loss, validation accuracy and images/s, on the screen only: the rate is written nowhere.
 
-    The loss is read from the device when the bar is redrawn, five times a second, not at every step.
+    batch_size: images of a step, of all processes; steps: of an epoch. The loss is read from the device when the bar is
+    redrawn, five times a second, not at every step.
     """
 
-    def __init__(self, batch_size: int, steps: int, stream: TextIO | None = None) -> None:
-        self.batch_size = batch_size
-        self.steps = steps  # in an epoch
-        self.stream = stream or sys.stderr
-        self.val_acc = ""
+    batch_size: int
+    steps: int
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    val_acc: str = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Open the bar, over all images of all epochs, at what is done already."""
+        """Open the bar, over all images of all epochs; a resumed training begins where it was."""
         self.bar = tqdm(
             total=self.steps * self.batch_size * int(trainer.max_epochs or 1),
             initial=trainer.global_step * pl_module.accumulate * self.batch_size,
@@ -66,10 +68,10 @@ class Progress(BatchObserver):
             print(f"{line}  {rate:,.0f} images/s{'  best so far' if best else ''}", file=self.stream, flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.bar.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Take the bar away before an error is printed."""
+        """Remove the bar before an error is printed."""
         if hasattr(self, "bar"):
             self.bar.close()
