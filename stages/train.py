@@ -27,6 +27,12 @@ def main() -> None:
     dependencies = Dependencies.of_stage("train", kept=KEPT)
     with nullcontext() if number else publishing(*targets, check=dependencies.check) as outs:
         params = dependencies.begin()
+        weights = Path(params.model.weights)
+        if not weights.resolve().is_relative_to(Path("data/weights").resolve()):
+            raise UserError(
+                f"model.weights = {weights}: the pipeline watches data/weights alone; copy it there, or use "
+                "`python src/train.py`, which takes weights from anywhere"
+            )
         dependencies.check_earlier("preprocess")
         before_torch(params.train.threads, params.train.reproducible)
         from reprise.training.loggers import create_loggers
@@ -36,12 +42,7 @@ def main() -> None:
         dependencies.check_code()
         name = f"repro-{datetime.now():%Y-%m-%d_%H-%M-%S}"
         loggers = [] if number else create_loggers(params.train.loggers, RUNS / "logs" / name, name)
-        weights, options = Path(params.model.weights), Options(loggers=loggers, rank=number)
-        if not weights.resolve().is_relative_to(Path("data/weights").resolve()):
-            raise UserError(
-                f"model.weights = {weights}: the pipeline watches data/weights alone; copy it there, or use "
-                "`python src/train.py`, which takes weights from anywhere"
-            )
+        options = Options(loggers=loggers, rank=number)
         data, scratch = Path("data/processed"), RUNS / "checkpoints"
         result = train(data, params.model, params.train, scratch, weights, options)
         if outs is None:
