@@ -95,8 +95,31 @@ def test_an_unknown_name_is_refused_with_the_nearest(name, said):
 
 
 def test_an_image_too_small_for_the_network_is_refused():
-    with pytest.raises(UserError, match=r"model\.name = resnet8 cannot take 8x8 images .* raise model\.image_size"):
+    said = r"resnet8 cannot take 8x8 images .* it takes 32x32x1; set model\.image_size: 32$"
+    with pytest.raises(UserError, match=said):
         create_network(params("resnet8"), facts(image_size=8), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "size", "said"),
+    [
+        ("csatv2", 1, 64, "it takes 64x64x3; set model.image_size: 64, data.channels: 3 (the images are gray)"),
+        ("halonet26t", 3, 100, "images; it takes 256x256x3; set model.image_size: 256"),  # an error without a word
+    ],
+)
+def test_what_a_network_cannot_take_is_named_with_what_it_takes(name, channels, size, said):
+    with pytest.raises(UserError) as refused:
+        create_network(params(name), facts(image_size=size, channels=channels), 0)
+    assert str(refused.value).endswith(said)
+    assert "AssertionError" not in str(refused.value)
+
+
+def test_weights_of_five_dimensions_stay_as_they_are_and_those_of_four_are_channels_last():
+    network, _ = create_network(params("lambda_resnet26t"), facts(image_size=128, channels=3), 0)
+    shapes = {weight.ndim for weight in network.parameters()}
+    assert {4, 5} <= shapes
+    for weight in network.parameters():
+        assert weight.is_contiguous(memory_format=torch.channels_last if weight.ndim == 4 else torch.contiguous_format)
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,7 @@ def test_what_holds_no_weights_of_the_model_is_refused(tmp_path, digits, tiny_pa
     torch.save({"weights": weights_of(), "epoch": 3}, tmp_path / "x.pth")
     assert "holds no tensors by name, but weights, epoch; save the model's state_dict()" in refusal()
     torch.save(Bomb(), tmp_path / "x.pth")
-    assert "not readable as weights" in refusal()
+    assert "holds a pickled model or other objects, whose code is not run" in refusal()
     torch.save(weights_of("test_efficientnet", num_classes=3, in_chans=1), tmp_path / "x.pth")
     assert "x.pth: not weights of test_resnet" in refusal()
     assert "choose one of them" in refusal(pretrained=True)
@@ -303,6 +303,88 @@ def test_what_holds_no_weights_of_the_model_is_refused(tmp_path, digits, tiny_pa
     torch.save({}, tmp_path / "y.pth")
     with pytest.raises(UserError, match="holds 2 files of weights; name one of them"):
         find_pretrained(params(), tmp_path)
+
+
+NO_TENSORS = [None, [1, 2], 3, "text", torch.ones(3), {1: torch.ones(2)}, {}]
+
+
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state_dict", "state_dict_ema"])
+@pytest.mark.parametrize("content", NO_TENSORS, ids=lambda content: type(content).__name__)
+def test_anything_else_than_tensors_by_name_is_one_line(key, content, tmp_path):
+    torch.save(content if key is None else {key: content}, tmp_path / "x.pth")
+    if isinstance(content, dict) and content and key == "model_state_dict":
+        return  # names that are numbers: refused when the network is built
+    with pytest.raises(UserError, match=r"x\.pth: holds no tensors by name.*save the model's state_dict\(\)$"):
+        find_pretrained(params(), tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("save", "said"),
+    [
+        (lambda path: torch.save(timm.create_model("test_resnet"), path), "holds a pickled model"),
+        (lambda path: torch.save({"state_dict": weights_of(), "hparams": {"f": print}}, path), "holds a pickled model"),
+        (
+            lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+            "a pointer of Git LFS, not the weights; `git lfs pull`",
+        ),
+        (lambda path: path.write_bytes(b"<!DOCTYPE html>"), "neither safetensors nor a torch file"),
+    ],
+)
+def test_a_pickled_model_a_pointer_and_a_web_page_are_named_as_what_they_are(save, said, tmp_path):
+    for name in ("x.pth", "x.bin"):
+        save(tmp_path / name)
+        with pytest.raises(UserError) as refused:
+            find_pretrained(params(), tmp_path / name)
+        assert f"{name}: " in str(refused.value)
+        assert said in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64, torch.float8_e5m2]
+)
+@pytest.mark.parametrize("names", [["fc.bias"], ["layer1.0.conv1.weight"], None])
+def test_quantized_weights_are_refused(dtype, names, tmp_path):
+    whole = weights_of(num_classes=3, in_chans=1)
+    chosen = names or [name for name, tensor in whole.items() if tensor.is_floating_point()]
+    torch.save(whole | {name: whole[name].to(dtype) for name in chosen}, tmp_path / "x.pth")
+    start = find_pretrained(params(), tmp_path / "x.pth")
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(UserError, match=rf"x\.pth: {chosen[0]} is {kind}, quantized; give the original floats"):
+        create_network(params(), facts(), 0, start)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_of_other_widths_are_taken(dtype, tmp_path):
+    whole = {name: tensor.to(dtype) for name, tensor in weights_of(num_classes=3, in_chans=1).items()}
+    torch.save(whole, tmp_path / "x.pth")
+    network, _ = create_network(params(), facts(), 0, find_pretrained(params(), tmp_path / "x.pth"))
+    assert torch.equal(network.model.fc.weight, whole["fc.weight"].float())
+
+
+def averaged_by_torch(network):
+    return torch.optim.swa_utils.AveragedModel(network).state_dict()
+
+
+@pytest.mark.parametrize(
+    "wrap", [averaged_by_torch, lambda network: {"state_dict": {}, "state_dict_ema": network.state_dict()}]
+)
+def test_averaged_weights_are_taken_from_the_checkpoints_that_have_them(wrap, tmp_path):
+    torch.manual_seed(7)
+    model = timm.create_model("test_resnet", num_classes=3, in_chans=1)
+    torch.save(wrap(model), tmp_path / "x.pth")
+    start = find_pretrained(params(), tmp_path / "x.pth")
+    network, _ = create_network(params(), facts(), 0, start)
+    assert not_loaded(start, network.model) == []
+    assert torch.equal(network.model.fc.weight, model.fc.weight)
+
+
+@pytest.mark.parametrize(
+    "name", ["hf-hub:timm/resnet18.a1_in1k", "timm/resnet18", "https://huggingface.co/me/mine", "local-dir:/x"]
+)
+def test_an_address_in_place_of_a_model_is_refused_as_one(name):
+    with pytest.raises(UserError, match=r"an address, not a model; the last part .* go into data/weights"):
+        find_pretrained(params(name), None)
 
 
 def test_a_training_is_taken_up_only_from_one_that_began_with_the_same_classes(digits, tiny_params, tmp_path):

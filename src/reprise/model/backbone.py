@@ -5,6 +5,7 @@ without Reprise.
 """
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ UNTRACKED = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cac
 class TIMMBackbone(nn.Module):
     """A timm model as a plain module: images (N, in_chans, H, W) in, logits (N, num_classes) out.
 
-    kwargs: of `timm.create_model` (in_chans, drop_rate, img_size, ...). Raises UserError for a name that timm does not
-    know and for pretrained weights that cannot be fetched; TypeError for an argument that the model does not take.
+    kwargs: of `timm.create_model` (in_chans, drop_rate, img_size, ...). `arguments` build the network anew, without its
+    weights. Raises UserError for a name that timm does not know and for pretrained weights that cannot be fetched;
+    TypeError for an argument that the model does not take.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class TIMMBackbone(nn.Module):
         super().__init__()
         check_name(model_name)
         quiet_hub()
+        building = {name: value for name, value in kwargs.items() if name not in UNTRACKED}
+        self.arguments = {"model_name": model_name, "num_classes": num_classes, **building}
         try:
             self.model = timm.create_model(model_name, pretrained=pretrained, num_classes=num_classes, **kwargs)
         except (OSError, RuntimeError) as error:
@@ -95,6 +99,11 @@ def build(architecture: Architecture, pretrained: PretrainedWeights | None = Non
         **loading,
     )
     if pretrained is not None:
+        for tensor, value in network.model.state_dict().items():
+            given = pretrained.weights.get(tensor, value)
+            if value.is_floating_point() and (not given.is_floating_point() or given.itemsize == 1):
+                kind = str(given.dtype).removeprefix("torch.")
+                raise UserError(f"{pretrained.origin.source}: {tensor} is {kind}, quantized; give the original floats")
         vars(network.model)["pretrained_cfg"].pop("state_dict")  # it is a second copy of the weights
         # A classifier that is not loaded begins at zero (Kolesnikov et al., Big Transfer, 2020): timm's random one,
         # large for few classes in an EfficientNet, would shake what the network knows.
@@ -102,7 +111,9 @@ def build(architecture: Architecture, pretrained: PretrainedWeights | None = Non
         for tensor, weight in network.model.named_parameters():
             if tensor in new and tensor.startswith(classifier):
                 nn.init.zeros_(weight)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for values in (*network.parameters(), *network.buffers()):
+        if values.ndim == 4:  # `Module.to` would have the five dimensions of a lambda layer in this layout, too
+            values.data = values.data.to(memory_format=torch.channels_last)
     return network
 
 
@@ -147,13 +158,26 @@ def check_takes(network: TIMMBackbone, architecture: Architecture, size: int, pa
     except MemoryError:
         raise
     except Exception as error:  # whatever the network runs into
+        other = _what_it_takes(architecture) if size == architecture.image_size else ""
         raise UserError(
-            f"model.name = {name} cannot take {size}x{size} images ({reason(error)[:300]}); "
-            f"raise {parameter}, look at model.kwargs or choose another model"
+            f"model.name = {name} cannot take {size}x{size} images{f' ({reason(error)[:300]})' * bool(str(error))}; "
+            + (other or f"raise {parameter}, look at model.kwargs or choose another model")
         ) from None
     network.train(training)
     if getattr(logits, "shape", None) != (2, architecture.num_classes):
         raise UserError(f"model.name = {name} does not give one logit per class; look at model.kwargs")
+
+
+def _what_it_takes(architecture: Architecture) -> str:
+    """Return which images a model takes, with the parameters for them: RGB ones, of timm's own size, or both."""
+    given, config = architecture.image_size, timm.get_pretrained_cfg(architecture.model_name)
+    own = config.input_size[-1] if config else given
+    for channels, size in ((3, given), (architecture.in_chans, own), (3, own)):
+        with suppress(Exception):  # this one neither
+            build(architecture.model_copy(update={"in_chans": channels})).eval()(torch.zeros(1, channels, size, size))
+            gray = ", data.channels: 3 (the images are gray)" * (channels != architecture.in_chans)
+            return f"it takes {size}x{size}x{channels}; set model.image_size: {size}{gray}"
+    return ""
 
 
 def count_flops(network: nn.Module, architecture: Architecture) -> int | None:

@@ -30,6 +30,9 @@ def check_name(name: str) -> None:
                 f"model.name = {name!r}: timm has no weights of that tag; it has {', '.join(tags) or 'none'}"
             )
         return
+    if ":" in name or "/" in name:
+        hint = "the last part may be a model of timm's, for model.pretrained: true; other weights go into data/weights"
+        raise UserError(f"model.name = {name!r}: an address, not a model; {hint}")
     near = nearest(name, timm.list_models())
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`timm.list_models()` names them all"
     raise UserError(f"model.name = {name!r} is not a model of timm {timm.__version__}; {hint}")

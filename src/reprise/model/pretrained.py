@@ -22,9 +22,10 @@ from reprise.model.artifact import Origin, load_card
 from reprise.model.networks import check_name
 from reprise.params.schema import ModelParams
 from reprise.runtime.checksums import file_sha256
-from reprise.runtime.errors import UserError, reason
+from reprise.runtime.errors import UserError, listed, reason
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")  # timm's own checkpoints end in .pth.tar
+LFS = b"version https://git-lfs"
 WRAPPERS = re.compile(r"^((net|model|module|_orig_mod)\.)+")  # before timm's names, in checkpoints of training loops
 
 
@@ -187,7 +188,7 @@ def weights_of_file(path: Path, model_name: str) -> PretrainedWeights | None:
     weights = _unwrapped(content.get("model_state_dict", content))  # the key in PyTorch's tutorial
     if not weights:  # timm would fetch weights from the hub instead
         raise UserError(
-            f"{file}: holds no tensors by name, but {', '.join(content) or 'nothing'}; save the model's state_dict()"
+            f"{file}: holds no tensors by name, but {listed(list(content)) or 'nothing'}; save the model's state_dict()"
         )
     origin = Origin(source=file.name, revision=None, sha256=file_sha256(file))
     card_path = file.with_suffix(".json")
@@ -199,21 +200,31 @@ def weights_of_file(path: Path, model_name: str) -> PretrainedWeights | None:
     return PretrainedWeights(weights, origin, list(config.mean), list(config.std), None)
 
 
-def _unwrapped(content: dict[str, Any]) -> dict[str, Tensor]:
+def _unwrapped(content: Any) -> dict[str, Tensor]:
     """Return the tensors under the most frequent wrapper prefix, without it; others belong to the training loop."""
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    named = content.items() if isinstance(content, dict) else ()
+    tensors = {name: value for name, value in named if isinstance(value, Tensor) and name != "n_averaged"}
     found = Counter(match[0] if (match := WRAPPERS.match(name)) else "" for name in tensors)
     wrapper = max(found, key=found.__getitem__, default="")
     return {name.removeprefix(wrapper): value for name, value in tensors.items() if name.startswith(wrapper)}
 
 
 def _read(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise UserError(f"{path}: a pointer of Git LFS, not the weights; `git lfs pull` brings them")
     try:
         weights: dict[str, Any] = load_state_dict(str(path), weights_only=True)
     except MemoryError:
         raise
+    except AttributeError:  # timm takes whatever the file holds for a dictionary with names
+        raise UserError(f"{path}: holds no tensors by name; save the model's state_dict()") from None
     except Exception as error:  # whatever broken bytes provoke deep inside an unpickler, OSError and IndexError too
-        raise UserError(f"{path}: not readable as weights ({reason(error)[:200]})") from None
+        if re.search("nsupported global|TorchScript", str(error)):
+            said = "a pickled model or other objects, whose code is not run; save the model's state_dict() alone"
+            raise UserError(f"{path}: holds {said}") from None
+        why = "neither safetensors nor a torch file" if "weights_only" in str(error) else reason(error)[:200]
+        raise UserError(f"{path}: not readable as weights ({why})") from None
     return weights
 
 
