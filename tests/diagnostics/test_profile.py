@@ -7,7 +7,7 @@ import torch
 
 from reprise.diagnostics.profile import PARTS, Profile, profile
 from reprise.runtime.errors import UserError
-from reprise.training.module import LitClassifier
+from reprise.training.steps import ChunkedClassifier
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def slowed(monkeypatch):
 
 @pytest.mark.parametrize(
     ("part", "owner", "name", "share"),
-    [("forward", LitClassifier, "learn", 0.0), ("optimizer", torch.optim.AdamW, "step", 1.0)],
+    [("forward", ChunkedClassifier, "learn", 0.0), ("optimizer", torch.optim.AdamW, "step", 1.0)],
 )
 def test_the_time_goes_where_it_was_spent(part, owner, name, share, digits, tiny_params, slowed):
     slowed(owner, name)
@@ -68,13 +68,13 @@ def test_accumulated_batches_share_a_step_in_training_and_bare_loop(overrides, d
 
 def test_what_ends_a_training_or_freezes_it_for_a_while_does_neither_to_the_profile(digits, tiny_params, monkeypatch):
     trained = []
-    learn = LitClassifier.learn
+    learn = ChunkedClassifier.learn
 
     def watched(self, batch):
         trained.append(all(weight.requires_grad for weight in self.net.parameters()))
         return learn(self, batch)
 
-    monkeypatch.setattr(LitClassifier, "learn", watched)
+    monkeypatch.setattr(ChunkedClassifier, "learn", watched)
     params = tiny_params(
         "train.batch_size=90", "train.early_stopping=1", "train.lr=1e-9", "train.freeze_epochs=1", "train.devices=2"
     )

@@ -13,7 +13,7 @@ from torch import nn
 
 from reprise.training import cuda_graphs as graphs
 from reprise.training.cuda_graphs import GraphedSteps, UnrecordableError
-from reprise.training.module import LitClassifier
+from reprise.training.steps import ChunkedClassifier
 from reprise.training.train import train
 
 
@@ -102,7 +102,7 @@ class Shared(nn.Module):
 
 def test_each_gradient_has_memory_of_its_own_laid_out_like_its_weight(monkeypatch):
     monkeypatch.setattr(graphs, "record", again)
-    module = LitClassifier(Shared(), 3)
+    module = ChunkedClassifier(Shared(), 3, steps=1)
     steps = GraphedSteps(module, 1)
     steps.begin()
     batch = torch.randn(5, 4), torch.tensor([0, 1, 2, 1, 0])
@@ -118,7 +118,7 @@ def test_each_gradient_has_memory_of_its_own_laid_out_like_its_weight(monkeypatc
 
 
 def test_hooked_modules_are_not_recorded(recording):
-    module = LitClassifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), 3)
+    module = ChunkedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), 3, steps=1)
     steps, heard = GraphedSteps(module, 1), []
     handle = module.net[1].register_forward_hook(lambda *args: heard.append(1))
     batch = torch.randn(5, 4), torch.tensor([0, 1, 2, 1, 0])

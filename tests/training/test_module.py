@@ -15,8 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from reprise.loader.batches import IGNORE_INDEX
 from reprise.model.backbone import TIMMBackbone
-from reprise.training.module import EpochMetrics, LitClassifier, MNISTLitModule, mask_outputs
+from reprise.runtime.errors import UserError
+from reprise.training.epoch_metrics import EpochMetrics
+from reprise.training.module import LitClassifier, MNISTLitModule, mask_outputs
 from reprise.training.setup import lit_classifier
+from reprise.training.steps import ChunkedClassifier
 
 
 def plain_trainer(**options):
@@ -101,7 +104,7 @@ def test_training_starts_without_what_the_sanity_check_left_behind():
         def on_train_start(self):
             assert self.val_acc_best.compute() == 1.0  # the sanity check saw two right samples
             super().on_train_start()
-            assert self.val_acc_best._update_count == self.val_metrics.counts.sum() == self.val_metrics.loss == 0
+            assert self.val_acc_best.update_count == self.val_acc.update_count == self.val_loss.update_count == 0
 
     logits = torch.eye(3)[[0, 1, 2, 0]]
     labels = torch.tensor([0, 1, 0, 1])  # right, right, wrong, wrong
@@ -111,16 +114,125 @@ def test_training_starts_without_what_the_sanity_check_left_behind():
 
 
 def test_val_acc_best_remembers_the_best_epoch():
-    module = LitClassifier(Fixed(), 3)
-    logged = {}
-    module.log = lambda name, value, **options: logged.update({name: value.item()})
+    module, trainer = LitClassifier(Fixed(), 3), plain_trainer()
     labels = torch.tensor([0, 1, 2])
     for right in (1, 3, 2):
         guesses = torch.where(torch.arange(3) < right, labels, (labels + 1) % 3)
-        module.validation_step((torch.eye(3)[guesses], labels), 0)
-        module.on_validation_epoch_end()
-    assert logged["val/acc"] == pytest.approx(2 / 3)
-    assert logged["val/acc_best"] == 1.0
+        trainer.validate(module, loader(torch.eye(3)[guesses], labels), verbose=False)
+    assert trainer.callback_metrics["val/acc"] == pytest.approx(2 / 3)
+    assert trainer.callback_metrics["val/acc_best"] == 1.0
+
+
+def test_what_has_been_best_survives_a_fit_that_goes_on_from_a_checkpoint(tmp_path):
+    logits, labels = torch.eye(3), torch.tensor([0, 1, 2])
+    right, wrong = loader(logits, labels), loader(logits, (labels + 1) % 3)
+    first = plain_trainer(max_epochs=1)
+    first.fit(LitClassifier(Fixed(), 3), right, right)
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    second = plain_trainer(max_epochs=2)
+    second.fit(LitClassifier(Fixed(), 3), right, wrong, ckpt_path=tmp_path / "last.ckpt")
+    assert second.callback_metrics["val/acc"] == 0
+    assert second.callback_metrics["val/acc_best"] == 1
+
+
+class InTheTemplatesStyle(MNISTLitModule):
+    """Overrides methods as a copy of lightning-hydra-template's module has them."""
+
+    def model_step(self, batch):
+        x, y = batch
+        logits = self.forward(x)
+        return 2 * self.criterion(logits, y), torch.argmax(logits, dim=1), y
+
+    def training_step(self, batch, batch_idx):
+        loss, preds, targets = self.model_step(batch)
+        self.train_loss(loss)
+        self.train_acc(preds, targets)
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def on_validation_epoch_end(self):
+        self.val_acc_best(self.val_acc.compute())
+        self.log("val/loss", self.val_loss)
+        self.log("val/acc_best", self.val_acc_best.compute(), sync_dist=True, prog_bar=True)
+
+
+def test_the_templates_arguments_metrics_and_overridden_methods_work_as_there():
+    logits = torch.eye(3)[[0, 1, 2, 0]]
+    labels = torch.tensor([0, 1, 2, 1])  # the last is wrong
+    module = InTheTemplatesStyle(Fixed(), partial(torch.optim.SGD, lr=0.0), None, False, num_classes=3)
+    trainer = plain_trainer(max_epochs=2)
+    trainer.fit(module, loader(logits, labels), loader(logits, labels))
+    doubled = 2 * cross_entropy(logits, labels).item()
+    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    assert metrics == pytest.approx(
+        {"train/loss": doubled, "train/acc": 0.75, "val/loss": doubled, "val/acc_best": 0.75}
+    )
+    trainer.test(module, loader(logits, labels), verbose=False)
+    assert {name: value.item() for name, value in trainer.callback_metrics.items()} == pytest.approx(
+        {"test/loss": doubled, "test/acc": 0.75}
+    )
+
+
+def test_compile_compiles_the_network_for_a_fit_alone_and_under_its_own_names(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    module = MNISTLitModule(Fixed(), compile=True, num_classes=3)
+    data = loader(torch.eye(3), torch.tensor([0, 1, 2]))
+    plain_trainer().validate(module, data, verbose=False)
+    assert compiled == []
+    plain_trainer(max_epochs=1).fit(module, data, data)
+    assert compiled == [module.net]
+    plain_trainer(max_epochs=1).fit(MNISTLitModule(Fixed(), num_classes=3), data, data)
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("kind", [LitClassifier, MNISTLitModule])
+def test_a_checkpoint_of_a_timm_network_loads_by_its_path_alone(kind, tmp_path):
+    images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    net = TIMMBackbone("test_vit", False, num_classes=3, in_chans=1, img_size=32, checkpoint_path="")
+    module = kind(net, num_classes=3, label_smoothing=0.1)
+    trainer = plain_trainer(max_epochs=1)
+    data = loader(images, torch.tensor([0, 1, 2, 0]))
+    trainer.fit(module, data, data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = kind.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)  # nothing in it is pickled code
+    assert loaded.hparams == module.hparams
+    assert loaded.hparams["net"] == {"model_name": "test_vit", "num_classes": 3, "in_chans": 1, "img_size": 32}
+    assert torch.equal(loaded.eval()(images), module.eval()(images))
+    assert isinstance(loaded.configure_optimizers()["optimizer"], torch.optim.AdamW)
+
+
+def test_a_checkpoint_does_not_train_on_with_another_optimizer_than_its_own(tmp_path):
+    given = {"optimizer": partial(torch.optim.SGD, lr=0.25), "scheduler": None}
+    net = TIMMBackbone("test_resnet", False, num_classes=3)
+    trainer = plain_trainer(max_epochs=1)
+    trainer.fit(MNISTLitModule(net, **given), loader(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = MNISTLitModule.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert loaded.hparams["scheduler"] is None
+    with pytest.raises(UserError, match=r"load_from_checkpoint\(path, optimizer=.*SGD'>, lr=0\.25\), scheduler=None"):
+        loaded.configure_optimizers()
+    (group,) = (
+        MNISTLitModule.load_from_checkpoint(tmp_path / "last.ckpt", **given)
+        .configure_optimizers()["optimizer"]
+        .param_groups
+    )
+    assert group["lr"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("batch", "rows"),
+    [
+        (torch.eye(3), [0, 1, 2]),
+        ((torch.eye(3), torch.tensor([2, 2, 2])), [0, 1, 2]),
+        ([torch.eye(3), torch.tensor([2, IGNORE_INDEX, 2])], [0, 2]),
+        ((torch.eye(3), torch.rand(3, 3)), [0, 1, 2]),
+    ],
+)
+def test_predictions_are_logits_of_images_with_and_without_labels(batch, rows):
+    (predicted,) = plain_trainer().predict(LitClassifier(Fixed(), 3), DataLoader([batch], batch_size=None))
+    assert torch.equal(predicted, torch.eye(3)[rows])
 
 
 def test_what_is_counted_does_not_depend_on_which_batches_are_counted_together():
@@ -152,7 +264,7 @@ def test_what_is_counted_does_not_depend_on_which_batches_are_counted_together()
 
 
 def test_many_logits_are_not_kept(monkeypatch):
-    monkeypatch.setattr("reprise.training.module.PENDING_LOGITS", 100)
+    monkeypatch.setattr("reprise.training.epoch_metrics.PENDING_LOGITS", 100)
     metrics = EpochMetrics(10)
     for number in range(10):
         metrics.add(torch.tensor(1.0), torch.zeros(4, 10), torch.zeros(4, dtype=torch.long))
@@ -168,7 +280,7 @@ def test_bf16_is_mixed_into_training_alone():
             seen.append(logits.dtype)
             return logits
 
-    module = LitClassifier(Watching(3, 3), 3, precision="bf16")
+    module = ChunkedClassifier(Watching(3, 3), 3, precision="bf16", steps=1)
     batch = torch.eye(3), torch.tensor([0, 1, 2])
     module.learn(batch).backward()
     module.eval().step(batch)
@@ -207,6 +319,7 @@ def test_hyperparameters_are_saved_without_the_network():
         "interval": "epoch",
         "label_smoothing": 0.1,
         "precision": "fp32",
+        "compile": False,
     }
 
 
@@ -247,8 +360,8 @@ def stored(module):
 
 @pytest.mark.parametrize("copied", [lambda module: pickle.loads(pickle.dumps(module)), stored, copy.deepcopy])
 def test_a_module_is_pickled_with_what_it_has_not_counted_yet(copied):
-    module = MNISTLitModule(Fixed(), 3)
-    module.training_step((torch.eye(3), torch.tensor([0, 1, 0])), 0)
+    module = ChunkedClassifier(Fixed(), 3, steps=1)
+    module.learn((torch.eye(3), torch.tensor([0, 1, 0])))
     with torch.inference_mode():
         module.validation_step((torch.eye(3), torch.tensor([0, 1, IGNORE_INDEX])), 0)
         module.val_metrics.count()
@@ -264,14 +377,14 @@ def test_a_module_is_pickled_with_what_it_has_not_counted_yet(copied):
 
 
 def test_the_keys_and_bits_of_a_checkpoint():
-    module = MNISTLitModule(Fixed(), 3)
-    module.test_step((torch.eye(3), torch.tensor([0, 0, 2])), 0)
+    module = ChunkedClassifier(Fixed(), 3, steps=1)
+    module.validation_step((torch.eye(3), torch.tensor([0, 0, 2])), 0)
     copy_of_it = pickle.loads(pickle.dumps(module))
     saved, same = module.state_dict(prefix="a."), copy_of_it.state_dict(prefix="a.")
-    counted = [f"a.{split}_metrics.{kind}" for split in ("train", "val", "test") for kind in ("counts", "loss")]
-    assert list(saved) == list(same) == ["a.net.bias", *counted, "a.val_acc_best.max_value"]
+    counted = [f"a.{split}_metrics.{kind}" for split in ("train", "val") for kind in ("counts", "loss")]
+    assert list(saved) == list(same) == ["a.net.bias", "a.val_acc_best.max_value", *counted]
     assert all(torch.equal(tensor, same[name]) for name, tensor in saved.items())
-    assert saved["a.test_metrics.counts"].tolist() == [[1, 0, 1], [2, 0, 1], [1, 1, 1]]
+    assert saved["a.val_metrics.counts"].tolist() == [[1, 0, 1], [2, 0, 1], [1, 1, 1]]
     assert module.state_dict(keep_vars=True)["net.bias"] is module.net.bias
 
 

@@ -116,7 +116,8 @@ def test_weights_hooks_counters_rates_and_metrics_are_those_of_automatic_optimiz
     monkeypatch.setattr(steps, "CHUNK", 3)  # the second has two
     theirs, ours = (fitted(which, scheduler, interval, accumulate, clip) for which in ("automatic", how))
     assert all(torch.equal(theirs[0][name], ours[0][name]) for name in theirs[0])
-    assert ours[1:] == theirs[1:]
+    assert ours[1:4] == theirs[1:4]
+    assert ours[4] == pytest.approx(theirs[4], rel=1e-6)  # torchmetrics adds in float32
     names = [name for name, *_ in ours[1]]
     updates = -(-STEPS // accumulate) * EPOCHS
     once_a_step = dict.fromkeys(("on_before_zero_grad", "on_before_optimizer_step"), updates)

@@ -17,19 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reprise.training.module import LitClassifier
-
 WARM_UP = 3  # steps before recording, in which libraries choose kernels and take their memory
 
 
 class GraphedSteps:
-    """Takes the place of a LitClassifier's `learn` and of the loss's `backward`, for batches of whatever size comes.
+    """Takes the place of a ChunkedClassifier's `learn` and of its loss's `backward`, for batches of whatever size.
 
     A model whose steps cannot be recorded is trained without, and stderr says so once; so is, without a word, one with
     hooks in it, which a replay would not call.
     """
 
-    def __init__(self, module: LitClassifier, accumulate: int) -> None:
+    def __init__(self, module: Any, accumulate: int) -> None:
         self.module = module
         self.accumulate = accumulate
         self.unrecordable = self.hooked = False
@@ -125,7 +123,7 @@ class UnrecordableError(Exception):
 
 def recordable(module: Any) -> bool:
     """Say whether to record the steps of a module: on a GPU, not compiled, without anomaly detection."""
-    return module.device.type == "cuda" and not module.compiled and not torch.is_anomaly_enabled()
+    return module.device.type == "cuda" and not module.hparams["compile"] and not torch.is_anomaly_enabled()
 
 
 def record(*passes: Callable[[], None]) -> list[Callable[[], None]]:

@@ -1,9 +1,11 @@
 """The Lightning modules: `LitClassifier` for any network, `MNISTLitModule` with the defaults for MNIST.
 
-Both work in a plain Lightning `Trainer` with an ordinary DataLoader of (images, labels), and in the pipeline.
+Both work in any Lightning `Trainer`, with an ordinary DataLoader of (images, labels) or `PackedDataModule`. Methods,
+metrics and arguments are called as in lightning-hydra-template.
 """
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -11,96 +13,20 @@ from typing import Any, Literal
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
-from torch.distributed import all_reduce, get_rank, get_world_size, is_available, is_initialized
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MaxMetric
+from torchmetrics import MaxMetric, MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy
 
 from reprise.loader.batches import IGNORE_INDEX, mask_outputs
-from reprise.runtime.device import to_device
+from reprise.model.backbone import TIMMBackbone
+from reprise.runtime.errors import UserError
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-
-PENDING_BATCHES = 64
-PENDING_LOGITS = 1 << 22  # 16 MiB
-LOSS_UNIT = 2.0**-30
-
-
-class EpochMetrics(nn.Module):
-    """Mean loss and accuracy over an epoch's samples, counted on the device and read once, at its end.
-
-    Batches are kept pending and counted together, so a step costs next to nothing. counts, int64 (3, num_classes): how
-    often a class was right, labeled, predicted, which is the confusion matrix's diagonal and margins: accuracy,
-    recall, precision and F1 follow from them, and they stay small for thousands of classes. loss: a sum in whole
-    LOSS_UNITs, so up to 2^23 it is exact and does not depend on which batches were counted together.
-    """
-
-    counts: Tensor
-    loss: Tensor
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.pending_logits = 0
-        self.num_classes = num_classes
-        # a checkpoint in the middle of an epoch carries what has been counted
-        self.register_buffer("counts", torch.zeros(3, num_classes, dtype=torch.int64))
-        self.register_buffer("loss", torch.zeros((), dtype=torch.float64))
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the buffers with every batch counted."""
-        self.count()
-        return super().state_dict(*args, **kwargs)
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Take a batch: its mean loss (), logits (N, num_classes), labels (N,), which may be IGNORE_INDEX."""
-        self.pending.append((loss.detach(), logits.detach(), labels))
-        self.pending_logits += logits.numel()
-        if len(self.pending) >= PENDING_BATCHES or self.pending_logits >= PENDING_LOGITS:
-            self.count()
-
-    def count(self) -> None:
-        """Count the pending batches."""
-        if not self.pending:
-            return
-        losses, logits, labels = zip(*self.pending, strict=True)
-        sizes = to_device(torch.tensor([len(batch) for batch in labels]), self.loss.device)
-        per_sample = torch.stack(losses).double().repeat_interleave(sizes, output_size=sum(map(len, labels)))
-        predicted, label = torch.cat(logits).argmax(dim=1), torch.cat(labels)
-        counted = label != IGNORE_INDEX
-        self.loss += torch.where(counted, per_sample / LOSS_UNIT, 0.0).round().sum()
-        dropped = self.num_classes  # a class of its own: selecting would wait for the device, and so would `bincount`
-        right = torch.where(counted & (predicted == label), label, dropped)
-        labeled, claimed = torch.where(counted, label, dropped), torch.where(counted, predicted, dropped)
-        places = torch.cat([classes + row * (dropped + 1) for row, classes in enumerate((right, labeled, claimed))])
-        # one-dimensional, for then CUDA adds deterministically
-        counts = torch.zeros(3 * (dropped + 1), dtype=torch.int64, device=self.counts.device)
-        self.counts += counts.scatter_add_(0, places, torch.ones_like(places)).view(3, -1)[:, :-1]
-        self.pending.clear()
-        self.pending_logits = 0
-
-    def merge(self, onto_first: bool = False) -> None:
-        """Sum the counts over the processes of a training; onto_first: the first has the sum, the others zeros."""
-        self.count()
-        if is_available() and is_initialized() and get_world_size() > 1:
-            for sums in (self.counts, self.loss):
-                all_reduce(sums)
-                if onto_first and get_rank():
-                    sums.zero_()
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return the mean loss and the accuracy over all processes, NaN before the first sample, and reset."""
-        self.merge()
-        right, labeled, _ = self.counts.sum(dim=1)
-        loss, accuracy = self.loss * LOSS_UNIT / labeled, right / labeled
-        self.reset()
-        return loss.float(), accuracy
-
-    def reset(self) -> None:
-        """Set all counts to zero."""
-        self.counts.zero_()
-        self.loss.zero_()
+ScheduleFactory = Callable[[Optimizer], Any]
+ADAMW = partial(torch.optim.AdamW, lr=1e-3)
+PLATEAU = partial(ReduceLROnPlateau, factor=0.1, patience=10)
 
 
 class LitClassifier(LightningModule):
@@ -110,29 +36,42 @@ class LitClassifier(LightningModule):
     it steps every `interval` and, if it watches a metric, watches `monitor` (its mode must fit: min for a loss). Loss
     and accuracy of an epoch are averages over its samples; `val_acc_best` is the best validation accuracy so far.
     Targets equal to IGNORE_INDEX count nowhere. Labels are smoothed, and bf16 is mixed in, in training only, so
-    validation and test metrics mean the same for every setting.
+    validation and test metrics mean the same for every setting. compile: `torch.compile` the network when a fit begins.
+
+    A checkpoint of a `TIMMBackbone` loads by its path alone; net may be the arguments that it keeps. Of an optimizer or
+    schedule that was given it keeps a description: give them again to train on.
     """
 
     def __init__(
         self,
-        net: nn.Module,
+        net: nn.Module | dict[str, Any],
         num_classes: int,
-        optimizer: OptimizerFactory = partial(torch.optim.AdamW, lr=1e-3),
-        scheduler: Callable[[Optimizer], Any] | None = partial(ReduceLROnPlateau, factor=0.1, patience=10),
+        optimizer: OptimizerFactory | str = ADAMW,
+        scheduler: ScheduleFactory | str | None = PLATEAU,
         monitor: str = "val/loss",
         interval: Literal["epoch", "step"] = "epoch",
         label_smoothing: float = 0.0,
         precision: Literal["fp32", "bf16"] = "fp32",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["net", "optimizer", "scheduler"], logger=False)
-        self.net = net
+        self.net = net if isinstance(net, nn.Module) else TIMMBackbone(pretrained=False, **net)
+        if isinstance(self.net, TIMMBackbone):
+            self.hparams["net"] = self.net.arguments
+        for name, factory, default in (("optimizer", optimizer, ADAMW), ("scheduler", scheduler, PLATEAU)):
+            if factory is not default:
+                self.hparams[name] = None if factory is None else str(factory)
         self.precision = precision
-        self.optimizer = optimizer
-        self.scheduler = scheduler
+        self.optimizer: Any = optimizer
+        self.scheduler: Any = scheduler
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing, ignore_index=IGNORE_INDEX)
         self.plain_criterion = nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX)
-        self.train_metrics, self.val_metrics, self.test_metrics = (EpochMetrics(num_classes) for _ in range(3))
+        # NaN shows in the mean; "disable", which should do that, takes no weights in torchmetrics 1.9
+        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy=math.nan) for _ in range(3))
+        self.train_acc, self.val_acc, self.test_acc = (
+            MulticlassAccuracy(num_classes, average="micro", validate_args=False) for _ in range(3)
+        )
         self.val_acc_best = MaxMetric()
         self.val_acc_best.persistent(True)
 
@@ -148,23 +87,29 @@ class LitClassifier(LightningModule):
         loss, logits, labels = self.forward_loss(batch)
         return loss, *self.mask_outputs(logits.argmax(dim=1), labels)
 
-    def learn(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the loss of a training batch and count it: a `training_step` that never waits for the device."""
-        loss, logits, labels = self.forward_loss(batch)
-        self.train_metrics.add(loss, logits, labels)
-        return loss
+    def model_step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `step` returns; every training, validation and test step goes through it."""
+        return self.step(batch)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return loss, preds and targets of a training batch."""
-        return self._counted_step(batch, self.train_metrics)
+        return self._counted_step(batch, self.train_loss, self.train_acc)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return loss, preds and targets of a validation batch."""
-        return self._counted_step(batch, self.val_metrics)
+        return self._counted_step(batch, self.val_loss, self.val_acc)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return loss, preds and targets of a test batch."""
-        return self._counted_step(batch, self.test_metrics)
+        return self._counted_step(batch, self.test_loss, self.test_acc)
+
+    def predict_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> Tensor:
+        """Return logits (M, num_classes) of images (N, C, H, W), or of a batch of images and labels without padding."""
+        if isinstance(batch, Tensor):
+            return self.forward(batch)
+        images, labels = batch
+        logits = self.forward(images)
+        return self.mask_outputs(logits, labels)[0] if labels.ndim == 1 else logits
 
     def forward_loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss (), logits (N, num_classes) and labels (N,).
@@ -187,38 +132,53 @@ class LitClassifier(LightningModule):
         loss = torch.where(counted, losses, 0).sum() / weights
         return loss, logits, torch.where(counted, targets.argmax(dim=1), IGNORE_INDEX)
 
-    def _counted_step(self, batch: tuple[Tensor, Tensor], metrics: EpochMetrics) -> dict[str, Tensor]:
-        loss, logits, labels = self.forward_loss(batch)
-        metrics.add(loss, logits, labels)
-        preds, targets = self.mask_outputs(logits.detach().argmax(dim=1), labels)
+    def _counted_step(self, batch: tuple[Tensor, Tensor], mean_loss: Metric, accuracy: Metric) -> dict[str, Tensor]:
+        loss, preds, targets = self.model_step(batch)
+        if len(targets):
+            mean_loss.update(loss.detach(), len(targets))
+            accuracy.update(preds, targets)
         return {"loss": loss, "preds": preds, "targets": targets}
 
+    def setup(self, stage: str) -> None:
+        """Compile the network before a fit, if asked for, under its own names; begin with empty means.
+
+        torchmetrics' means that a `Trainer.validate` has left cannot be updated in a fit: they are inference tensors.
+        """
+        for means in (self.train_loss, self.train_acc, self.val_loss, self.val_acc, self.test_loss, self.test_acc):
+            means.reset()
+        if self.hparams["compile"] and stage == "fit":
+            self.net.compile()
+
     def on_train_start(self) -> None:
-        """Forget what the sanity check left in `val_acc_best`; the other metrics are reset at each epoch's end."""
-        self.val_acc_best.reset()
+        """Forget what the sanity check has left in `val_acc_best`; before a fit that goes on, there is none."""
+        if not self.trainer.global_step:
+            self.val_acc_best.reset()
 
     def on_train_epoch_end(self) -> None:
         """Log train/loss and train/acc of the epoch."""
-        self._log_epoch("train", self.train_metrics)
+        self._log_epoch("train", self.train_loss, self.train_acc)
 
     def on_validation_epoch_end(self) -> None:
         """Log val/loss, val/acc and val/acc_best."""
-        self.val_acc_best.update(self._log_epoch("val", self.val_metrics))
+        self.val_acc_best.update(self._log_epoch("val", self.val_loss, self.val_acc))
         self.log("val/acc_best", self.val_acc_best.compute(), prog_bar=True)
 
     def on_test_epoch_end(self) -> None:
         """Log test/loss and test/acc."""
-        self._log_epoch("test", self.test_metrics)
+        self._log_epoch("test", self.test_loss, self.test_acc)
 
-    def _log_epoch(self, split: str, metrics: EpochMetrics) -> Tensor:
-        """Log mean loss and accuracy of an epoch; return the accuracy, ()."""
-        loss, accuracy = metrics.compute()
-        self.log(f"{split}/loss", loss, prog_bar=True)
+    def _log_epoch(self, split: str, mean_loss: Metric, accuracy: Metric) -> Tensor:
+        """Log mean loss and accuracy of an epoch, which Lightning then resets; return the accuracy, ()."""
+        self.log(f"{split}/loss", mean_loss, prog_bar=True)
         self.log(f"{split}/acc", accuracy, prog_bar=True)
-        return accuracy
+        reached: Tensor = accuracy.compute()
+        return reached
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and, if there is one, the schedule with what it monitors."""
+        if isinstance(self.optimizer, str) or isinstance(self.scheduler, str):
+            wanted = f"load_from_checkpoint(path, optimizer={self.optimizer}, scheduler={self.scheduler})"
+            raise UserError(f"a checkpoint does not hold these; to train on, give them: {wanted}")
         optimizer = self.optimizer(self.parameters())
         if self.scheduler is None:
             return {"optimizer": optimizer}
@@ -229,5 +189,13 @@ class LitClassifier(LightningModule):
 class MNISTLitModule(LitClassifier):
     """`LitClassifier` for ten digits, e.g. `net=TIMMBackbone("resnet18", False, num_classes=10, in_chans=1)`."""
 
-    def __init__(self, net: nn.Module, num_classes: int = 10, **kwargs: Any) -> None:
-        super().__init__(net, num_classes, **kwargs)
+    def __init__(
+        self,
+        net: nn.Module | dict[str, Any],
+        optimizer: OptimizerFactory | str = ADAMW,
+        scheduler: ScheduleFactory | str | None = PLATEAU,
+        compile: bool = False,
+        num_classes: int = 10,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(net, num_classes, optimizer, scheduler, compile=compile, **kwargs)

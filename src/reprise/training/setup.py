@@ -78,6 +78,7 @@ def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps:
         interval="epoch" if params.schedule == "plateau" else "step",
         label_smoothing=params.label_smoothing,
         precision="bf16" if params.precision == "bf16" else "fp32",
+        compile=params.compile,
         steps=steps,
         accumulate=params.accumulate,
         clip_grad=params.clip_grad,

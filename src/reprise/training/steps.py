@@ -22,7 +22,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from reprise.loader.batches import TrainBatches, stateless_seed
 from reprise.runtime.environment import cpus
 from reprise.training.cuda_graphs import GraphedSteps, recordable
-from reprise.training.module import EpochMetrics, LitClassifier
+from reprise.training.epoch_metrics import EpochMetrics
+from reprise.training.module import LitClassifier
 
 CHUNK = 100  # batches
 HOOKS = (
@@ -66,7 +67,8 @@ class ChunkedClassifier(LitClassifier):
     """`LitClassifier` under manual optimization, for the loader `Chunks`; `trainer.global_step` counts optimizer steps.
 
     accumulate: batches to an optimizer step, of which an epoch's last may have fewer. clip_grad: largest norm of the
-    gradients. steps: batches of a whole epoch, by which loggers number what they are given.
+    gradients. steps: batches of a whole epoch, by which loggers number what they are given. Losses and accuracies are
+    counted by `EpochMetrics`, in place of torchmetrics' objects.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class ChunkedClassifier(LitClassifier):
         super().__init__(*args, **kwargs)
         self.automatic_optimization = False
         self.steps, self.accumulate, self.clip_grad = steps, accumulate, clip_grad
-        self.compiled = False
+        self.train_metrics, self.val_metrics = (EpochMetrics(self.hparams["num_classes"]) for _ in range(2))
         self.graphed: GraphedSteps | None = None  # holds memory of the GPU
 
     def configure_optimizers(self) -> Any:
@@ -142,11 +144,27 @@ class ChunkedClassifier(LitClassifier):
         if self.clip_grad:
             self.clip_gradients(optimizer, self.clip_grad, "norm")
 
-    def _log_epoch(self, split: str, metrics: EpochMetrics) -> Tensor:
+    def learn(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the loss of a training batch and count it: a `training_step` that never waits for the device."""
+        loss, logits, labels = self.forward_loss(batch)
+        self.train_metrics.add(loss, logits, labels)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return loss, preds and targets of a validation batch."""
+        loss, logits, labels = self.forward_loss(batch)
+        self.val_metrics.add(loss, logits, labels)
+        preds, targets = self.mask_outputs(logits.argmax(dim=1), labels)
+        return {"loss": loss, "preds": preds, "targets": targets}
+
+    def _log_epoch(self, split: str, *_: Any) -> Tensor:
         """Let loggers number the epoch by its last batch, whatever the chunks and however often it was resumed."""
         self.log("step", float((self.trainer.current_epoch + 1) * self.steps - 1))
         self.log("epoch", float(self.trainer.current_epoch))
-        return super()._log_epoch(split, metrics)
+        loss, accuracy = (self.train_metrics if split == "train" else self.val_metrics).compute()
+        self.log(f"{split}/loss", loss)
+        self.log(f"{split}/acc", accuracy)
+        return accuracy
 
 
 class PlateauSchedule(Checkpoint):
