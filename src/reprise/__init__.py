@@ -1,6 +1,6 @@
 """Reprise: image classification that you can run again, compare and trust.
 
-    from reprise import TIMMBackbone, LitClassifier, MNISTLitModule, mask_outputs
+    from reprise import TIMMBackbone, LitClassifier, MNISTLitModule, PackedDataModule, mask_outputs
 
 The library takes arguments and returns results: it reads no params.yaml, working directory, clock or environment, so
 every function can be called from a notebook. Packages import in one direction: runtime, params, data, augment, loader,
@@ -19,10 +19,11 @@ sys.meta_path.insert(0, TorchvisionRepair())
 NAMES = {
     "LitClassifier": "reprise.training.module",
     "MNISTLitModule": "reprise.training.module",
+    "PackedDataModule": "reprise.loader.datamodule",
     "TIMMBackbone": "reprise.model.backbone",
     "mask_outputs": "reprise.loader.batches",
 }
-__all__ = ["LitClassifier", "MNISTLitModule", "TIMMBackbone", "mask_outputs"]
+__all__ = ["LitClassifier", "MNISTLitModule", "PackedDataModule", "TIMMBackbone", "mask_outputs"]
 
 
 def __getattr__(name: str) -> object:
