@@ -1,7 +1,11 @@
 """Evaluate the published model, or another one, on the test split of the data that it was trained on.
 
-python src/eval.py                 the model that `dvc repro` published
-python src/eval.py runs/latest     a run of src/train.py, or any .safetensors file with its .json beside it
+python src/eval.py                                  the model that `dvc repro` published
+python src/eval.py runs/latest                      a run of src/train.py, or a .safetensors file with its .json
+python src/eval.py weights.pth model.name=resnet18  bare weights, averaged ones too, on the data of params.yaml
+python src/eval.py model.name=resnet18.a1_in1k model.pretrained=true
+
+The metrics of a run also go to the loggers that it was trained with.
 """
 
 import argparse
@@ -12,7 +16,7 @@ from reprise.params.load import load_params
 from reprise.repo.project import Project
 from reprise.repo.runs import find_model, prepared_data
 from reprise.runtime.environment import after_torch, before_torch
-from reprise.runtime.errors import one_line_errors
+from reprise.runtime.errors import UserError, one_line_errors
 
 PROJECT = Project(Path(__file__).resolve().parent.parent)
 
@@ -20,24 +24,43 @@ PROJECT = Project(Path(__file__).resolve().parent.parent)
 def main() -> None:
     """Find the model and its data, evaluate, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    models = PROJECT.root / "models"
-    parser.add_argument("model", nargs="?", type=Path, default=models, help="a run folder or .safetensors file")
-    weights, card_path = find_model(parser.parse_args().model)
+    parser.add_argument("given", nargs="*", metavar="MODEL", help="run folder or file; with key=value, see above")
+    given = parser.parse_args().given
+    overrides = [each for each in given if "=" in each]
+    paths = [Path(each) for each in given if "=" not in each]
+    if len(paths) > 1:
+        raise UserError(f"{paths[1]}: one model at a time")
+    path = paths[0] if paths else None
+    bare = any(each.startswith("model.") for each in overrides)
+    weights, card_path = (path or PROJECT.root, Path()) if bare else find_model(path or PROJECT.root / "models")
     of_run = weights.with_name("params.yaml")
-    params = load_params(of_run if of_run.exists() else PROJECT.root / "params.yaml")
-    trained = load_card(card_path).provenance
-    before_torch(trained.threads, trained.reproducible)
+    is_run = not bare and of_run.exists()
+    params = load_params(of_run if is_run else PROJECT.root / "params.yaml", overrides)
+    terms = params.train if bare else load_card(card_path).provenance
+    before_torch(terms.threads, terms.reproducible)
     processed = prepared_data(PROJECT, params.data)
+    from reprise.evaluation.bare import bare_model
     from reprise.evaluation.evaluate import evaluate
     from reprise.model.backbone import load_model
 
-    after_torch(trained.threads, trained.reproducible)
-    network, card = load_model(weights, card_path)
+    after_torch(terms.threads, terms.reproducible)
+    if bare:
+        weights = path or PROJECT.root / params.model.weights
+        network, card = bare_model(params, weights, processed)
+    else:
+        network, card = load_model(weights, card_path)
     settings = params.evaluate
     result = evaluate(network, card, processed, settings.batch_size, settings.calibration_bins, settings.metrics)
     name, data = card.architecture.model_name, card.training.data
     print(f"eval: {name} ({weights}) on {len(result.ids):,} test images of {data}")
     print(result.table())
+    if is_run and params.train.loggers:
+        from reprise.training.loggers import create_loggers
+
+        run = weights.resolve().parent
+        for logger in create_loggers(params.train.loggers, run, run.name):
+            logger.log_metrics({f"test/{key}": value for key, value in result.metrics.items() if value is not None})
+            logger.finalize("success")
 
 
 if __name__ == "__main__":

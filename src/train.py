@@ -4,8 +4,10 @@
     python src/train.py --profile
 
 Prepared data are brought up to date first; the result is a folder under runs/ with params.yaml, the log of what was
-printed, history.csv, train.json and the model, and `runs/latest` points at it. A run that was stopped or killed goes on
-where it was, by the same command or by --resume.
+printed, history.csv, train.json, the model and its last checkpoint, and `runs/latest` points at it. A run that was
+stopped or killed goes on where it was, by the same command or by --resume; a finished one goes on for more epochs:
+
+    python src/train.py --resume runs/latest train.epochs=20
 """
 
 import argparse
@@ -17,8 +19,8 @@ from reprise.params.load import help_text, load_params
 from reprise.params.presets import find_preset
 from reprise.params.resolve import rank
 from reprise.params.schema import Params
+from reprise.repo import runs
 from reprise.repo.project import Project
-from reprise.repo.runs import RESULT, as_yaml, find_unfinished, point_latest, ready_to_train, run_folder
 from reprise.runtime.atomic import publishing
 from reprise.runtime.errors import UserError, one_line_errors
 
@@ -31,14 +33,15 @@ def main() -> int:
     options = arguments()
     resumed, params = what_to_train(options)
     if options.print_config:
-        print(as_yaml(params), end="")
+        print(runs.as_yaml(params), end="")
         return 0
     number = rank(params.train)
-    inputs = ready_to_train(PROJECT, params)
+    inputs = runs.ready_to_train(PROJECT, params)
     if options.profile or options.sanity:
         return print_profile(inputs) if options.profile else print_sanity(inputs)
     from reprise.training.debug import Debug
     from reprise.training.loggers import create_loggers
+    from reprise.training.result import LAST
     from reprise.training.train import Options, train
 
     processed, model, settings, weights = inputs
@@ -53,14 +56,19 @@ def main() -> int:
     watched = [PROJECT.short(processed), params.model.weights]
     dependencies = Dependencies("stages/train.py", watched, ["model", "train"], PROJECT.root, KEPT)
     dependencies.begin(params)
-    with run_folder(RUNS, params, resumed, debug=scratch is None) as run:
+    with runs.run_folder(RUNS, params, resumed, debug=scratch is None) as run:
         loggers = create_loggers(params.train.loggers, run, run.name)
-        result = train(processed, model, settings, scratch, weights, Options(loggers=loggers, debug=debug))
-        with publishing(*(run / name for name in RESULT), check=dependencies.check) as files:
+        watching = Options(loggers=loggers, debug=debug, origin=run if resumed and options.overrides else None)
+        result = train(processed, model, settings, scratch, weights, watching)
+        names = [*runs.RESULT, LAST, "params.yaml"] if result.checkpoints else runs.RESULT
+        with publishing(*(run / name for name in names), check=dependencies.check) as files:
             dependencies.forget = result.discard_checkpoints
-            result.save(*files, record=dependencies.record())
+            result.save(*files[: len(runs.RESULT)], record=dependencies.record())
+            if result.checkpoints:
+                result.checkpoints.keep(files[-2])
+                runs.write_params(params, files[-1])
         result.discard_checkpoints()
-        point_latest(run)
+        runs.point_latest(run)
         print(f"train: {result.summary()} -> {PROJECT.short(run)}")
     return 0
 
@@ -74,7 +82,7 @@ def arguments() -> argparse.Namespace:
     add, add_quick = parser.add_argument, quick.add_argument
     add("overrides", nargs="*", metavar="key=value", help="a parameter of params.yaml and its new value")
     add("--preset", metavar="NAME", help="start from the values of presets/NAME.yaml")
-    add("--resume", nargs="?", const="", metavar="RUN", help="go on with a run that was stopped; the last one, or RUN")
+    add("--resume", nargs="?", const="", metavar="RUN", help="go on with RUN, or the last one")
     add("--print-config", action="store_true", help="print all params as they would be used, and stop")
     add_quick("--fast-dev-run", action="store_true", help="one batch of each split, one epoch, nothing kept")
     add_quick("--overfit", type=int, metavar="N", help="train and validate on the same N batches")
@@ -91,12 +99,14 @@ def arguments() -> argparse.Namespace:
 def what_to_train(options: argparse.Namespace) -> tuple[Path | None, Params]:
     """Return the run to go on with, if there is one, and the params."""
     if options.resume is not None:
-        if options.overrides or options.preset or "=" in options.resume:
-            raise UserError("--resume goes on with a run as it was begun: give it no parameters and no preset")
+        if "=" in options.resume:
+            options.overrides, options.resume = [options.resume, *options.overrides], ""
+        if options.preset or not all(each.startswith("train.epochs=") for each in options.overrides):
+            raise UserError("--resume goes on with a run as it was begun: the only parameter it takes is train.epochs")
         if options.fast_dev_run or options.overfit is not None or options.limit != 1:
             raise UserError("--resume goes on with a run as it was begun: a debug mode begins one of its own")
-        run = find_unfinished(RUNS, options.resume)
-        return run, load_params(run / "params.yaml")
+        run = (runs.find_finished if options.overrides else runs.find_unfinished)(RUNS, options.resume)
+        return run, load_params(run / "params.yaml", options.overrides)
     preset = find_preset(PRESETS, options.preset) if options.preset else None
     overrides = options.overrides + ["train.epochs=1", "train.warmup_epochs=0"] * options.fast_dev_run
     return None, load_params(PARAMS, overrides, preset)

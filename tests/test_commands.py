@@ -30,7 +30,15 @@ def test_the_same_params_give_the_same_model_as_the_pipeline_and_the_log_is_what
     (run,) = {path.parent.resolve() for path in (reproduced.path / "runs").glob("*/model.json")}
     assert (reproduced.path / "runs/latest").resolve() == run
     assert done.stdout.splitlines()[-1].endswith(f"-> runs/{run.name}")
-    result = {"params.yaml", "train.log", "model.safetensors", "model.json", "train.json", "history.csv"}
+    result = {
+        "params.yaml",
+        "train.log",
+        "model.safetensors",
+        "model.json",
+        "train.json",
+        "history.csv",
+        "last.checkpoint",
+    }
     assert {path.name for path in run.iterdir()} == result
     assert list((reproduced.path / "runs/checkpoints").iterdir()) == []
     log = (run / "train.log").read_text()
@@ -90,7 +98,7 @@ def test_a_run_is_finished_with_the_last_file_of_its_result(tmp_path):
     with pytest.raises(UserError, match="every run is finished"):
         find_unfinished(tmp_path, "")
     # the other process was through while this one waited for its lock
-    with pytest.raises(UserError, match="the process that was at work on this run"), run_folder(tmp_path, params, run):
+    with pytest.raises(UserError, match="this run is finished with these params"), run_folder(tmp_path, params, run):
         raise AssertionError("it trains again")
     assert (run / "params.yaml").exists()
 
@@ -108,7 +116,7 @@ def test_a_stopped_run_goes_on_in_its_own_folder_by_resume_or_by_the_same_comman
     (run,) = (path.parent for path in (reproduced.path / "runs").glob("*/params.yaml"))
     assert not (reproduced.path / "runs/latest").exists()
     assert "stopped by SIGTERM" in (run / "train.log").read_text()
-    assert "give it no parameters" in refused(reproduced.run(*command, "--resume", check=False))
+    assert "the only parameter it takes is train.epochs" in refused(reproduced.run(*command, "--resume", check=False))
     copy = reproduced.copy(reproduced.path.parent / "copy")
     reproduced.set("train.epochs=2")  # the run remembers its own params
     reproduced.run("python", "src/train.py", "--resume")
@@ -123,6 +131,73 @@ def test_a_stopped_run_goes_on_in_its_own_folder_by_resume_or_by_the_same_comman
         reproduced.run("python", "src/train.py", "--resume", run.name, check=False)
     )
     assert "every run is finished" in refused(reproduced.run("python", "src/train.py", "--resume", check=False))
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_for_more_epochs_also_after_a_kill(reproduced):
+    reproduced.run("python", "src/train.py", "train.epochs=1")
+    (run,) = (path.parent for path in (reproduced.path / "runs").glob("2*/params.yaml"))
+    first = (run / "model.json").read_bytes()
+    command = ["python", "src/train.py", "--resume", "runs/latest", "train.epochs=9"]
+    process = subprocess.Popen(command, cwd=reproduced.path, env=reproduced.environment(), stderr=subprocess.PIPE)
+    while b"epoch 4/" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143
+    assert (run / "model.json").read_bytes() == first  # still the run that it was
+    assert load_params(run / "params.yaml").train.epochs == 1
+    reproduced.run(*command)
+    assert epochs_of((run / "train.log").read_text()) == [str(epoch + 1) for epoch in range(9)]
+    assert json.loads((run / "model.json").read_text())["training"]["continued"] == [1]
+    assert load_params(run / "params.yaml").train.epochs == 9
+    assert list((reproduced.path / "runs/checkpoints").iterdir()) == []
+    assert "finished with these params" in refused(reproduced.run(*command, check=False))
+    assert "choose more" in refused(reproduced.run(*command[:-1], "train.epochs=8", check=False))
+    reproduced.run("python", "src/train.py", "model.weights=runs/latest", "train.epochs=1")  # one file of weights
+
+
+def metrics_of(done):
+    return dict(line.split() for line in done.stdout.splitlines() if line.startswith("  "))
+
+
+def test_bare_weights_are_measured_and_a_runs_test_metrics_reach_its_loggers(reproduced):
+    import torch
+    from safetensors.torch import load_file
+
+    assert "python src/eval.py runs/latest" in refused(reproduced.run("python", "src/eval.py", "nowhere", check=False))
+    published = reproduced.run("python", "src/eval.py")
+    bare = reproduced.path / "bare.pth"
+    torch.save({"state_dict": load_file(reproduced.path / "models/model.safetensors")}, bare)
+    measured = reproduced.run("python", "src/eval.py", "bare.pth", "model.name=test_resnet")
+    assert list(metrics_of(measured)) == list(metrics_of(published))
+    assert measured.stderr.splitlines()[-1].endswith("timm's: weights trained on others are measured too low")
+    of_card = reproduced.run("python", "src/eval.py", "models", "model.name=test_resnet")
+    assert metrics_of(of_card) == metrics_of(published)
+    torch.save({"fc.bias": torch.zeros(3)}, bare)
+    other = reproduced.run("python", "src/eval.py", "bare.pth", "model.name=test_resnet", check=False)
+    assert "for the 10 classes here; train it on them first" in refused(other)
+    nothing = reproduced.run("python", "src/eval.py", "model.name=test_resnet", check=False)
+    assert "no weights there; name their file, or set model.pretrained=true" in refused(nothing)
+    assert "one model at a time" in refused(reproduced.run("python", "src/eval.py", "models", "runs", check=False))
+    run = reproduced.path / "runs/2026-01-01_00-00-00-000"
+    run.mkdir(parents=True)
+    for name in ("model.safetensors", "model.json"):
+        (run / name).write_bytes((reproduced.path / "models" / name).read_bytes())
+    params = (reproduced.path / "params.yaml").read_text()
+    (run / "params.yaml").write_text(params.replace("loggers: []", "loggers: [tensorboard]"))
+    (reproduced.path / "src/tensorboard").mkdir()
+    (reproduced.path / "src/tensorboard/__init__.py").touch()
+    logger = "lambda folder, run: print('logger', run) or CSVLogger(folder, name=None, version='')"
+    loggers = reproduced.path / "src/reprise/training/loggers.py"
+    theirs = 'lambda folder, run: TensorBoardLogger(folder, name=None, version="")'
+    code = loggers.read_text().replace(theirs, logger)
+    loggers.write_text(code.replace("import Logger,", "import CSVLogger, Logger,"))
+    done = reproduced.run("python", "src/eval.py", str(run))
+    assert f"logger {run.name}" in done.stdout
+    header, row = (run / "tensorboard/metrics.csv").read_text().splitlines()
+    logged = dict(zip(header.split(","), row.split(","), strict=True))
+    assert float(logged["test/accuracy"]) == pytest.approx(float(metrics_of(done)["accuracy"]), abs=5e-5)
 
 
 @pytest.mark.slow
@@ -210,7 +285,7 @@ def test_other_data_are_prepared_beside_the_pipelines(reproduced):
         (["src/train.py", "train.epoch=1"], "did you mean 'train.epochs'?"),
         (["src/train.py", "--preset", "mnist"], "there is no preset 'mnist'; there are cifar10-resnet,"),
         (["src/train.py", "--resume", "--limit", "0.5"], "a debug mode begins one of its own"),
-        (["src/train.py", "--resume", "train.lr=1"], "give it no parameters and no preset"),
+        (["src/train.py", "--resume", "train.lr=1"], "the only parameter it takes is train.epochs"),
         (["src/train.py", "--resume", "nowhere"], "there is no such run; unfinished are none"),
         (["src/eval.py", "nowhere"], "no model there; train one"),
         (["src/eval.py", "README.md"], "expected a run folder or a .safetensors file"),
@@ -272,6 +347,16 @@ def test_make_repro_needs_no_activated_environment_and_does_nothing_the_second_t
 def readme_commands():
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_the_lightning_script_of_the_readme_trains(digits, tmp_path, monkeypatch):
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/processed").symlink_to(digits)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(script.replace("max_epochs=3", "max_epochs=1, logger=False"), names)
+    assert names["module"].val_acc_best.compute() > 0
 
 
 # `make test` is what runs this very test, and CI calls both of the first two on a fresh clone

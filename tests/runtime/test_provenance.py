@@ -15,7 +15,6 @@ from reprise.runtime import provenance
 from reprise.runtime.code import closure, code_sha256, code_without_comments, read_code
 from reprise.runtime.errors import UserError
 from reprise.runtime.provenance import PACKAGES, trace
-from reprise.training.debug import Debug
 from reprise.training.result import provenance_of
 from tests.conftest import ROOT
 from tests.test_structure import import_closure
@@ -144,7 +143,7 @@ def test_a_library_that_was_edited_while_it_was_loaded_is_no_record(tmp_path, mo
 )
 def test_what_changes_no_bits_changes_no_record(override, same, digits, tiny_params):
     one, two = (
-        provenance_of(load_metadata(digits), params.model, params.train, None, Debug())
+        provenance_of(load_metadata(digits), params.model, params.train, None, {})
         for params in (tiny_params(), tiny_params(override))
     )
     terms = {"params_sha256", "threads", "reproducible"}

@@ -63,7 +63,8 @@ class Origin(Part):
 class Training(Part):
     """How the weights were trained.
 
-    start: the pretrained weights it began with, None for random ones; averaged: they are the average of `train.ema`.
+    start: the pretrained weights it began with, None for random ones; averaged: they are the average of `train.ema`;
+    continued: after which epochs a finished run went on for more; up to there it had the schedule of so many.
     """
 
     data: str
@@ -72,6 +73,7 @@ class Training(Part):
     start: Origin | None = None
     epoch: int
     averaged: bool = False
+    continued: list[int] = []
     seed: int
 
 

@@ -100,8 +100,8 @@ def run_folder(runs: Path, params: Params, run: Path | None = None, debug: bool 
         if lock.acquire(wait=folder in (run, new)):
             break
     try:
-        if run and _is_finished(run):
-            raise UserError(f"{run.name}: the process that was at work on this run has finished it")
+        if run and _is_finished(run) and _has_params(run, params):
+            raise UserError(f"{run.name}: this run is finished with these params, perhaps by another process")
         folder.mkdir(exist_ok=True)
         if folder == new:
             with publishing(folder / "params.yaml") as (partial,):
@@ -128,6 +128,14 @@ def run_folder(runs: Path, params: Params, run: Path | None = None, debug: bool 
         lock.release()
 
 
+def find_finished(runs: Path, name: str) -> Path:
+    """Return the finished run of this name or path, the newest for "". Raises UserError if there is none."""
+    run = (runs / Path(name or "latest").name).resolve()
+    if not _is_finished(run):
+        raise UserError(f"{name or 'runs/latest'}: no finished run; an unfinished one goes on as it was begun")
+    return run
+
+
 def find_unfinished(runs: Path, name: str) -> Path:
     """Return the run of this name or path, the newest for "". Raises UserError if there is none to go on with."""
     unfinished = _unfinished(runs)
@@ -135,7 +143,7 @@ def find_unfinished(runs: Path, name: str) -> Path:
         raise UserError("there is no run to go on with: every run is finished")
     run = (runs / Path(name).name).resolve() if name else unfinished[0]
     if _is_finished(run):
-        raise UserError(f"{name}: this run is finished; `python src/eval.py {name}` evaluates it")
+        raise UserError(f"{name}: this run is finished: evaluate it, or train it for more epochs with train.epochs=N")
     if run not in unfinished:
         known = ", ".join(run.name for run in unfinished) or "none"
         raise UserError(f"{name}: there is no such run; unfinished are {known}")
@@ -194,5 +202,6 @@ def find_model(target: Path) -> tuple[Path, Path]:
     if weights.exists() and weights.suffix != ".safetensors":
         raise UserError(f"{target}: expected a run folder or a .safetensors file")
     if not weights.exists():
-        raise UserError(f"{weights}: no model there; train one with `dvc repro` or `python src/train.py`")
+        known = "with `dvc repro`, or with `python src/train.py` and evaluate it: `python src/eval.py runs/latest`"
+        raise UserError(f"{weights}: no model there; train one {known}")
     return weights, weights.with_suffix(".json")

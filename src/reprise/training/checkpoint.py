@@ -9,6 +9,7 @@ skips a pending validation, only the counters of finished epochs and steps are u
 
 import hashlib
 import io
+import shutil
 import sys
 import time
 from contextlib import suppress
@@ -45,12 +46,27 @@ class Position:
     global_step: int
 
 
+Saved = tuple[Position, dict[str, Any]]  # a position in a training and its state
+
+
+def read_checkpoint(path: Path) -> Saved:
+    """Return what a checkpoint holds, on the CPU. Raises ValueError if it is damaged, and OSError."""
+    content = path.read_bytes()
+    header, payload = content[: len(MAGIC) + 32], content[len(MAGIC) + 32 :]
+    if header != MAGIC + hashlib.sha256(payload).digest():
+        raise ValueError(f"{path}: damaged")
+    state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    return Position(**state.pop("position")), state
+
+
 class Checkpoints:
     """The checkpoints of one key in a scratch folder, locked until `discard` or the end of the process.
 
     A second process with the same key waits for the first. The scratch of the least recently touched other trainings
-    is removed, all but UNFINISHED of them.
+    is removed, all but UNFINISHED of them. begun: the state where there is none yet.
     """
+
+    begun: Saved | None = None
 
     def __init__(self, scratch: Path, key: str) -> None:
         scratch.mkdir(parents=True, exist_ok=True)
@@ -85,21 +101,21 @@ class Checkpoints:
         for old in self._newest_first()[GENERATIONS:]:
             remove(old)
 
-    def latest(self) -> tuple[Position, dict[str, Any]] | None:
+    def latest(self) -> Saved | None:
         """Return the newest intact state, on the CPU; a damaged one is named on stderr and removed."""
         for path in self._newest_first():
             try:
-                content = path.read_bytes()
+                return read_checkpoint(path)
             except OSError as error:
                 print(f"{path}: {error.strerror}, trying the checkpoint before it", file=sys.stderr)
-                continue
-            header, payload = content[: len(MAGIC) + 32], content[len(MAGIC) + 32 :]
-            if header == MAGIC + hashlib.sha256(payload).digest():
-                state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-                return Position(**state.pop("position")), state
-            print(f"{path}: damaged, trying the checkpoint before it", file=sys.stderr)
-            remove(path)
-        return None
+            except ValueError as error:
+                print(f"{error}, trying the checkpoint before it", file=sys.stderr)
+                remove(path)
+        return self.begun
+
+    def keep(self, path: Path) -> None:
+        """Copy the newest checkpoint to a path."""
+        shutil.copyfile(self._newest_first()[0], path)
 
     def leave(self) -> None:
         """Unlock the scratch and keep it for a later resumption."""
@@ -134,7 +150,7 @@ class Resumption(BatchObserver, Checkpoint):
     signals: StopSignals
     losses: FiniteLoss
     data: Unaltered
-    resumed: tuple[Position, dict[str, Any]] | None = field(default=None, init=False)
+    resumed: Saved | None = field(default=None, init=False)
     saved_epoch: int = field(default=0, init=False)
     saved_at: float = field(default_factory=time.monotonic, init=False)
     cost: float = field(default=0.0, init=False)  # of the last save, in seconds

@@ -151,6 +151,10 @@ def create_schedule(optimizer: Optimizer, params: TrainParams, steps: int) -> LR
 class OneCycle(OneCycleLR):
     """torch's one-cycle schedule, with constant rates after its last step, where torch would let them rise again."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of steps; all else follows from the params."""
+        return {"last_epoch": self.last_epoch}
+
     def get_lr(self) -> list[float | torch.Tensor]:
         """Return each group's learning rate after `last_epoch` steps."""
         if self.last_epoch >= self.total_steps:

@@ -5,9 +5,10 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from reprise.data.formats.packed import Metadata
-from reprise.model.artifact import ModelCard, Origin, Preprocessing, Training
+from reprise.model.artifact import ModelCard, Origin, Preprocessing, Training, load_card
 from reprise.model.backbone import TIMMBackbone, save_model
 from reprise.model.pretrained import classifier_prefixes, not_loaded
 from reprise.params.dependencies import Record
@@ -17,10 +18,12 @@ from reprise.runtime.device import resolve_reproducible
 from reprise.runtime.errors import UserError, listed
 from reprise.runtime.provenance import Provenance, trace
 from reprise.training.callbacks.best_epoch import BestEpoch, EpochRow
-from reprise.training.checkpoint import Checkpoints
-from reprise.training.debug import Debug
+from reprise.training.checkpoint import Checkpoints, read_checkpoint
 from reprise.training.setup import Assembly
 
+LAST = "last.checkpoint"  # in the folder of a finished run; of no suffix that weights have
+ENDLESS = ("none", "constant", "plateau")  # schedules that do not depend on the number of epochs, and arguments for it
+TOLD = {"step": "decay_epochs", "multistep": "decay_milestones"}
 TRAINING = "reprise.training.train"  # what it imports is the code that decides the bits
 
 
@@ -70,6 +73,43 @@ class TrainResult:
             writer.writerows(rows)
 
 
+class FinishedRun:
+    """A finished run that goes on for more epochs, by its folder, from the state after its last one.
+
+    What does not depend on the number of epochs goes on as it would have in one training. Any other schedule, and
+    `train.start_size`, is from here on that of the larger number: the rate of one-cycle, which has come down to zero,
+    is where a longer training would have it. Raises UserError if there is no such state, or for no more epochs.
+    """
+
+    def __init__(self, run: Path, params: TrainParams) -> None:
+        self.params, self.card = params, load_card(run / "model.json")
+        self.anew = f"`python src/train.py model.weights={run}` begins a new run with its weights"
+        try:
+            self.checkpoint = read_checkpoint(run / LAST)
+        except (FileNotFoundError, ValueError):
+            raise UserError(f"{run / LAST}: missing or damaged; {self.anew}") from None
+        self.continued = [*self.card.training.continued, self.checkpoint[0].epoch]
+        if params.epochs <= self.continued[-1]:
+            raise UserError(f"train.epochs = {params.epochs}: this run has had {self.continued[-1]}; choose more")
+
+    def check(self, provenance: Provenance, origin: Origin | None, best: BestEpoch) -> None:
+        """Say on stderr how it goes on; raise UserError if it cannot: its terms are others now, or it is through.
+
+        provenance and origin (pretrained weights): of the training to come.
+        """
+        then = self.card.provenance.model_copy(update={"params_sha256": provenance.params_sha256})
+        if (then, self.card.training.start) != (provenance, origin):
+            raise UserError(f"this run had other data, code, packages or machine than there are now; {self.anew}")
+        best.load_state_dict(self.checkpoint[1]["best"])
+        if best.is_over():
+            raise UserError(f"train.early_stopping has ended this run; {self.anew}")
+        params, why = self.params, "train.start_size" if self.params.start_size else ""
+        if params.schedule not in ENDLESS and TOLD.get(params.schedule) not in params.schedule_kwargs:
+            why = f"train.schedule = {params.schedule}"
+        how = f"otherwise than one training of {params.epochs}: {why} depends on that" if why else "as one training"
+        print(f"going on after {self.continued[-1]} epochs, {how}", file=sys.stderr)
+
+
 def report_pretrained(made: Assembly) -> Origin | None:
     """Say on stderr which pretrained weights were loaded and what they do not set; return their origin, if any."""
     if made.pretrained_weights is None:
@@ -108,14 +148,17 @@ def report_pretrained(made: Assembly) -> Origin | None:
 
 
 def provenance_of(
-    metadata: Metadata, model: ModelParams, params: TrainParams, start: object, debug: Debug
+    metadata: Metadata, model: ModelParams, params: TrainParams, start: object, terms: dict[str, Any]
 ) -> Provenance:
-    """Return the record of what decides the bits of a training; start: what identifies its pretrained weights."""
+    """Return the record of what decides the bits of a training.
+
+    start: what identifies its pretrained weights; terms: of a debug mode, or of a run that goes on.
+    """
     deciding = {
         "model": model.model_dump(exclude={"weights"}),
         "start": start,
         "train": params.model_dump(exclude={"threads", "reproducible", "checkpoint_every", "loggers"}),
-        **debug.deciding(),
+        **terms,
     }
     data = metadata.model_dump_json().encode()
     assert params.threads != "auto" and params.precision != "auto", "both are resolved before"
@@ -123,7 +166,9 @@ def provenance_of(
     return trace(reproducible, params.threads, device, deciding, data, TRAINING, params.precision)
 
 
-def card_of(made: Assembly, best: BestEpoch, provenance: Provenance, origin: Origin | None) -> ModelCard:
+def card_of(
+    made: Assembly, best: BestEpoch, provenance: Provenance, origin: Origin | None, earlier: FinishedRun | None
+) -> ModelCard:
     """Return the card of the network with the best epoch's weights."""
     return ModelCard(
         architecture=made.architecture,
@@ -136,6 +181,7 @@ def card_of(made: Assembly, best: BestEpoch, provenance: Provenance, origin: Ori
             start=origin,
             epoch=best.epoch,
             averaged=best.averaged,
+            continued=earlier.continued if earlier else [],
             seed=made.params.seed,
         ),
         provenance=provenance,

@@ -37,7 +37,7 @@ from reprise.training.checkpoint import Checkpoints, Resumption
 from reprise.training.debug import Debug
 from reprise.training.distributed import EndTogether, SharedBuffers, ddp_strategy, failure, processes, slurm_environment
 from reprise.training.loggers import LearningRate
-from reprise.training.result import TrainResult, card_of, provenance_of, report_pretrained
+from reprise.training.result import FinishedRun, TrainResult, card_of, provenance_of, report_pretrained
 from reprise.training.setup import Assembly
 from reprise.training.steps import ChunkedClassifier, PlateauSchedule, StatelessDropout, chunks
 from reprise.training.summary import summary
@@ -48,6 +48,8 @@ from reprise.training.threads import resolve_threads
 class Options:
     """What is no parameter: callbacks and loggers, which watch, `debug`, and the rank of this process among several.
 
+    origin: the folder of a finished run that is to go on for more epochs, with a scratch folder.
+
     Process 0 alone prints, logs and saves; Lightning starts the others as copies of the script that calls `train`,
     unless torchrun or SLURM have.
     """
@@ -56,6 +58,7 @@ class Options:
     loggers: Sequence[Logger] = ()
     debug: Debug = field(default_factory=Debug)
     rank: int = 0
+    origin: Path | None = None
 
 
 def train(
@@ -74,12 +77,14 @@ def train(
     Raises UserError for a model, batch size or image size that do not fit the data or the memory, and as soon as the
     loss is not finite; Stopped, once a checkpoint is written, after SIGTERM, SIGHUP or Ctrl-C.
     """
+    assert scratch or not options.origin
     if options.rank:
         scratch, options = None, replace(options, loggers=())
     with _silent() if options.rank else nullcontext():
         params, process = _resolve(params, options.rank)
         made = Assembly(processed, model, params, process, weights, options.debug)
         origin = report_pretrained(made)
+        earlier = FinishedRun(options.origin, params) if options.origin else None
         if params.threads == "auto":
             params = made.params = params.model_copy(update={"threads": _threads(made, scratch)})
         print(summary(made), file=sys.stderr, flush=True)
@@ -88,8 +93,12 @@ def train(
         best = BestEpoch(progress, params, None if params.ema is None else WeightAverage(network, params.ema))
         start = made.pretrained_weights
         begun_with = [origin.sha256, start.classes, made.architecture.image_size] if origin and start else None
-        provenance = provenance_of(metadata, model, params, begun_with, options.debug)
+        terms = {**options.debug.deciding(), **({"continued": earlier.card.provenance.key()} if earlier else {})}
+        provenance = provenance_of(metadata, model, params, begun_with, terms)
         checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
+        if earlier and checkpoints:
+            earlier.check(provenance, origin, best)
+            checkpoints.begun = earlier.checkpoint
         for logger in options.loggers:
             logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
         try:
@@ -100,7 +109,7 @@ def train(
             raise
         network = copy.deepcopy(network) if params.compile else network  # a copy is not compiled
         network.load_state_dict(best.weights)
-        return TrainResult(network, card_of(made, best, provenance, origin), best.history, checkpoints)
+        return TrainResult(network, card_of(made, best, provenance, origin, earlier), best.history, checkpoints)
 
 
 @contextmanager
@@ -201,10 +210,7 @@ def _one_line(batch_size: int) -> Iterator[None]:
 
 @contextmanager
 def _fast(lit: ChunkedClassifier, params: TrainParams) -> Iterator[None]:
-    """Compile the network, or repair its convolutions as long as the training lasts."""
-    lit.compiled = params.compile
-    if params.compile:
-        lit.net.compile()
+    """Repair the network's convolutions, unless it is compiled, as long as the training lasts."""
     pointwise = resolve_reproducible(params.reproducible) != "portable"
     with nullcontext() if params.compile else repaired(lit, pointwise):
         yield
