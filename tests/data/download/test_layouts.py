@@ -265,6 +265,21 @@ def test_a_zip_that_holds_more_or_less_than_it_declares_is_refused(tmp_path):
         assert f"{number}.zip, cat/1.png: cut short or damaged (" in refusal(path, tmp_path / f"out{number}")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_altered_anywhere_is_read_or_refused_in_one_line(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "own.zip", "w", method) as archive:
+        for name in ("cat/1.png", "dog/1"):
+            archive.writestr(name, b"\x89PNG\r\n\x1a\n" * 20)
+    content = (tmp_path / "own.zip").read_bytes()
+    for place in range(0, len(content), 3):
+        altered = content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
+        (tmp_path / "own.zip").write_bytes(altered)
+        try:
+            brought(tmp_path / "own.zip", tmp_path / f"out{place}")
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 def test_an_archive_cut_short_or_altered_anywhere_is_noticed(tmp_path, kind):
     whole = pack(IMAGE, tmp_path, kind)

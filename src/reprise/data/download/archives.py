@@ -23,14 +23,14 @@ from reprise.data.download.layouts import is_hidden, is_suffix
 from reprise.data.formats.images import IMAGE_SUFFIXES, kind_of
 from reprise.data.formats.raw import shown
 from reprise.runtime.checksums import naming
-from reprise.runtime.errors import UserError, reason
+from reprise.runtime.errors import OF_THE_DISK, UserError, reason
 
 MOST_BYTES = 256 << 20  # of one member
 MOST_RATIO = 200  # of unpacked to packed bytes, beyond MOST_BYTES: images hardly shrink
 MOST_HEADER_BYTES = 1 << 20  # of a tar member's long name or attributes
 # what damaged archives raise; NotImplementedError: compressed by a method that Python does not know; RecursionError: a
 # member has thousands of headers
-OF_DAMAGE: tuple[type[Exception], ...] = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error)
+OF_DAMAGE: tuple[type[Exception], ...] = (tarfile.TarError, zipfile.BadZipFile, OSError, zlib.error)
 OF_DAMAGE += (lzma.LZMAError, EOFError, struct.error, NotImplementedError, ValueError, OverflowError, RecursionError)
 
 
@@ -200,5 +200,7 @@ def _undamaged(tree: str, name: str = "") -> Iterator[None]:
     try:
         yield
     except OF_DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            raise  # other numbers, or none, come from impossible places and from bzip2
         tree += f", {shown(name)}" if name else ""
         raise DamagedArchiveError(f"{tree}: cut short or damaged ({reason(error)}); fetch or pack it again") from None
