@@ -71,7 +71,9 @@ class SourceParams(Section):
     )
     sha256: str | None = param("checksum of the archive, 64 hexadecimal digits", pattern="^[0-9a-fA-F]{64}$")
     split: str | None = param("which of a data set's variants, see `reprise data`; null: the first")
-    mirror: str | None = param("address to download from in place of the data set's own; null: its own")
+    mirror: str | None = param(
+        "http:// or https:// address to download from in place of the data set's own", pattern="^https?://[!-~]+$"
+    )
 
     @property
     def is_own(self) -> bool:
