@@ -42,7 +42,9 @@ class Project:
     def cached(self, md5: str) -> Path:
         return self.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
 
-    def state(self, said, train=(), classes=CLASSES, params=None, metrics=None, code="1", sure=0.9, content=None):
+    def state(
+        self, said, train=(), classes=CLASSES, params=None, metrics=None, code="1", sure=0.9, content=None, torch="2.11"
+    ):
         """Write results. said: {name: (label, predicted)} of the test images; train: names of the training images.
 
         Names are CLASS/FILE; an image's content is its file's name, or what `content` says. sure: of each prediction.
@@ -77,7 +79,7 @@ class Project:
                 f"{split}_labels.npy": saved(np.array([list(classes).index(label) for label in of.values()], np.int64)),
                 f"{split}_images.npy": saved(np.array(pixels, np.uint8).reshape(-1, 8, 8, 1)),
             }
-        model = {"provenance": {"threads": 1, "device": "cpu", "packages": {"torch": "2.11"}, "code_sha256": code}}
+        model = {"provenance": {"threads": 1, "device": "cpu", "packages": {"torch": torch}, "code_sha256": code}}
         outs = [
             self.folder("data/raw", {"images.zip": packed.getvalue()}),
             self.folder("data/processed", processed),

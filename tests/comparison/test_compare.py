@@ -189,6 +189,21 @@ def test_of_runs_that_differ_only_in_the_seed_neither_is_better(project):
         assert found.verdict.p < 0.0001
         assert "Only the seed differs" in summary(found)
     assert compare(project.path, "main", "code").verdict.word == "better"
+    project.state(answers(90, 10), params={"train": {"seed": 2, "lr": 1.0}}).commit("real")
+    project.state(answers(50, 50), params={"train": {"seed": 1, "lr": 1}}).commit("integer")  # DVC takes them as equal
+    assert compare(project.path, "real", "integer").verdict.word == "no difference shown"
+
+
+@pytest.mark.parametrize("what", ["prepared data", "packages"])
+def test_another_seed_on_other_data_or_with_other_packages_is_judged(project, what):
+    params = {"train": {"seed": 1, "lr": 0.1}}
+    project.state(answers(50, 50)).commit()
+    if what == "packages":
+        project.state(answers(90, 10), params=params, torch="2.12").commit("other")
+    else:
+        project.state(answers(90, 10), params=params, train=["ant/new"]).commit("other")
+    found = compare(project.path, "main", "other")
+    assert (found.verdict.word, found.verdict.same_setting) == ("better", False)
 
 
 def test_several_seeds_judge_the_setting(project):

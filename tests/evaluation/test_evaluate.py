@@ -6,6 +6,7 @@ import json
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
@@ -14,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from reprise.data.formats.packed import load_metadata
-from reprise.evaluation.evaluate import calibration_error, evaluate, extra_metric, predict, summarize
+from reprise.evaluation.calibration import calibration
+from reprise.evaluation.evaluate import evaluate, extra_metric, predict, summarize
 from reprise.loader.batches import EvalBatches
 from reprise.model.backbone import count_flops, create_network
 from reprise.runtime.errors import UserError
@@ -87,11 +89,11 @@ def test_calibration_error_by_hand(measured):
 
 
 def test_calibration_puts_a_confidence_of_one_into_the_last_bin():
-    probabilities = torch.tensor([[1.0, 0.0], [0.95, 0.05], [0.0, 1.0], [0.45, 0.55]])
-    labels = torch.tensor([0, 1, 1, 1])
+    found = calibration(np.array([1.0, 0.95, 1.0, 0.55, np.nan]), np.array([True, False, True, True, True]), 10)
     # (0.9, 1]: 2 of 3 right at a mean confidence of 2.95 / 3; (0.5, 0.6]: 1 right at 0.55
     wanted = (abs(2 - 2.95) + abs(1 - 0.55)) / 4
-    assert calibration_error(probabilities, labels, 10).item() == pytest.approx(wanted, rel=1e-6)
+    assert found.error == pytest.approx(wanted, rel=1e-6)
+    assert [(each.low, each.images) for each in found.bins] == [(0.5, 1), (0.9, 3)]
 
 
 def test_flops_of_attention_are_counted():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from reprise.data.formats.packed import Metadata
+from reprise.evaluation.calibration import calibration
 from reprise.evaluation.evaluate import ClassRow, Evaluation
 from reprise.evaluation.model_page import model_card
 from reprise.model.artifact import Architecture, ModelCard, Preprocessing, Training
@@ -31,7 +32,11 @@ def page(
     metrics = {"accuracy": 0.785714, "loss": 0.5, "auroc": None, "images": 14, **more}
     rows = [ClassRow(name, 0, None, None, None) for name in classes]
     ids, labels = [str(i) for i in range(14)], torch.tensor(LABELS)
-    evaluation = Evaluation(list(classes), ids, labels, probabilities, metrics, rows, torch.tensor(confusion))
+    right = probabilities.argmax(dim=1) == labels
+    calibrated = calibration(probabilities.amax(dim=1).numpy(), right.numpy(), 10)
+    evaluation = Evaluation(
+        list(classes), ids, labels, probabilities, metrics, rows, torch.tensor(confusion), calibrated
+    )
     card = ModelCard(
         architecture=Architecture(model_name="resnet18", num_classes=3, in_chans=3, image_size=32, kwargs={}),
         classes=list(classes),
@@ -47,7 +52,7 @@ def page(
         data=data, classes=list(classes), image_size=32, channels=3, mean=[0.5] * 3, std=[0.5] * 3,
         counts={"train": 100, "val": 10, "test": 14}, dropped=2, source_sha256="a", splits_sha256="s", sha256={},
     )  # fmt: skip
-    return model_card(card, metadata, settings or {"train": {"lr": 0.003}}, evaluation, 10)
+    return model_card(card, metadata, settings or {"train": {"lr": 0.003}}, evaluation)
 
 
 def test_shares_come_with_wilsons_interval_and_a_class_without_images_claims_nothing():

@@ -213,6 +213,7 @@ FREE = st.recursive(
 NOT_BLANK = TEXT.filter(lambda text: text not in ("", "~", "null", "Null", "NULL"))
 SPECIAL = {  # what a pattern allows, and what no other value forbids
     "data.url": st.none() | st.from_regex("https?://[!-~]{1,9}", fullmatch=True),
+    "data.mirror": st.none() | st.from_regex("https?://[!-~]{1,9}", fullmatch=True),
     "data.sha256": st.none() | st.from_regex("[0-9a-fA-F]{64}", fullmatch=True),
     **dict.fromkeys(["data.path", "model.weights"], TEXT.filter(lambda text: text and "\0" not in text)),
     "data.group": st.sampled_from([None, "patient", r"^(\d+)_[a-z]", "1"]),
@@ -405,6 +406,8 @@ HOSTILE = {
     "long key": (f"? {'k' * 1_000_000}\n: 1\n" * 2, "(1,000,059 characters)"),
     "key twice": ("".join(f"key{n}: 1\n" for n in range(3000)) + "key1: 2\n", 'found duplicate key "key1"'),
     "many keys": ("".join(f"key{n}: 1\n" for n in range(3000)), "and 2,984 more"),
+    "700,000 keys": ("".join(f"k{n}: 1\n" for n in range(700_000)), "in line 25000: more than 50,000 values"),
+    "700,000 lists": ("[" + "[]," * 700_000 + "]", "more than 50,000 values"),
     "a list as key": ("? [a, b]\n: 1", "there is no such parameter"),
     "two documents": ("a: 1\n---\nb: 2", "found another document"),
     "no section": ("- a\n- b", "expected the sections"),

@@ -5,8 +5,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from reprise.comparison.statistics import holm, mcnemar
 from reprise.comparison.verdict import Answers
 from reprise.repo.revisions import CODE, WEIGHTS, Revision
@@ -108,34 +106,6 @@ def confusion_changes(answers: Answers) -> list[tuple[str, str, int, int]]:
     pairs = [(label, guess, before[label, guess], after[label, guess]) for label, guess in before.keys() | after.keys()]
     changed = [pair for pair in pairs if pair[2] != pair[3]]
     return sorted(changed, key=lambda pair: (-abs(pair[3] - pair[2]), pair[2] - pair[3], pair[0], pair[1]))
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Expected calibration error and mean confidence, in 0..1; of each bin with images, their number and both means."""
-
-    ece: float
-    confidence: float
-    bins: list[tuple[int, float, float]]
-
-
-def calibration(confidence: np.ndarray, right: np.ndarray, bins: int) -> Calibration:
-    """Return the calibration of confidence (N,) and right (N,) bool, over bins of equal width, each closed above.
-
-    Guo et al., ICML 2017. Images whose confidence is not finite are left out.
-    """
-    known = np.isfinite(confidence)
-    confidence, right = confidence[known], right[known]
-    if not len(confidence):
-        return Calibration(math.nan, math.nan, [])
-    bin_of = np.clip(np.ceil(confidence * bins).astype(int), 1, bins) - 1
-    filled = [
-        (int(inside.sum()), float(confidence[inside].mean()), float(right[inside].mean()))
-        for inside in (bin_of == number for number in range(bins))
-        if inside.any()
-    ]
-    ece = sum(count * abs(accuracy - mean) for count, mean, accuracy in filled) / len(confidence)
-    return Calibration(ece, float(confidence.mean()), filled)
 
 
 def different(base: dict[str, Any], head: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -8,6 +8,7 @@ from reprise.comparison import changes
 from reprise.comparison.flips import flips
 from reprise.comparison.pairing import Pairing
 from reprise.comparison.verdict import LEVEL, Answers, Seeds, Verdict
+from reprise.evaluation.calibration import calibration
 from reprise.repo.project import Project
 from reprise.repo.revisions import PREDICTIONS, PROCESSED, Revision, experiments, find_revision
 from reprise.repo.verify import stale_code
@@ -37,7 +38,7 @@ class Comparison:
         self.confusions = changes.confusion_changes(answers)
         bins = head.params.get("evaluate.calibration_bins")
         bins = bins if isinstance(bins, int) and bins > 0 else BINS
-        self.calibrations = [changes.calibration(answers.confidence[i], answers.right[i], bins) for i in (0, 1)]
+        self.calibrations = [calibration(answers.confidence[i], answers.right[i], bins) for i in (0, 1)]
         ids = [head.predictions.ids[row] for row in rows[1].tolist()]
         self.broken, self.fixed = (flips(answers, ids, fixed) for fixed in (False, True))
         self.data = pairing.data_changes()

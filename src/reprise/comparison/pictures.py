@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from reprise.comparison.changes import Calibration, ClassChange
+from reprise.comparison.changes import ClassChange
 from reprise.comparison.verdict import LEVEL
+from reprise.evaluation.calibration import Calibration
 from reprise.runtime.markup import HIDDEN
 
 BASE, HEAD, GONE, NEW = "#8a8a8a", "#0b67b2", "#2a8a4a", "#c0392b"
@@ -123,11 +124,11 @@ def reliability(base: Calibration, head: Calibration) -> str:
     axes = Axes(60, 30, (280, 280), (0, 1), (0, 1), "accuracy by confidence")
     parts = [*axes.frame(), axes.line([(0, 0), (1, 1)], "#ccc", "stroke-dasharray='4 3'")]
     for found, color in ((base, BASE), (head, HEAD)):
-        parts.append(axes.line([(confidence, accuracy) for _, confidence, accuracy in found.bins], color))
-        most = max((count for count, _, _ in found.bins), default=1)
-        for count, confidence, accuracy in found.bins:
-            x, y = axes.place((confidence, accuracy))
-            radius = 2 + 4 * (count / most) ** 0.5
+        parts.append(axes.line([(each.confidence, each.accuracy) for each in found.bins], color))
+        most = max((each.images for each in found.bins), default=1)
+        for each in found.bins:
+            x, y = axes.place((each.confidence, each.accuracy))
+            radius = 2 + 4 * (each.images / most) ** 0.5
             parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{radius:.1f}' fill='{color}' fill-opacity='0.7'/>")
     return document(370, 350, [*parts, *_legend(60, 344)])
 

@@ -189,14 +189,14 @@ def _confusions(found: Comparison) -> str:
 def _calibration(found: Comparison) -> str:
     rows = []
     for name, one, right in zip(("base", "head"), found.calibrations, found.verdict.right, strict=True):
-        shares = one.ece, one.confidence, right / found.verdict.images
+        shares = one.error, one.confidence, right / found.verdict.images
         rows.append([name, *(f"{share:.4f}" for share in shares)])
     return table(["", "expected calibration error", "mean confidence", "accuracy"], rows)
 
 
 def _data(found: Comparison) -> str:
     if found.data is None:
-        return "Not to be had, see above."
+        return "Not available, see above."
     rows = []
     for what, some in found.data.items():
         names = [_name(name) + (f" ({' -> '.join(map(_name, moved))})" if moved else "") for name, *moved in some]

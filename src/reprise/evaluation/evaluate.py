@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reprise.data.formats.packed import PackedSplit, load_metadata, load_split
+from reprise.evaluation.calibration import Calibration, calibration
 from reprise.evaluation.predictions import write_csv, write_predictions
 from reprise.loader.batches import EvalBatches, mask_outputs
 from reprise.model.artifact import ModelCard
@@ -56,6 +57,7 @@ class Evaluation:
     metrics: dict[str, float | int | None]
     per_class: list[ClassRow]
     confusion: Tensor
+    calibration: Calibration
 
     def note(self) -> str:
         """Return a sentence about the classes without test images; "" if there are none."""
@@ -192,11 +194,12 @@ def summarize(
 
     loss: mean cross-entropy in nats. precision, recall, f1: macro averages over the classes for which they are defined;
     the precision of a class that has images and is never predicted counts as 0 there, as in scikit-learn. ece: see
-    `calibration_error`. top5_accuracy: left out for five classes or fewer. flops: see `count_flops`.
+    `Calibration.error`. top5_accuracy: left out for five classes or fewer. flops: see `count_flops`.
     """
     classes = len(card.classes)
     probabilities = logits.softmax(dim=1)
-    predicted = probabilities.argmax(dim=1)
+    confidence, predicted = probabilities.max(dim=1)
+    calibrated = calibration(confidence.numpy(), (predicted == labels).numpy(), calibration_bins)
     confusion = torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
     images, claims, found = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diag()
     shares = (found, claims), (found, images), (2 * found, images + claims)
@@ -212,35 +215,16 @@ def summarize(
         metrics["top5_accuracy"] = _rounded((top5 == labels[:, None]).any(dim=1).double().mean())
     metrics |= {
         **dict(zip(("precision", "recall", "f1"), map(_rounded, macro), strict=True)),
-        "ece": _rounded(calibration_error(probabilities, labels, calibration_bins)),
+        "ece": _rounded(calibrated.error),
         "images": len(labels),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "flops": count_flops(network, card.architecture),
     }
     per_class = zip(card.classes, images.tolist(), *scores, strict=True)
     rows = [ClassRow(name, count, *map(_rounded, its_scores)) for name, count, *its_scores in per_class]
-    return Evaluation(card.classes, split.ids, labels, probabilities, metrics, rows, confusion)
+    return Evaluation(card.classes, split.ids, labels, probabilities, metrics, rows, confusion, calibrated)
 
 
-def calibration_error(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
-    """Return the expected calibration error, in 0..1 (Guo et al., On Calibration of Modern Neural Networks, ICML 2017).
-
-    probabilities: (N, classes); labels: (N,); bins: see `binned`.
-    """
-    confidence, right, bin_of = binned(probabilities, labels, bins)
-    return torch.bincount(bin_of, right - confidence, minlength=bins).abs().sum() / len(labels)
-
-
-def binned(probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return confidence and whether it is right (1 or 0), float64 (N,), and the bin of confidence, int64 (N,).
-
-    probabilities: (N, classes); labels: (N,). Bins have equal width and include their upper bound.
-    """
-    confidence, predicted = probabilities.double().max(dim=1)
-    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    return confidence, (predicted == labels).double(), bin_of
-
-
-def _rounded(value: Tensor) -> float | None:
+def _rounded(value: Tensor | float) -> float | None:
     number = float(f"{float(value):.6g}")
     return number if math.isfinite(number) else None

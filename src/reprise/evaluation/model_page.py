@@ -5,10 +5,9 @@ The same arguments give the same bytes.
 
 from typing import Any
 
-from torch import Tensor
-
 from reprise.data.formats.packed import Metadata
-from reprise.evaluation.evaluate import Evaluation, binned, shown
+from reprise.evaluation.calibration import Calibration
+from reprise.evaluation.evaluate import Evaluation, shown
 from reprise.model.artifact import ModelCard
 from reprise.params.load import flat
 from reprise.runtime.intervals import wilson
@@ -17,9 +16,7 @@ from reprise.runtime.markup import table, text
 FEW = 100  # a class with fewer test images is named among the limits
 
 
-def model_card(
-    card: ModelCard, metadata: Metadata, settings: dict[str, Any], evaluation: Evaluation, calibration_bins: int
-) -> str:
+def model_card(card: ModelCard, metadata: Metadata, settings: dict[str, Any], evaluation: Evaluation) -> str:
     """Return the page; settings: the parameters of model and training, {section: {name: value}}."""
     name, images = card.architecture.model_name, len(evaluation.labels)
     right = int(evaluation.confusion.diag().sum())
@@ -29,7 +26,7 @@ def model_card(
             f"{_share(right, images)} of {images:,} test images are classified correctly (95 % interval: Wilson's). "
             "Written by the stage `evaluate`; `model.json` holds what is needed to use the weights.",
             "## Data",
-            _facts(_data(card, metadata)),
+            _properties(_data(card, metadata)),
             "## Training",
             _training(card, settings),
             "## Metrics",
@@ -37,11 +34,11 @@ def model_card(
             "## Classes",
             _classes(evaluation),
             "## Calibration",
-            _calibration(evaluation, calibration_bins),
+            _calibration(evaluation.calibration),
             "## Limits",
             _limits(card, metadata, evaluation),
             "## Provenance",
-            _facts(flat({**card.provenance.model_dump(), "weights_sha256": card.weights_sha256})),
+            _properties(flat({**card.provenance.model_dump(), "weights_sha256": card.weights_sha256})),
         ]
     ) + "\n"  # fmt: skip
 
@@ -66,7 +63,7 @@ def _training(card: ModelCard, settings: dict[str, Any]) -> str:
     averaged = "averaged " if card.training.averaged else ""
     return (
         f"From {start}, seed {card.training.seed}; these are the {averaged}weights of epoch {card.training.epoch}, "
-        f"which validates best.\n\n{_facts(flat(settings))}"
+        f"which validates best.\n\n{_properties(flat(settings))}"
     )
 
 
@@ -92,15 +89,13 @@ def _classes(evaluation: Evaluation) -> str:
     return table(["class", "test images", "recall (95 % interval)", "precision (95 % interval)"], rows)
 
 
-def _calibration(evaluation: Evaluation, bins: int) -> str:
-    confidence, right, bin_of = binned(evaluation.probabilities, evaluation.labels, bins)
-    rows = []
-    for number in bin_of.unique().tolist():
-        inside = bin_of == number
-        span = f"{number / bins:.3f} to {(number + 1) / bins:.3f}"
-        rows.append([span, f"{int(inside.sum()):,}", _mean(confidence[inside]), _mean(right[inside])])
+def _calibration(found: Calibration) -> str:
+    rows = [
+        [f"{each.low:.3f} to {each.high:.3f}", f"{each.images:,}", f"{each.confidence:.4f}", f"{each.accuracy:.4f}"]
+        for each in found.bins
+    ]
     return (
-        f"The model is {_mean(confidence)} confident on average and right in {_mean(right)} of cases.\n\n"
+        f"The model is {found.confidence:.4f} confident on average and right in {found.accuracy:.4f} of cases.\n\n"
         + table(["confidence", "test images", "mean confidence", "accuracy"], rows)
     )  # fmt: skip
 
@@ -125,7 +120,7 @@ def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
     return "\n".join(f"- {limit}" for limit in limits if limit)
 
 
-def _facts(facts: dict[str, Any]) -> str:
+def _properties(facts: dict[str, Any]) -> str:
     return table(["", ""], [[text(name), text(value)] for name, value in facts.items()])
 
 
@@ -136,7 +131,3 @@ def _share(successes: int, trials: int) -> str:
 def _interval(successes: int, trials: int) -> str:
     low, high = wilson(successes, trials)
     return f"{low:.4f} to {high:.4f}"
-
-
-def _mean(values: Tensor) -> str:
-    return f"{float(values.mean()):.4f}"

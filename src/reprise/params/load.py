@@ -20,6 +20,7 @@ from reprise.params.schema import Params, Section
 from reprise.runtime.errors import UserError, brief, nearest, reason
 
 DEEPEST = 20  # levels of a file
+MOST_VALUES = 50_000  # of a file: seconds
 MOST_LINES = 20  # of a message
 FREE = ("model.kwargs", "train.optimizer_kwargs", "train.schedule_kwargs")  # sections of the user's own keys
 
@@ -90,7 +91,15 @@ def as_yaml(params: Params) -> str:
 
 
 class _Composer(Composer):
-    """Accepts an alias only of a single value: a few nested ones of lists could stand for billions."""
+    """Accepts MOST_VALUES, and an alias only of a single one: a few nested ones of lists could stand for billions."""
+
+    values = 0
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        self.values += 1
+        if self.values > MOST_VALUES:
+            raise ComposerError(None, None, f"more than {MOST_VALUES:,} values", self.parser.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
     def return_alias(self, a: Node) -> Node:
         if not isinstance(a, ScalarNode):

@@ -71,7 +71,9 @@ class SourceParams(Section):
     )
     sha256: str | None = param("checksum of the archive, 64 hexadecimal digits", pattern="^[0-9a-fA-F]{64}$")
     split: str | None = param("which of a data set's variants, see `reprise data`; null: the first")
-    mirror: str | None = param("address to download from in place of the data set's own; null: its own")
+    mirror: str | None = param(
+        "http:// or https:// address to download from in place of the data set's own", pattern="^https?://[!-~]+$"
+    )
 
     @property
     def is_own(self) -> bool:
@@ -97,14 +99,15 @@ class PrepareParams(Section):
         "images that cannot be read: error names them and stops; drop leaves them out and lists them"
     )
     on_leak: Literal["error", "warn", "drop"] = param(
-        "images of train or val that a later split has too, equal or similar: error, warn, or drop and list them"
+        "images of train or val that a later split has too, equal or similar: error stops, warn says so, "
+        "drop leaves them out and lists them"
     )
     val_fraction: float = param("share of the images held out to choose the best epoch", gt=0, lt=1)
     test_fraction: float = param("share held out for evaluation; unused where the data have a test split", gt=0, lt=1)
     seed: int = param("decides which image falls in which split", ge=0, lt=2**32)
     group: str | None = param(
         "keeps images together: a column of the CSV, or a regular expression whose first group (or whole match) "
-        "in the image's path names the group; null: none",
+        "in the image's path names the group; null: each image by itself",
         min_length=1,
     )
     folds: int | None = param("cross-validation: number of parts of equal size; null: none", ge=2, le=1000)
@@ -262,7 +265,8 @@ class TrainParams(Section):
     def _values_that_fit(self) -> Self:
         if self.accelerator == "gpu" and self.reproducible == "portable":
             raise ValueError(
-                "accelerator = gpu: reproducible = portable promises the bits of CPUs; choose machine or off"
+                "accelerator = gpu: reproducible = portable promises the bits of CPUs; choose reproducible "
+                "machine or off, or accelerator auto"
             )
         if self.num_nodes > 1 and self.devices == "auto":
             raise ValueError(f"devices = auto: expected a number with num_nodes = {self.num_nodes}")

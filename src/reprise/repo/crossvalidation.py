@@ -5,9 +5,11 @@ Runs belong to one cross-validation if they are equal in everything but `data.fo
 
 import statistics
 from collections import defaultdict
+from contextlib import suppress
 
 from reprise.repo.project import Project
 from reprise.repo.revisions import PROCESSED, Revision, experiments
+from reprise.runtime.errors import UserError
 from reprise.runtime.markup import table
 
 FOLD = "data.fold"
@@ -26,8 +28,9 @@ def summarize(runs: list[Revision]) -> str:
     """
     groups: dict[str, dict[int, Revision]] = defaultdict(dict)
     for run in runs:
-        if run.metrics and run.params.get("data.folds"):
-            groups[run.setting(FOLD, PROCESSED)][run.params[FOLD]] = run
+        with suppress(UserError):  # its metrics or params are damaged: its fold is missing
+            if run.metrics and run.params.get("data.folds"):
+                groups[run.setting(FOLD, PROCESSED)][run.params[FOLD]] = run
     every = [next(iter(folds.values())).params for folds in groups.values()]
     differing = sorted({key for params in every for key in params if len({str(other.get(key)) for other in every}) > 1})
     parts = []

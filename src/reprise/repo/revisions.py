@@ -154,7 +154,9 @@ class Revision:
         """
         left_out = (MODEL, WEIGHTS, self.params.get("data.path"), *made)
         deps = {path: md5 for path, md5 in self.md5s("deps").items() if path not in left_out}
-        return json.dumps([{**self.params, free: None}, deps], sort_keys=True, default=str)
+        # as DVC compares: 1 and 1.0 are equal; keys become text before they are sorted
+        text = json.dumps([{**self.params, free: None}, deps], default=str)
+        return json.dumps(json.loads(text, parse_int=float), sort_keys=True)
 
     def out(self, path: str) -> Path | None:
         """Return the path in the cache of an out, or of a file in a folder out; None if it is in no cache or remote."""

@@ -4,9 +4,11 @@ import hashlib
 import http.server
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 
+from reprise.data.download import fetch as fetch_module
 from reprise.data.download.fetch import TRIES, fetch
 from reprise.data.download.sources import download
 from reprise.data.formats.raw import RawArchive
@@ -22,7 +24,7 @@ class Server(http.server.ThreadingHTTPServer):
     """Answers each request with the next of `answers`, the last one for ever; notes what was asked for.
 
     An answer is a status, or a dict: `content`; `stop`, after how many bytes of the body to hang up; `ranges`, whether
-    Range is heeded; `length`, `etag`, what it says of the file; `kind`, its Content-Type.
+    Range is heeded; `length`, `etag`, what it says of the file; `to`, where it redirects; `raw`, all that it sends.
     """
 
     def __init__(self):
@@ -42,6 +44,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if answer == 302:
                 self.send_header("Location", "/moved.zip")
             self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if "raw" in answer:
+            self.wfile.write(answer["raw"])
+            return
+        if "to" in answer:
+            self.send_response(302)
+            self.send_header("Location", answer["to"])
             self.end_headers()
             return
         content, etag = answer.get("content", CONTENT), answer.get("etag", '"one"')
@@ -172,6 +182,59 @@ def test_an_altered_file_and_a_page_are_refused_and_nothing_is_kept(fetched, ser
     said = refusal(fetched, tmp_path, {"content": b"\r\n<html>Please log in</html>"}, sha256=None)
     assert f"data.url = {server.url}: an HTML page came, not an archive" in said
     assert os.listdir(tmp_path / "downloads") == []
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "http://a..b/x.zip", f"http://{'a' * 300}.com/x", "http://[::1/x", "http://127.0.0.1:x/", "file:///etc/passwd",
+        "http://127.0.0.1:99999999/", "gopher://x", "//", "data:,x", "http://127.0.0.1:\xb2/", "http://\xb2/",
+    ],
+)  # fmt: skip
+def test_a_redirection_to_no_address_ends_in_one_line(fetched, server, tmp_path, to):
+    said = refusal(fetched, tmp_path, {"to": to})
+    assert said.startswith(f"data.url = {server.url}: ")
+
+
+@pytest.mark.parametrize("url", ["http://a..b/x.zip", f"http://{'a' * 300}.com/x.zip", "http://.../x", "http://%00/x"])
+def test_an_impossible_host_is_refused_at_once(tmp_path, url):
+    with pytest.raises(UserError, match="not an address") as caught:
+        fetch(url, None, tmp_path, lambda seconds: pytest.fail("tried again"))
+    assert "\n" not in str(caught.value)
+
+
+def answer(*headers, status="200 OK", body=CONTENT):
+    lines = [f"HTTP/1.0 {status}", *headers, "", ""]
+    return {"raw": "\r\n".join(lines).encode("latin-1") + body}
+
+
+@pytest.mark.parametrize("length", ["\xb2", "9" * 5000, "-1", "0x10", "x"])
+def test_a_length_that_is_no_number_counts_for_nothing(fetched, length):
+    assert fetched(answer(f"Content-Length: {length}"))[0] == CONTENT
+
+
+@pytest.mark.parametrize("said", [f"{'0' * 5000}-5/6", f"0-5/{'9' * 5000}", "\xb2-5/6", "x", ""])
+def test_a_part_at_no_place_is_not_taken(fetched, tmp_path, said):
+    part = answer(f"Content-Range: bytes {said}", status="206 Partial Content")
+    assert "the server did not say which part it sent" in refusal(fetched, tmp_path, part)
+
+
+def test_what_the_disk_has_no_room_for_is_refused_before_and_a_body_without_end_when_it_is_full(
+    fetched, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fetch_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
+    said = refusal(fetched, tmp_path, {})
+    assert "is 1,024,000 bytes long; there is room for 500,000 and their images; free some space" in said
+    assert "does not end; there is room for 500,000" in refusal(fetched, tmp_path, {"length": False})
+    assert sum(path.stat().st_size for path in (tmp_path / "downloads").iterdir()) < 100  # a name of a version
+
+
+def test_a_body_that_crawls_is_given_up_though_each_try_brings_some_bytes(fetched, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch_module, "PERIOD", 0)  # each chunk is judged
+    monkeypatch.setattr(fetch_module, "CHUNK", 1000)
+    said = refusal(fetched, tmp_path, {})
+    assert "(fewer than 65,536 bytes in 0 s; 5,000 bytes so far); check the network" in said
+    assert server.asked == [None, *(f"bytes={n}000-" for n in range(1, TRIES))]
 
 
 def test_no_server_and_no_address_end_in_one_line(tmp_path):

@@ -2,7 +2,9 @@
 
 import gzip
 import io
+import os
 import stat
+import struct
 import tarfile
 import zipfile
 from pathlib import Path
@@ -140,12 +142,12 @@ def test_without_more_columns_there_is_no_file_for_them(tmp_path):
 def test_a_csv_finds_names_whose_accents_are_written_another_way(named, called):
     table = f"image,label\n{named}.png,a\nx/{named}2.png,b\n".encode()
     names = [f"{called}.png", f"x/{called}2.png", "labels.csv"]
-    assert sorted(image.name for image in lay_out(names, lambda name: table, "own")[0]) == sorted(names[:2])
+    assert sorted(image.name for image in lay_out(names, lambda name, most: table, "own")[0]) == sorted(names[:2])
 
 
 def test_of_two_names_that_differ_only_in_how_accents_are_written_the_csv_gets_the_one_it_spells():
     table = f"image,label\n{COMPOSED}.png,a\n{APART}.png,b\n".encode()
-    placed = lay_out([f"{APART}.png", f"{COMPOSED}.png", "labels.csv"], lambda name: table, "own")[0]
+    placed = lay_out([f"{APART}.png", f"{COMPOSED}.png", "labels.csv"], lambda name, most: table, "own")[0]
     assert {image.name: image.class_name for image in placed} == {f"{COMPOSED}.png": "a", f"{APART}.png": "b"}
 
 
@@ -177,7 +179,7 @@ TABLES = {
 def test_a_csv_with_a_mistake_is_refused_with_its_line(table, said):
     content = table.encode("utf-8", "surrogateescape")
     with pytest.raises(UserError) as caught:
-        lay_out(["1.png", "g/same.png", "h/same.png", "labels.csv"], lambda name: content, "own")
+        lay_out(["1.png", "g/same.png", "h/same.png", "labels.csv"], lambda name, most: content, "own")
     assert str(caught.value).startswith("own") and said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -185,19 +187,22 @@ def test_a_csv_with_a_mistake_is_refused_with_its_line(table, said):
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["Cat/1.png", "cat/2.png"], "own: the classes Cat and cat differ only in case; rename one"),
+        (
+            ["Cat/1.png", "cat/2.png"],
+            "own: the classes Cat and cat differ only in case, accents, blanks, or as 1 and 1.0; rename one",
+        ),
         ([f"{APART}/1.png", f"{COMPOSED.upper()}/2.png"], "differ only in case"),
         (["train/a/1.png", "val/a/1.png", "Valid/a/1.png"], "own: the folders Valid and val are the same split;"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "class c is in test but not in train"),
         (["x\ny/test/a/1.png", "x\ny/val/a/1.png"], "'own/x\\ny' has split folders but no train folder"),
         (["a/1.png", "b/2.png", "one.csv", "two.csv"], "own has 2 CSV files at the top (one.csv, two.csv); keep one"),
-        (["readme", "inner.tar.gz"], "own holds no images (.avif, .bmp"),
+        (["readme", "inner.tar.gz"], "own holds no images (JPEG, PNG"),
         (["inner.tar.gz"], "but an archive, inner.tar.gz: unpack the outer one and set data.path to the inner one"),
     ],
 )
 def test_an_unclear_tree_is_refused(names, said):
     with pytest.raises(UserError) as caught:
-        lay_out(names, lambda name: b"", "own")
+        lay_out(names, lambda name, most: b"BZh9" if "inner" in name else b"", "own")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -260,6 +265,21 @@ def test_a_zip_that_holds_more_or_less_than_it_declares_is_refused(tmp_path):
         assert f"{number}.zip, cat/1.png: cut short or damaged (" in refusal(path, tmp_path / f"out{number}")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_altered_anywhere_is_read_or_refused_in_one_line(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "own.zip", "w", method) as archive:
+        for name in ("cat/1.png", "dog/1"):
+            archive.writestr(name, b"\x89PNG\r\n\x1a\n" * 20)
+    content = (tmp_path / "own.zip").read_bytes()
+    for place in range(0, len(content), 3):
+        altered = content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
+        (tmp_path / "own.zip").write_bytes(altered)
+        try:
+            brought(tmp_path / "own.zip", tmp_path / f"out{place}")
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 def test_an_archive_cut_short_or_altered_anywhere_is_noticed(tmp_path, kind):
     whole = pack(IMAGE, tmp_path, kind)
@@ -290,6 +310,122 @@ def test_a_tar_header_of_absurd_size_neither_loops_nor_fills_memory(tmp_path):
         path = tmp_path / f"{number}.tar.gz"
         path.write_bytes(gzip.compress(plain.getvalue()[:512] + header + bytes(2048)))
         assert "absurd size in a header" in refusal(path, tmp_path / f"out{number}")
+
+
+def zip_of_one_body(path, members, size):
+    """Write a zip whose members all have the same packed bytes of `size` zeros."""
+    pack_zip({"a/1.png": bytes(size)}, path)
+    content = path.read_bytes()
+    start, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
+    entries = b"".join(content[start:end].replace(b"a/1.png", b"%c/1.png" % (97 + n)) for n in range(members))
+    places = struct.pack("<HHII", members, members, len(entries), start)
+    path.write_bytes(content[:start] + entries + content[end : end + 8] + places + b"\0\0")
+    return path
+
+
+def test_an_archive_that_unpacks_to_far_more_than_it_holds_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "MOST_BYTES", 1 << 20)
+    zeros = bytes(1 << 20)
+    paths = [zip_of_one_body(tmp_path / "overlapping.zip", 20, 1 << 20)]
+    paths.append(pack({f"a/{n}.png": zeros for n in range(3)}, tmp_path / "images", "zip"))
+    paths.append(pack({f"a/{n}.png": zeros for n in range(3)}, tmp_path / "images", "tar.gz"))
+    paths.append(pack({f"a/{n}.bin": zeros for n in range(3)}, tmp_path / "others", "tar.gz"))
+    tail = pack({"a/1.png": b"1", "b/1.png": b"2"}, tmp_path / "tail", "tar.gz")
+    tail.write_bytes(tail.read_bytes() + gzip.compress(zeros * 3))
+    for number, path in enumerate([*paths, tail]):
+        said = refusal(path, tmp_path / f"out{number}")
+        assert said.startswith(f"{path}: its {path.stat().st_size:,} bytes unpack to ")
+        assert said.endswith("or more: a decompression bomb? If it is none, unpack it and set data.name: folder")
+    kept = pack({f"{name}/1.png": os.urandom(1 << 20) for name in "abc"}, tmp_path / "kept", "tar.gz")
+    assert brought(kept, tmp_path / "ok").source.images == 3  # as large, but of images
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_thousands_of_headers_for_one_member_are_refused(tmp_path, kind):
+    member = tarfile.TarInfo("p")
+    member.type, member.size = kind, 512
+    header = member.tobuf(tarfile.USTAR_FORMAT) + b"12 foo=bar1\n".ljust(512, b"\0")
+    path = tmp_path / "own.tar"
+    path.write_bytes(header * 3000 + tarfile.TarInfo("a/1.png").tobuf() + bytes(1024))
+    assert "own.tar: cut short or damaged (maximum recursion depth exceeded" in refusal(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
+def test_what_a_file_is_follows_from_its_content(tmp_path, kind, capsys):
+    jpeg, png, ppm = b"\xff\xd8\xff" + bytes(2000), b"\x89PNG\r\n\x1a\n" + bytes(9), b"P6 1 1 255\nabc"
+    tree = {
+        "bird/1.jpe": jpeg,
+        "emu/0001": jpeg,
+        "cat/1.pnm": ppm,
+        "cat/2.apng": png,
+        "cat/3.dat": png,
+        "cat/4.heic": jpeg,
+    }
+    others = {
+        "cat/x.mp4": b"\0\0\0\x20ftypisom",
+        "cat/y.mp4": b"",
+        "dog/labels.txt": b"\xff\xd8\xff",
+        "cat/1.png~": png,
+    }
+    others |= {"cat/2.png_original": png, "README": b"read me", "emu/x.pdf": b"%PDF-"}
+    left_behind = {
+        "cat/@eaDir/1.jpg/SYNOFILE_THUMB_M.png": png,
+        "$RECYCLE.BIN/S-1-5/$R1.png": png,
+        "#recycle/1.png": png,
+    }
+    left_behind |= {".Trash-1000/files/1.png": png, ".AppleDouble/1.png": png, "__MACOSX/cat/._1.png": png}
+    left_behind |= {"cat/Thumbs.db": png, "System Volume Information/1.png": png, "@Recycle/1.png": png}
+    everything = tree | others | left_behind
+    path = unfold(everything, tmp_path / "own") if kind == "folder" else pack(everything, tmp_path, kind)
+    archive = brought(path, tmp_path / "out")
+    assert {member: archive.read(member) for member in archive.members} == {
+        f"unsplit/{name}": content for name, content in tree.items()
+    }
+    assert capsys.readouterr().err == (
+        f"download: no images, left out of {path}: 2 .mp4 (cat/x.mp4), 1 .pdf (emu/x.pdf), 1 .png_original "
+        "(cat/2.png_original), 1 .png~ (cat/1.png~), 1 .txt (dog/labels.txt), 1 without suffix (README)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("1", b"\0\0\0\x20ftypheic", "HEIC"),
+        ("1.dat", bytes(128) + b"DICM", "DICOM"),
+        ("1.cr2", b"II*\0", ".cr2"),
+        ("1.NEF", b"MM\0*", ".nef"),
+        ("1.svg", b"", ".svg"),
+        ("1.j2k", b"\xff\x4f\xff\x51", "JPEG 2000"),
+    ],
+)
+def test_images_of_other_kinds_are_named_and_not_lost(tmp_path, name, content, kind):
+    path = unfold({"a/0.png": b"", f"b/{name}": content}, tmp_path / "own")
+    said = refusal(path, tmp_path / "out")
+    assert f"not read: {path}/b/{name} ({kind}); convert them" in said
+
+
+@pytest.mark.parametrize("name", ["a/1.png", "a/1"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path, name):
+    path = unfold({"a/0.png": b"", "b/0.png": b""}, tmp_path / "own")
+    os.mkfifo(path / name)  # reading it would wait for ever
+    if name.endswith(".png"):
+        with pytest.raises(UserError, match=r"1 images cannot be read.*\n.*a/1\.png: not a file"):
+            brought(path, tmp_path / "out")
+    else:
+        assert brought(path, tmp_path / "out").source.images == 2
+
+
+def test_a_folder_that_cannot_be_listed_ends_the_run(tmp_path, monkeypatch):
+    path, listed = unfold({"a/0.png": b"", "b/0.png": b""}, tmp_path / "own"), os.scandir
+
+    def scandir(folder):
+        if str(folder).endswith("/b"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="own/b"):
+        brought(path, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from PIL import Image
 from reprise.data.download.sources import download
 from reprise.data.formats.raw import RawArchive
 from reprise.data.prepare.decode import decode
+from reprise.params.load import load_params
 from reprise.runtime.errors import UserError
-from tests.conftest import data_params
+from tests.conftest import ROOT, data_params
 
 
 def fetched(tmp_path, name, **options):
@@ -124,12 +125,6 @@ def test_splits_are_known_by_any_case_and_nothing_may_lie_beside_them(tmp_path):
         download(data_params(name="folder", path=str(tmp_path / "own")), tmp_path / "again", tmp_path / "downloads")
 
 
-def test_classes_that_are_called_like_splits_are_classes(tmp_path):
-    for name in ("train/1.png", "test/1.png"):  # two kinds of picture, without a level above
-        photo(tmp_path / "own" / name)
-    assert fetched(tmp_path, "folder").source.classes == ["test", "train"]
-
-
 def test_what_would_be_lost_without_a_word_is_refused(tmp_path):
     own = tmp_path / "own"
     photo(own / "cat/1.png")
@@ -139,7 +134,7 @@ def test_what_would_be_lost_without_a_word_is_refused(tmp_path):
         fetched(tmp_path, "folder")
     (own / "far").unlink()
     (own / "cat/2.HEIC").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"2\.HEIC: \.HEIC is not read here; convert it"):
+    with pytest.raises(UserError, match=r"not read: .*own/cat/2\.HEIC \(\.heic\); convert"):
         fetched(tmp_path, "folder")
 
 
@@ -158,10 +153,18 @@ def test_a_name_that_is_not_text_is_refused(tmp_path):
         fetched(tmp_path, "folder")
 
 
-@pytest.mark.parametrize("mirror", ["mirror.example/mnist", "http://127.0.0.1:x/"])
+@pytest.mark.parametrize("mirror", ["http://127.0.0.1:x/", "http://a..b/"])
 def test_a_mirror_that_is_no_address_is_refused(tmp_path, mirror):
     with pytest.raises(UserError, match=r"set data\.mirror to the http"):
         fetched(tmp_path, "mnist", mirror=mirror)
+
+
+@pytest.mark.parametrize("mirror", ["mirror.example/mnist", "file:///tmp", "file://", "ftp://x/", "data:,x", "http://"])
+def test_a_mirror_is_a_web_address(tmp_path, mirror):
+    with pytest.raises(
+        UserError, match=r"data\.mirror = .* is not allowed: expected text or null \(http:// or https://"
+    ):
+        load_params(ROOT / "params.yaml", [f"data.mirror={mirror}"])
 
 
 @pytest.mark.parametrize("key", ["mirror", "split"])

@@ -6,6 +6,7 @@ end has to be there.
 
 import gzip
 import lzma
+import os
 import re
 import stat
 import struct
@@ -18,16 +19,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, Self
 
-from reprise.data.download.layouts import IMAGE_SUFFIXES, is_hidden, is_suffix
+from reprise.data.download.layouts import is_hidden, is_suffix
+from reprise.data.formats.images import IMAGE_SUFFIXES, kind_of
 from reprise.data.formats.raw import shown
 from reprise.runtime.checksums import naming
-from reprise.runtime.errors import UserError, reason
+from reprise.runtime.errors import OF_THE_DISK, UserError, reason
 
 MOST_BYTES = 256 << 20  # of one member
+MOST_RATIO = 200  # of unpacked to packed bytes, beyond MOST_BYTES: images hardly shrink
 MOST_HEADER_BYTES = 1 << 20  # of a tar member's long name or attributes
-# what damaged archives raise; NotImplementedError: compressed by a method that Python does not know
-OF_DAMAGE: tuple[type[Exception], ...] = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error)
-OF_DAMAGE += (lzma.LZMAError, EOFError, struct.error, NotImplementedError, ValueError, OverflowError)
+# what damaged archives raise; NotImplementedError: compressed by a method that Python does not know; RecursionError: a
+# member has thousands of headers
+OF_DAMAGE: tuple[type[Exception], ...] = (tarfile.TarError, zipfile.BadZipFile, OSError, zlib.error)
+OF_DAMAGE += (lzma.LZMAError, EOFError, struct.error, NotImplementedError, ValueError, OverflowError, RecursionError)
 
 
 class DamagedArchiveError(UserError):
@@ -35,19 +39,22 @@ class DamagedArchiveError(UserError):
 
 
 class Files(NamedTuple):
-    """A tree of files: its name in errors, the files' relative names, a function that reads one of them."""
+    """A tree of files: its name in errors, the files' relative names, a function that reads the start of one of them.
+
+    read: takes a name and the most bytes to return, -1 for all.
+    """
 
     tree: str
     names: list[str]
-    read: Callable[[str], bytes]
+    read: Callable[[str, int], bytes]
 
 
 @contextmanager
 def archive_files(path: Path, tree: str, scratch: Path) -> Iterator[Files]:
     """Open a .zip, .tar or .tar.gz, told apart by its first bytes.
 
-    A .tar.gz, which can only be read from front to back, is read once; its images wait in one nameless file in the
-    folder `scratch`. Raises UserError for a member that is unsafe or cannot be used, DamagedArchiveError otherwise.
+    A .tar.gz waits unzipped in a nameless file in the folder `scratch`. Raises UserError for a member that is unsafe or
+    cannot be used, and for an archive that unpacks to too much, DamagedArchiveError otherwise.
     """
     if not path.is_file():
         there = "is a folder, for which data.name is folder" if path.is_dir() else "does not exist"
@@ -58,24 +65,24 @@ def archive_files(path: Path, tree: str, scratch: Path) -> Iterator[Files]:
         if head.startswith((b"PK\3\4", b"PK\5\6")):
             yield _zip_files(file, tree)
         elif head.startswith(b"\x1f\x8b"):
-            with tempfile.TemporaryFile(dir=scratch) as spool, gzip.GzipFile(fileobj=file) as stream:
-                yield _tar_files(stream, tree, spool)
+            with tempfile.TemporaryFile(dir=scratch) as tar:
+                with _undamaged(tree), gzip.GzipFile(fileobj=file) as stream:
+                    while chunk := stream.read(1 << 20):
+                        tar.write(chunk)
+                        _check_total(tar.tell(), file, tree)
+                tar.seek(0)
+                yield _tar_files(tar, tree)
         elif head[257:262] == b"ustar" or path.suffix.lower() == ".tar":
-            yield _tar_files(file, tree, None)
+            yield _tar_files(file, tree)
         else:
             raise DamagedArchiveError(f"{tree}: {_unlike_an_archive(head)}; a .zip, .tar or .tar.gz is needed")
 
 
 def _unlike_an_archive(head: bytes) -> str:
     """Describe what a file that begins with these bytes is instead of an archive."""
-    if looks_like_html(head):
+    if kind_of(head) == "HTML":
         return "an HTML page, not an archive (an error, or a page to log in on?)"
     return f"no archive (it begins with {head[:8]!r})" if head else "an empty file"
-
-
-def looks_like_html(head: bytes) -> bool:
-    """Return whether a file that begins with these bytes is a page; no archive begins with `<`."""
-    return head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<")
 
 
 def _zip_files(file: BinaryIO, tree: str) -> Files:
@@ -88,17 +95,18 @@ def _zip_files(file: BinaryIO, tree: str) -> Files:
         name = _safe_name(_zip_name(info), tree)
         if stat.S_ISLNK(info.external_attr >> 16):
             raise UserError(f"{tree}: {shown(name)} is a link; pack the file itself")
-        if not info.is_dir():
+        if not info.is_dir() and not is_hidden(name):
             names.append(name)
-            if _is_wanted(name, infos, info.file_size, tree):
-                infos[name] = info
-                if info.flag_bits & 1:
-                    raise UserError(f"{tree}: {shown(name)} is encrypted; pack it again without a password")
+            _check_member(name, infos, info.file_size, tree)
+            infos[name] = info
+    _check_total(sum(info.file_size for info in infos.values()), file, tree)
 
-    def read(name: str) -> bytes:
-        with _undamaged(tree, name):
-            content = archive.read(infos[name])  # at most as long as declared, and of the declared CRC
-            if len(content) != infos[name].file_size:
+    def read(name: str, most: int) -> bytes:
+        if infos[name].flag_bits & 1:
+            raise UserError(f"{tree}: {shown(name)} is encrypted; pack it again without a password")
+        with _undamaged(tree, name), archive.open(infos[name]) as member:
+            content = member.read(most)  # at most as long as declared, and of the declared CRC
+            if most < 0 and len(content) != infos[name].file_size:
                 raise EOFError("shorter than declared")
         return content
 
@@ -130,39 +138,31 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-def _tar_files(stream: BinaryIO | gzip.GzipFile, tree: str, spool: IO[bytes] | None) -> Files:
-    """Read a tar through once; copy its images to `spool` if it is given, otherwise note where they lie.
-
-    Raises UserError for an unsafe member, DamagedArchiveError for a tar without its end.
-    """
+def _tar_files(file: IO[bytes], tree: str) -> Files:
+    """Note where a tar's files lie. Raises UserError for an unsafe member, DamagedArchiveError without its end."""
     extents: dict[str, tuple[int, int]] = {}
     names = []
     with _undamaged(tree):
-        tar = tarfile.TarFile(fileobj=stream, tarinfo=_Header, encoding="utf-8")
+        tar = tarfile.TarFile(fileobj=file, tarinfo=_Header, encoding="utf-8")
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
             name = _safe_name(member.name, tree)
             if member.issym() or member.islnk():
                 raise UserError(f"{tree}: {shown(name)} is a link; pack the file itself (`tar -h --hard-dereference`)")
-            if member.isdir():
+            if member.isdir() or is_hidden(name):
                 continue
             if not member.isreg():
                 raise UserError(f"{tree}: {shown(name)} is neither a file nor a folder; pack only those")
-            names.append(name)
-            if not _is_wanted(name, extents, member.size, tree):
-                continue
             if member.issparse():
                 raise UserError(f"{tree}: {shown(name)} is packed as a sparse file; pack without `--sparse`")
-            extents[name] = (spool.tell() if spool else member.offset_data, member.size)
-            if spool and spool.write(stream.read(member.size)) != member.size:
-                raise EOFError("unexpected end of data")
-        while stream.read(1 << 20):  # to the checksum at its end
-            pass
-    source = spool or stream
+            names.append(name)
+            _check_member(name, extents, member.size, tree)
+            extents[name] = (member.offset_data, member.size)
 
-    def read(name: str) -> bytes:
-        source.seek(extents[name][0])
-        return source.read(extents[name][1])
+    def read(name: str, most: int) -> bytes:
+        start, size = extents[name]
+        file.seek(start)
+        return file.read(size if most < 0 else min(most, size))
 
     return Files(tree, names, read)
 
@@ -175,15 +175,24 @@ def _safe_name(name: str, tree: str) -> str:
     return "/".join(parts)
 
 
-def _is_wanted(name: str, seen: Mapping[str, object], size: int, tree: str) -> bool:
-    """Return whether a member is an image or a CSV. Raises UserError for a second one of its name, and a giant."""
-    if is_hidden(name) or not is_suffix(name, IMAGE_SUFFIXES | {".csv"}):
-        return False
+def _check_member(name: str, seen: Mapping[str, object], size: int, tree: str) -> None:
+    """Raise UserError for a second member of its name, and a giant, if it is an image or a CSV by its suffix."""
+    if not is_suffix(name, IMAGE_SUFFIXES | {".csv"}):
+        return
     if name in seen:
         raise UserError(f"{tree}: two members are called {shown(name)}; pack it again with one")
     if not 0 <= size <= MOST_BYTES:
         raise UserError(f"{tree}: {shown(name)} unpacks to {size:,} bytes, more than {MOST_BYTES:,}; remove it")
-    return True
+
+
+def _check_total(unpacked: int, file: BinaryIO, tree: str) -> None:
+    """Raise UserError where an archive unpacks to more than images do."""
+    packed = os.fstat(file.fileno()).st_size
+    if unpacked > max(MOST_BYTES, packed * MOST_RATIO):
+        raise UserError(
+            f"{tree}: its {packed:,} bytes unpack to {unpacked:,} or more: a decompression bomb? If it is none, unpack "
+            "it and set data.name: folder"
+        )
 
 
 @contextmanager
@@ -191,5 +200,7 @@ def _undamaged(tree: str, name: str = "") -> Iterator[None]:
     try:
         yield
     except OF_DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            raise  # other numbers, or none, come from impossible places and from bzip2
         tree += f", {shown(name)}" if name else ""
         raise DamagedArchiveError(f"{tree}: cut short or damaged ({reason(error)}); fetch or pack it again") from None

@@ -1,18 +1,24 @@
-"""Reads the CSV beside a folder's images: `filename,label[,split]` and any further columns."""
+"""Reads the CSV beside a folder's images: `filename,label[,split]`, or a column of 0 and 1 a class; further columns."""
 
 import csv
 import io
 from typing import NamedTuple
 
+from reprise.data.download.split_names import plain_split
 from reprise.data.formats.raw import UNSPLIT, shown
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, listed
 
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-ROLES = {  # of the columns, by their spellings in lower case, without spaces, `_` and `-`
-    "file": ("filename", "file", "filepath", "filepaths", "path", "image", "imagepath", "imagename"),
-    "label": ("label", "labels", "class", "classname", "target", "category"),
-    "split": ("split", "set", "subset", "dataset"),
+# columns by their spellings in lower case, without spaces, `_` and `-`; of a role's two lists the second counts where
+# no column is in the first: many tables have one of these that means something else
+ROLES = {
+    "file": (
+        ["filename", "file", "filepath", "filepaths", "path", "image", "imagepath", "imagename", "img"],
+        ["imageid", "id", "idcode", "filenames"],
+    ),
+    "label": (["label", "labels", "class", "classname", "target", "category"], ["classid", "targets"]),
+    "split": (["split", "partition"], ["set", "subset", "dataset"]),
 }
+ZERO, ONE = {"0", "0.0", "false"}, {"1", "1.0", "true"}  # in lower case
 
 
 class Row(NamedTuple):
@@ -28,22 +34,27 @@ class Row(NamedTuple):
 def read_table(encoded: bytes, table: str) -> list[Row]:
     """Read a CSV (comma, semicolon or tab) with a header; table: its name in errors. Raises UserError with the line."""
     header, lines = _parse(encoded, table)
-    roles = _roles(header, table)
-    others = [name for name in header if name and name not in roles.values()]
+    for number, line in lines:
+        if len(line) != len(header):
+            raise UserError(f"{table}, line {number}: {len(line)} values, but the header has {len(header)} columns")
+    roles = _roles(header, [line for _, line in lines], table)
+    used = {name for names in roles.values() for name in names}
+    others = [name for name in header if name and name not in used]
     rows = []
     for number, line in lines:
-        at = f"{table}, line {number}"
-        if len(line) != len(header):
-            raise UserError(f"{at}: {len(line)} values, but the header has {len(header)} columns")
-        values = dict(zip(header, line, strict=True))
-        class_name = values[roles["label"]].strip()
+        at, values = f"{table}, line {number}", dict(zip(header, line, strict=True))
+        marked = [name for name in roles["label"] if values[name].lower() in ONE]
+        if len(roles["label"]) > 1 and len(marked) != 1:
+            columns = listed(roles["label"])
+            raise UserError(f"{at}: {len(marked)} of the columns {columns} are 1; correct it: an image has one class")
+        class_name = marked[0] if len(roles["label"]) > 1 else values[roles["label"][0]]
         if class_name in ("", ".", "..") or "/" in class_name or "\0" in class_name:
             raise UserError(f"{at}: the label {class_name!r} cannot name a class; write one without slashes")
-        split = values[roles["split"]].strip().lower() if "split" in roles else ""
-        if split and split not in SPLIT_NAMES:
-            raise UserError(f"{at}: the split {split!r} is none of {', '.join(SPLIT_NAMES)}")
-        columns = {name: values[name].strip() for name in others}
-        rows.append(Row(at, values[roles["file"]], class_name, SPLIT_NAMES.get(split, UNSPLIT), columns))
+        written = values[roles["split"][0]] if roles["split"] else ""
+        split = plain_split(written) if written else UNSPLIT
+        if not split:
+            raise UserError(f"{at}: the split {written!r} is none of train, val, test, nor another name for one")
+        rows.append(Row(at, values[roles["file"][0]], class_name, split, {name: values[name] for name in others}))
     splits = {row.split for row in rows}
     if UNSPLIT in splits and len(splits) > 1:
         raise UserError(f"{table}: some lines have a split and some have none; fill them in or remove the column")
@@ -61,29 +72,34 @@ def _parse(encoded: bytes, table: str) -> tuple[list[str], list[tuple[int, list[
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
-        lines = [(reader.line_num, line) for line in reader if any(line)]
+        lines = [(reader.line_num, [value.strip() for value in line]) for line in reader if any(line)]
     except csv.Error as error:
         raise UserError(f"{table}, line {reader.line_num}: not readable as CSV ({error})") from None
-    return [name.strip() for name in lines[0][1]] if lines else [], lines[1:]
+    return lines[0][1] if lines else [], lines[1:]
 
 
-def _roles(header: list[str], table: str) -> dict[str, str]:
-    """Return the column of each role that the header has."""
-    roles: dict[str, str] = {}
+def _roles(header: list[str], lines: list[list[str]], table: str) -> dict[str, list[str]]:
+    """Return the column of each role, in a list: empty without a split, several where the classes are one-hot."""
     named = [name for name in header if name]
-    for name in named:
-        if named.count(name) > 1:
-            raise UserError(f"{table}: two columns are called {shown(name)}; rename one")
-        plain = name.lower().translate({ord(char): None for char in " _-"})
-        for role in (role for role, spellings in ROLES.items() if plain in spellings):
-            if role in roles:
-                both = f"{shown(roles[role])} and {shown(name)}"
-                raise UserError(f"{table}: two columns for the {role}, {both}; rename one")
-            roles[role] = name
-    for role in ("file", "label"):
-        if role not in roles:
+    if twice := [name for name in named if named.count(name) > 1]:
+        raise UserError(f"{table}: two columns are called {shown(twice[0])}; rename one")
+    held = {name: {line[header.index(name)].lower() for line in lines} for name in named}
+    plain = {name: name.lower().translate({ord(char): None for char in " _-"}) for name in named}
+    roles: dict[str, list[str]] = {}
+    for role, (sure, doubtful) in ROLES.items():
+        found = [name for name in named if plain[name] in sure] or [name for name in named if plain[name] in doubtful]
+        if role == "split":  # a column `dataset` may hold anything
+            found = [name for name in found if plain[name] in sure or any(map(plain_split, held[name]))]
+        if len(found) > 1:
+            both = f"{shown(found[0])} and {shown(found[1])}"
+            raise UserError(f"{table}: two columns for the {role}, {both}; rename one")
+        if role == "label" and not found:
+            flags = [name for name in named if name not in roles["file"] and held[name] and held[name] <= ZERO | ONE]
+            found = flags if len(flags) > 1 else []
+        if role != "split" and not found:
             raise UserError(
-                f"{table}: no column for the {role} ({', '.join(ROLES[role])}); its columns: "
+                f"{table}: no column for the {role} ({', '.join(sure)}); its columns: "
                 f"{', '.join(map(shown, header)) or 'none'}; rename one, or remove the CSV to use class folders"
             )
+        roles[role] = found
     return roles

@@ -6,6 +6,7 @@ is asked for the rest of that version only (RFC 9110, If-Range), and anything el
 
 import hashlib
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -18,13 +19,14 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from reprise.data.download.archives import looks_like_html
+from reprise.data.formats.images import kind_of
 from reprise.runtime.atomic import Lock
 from reprise.runtime.checksums import file_sha256, naming
 from reprise.runtime.errors import UserError, reason
 
-TRIES = 5  # without a byte more, one after the other
+TRIES = 5  # without LEAST bytes more, one after the other
 TIMEOUT = 30  # seconds without a byte
+PERIOD, LEAST = 60, 1 << 16  # seconds, and the bytes that have to come in them
 CHUNK = 1 << 18
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP errors that may be over soon
 
@@ -78,13 +80,13 @@ def _fetch(url: str, sha256: str | None, path: Path, sleep: Callable[[float], No
             said = " ".join(f"HTTP {error.code} {error.reason}".split())
             if error.code not in PASSING:
                 raise UserError(f"data.url = {url}: {said}; check the address") from None
-        except InvalidURL as error:
-            raise UserError(f"data.url = {url}: not an address ({error}); correct it") from None
+        except (InvalidURL, ValueError) as error:  # ValueError: an impossible host, also of a redirection
+            raise UserError(f"data.url = {url}: not an address, or it leads to none ({error}); correct it") from None
         except (OSError, HTTPException, BrokenOffError) as error:
             if isinstance(error, OSError) and error.filename:  # of the disk, not of the network
                 raise
             said = reason(error)
-        failures = 1 if partial.size > most else failures + 1
+        failures = 1 if partial.size >= most + LEAST else failures + 1
         most = max(most, partial.size)
         if failures >= TRIES:
             raise UserError(
@@ -154,20 +156,26 @@ def _try(url: str, partial: Partial) -> bool:
 def _extent(response: HTTPResponse) -> tuple[int, int | None]:
     """Return where the body starts in the file, and the file's length if the server states it."""
     if response.status == HTTPStatus.PARTIAL_CONTENT:
-        said = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+        content_range = response.headers.get("Content-Range", "").strip()
+        said = re.fullmatch(r"bytes ([0-9]{1,15})-[0-9]+/([0-9]{1,15}|\*)", content_range)
         if said is None:
             raise BrokenOffError("the server did not say which part it sent")
         return int(said[1]), None if said[2] == "*" else int(said[2])
     length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdigit() else None
+    return 0, int(length) if re.fullmatch("[0-9]{1,15}", length) else None
 
 
 def _receive(response: HTTPResponse, url: str, partial: Partial, start: int, total: int | None) -> None:
-    """Append the body to the part, with a progress bar on a terminal."""
+    """Append the body to the part, with a progress bar on a terminal. Raises BrokenOffError where it crawls.
+
+    Raises UserError for an HTML page, and for more than half of the free disk: the images need as much again.
+    """
+    most = start + shutil.disk_usage(partial.path.parent).free // 2
     bar = tqdm(desc="download", initial=start, total=total, unit="B", unit_scale=True, leave=False, disable=None)
     with bar, partial.path.open("ab") as file:
-        while chunk := response.read1(CHUNK):
-            if not file.tell() and looks_like_html(chunk):
+        due, seen, chunk = time.monotonic() + PERIOD, start, b" "
+        while max(file.tell(), total or 0) <= most and (chunk := response.read1(CHUNK)):
+            if not file.tell() and kind_of(chunk) == "HTML":
                 partial.discard()
                 raise UserError(
                     f"data.url = {url}: an HTML page came, not an archive (an error, or a page to log in on?); open it "
@@ -176,5 +184,14 @@ def _receive(response: HTTPResponse, url: str, partial: Partial, start: int, tot
             with naming(partial.path):
                 file.write(chunk)
             bar.update(len(chunk))
+            if time.monotonic() >= due:
+                if file.tell() < seen + LEAST:
+                    raise BrokenOffError(f"fewer than {LEAST:,} bytes in {PERIOD} s")
+                due, seen = time.monotonic() + PERIOD, file.tell()
         with naming(partial.path):
             file.flush()
+    if chunk and not total:
+        partial.discard()
+    if chunk:
+        size = f"is {total:,} bytes long" if total else "does not end"
+        raise UserError(f"data.url = {url}: {size}; there is room for {most:,} and their images; free some space")

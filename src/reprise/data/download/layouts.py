@@ -1,23 +1,35 @@
-"""Split and class of each image of a tree, by its names alone: class folders, split folders above them, or a CSV.
+"""Split and class of each image of a tree, by its names: class folders, split folders above or below them, or a CSV.
 
 A tree is a list of relative names with `/` and a function that reads one of them; whether it is a folder or an archive
-plays no part.
+plays no part. What a file of an unknown suffix is follows from its first bytes.
 """
 
 import posixpath
+import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from reprise.data.download.csv import SPLIT_NAMES, Row, read_table
+from reprise.data.download.csv import Row, read_table
+from reprise.data.download.split_names import plain_split, split_folders
+from reprise.data.formats.images import HEAD, IMAGE_SUFFIXES, OTHER_IMAGES, READ, kind_of
 from reprise.data.formats.raw import UNSPLIT, shown
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, first
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm", ".jfif", ".avif"}
-OTHER_IMAGES = {".heic", ".heif", ".svg", ".jxl", ".jp2", ".raw", ".cr2", ".nef", ".arw", ".dng", ".psd", ".dcm"}
-ARCHIVE_SUFFIXES = {".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar"}
+# images that are not read; a camera's raw file holds a preview that looks like a TIFF
+OTHER_SUFFIXES = {".heic", ".heif", ".svg", ".jxl", ".jp2", ".raw", ".cr2", ".nef", ".arw", ".dng", ".psd", ".dcm"}
+# texts beside images, and copies that programs leave behind: left out without a look into them
+NO_IMAGE_SUFFIXES = {".txt", ".csv", ".json", ".xml", ".md", ".html", ".yaml", ".bak", ".orig", ".tmp", ".part"}
+IMAGE = "image"  # the kind of what is read
+NAMED = 8  # kinds of what is left out, in a message
+LEFTOVERS = {  # of systems, in lower case; hidden files are left out as well
+    *("__macosx", "@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "$recycle.bin"),
+    *("recycler", "system volume information", "lost+found", "network trash folder", "temporary items"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__"),
+}
 
 
 class Placed(NamedTuple):
@@ -30,24 +42,25 @@ class Placed(NamedTuple):
     columns: dict[str, str]
 
 
-def lay_out(names: Iterable[str], read: Callable[[str], bytes], tree: str) -> tuple[list[Placed], int]:
-    """Place the images of a tree; return them, sorted by name, and how many images its CSV does not name.
+def lay_out(names: Iterable[str], read: Callable[[str, int], bytes], tree: str) -> tuple[list[Placed], list[str]]:
+    """Place the images of a tree; return them, sorted by name, and a line for each kind of thing that is left out.
 
-    tree: its name in errors. Hidden files and `__MACOSX` are ignored, and so are folders around everything.
-    Raises UserError for a tree without images, in none of the layouts, or that would lose images silently.
+    read: returns the first so many bytes of a file, -1 for all. tree: its name in errors. Hidden files and LEFTOVERS
+    are ignored, and so are folders around everything. Raises UserError for a tree without images, in none of the
+    layouts, or that would lose images silently.
     """
     visible = [name for name in names if not is_hidden(name)]
-    for name in visible:
-        if is_suffix(name, OTHER_IMAGES):
-            kind = PurePosixPath(name).suffix
-            raise UserError(f"{_at(tree, name)}: {kind} is not read here; convert it, e.g. to JPEG, or remove it")
-    images = sorted((name for name in visible if is_suffix(name, IMAGE_SUFFIXES)), key=lambda name: name.split("/"))
+    kinds = {name: _kind(name, read) for name in visible}
+    if unread := sorted(name for name in visible if kinds[name] in OTHER_IMAGES or kinds[name] in OTHER_SUFFIXES):
+        named = first([f"{_at(tree, name)} ({kinds[name]})" for name in unread], NAMED)
+        raise UserError(f"images of kinds that are not read: {named}; convert them, e.g. to JPEG, or remove them")
+    images = sorted((name for name in visible if kinds[name] == IMAGE), key=lambda name: name.split("/"))
     if not images:
-        packed = [shown(name) for name in visible if is_suffix(name, ARCHIVE_SUFFIXES)]
+        packed = [shown(name) for name in visible if kinds[name] == "archive"]
         instead = "; look whether it is the right one"
         if packed:
             instead = f", but an archive, {packed[0]}: unpack the outer one and set data.path to the inner one"
-        raise UserError(f"{tree} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){instead}")
+        raise UserError(f"{tree} holds no images ({', '.join(READ)}){instead}")
     for name in images:
         if name != name.encode(errors="ignore").decode():  # bytes that are no text come as lone surrogates
             raise UserError(f"{f'{tree}/{name}'!a}: the name is not UTF-8; rename it")
@@ -59,27 +72,53 @@ def lay_out(names: Iterable[str], read: Callable[[str], bytes], tree: str) -> tu
         raise UserError(f"{tree} has {len(tables)} CSV files at the top ({named}); keep one, or none for class folders")
     below = {name.removeprefix(top): name for name in images}
     if tables:
-        placed = _by_table(read_table(read(tables[0]), _at(tree, tables[0])), below, top)
+        placed = _by_table(read_table(read(tables[0], -1), _at(tree, tables[0])), below, top)
     else:
         placed = _by_folders(below, _at(tree, top.rstrip("/")) if top else tree)
     _check_classes(placed, tree)
-    return placed, len(images) - len(placed)
+    notes = [f"the CSV of {tree} leaves {len(images) - len(placed):,} images out"] if len(placed) < len(images) else []
+    if left_out := [name for name in visible if kinds[name] != IMAGE and name not in tables]:
+        notes.append(f"no images, left out of {tree}: {_counted(left_out)}")
+    return placed, notes
+
+
+def _kind(name: str, read: Callable[[str, int], bytes]) -> str:
+    """Return IMAGE, the kind of what is not read, or "" for what is no image or cannot be opened."""
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return IMAGE
+    kind = ""
+    if suffix not in NO_IMAGE_SUFFIXES and not suffix.endswith(("~", "_original")):
+        with suppress(OSError):
+            kind = kind_of(read(name, HEAD))
+    if suffix in OTHER_SUFFIXES and (kind == "TIFF" or kind not in READ):
+        return suffix
+    return IMAGE if kind in READ else kind
+
+
+def _counted(names: list[str]) -> str:
+    """Return how many files there are of each suffix, the most frequent first, each with an example."""
+    of_suffix = defaultdict(list)
+    for name in names:
+        of_suffix[PurePosixPath(name).suffix.lower() or "without suffix"].append(name)
+    kinds = sorted(of_suffix.items(), key=lambda item: (-len(item[1]), item[0]))
+    return first([f"{len(same):,} {shown(suffix)} ({shown(min(same))})" for suffix, same in kinds], NAMED)
 
 
 def expected(tree: str) -> str:
     """Return the layouts that are understood, in words."""
     return (
-        f"expected {tree}/CLASS/IMAGE, {tree}/train|val|test/CLASS/IMAGE, or images and one CSV with the columns "
-        "filename,label[,split]"
+        f"expected {tree}/CLASS/IMAGE, {tree}/train|val|test/CLASS/IMAGE, {tree}/CLASS/train|val|test/IMAGE, or images "
+        "and one CSV with the columns filename,label[,split]"
     )
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a name is, or lies in, what systems put beside the data: hidden files and folders, `__MACOSX`."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    """Return whether a name is, or lies in, what systems put beside the data: hidden files and folders, LEFTOVERS."""
+    return any(part.startswith(".") or part.lower() in LEFTOVERS for part in name.split("/"))
 
 
-def is_suffix(name: str, suffixes: set[str]) -> bool:
+def is_suffix(name: str, suffixes: Collection[str]) -> bool:
     """Return whether a name ends in one of these suffixes, in any case."""
     return PurePosixPath(name).suffix.lower() in suffixes
 
@@ -102,7 +141,7 @@ def _redundant_top(images: list[str], tables: list[str]) -> str:
         deeper = f"{top}{folder}/"
         if not all(name.startswith(deeper) for name in images):
             break
-        holds_classes = folder.lower() in SPLIT_NAMES or any(name.count("/") == top.count("/") + 1 for name in images)
+        holds_classes = plain_split(folder) or any(name.count("/") == top.count("/") + 1 for name in images)
         if holds_classes and deeper not in with_table:
             break
         top = deeper
@@ -110,54 +149,81 @@ def _redundant_top(images: list[str], tables: list[str]) -> str:
 
 
 def _by_folders(files: dict[str, str], tree: str) -> list[Placed]:
-    """Place `[SPLIT/]CLASS/...`. files: name below the top -> name in the tree."""
+    """Place `[SPLIT/]CLASS/...` and `CLASS/SPLIT/IMAGE`. files: name below the top -> name in the tree."""
     parts_of = {name: name.split("/") for name in files}
-    top = {parts[0] for parts in parts_of.values()}
-    splits = {name: SPLIT_NAMES[name.lower()] for name in top if name.lower() in SPLIT_NAMES}
-    deep = any(len(parts) > 2 for parts in parts_of.values() if parts[0] in splits)
-    if deep:
+    top = {parts[0] for parts in parts_of.values() if len(parts) > 1}
+    plain = {name: split for name in top if (split := plain_split(name))}
+    deep = any(len(parts) > 2 and parts[0] in plain for parts in parts_of.values())
+    splits = split_folders(top) or (plain if deep else {})
+    rename = f"; if {' or '.join(sorted(splits))} is a class, rename it"
+    if splits:
         counts = Counter(splits.values())
         if odd := top - set(splits):
-            raise UserError(f"{_at(tree, min(odd))} lies beside {_at(tree, min(splits))}, a split; {expected(tree)}")
+            beside = f"{_at(tree, min(odd))} lies beside {_at(tree, min(splits))}, a split: move it away"
+            raise UserError(f"{beside}; {expected(tree)}{rename}")
         if same := sorted(name for name in splits if counts[splits[name]] > 1):
             raise UserError(f"{tree}: the folders {' and '.join(same)} are the same split; merge them")
         if "train" not in counts:
-            raise UserError(f"{tree} has split folders but no train folder; {expected(tree)}")
+            raise UserError(f"{tree} has split folders but no train folder; {expected(tree)}{rename}")
+    elif splits := split_folders(part for parts in parts_of.values() for part in parts[1:-1]):
+        for name, parts in parts_of.items():
+            if len(parts) != 3 or parts[1] not in splits:
+                inner = " and ".join(sorted(splits))
+                raise UserError(f"{_at(tree, name)}: {inner} are splits below classes, but not here; {expected(tree)}")
+            parts[:2] = parts[1::-1]
     placed = []
     for name, parts in parts_of.items():
-        split = splits[parts[0]] if deep else UNSPLIT
-        class_name, *rest = parts[1:] if deep else parts
-        if not rest:
-            raise UserError(f"{_at(tree, name)}: an image outside a class folder; {expected(tree)}")
-        placed.append(Placed(files[name], split, class_name, "/".join(rest), {}))
+        below = parts[1 + (parts[:1] == parts[1:2]) :] if splits else parts  # seg_train/seg_train/CLASS
+        if len(below) < 2:
+            where = f"{_at(tree, name)}: an image outside a class folder"
+            raise UserError(f"{where}; {expected(tree)}{rename if splits else ''}")
+        split = splits[parts[0]] if splits else UNSPLIT
+        placed.append(Placed(files[name], split, below[0], "/".join(below[1:]), {}))
     return placed
 
 
 def _check_classes(placed: list[Placed], tree: str) -> None:
-    """Raise UserError for classes that differ only in case (one folder on some systems), or without training images."""
+    """Raise UserError for classes that differ only in how they are written, or that have no training images."""
     spellings: dict[str, str] = {}
     splits_of: dict[str, set[str]] = defaultdict(set)
     for image in placed:
         splits_of[image.class_name].add(image.split)
     for name in sorted(splits_of):
-        other = spellings.setdefault(_composed(name).casefold(), name)
+        plain = " ".join(_composed(_composed(name).casefold()).split())
+        if number := re.fullmatch(r"0*([0-9]+)(\.0*)?", plain):  # 1, 1.0, 01
+            plain = number[1]
+        other = spellings.setdefault(plain, name)
         if other != name:
-            raise UserError(f"{tree}: the classes {shown(other)} and {shown(name)} differ only in case; rename one")
+            show = ascii if _composed(other) == _composed(name) else shown  # where both look alike
+            both = f"{show(other)} and {show(name)}"
+            raise UserError(
+                f"{tree}: the classes {both} differ only in case, accents, blanks, or as 1 and 1.0; rename one"
+            )
         if not splits_of[name] & {"train", UNSPLIT}:
             split = min(splits_of[name])
             raise UserError(f"{tree}: class {shown(name)} is in {split} but not in train; add some there or remove it")
 
 
 def _by_table(rows: list[Row], files: dict[str, str], top: str) -> list[Placed]:
-    """Place the images that a CSV names: by their path from the CSV, or by their file name where that is unique."""
-    by_name = defaultdict(list)
+    """Place the images that a CSV names: by their path from the CSV, or by their file name where that is unique.
+
+    Paths may have backslashes, folders above the CSV if all share them, and no image suffix if none has one.
+    """
+    paths = [row.file if row.file in files else _from_csv(row.file).removeprefix(top) for row in rows]
+    bare = not any(is_suffix(path, IMAGE_SUFFIXES) for path in paths)
+    by_path, by_name = defaultdict(list), defaultdict(list)
     for name in files:
-        for spelling in {_composed(name), _composed(posixpath.basename(name))}:
-            by_name[spelling].append(name)
+        path = _composed(posixpath.splitext(name)[0] if bare and is_suffix(name, IMAGE_SUFFIXES) else name)
+        by_path[path].append(name)
+        by_name[posixpath.basename(path)].append(name)
+    folders = [f"{part}/" for part in posixpath.commonpath([posixpath.dirname(path) for path in paths]).split("/")]
+    above = ("".join(folders[:depth]) for depth in range(len(folders) + 1))
+    shared = next((prefix for prefix in above if _composed(paths[0].removeprefix(prefix)) in by_path), "")
     row_of: dict[str, Row] = {}
-    for row in rows:
-        path = posixpath.normpath(row.file).removeprefix(top)
-        found = [path] if path in files else by_name.get(_composed(path), [])
+    for row, path in zip(rows, paths, strict=True):
+        path = path.removeprefix(shared)
+        plain = _composed(path)
+        found = [path] if path in files else by_path.get(plain) or by_name.get(plain, [])
         if len(found) != 1:
             what = f"names {len(found)} images; write the path" if found else "is not among the images; correct it"
             raise UserError(f"{row.at}: {shown(row.file)} {what}")
@@ -169,3 +235,8 @@ def _by_table(rows: list[Row], files: dict[str, str], top: str) -> list[Placed]:
         for name, tree_name in files.items()
         if (named := row_of.get(name))
     ]
+
+
+def _from_csv(path: str) -> str:
+    """Return a path that a CSV holds without drive, leading slash and `.`, with slashes for backslashes."""
+    return posixpath.normpath(re.sub(r"^([A-Za-z]:)?/+", "", path.replace("\\", "/")))

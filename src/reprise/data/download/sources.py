@@ -56,8 +56,9 @@ def folder_files(folder: Path) -> Files:
     if not folder.is_dir():
         there = "is a file, for which data.name is archive" if folder.exists() else "does not exist"
         raise UserError(f"data.name = folder, but there is no folder {folder} (it {there}); {expected(str(folder))}")
-    names = []
-    for parent, folders, files in os.walk(folder):
+    names: list[str] = []
+    unlisted: list[OSError] = []
+    for parent, folders, files in os.walk(folder, onerror=unlisted.append):
         for path in (Path(parent, name) for name in folders):
             if path.is_symlink():
                 raise UserError(
@@ -66,12 +67,22 @@ def folder_files(folder: Path) -> Files:
                 )
         folders[:] = [name for name in folders if not is_hidden(name)]
         names += [Path(parent, name).relative_to(folder).as_posix() for name in files if not is_hidden(name)]
+    if unlisted:
+        raise unlisted[0]
     if not names:
         raise UserError(
             f"data.name = folder, but {folder} holds no images; {expected(str(folder))} "
             "(a queued or --temp experiment sees the folder once it is handed to DVC, see README)"
         )
-    return Files(str(folder), names, lambda name: (folder / name).read_bytes())
+
+    def read(name: str, most: int) -> bytes:
+        path = folder / name
+        if path.exists() and not path.is_file():  # a device or a pipe may never end
+            raise OSError(0, "not a file", str(path))
+        with path.open("rb") as file:
+            return file.read(most)
+
+    return Files(str(folder), names, read)
 
 
 def _own_archive(source: SourceParams, path: Path, destination: Path, downloads: Path) -> Source:
@@ -91,9 +102,8 @@ def _own_archive(source: SourceParams, path: Path, destination: Path, downloads:
 
 
 def _own_images(name: str, files: Files, destination: Path, origin: dict[str, str] | None = None) -> Source:
-    images, left_out = lay_out(files.names, files.read, files.tree)
-    if left_out:
-        print(f"download: the CSV of {files.tree} leaves {left_out:,} images out", file=sys.stderr)
+    images, notes = lay_out(files.names, files.read, files.tree)
+    print(*(f"download: {note}\n" for note in notes), sep="", end="", file=sys.stderr)
     classes = sorted({image.class_name for image in images})
     return write_archive(destination, name, classes, _read_files(files, images), origin)
 
@@ -102,7 +112,7 @@ def _read_files(files: Files, images: list[Placed]) -> Iterator[RawImage]:
     unreadable = []
     for image in tqdm(images, "read", unit=" images", unit_scale=True, leave=False, disable=None):
         try:
-            encoded = files.read(image.name)
+            encoded = files.read(image.name, -1)
         except OSError as error:
             unreadable.append(f"{shown(f'{files.tree}/{image.name}')}: {error.strerror}")
             continue

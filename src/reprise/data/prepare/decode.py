@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from reprise.data.formats.images import READ, misnamed
 from reprise.params.schema import Resize
 from reprise.runtime.errors import reason
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # no others: some start foreign programs
+FORMATS = tuple(READ)  # no others: some start foreign programs
 GRAY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}
 ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 89_478_485  # Pillow's own line: 256 MiB of RGB
@@ -70,6 +71,8 @@ def _refused() -> Iterator[None]:
 def _open(encoded: bytes) -> Image.Image:
     if not encoded:
         raise BadImageError("empty file")
+    if said := misnamed(encoded):
+        raise BadImageError(said)
     with _refused(), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, by name
         image: Any = Image.open(io.BytesIO(encoded), formats=FORMATS)
