@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning import LightningDataModule
 from torch import Tensor
@@ -15,25 +15,19 @@ from reprise.params.schema import AugmentParams, TrainParams
 class PackedDataModule(LightningDataModule):
     """The splits of prepared data in normalized batches: images, float32 (N, C, H, W), and labels, int64 (N,).
 
-    folder: what `preprocess` has written, with `metadata`; batch_size: of each process. augment, seed and balance are
-    for training: `load_params("params.yaml").train` has them; None: no augmentation; mixup and cutmix soften labels.
+    folder: what `preprocess` has written, with `metadata`; batch_size: of each process. augment: of training,
+    such as `load_params("params.yaml").train.augment`; None: no augmentation; mixup and cutmix soften labels.
     Of several processes each has its part, in evaluation filled up with labels IGNORE_INDEX; one alone has no padding.
     Raises UserError as `load_split` and `TrainBatches` do.
     """
 
     def __init__(
-        self,
-        folder: Path | str,
-        batch_size: int = 64,
-        augment: AugmentParams | None = None,
-        seed: int = 0,
-        balance: Literal["none", "weights", "sampling"] = "none",
+        self, folder: Path | str, batch_size: int = 64, augment: AugmentParams | None = None, seed: int = 0
     ) -> None:
         super().__init__()
         still: dict[str, Any] = {**dict.fromkeys(AugmentParams.model_fields, 0), "flip": False, "policy": "none"}
-        augment = augment or AugmentParams(**still)
-        self.params = TrainParams.model_construct(batch_size=batch_size, augment=augment, seed=seed, balance=balance)
-        self.folder = Path(folder)
+        given: dict[str, Any] = {"batch_size": batch_size, "augment": augment or AugmentParams(**still), "seed": seed}
+        self.folder, self.params = Path(folder), TrainParams.model_construct(**given, balance="none")
         self.metadata = load_metadata(self.folder)
 
     @property
@@ -53,14 +47,11 @@ class PackedDataModule(LightningDataModule):
         """Return the test split, in its own order."""
         return self._evaluation("test")
 
-    def predict_dataloader(self) -> EvalBatches:
-        """Return the test split, in its own order."""
-        return self._evaluation("test")
+    predict_dataloader = test_dataloader
 
     def process(self) -> Process:
         """Return this process's place in the trainer's processes; alone without a trainer."""
-        trainer: Any = self.trainer
-        if trainer is None:
+        if (trainer := self.trainer) is None:
             return ALONE
         on_gpu = trainer.strategy.root_device.type == "cuda"
         return Process("cuda" if on_gpu else "cpu", trainer.global_rank, trainer.world_size)
