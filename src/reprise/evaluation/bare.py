@@ -34,15 +34,11 @@ def bare_model(params: Params, weights: Path, processed: Path) -> tuple[TIMMBack
     metadata = metadata.model_copy(update=normalization)
     if not pretrained.origin.revision and not pretrained.image_size:  # neither the hub nor a card says it
         print(f"normalized by {normalization}, timm's: weights trained on others are measured too low", file=sys.stderr)
-    known: dict[str, Any] = {
-        "data": metadata.data,
-        "splits_sha256": metadata.splits_sha256,
-        "pretrained": params.model.pretrained,
-    }
+    data: dict[str, Any] = {"data": metadata.data, "splits_sha256": metadata.splits_sha256}
     return network, ModelCard(
         architecture=architecture,
         classes=metadata.classes,
         preprocessing=Preprocessing.model_validate(metadata, from_attributes=True),
-        training=Training(**known, start=pretrained.origin, epoch=0, seed=0),
+        training=Training(**data, pretrained=params.model.pretrained, start=pretrained.origin, epoch=0, seed=0),
         provenance=trace(resolve_reproducible(params.train.reproducible), 1, "cpu", {}, b"", __name__),
     )
