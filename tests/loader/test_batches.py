@@ -11,6 +11,7 @@ from reprise.loader.batches import (
     IGNORE_INDEX,
     EvalBatches,
     Normalize,
+    Process,
     TrainBatches,
     balanced_order,
     class_weights,
@@ -73,9 +74,25 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone(mix):
     assert not torch.equal(first[0][0], next(iter(batches(augmentation=moving, epoch=5, seed=1)))[0])
 
 
-def test_a_batch_larger_than_the_split_is_refused():
-    with pytest.raises(UserError, match=r"train\.batch_size = 11 is larger than the training split of 10 images"):
-        batches(count=10, size=11)
+def test_a_split_smaller_than_a_batch_is_one_batch():
+    train = batches(count=10, size=11)
+    assert train.steps == 1
+    for epoch in range(2):
+        train.set_epoch(epoch)
+        ((images, labels),) = train
+        assert images.shape == (10, 1, 4, 4)
+        assert sorted(labels.tolist()) == list(range(10))
+
+
+def test_a_split_smaller_than_the_batches_of_all_processes_is_divided_among_them():
+    params = batch_params(8, STILL)
+    seen = []
+    for rank in range(3):
+        ((_, labels),) = TrainBatches(numbered(10), metadata(), params, Process("cpu", rank, 3))
+        seen += labels.tolist()
+    assert len(seen) == len(set(seen)) == 9
+    with pytest.raises(UserError, match=r"the training split has 2 images for 3 processes; lower train\.devices"):
+        TrainBatches(numbered(2), metadata(), params, Process("cpu", 0, 3))
 
 
 def test_evaluation_keeps_the_order_and_pads_to_one_shape():

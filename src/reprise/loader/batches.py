@@ -113,14 +113,16 @@ class Normalize:
 class TrainBatches:
     """Shuffled, augmented batches of a fixed size; an incomplete last batch of an epoch is dropped.
 
+    batch_size: `train.batch_size` or, if that is less, what a small split has for each process.
+
     Yields images, float32 (batch_size, C, H, W), and labels, int64 (batch_size,), or with mixup or cutmix soft targets,
     float32 (batch_size, classes); all on the device. Lightning calls `sampler.set_epoch` before each epoch. `steps` is
     the number of batches in a whole epoch; there is no `len()`, because a resumed epoch has fewer.
 
     `balance: sampling` draws each class equally often on average, with replacement. The process of rank r among n has
     the batches r, r + n, ... of a single process. image_sizes: height and width in pixels that images are resized to in
-    each epoch; empty: they are not resized. Raises UserError if one batch of every process is larger than the split,
-    or as `resolve_augmentation` does.
+    each epoch; empty: they are not resized. Raises UserError for fewer images than processes, or as
+    `resolve_augmentation` does.
     """
 
     def __init__(
@@ -132,21 +134,17 @@ class TrainBatches:
         image_sizes: Sequence[int] = (),
     ) -> None:
         world = process.world
-        if params.batch_size * world > len(split):
-            processes = f" times {world} processes" if world > 1 else ""
-            raise UserError(
-                f"train.batch_size = {params.batch_size}{processes} is larger than the training split of {len(split)} "
-                f"images; choose at most {len(split) // world}"
-            )
+        if len(split) < world:
+            raise UserError(f"the training split has {len(split)} images for {world} processes; lower train.devices")
         self.images = Images(split.images, process.device)
         self.labels = torch.from_numpy(split.labels)
         self.normalize = Normalize(metadata, process.device)
         self.process, self.image_sizes = process, image_sizes
         self.classes = len(metadata.classes)
-        self.batch_size, self.seed = params.batch_size, params.seed
+        self.batch_size, self.seed = min(params.batch_size, len(split) // world), params.seed
         self.balanced = params.balance == "sampling"
         self.augmentation = resolve_augmentation(params.augment, metadata)
-        self.steps = len(split) // params.batch_size // world
+        self.steps = len(split) // self.batch_size // world
         self.epoch = 0
         self.begin = (0, 0)
         self.sampler = self

@@ -30,16 +30,17 @@ class Architecture(Part):
 class Preprocessing(Part):
     """How an image becomes the network's input, in this order.
 
-    Decode, rotate upright by EXIF, lay transparency over white, convert to `channels` (1 grey, 3 RGB), resize to a
-    square of image_size pixels (stretch; fit: the whole image on black; crop: the largest square in the middle), scale
-    to value_range, resize to the architecture's image_size if that differs, subtract mean and divide by std of each
-    channel.
+    Decode, rotate upright by EXIF, of 16-bit gray keep `value >> (depth - 8)` (None: a depth of 16), lay transparency
+    over white, convert to `channels` (1 grey, 3 RGB), resize to a square of image_size pixels (stretch; fit: the whole
+    image on black; crop: the largest square in the middle), scale to value_range, resize to the architecture's
+    image_size if that differs, subtract mean and divide by std of each channel. docs/data.md has the roundings.
     """
 
     image_size: int
     channels: int
     mean: list[float]
     std: list[float]
+    depth: int | None = None
     resize: Literal["stretch", "fit", "crop"] = "stretch"
     interpolation: Literal["bilinear, antialiased"] = "bilinear, antialiased"
     value_range: tuple[float, float] = (0.0, 1.0)

@@ -92,6 +92,9 @@ class PrepareParams(Section):
 
     image_size: Side = param("height and width after resizing, in pixels")
     channels: Literal["auto", 1, 3] = param("1: gray, 3: RGB, auto: 1 where all images are gray, otherwise 3")
+    depth: Literal["auto"] | Annotated[int, Field(ge=8, le=16)] = param(
+        "bits in use of images of 16 bits, 8 to 16; auto: 16, and images with small values are refused"
+    )
     resize: Resize = param(
         "stretch: to a square; fit: the whole image, on black; crop: the largest square in its middle"
     )
@@ -112,6 +115,11 @@ class PrepareParams(Section):
     )
     folds: int | None = param("cross-validation: number of parts of equal size; null: none", ge=2, le=1000)
     fold: int = param("the part held out, from 0: for the test or, where that is given, for validation", ge=0)
+
+    @property
+    def bits(self) -> int:
+        """Bits in use of images of 16 bits."""
+        return 16 if self.depth == "auto" else self.depth
 
     @field_validator("group")
     @classmethod

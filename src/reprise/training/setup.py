@@ -55,7 +55,7 @@ class Assembly:
         self.batches = TrainBatches(train_split, self.metadata, params, process, sizes)
         self.val_batches = EvalBatches(val_split, self.metadata, params.batch_size, process, size)
         norms = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
-        if params.batch_size == 1 and any(isinstance(part, norms) for part in self.network.modules()):
+        if self.batches.batch_size == 1 and any(isinstance(part, norms) for part in self.network.modules()):
             raise UserError(f"train.batch_size = 1: {model.name} normalizes over the batch; choose at least 2")
 
     def lit(self, network: TIMMBackbone | None = None) -> ChunkedClassifier:

@@ -29,7 +29,7 @@ def summary(made: Assembly) -> str:
         [
             f"model     {architecture.model_name}: {weights:,} parameters, {operations} multiply-adds an image",
             f"memory    about {16 * weights / 1e6:,.1f} MB for weights, gradients and optimizer, "
-            f"{kept * params.batch_size / 1e6:,.1f} MB for a batch of {params.batch_size}",
+            f"{kept * made.batches.batch_size / 1e6:,.1f} MB for a batch of {made.batches.batch_size}",
             f"data      {metadata.data}: {metadata.summary()}{resized}",
             f"schedule  {params.epochs} epochs of {made.batches.steps} steps{frozen}, {params.optimizer}, "
             f"{params.schedule}, learning rate {params.lr:g}, on {device}, {params.reproducible}{unused}",

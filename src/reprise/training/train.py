@@ -89,7 +89,7 @@ def train(
             params = made.params = params.model_copy(update={"threads": _threads(made, scratch)})
         print(summary(made), file=sys.stderr, flush=True)
         network, metadata = made.network, made.metadata
-        progress = Progress(params.batch_size * process.world, made.batches.steps)
+        progress = Progress(made.batches.batch_size * process.world, made.batches.steps)
         best = BestEpoch(progress, params, None if params.ema is None else WeightAverage(network, params.ema))
         start = made.pretrained_weights
         begun_with = [origin.sha256, start.classes, made.architecture.image_size] if origin and start else None

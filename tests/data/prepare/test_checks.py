@@ -311,6 +311,6 @@ def test_where_most_images_have_a_twin_it_is_found_if_it_has_their_label():
 def test_a_signature_tells_one_changed_value():
     images = np.stack([photo(1), photo(1), photo(1)])
     images[2, 5, 5, 0] ^= 1
-    digests = signatures(images, np.full((3, 2), 32))["digest"]
+    digests = signatures(images, np.full((3, 3), 32))["digest"]
     assert (digests[0] == digests[1]).all()
     assert (digests[0] != digests[2]).all()

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 
 from reprise.data.download.sources import encode_array
@@ -48,6 +48,12 @@ def palette(*, kind, transparency=None):
     image.putpalette([10, 200, 30, 250, 40, 90])
     image.paste(1, (4, 0, 8, 8))
     return encoded(image, kind, **({} if transparency is None else {"transparency": transparency}))
+
+
+def png(header, rows):
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    packed = [struct.pack(">I", len(b)) + name + b + struct.pack(">I", zlib.crc32(name + b)) for name, b in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
 def halves(mode, left, right, kind, **options):
@@ -129,6 +135,72 @@ def test_pixels_without_a_stated_meaning_are_refused(content, reason):
         pixels_of(content, 8, 1)
 
 
+def test_long_texts_and_color_profiles_and_large_photos_are_no_reason_to_refuse_an_image():
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * 3_000_000, zip=True)
+    plain = pixels_of(encoded(Image.fromarray(gradient(8, 8))), 8, 3)
+    options = {"pnginfo": text, "icc_profile": bytes(3_000_000)}
+    assert np.array_equal(pixels_of(encoded(Image.fromarray(gradient(8, 8)), **options), 8, 3), plain)
+    assert decode(encoded(Image.new("L", (12_000, 9_000), 77), "JPEG"), 8, 3).size == (12_000, 9_000)
+    assert decode(encoded(Image.new("1", (12_000, 9_000), 1), "PNG"), 8, 1).pixels.min() == 255
+    assert Image.MAX_IMAGE_PIXELS == 89_478_485  # as it was
+
+
+def damaged_exif():
+    """Return a JPEG of one color whose EXIF claims five entries and ends in the first."""
+    content = encoded(Image.new("RGB", (8, 8), LEFT), "JPEG", quality=100)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12"
+    return content[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + content[2:]
+
+
+def test_a_damaged_exif_is_told_and_does_not_hinder(recwarn):
+    decoded = decode(damaged_exif(), 8, 3)
+    assert decoded.complaint.startswith("Corrupt EXIF data.")
+    assert abs(decoded.pixels.astype(int) - LEFT).max() <= 1
+    assert not recwarn.list
+
+
+MUTATED = {
+    "JPEG": [{}, {"progressive": True}, {"quality": 95}],
+    "PNG": [{}, {"compress_level": 0}],
+    "TIFF": [{}, {"compression": "tiff_lzw"}, {"compression": "jpeg"}, {"compression": "tiff_adobe_deflate"}],
+    "WEBP": [{}, {"lossless": True}],
+    "GIF": [{}],
+    "BMP": [{}],
+    "PPM": [{}],
+    "AVIF": [{}],
+}
+
+
+def mutated(content, random):
+    """Cut, overwrite, take out or repeat a few bytes, half of the time near the beginning."""
+    place = int(random.integers(len(content) if random.random() < 0.5 else 100))
+    length = int(random.integers(1, 60))
+    rest = content[place + length :]
+    extreme = struct.pack(random.choice(["<I", ">I"]), random.choice([0, 1, 65_536, 0x7FFFFFFF, 0xFFFFFFFF]))
+    return content[:place] + (b"", rest, bytes(length) + rest, random.bytes(length) + rest, extreme + rest)[length % 5]
+
+
+@pytest.mark.parametrize("kind", MUTATED)
+def test_a_damaged_file_is_read_or_named_and_no_library_speaks(kind, capfd, recwarn):
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((48, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    named = 0
+    for options in MUTATED[kind]:
+        content = encoded(image, kind, **options, **({} if kind in ("GIF", "BMP", "PPM") else {"exif": exif}))
+        assert decode(content, 16, 3).complaint == ""
+        for _ in range(120 // len(MUTATED[kind])):
+            try:
+                decode(mutated(content, random), 16, 3)
+            except BadImageError as error:
+                named += len(str(error).splitlines()) == 1
+    assert named > 30
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize(
     ("orientation", "upright"),
@@ -203,16 +275,10 @@ def test_gray_is_told_by_the_header(mode, gray):
     assert is_gray(encoded(Image.new(mode, (8, 8)))) is gray
 
 
-def bomb(side=60_000):
-    """Return a PNG that claims side x side pixels in a few hundred bytes."""
+def bomb(width=60_000, height=None, color=2):
+    """Return a PNG that claims so many pixels in a few hundred bytes; color: 2 for RGB, 6 for RGBA."""
 
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    )
+    return png(struct.pack(">IIBBBBB", width, height or width, 8, color, 0, 0, 0), bytes(1000))
 
 
 @pytest.mark.parametrize(
@@ -223,9 +289,24 @@ def bomb(side=60_000):
         (encoded(Image.effect_noise((64, 64), 50), "JPEG")[:-400], "truncated"),
         (encoded(Image.effect_noise((64, 64), 50), "PNG")[:1000], "truncated|broken|incomplete"),
         (bomb(), "decompression bomb"),
-        (bomb(10_000), "10000 x 10000 pixels, more than 89,478,485"),  # Pillow itself only warns
+        (bomb(20_000), "20000 x 20000 pixels need 1.5 GiB of memory, more than 1: a decompression bomb"),
+        (bomb(12_000, color=6), "12000 x 12000 pixels need 1.6 GiB"),  # three copies, to lay it over white
+        (bomb(89_478_485, 1), "89478485 x 1 pixels: a side of more than 65,535"),
+        (bomb(1, 89_478_485), "1 x 89478485 pixels: a side of more than 65,535"),
+        (encoded(Image.new("L", (8, 65_536)), "PNG"), "8 x 65536 pixels: a side of more than 65,535"),
     ],
-    ids=["empty", "html", "truncated-jpeg", "truncated-png", "bomb", "smaller-bomb"],
+    ids=[
+        "empty",
+        "html",
+        "truncated-jpeg",
+        "truncated-png",
+        "bomb",
+        "smaller",
+        "transparent",
+        "wide",
+        "high",
+        "higher",
+    ],
 )
 def test_a_broken_image_says_why(content, reason):
     with pytest.raises(BadImageError, match=reason):

@@ -17,6 +17,7 @@ from reprise.runtime.atomic import publishing
 from reprise.runtime.checksums import write_sealed
 from reprise.runtime.errors import UserError, one_line_errors
 from tests.conftest import data_params
+from tests.data.prepare.test_decode import damaged_exif
 
 
 def raw_images(classes=("cat", "dog"), each=10, channels=3, split="unsplit"):
@@ -126,6 +127,17 @@ def test_dropped_images_leave_everything_else_as_if_they_had_never_been_there(tm
     assert [entry["id"] for entry in listed] == [image.member.removeprefix("unsplit/") for image in BROKEN]
     assert {entry["reason"] for entry in listed} == {"not an image, or its beginning is damaged"}
     assert len({entry["split"] for entry in listed}) > 1
+
+
+def test_images_with_a_damaged_part_are_kept_and_named(tmp_path, capsys):
+    odd = RawImage("unsplit", "dog", "odd.jpg", damaged_exif())
+    metadata = prepared(tmp_path, [*raw_images(), odd, BROKEN[0]], on_corrupt="drop")
+    assert (sum(metadata.counts.values()), metadata.dropped) == (21, 1)
+    said = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    assert len(said) == 1
+    assert said[0].startswith(
+        "preprocess: warning: 1 image read, but with a damaged part, the first: dog/odd.jpg: Corrupt"
+    )
 
 
 def test_a_class_of_which_nothing_is_left_to_train_on_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import zlib
 from collections import Counter
 
 import numpy as np
@@ -52,6 +53,20 @@ def test_the_stated_shares_hold_within_binomial_bounds(source, shares):
         for name, size in (("a", 10_000), ("b", 3_000)):
             for split, share in shares.items():
                 assert abs(counts[name, split] - size * share) < 4 * math.sqrt(size * share * (1 - share))
+
+
+def test_images_of_one_size_and_crc_are_told_apart_and_the_identity_of_others_stays(tmp_path):
+    def png(number):  # like the chunks of a PNG, it ends with its own CRC-32: that of the whole is always the same
+        return b"%08d" % number + zlib.crc32(b"%08d" % number).to_bytes(4, "little")
+
+    contents = {f"{number}": png(number) for number in range(50)} | {"copy of 7": png(7), "x": b"x", "copy of x": b"x"}
+    images = [RawImage("unsplit", "a", name, content) for name, content in contents.items()]
+    write_archive(tmp_path / "raw", "folder", ["a"], images)
+    identities = dict(zip(contents, identify(RawArchive(tmp_path / "raw")), strict=True))
+    assert len(set(identities.values())) == 51
+    assert identities["7"] == identities["copy of 7"] != identities["8"]
+    assert identities["7"] == f"12 bytes, CRC 2144df1c, SHA-256 {hashlib.sha256(png(7)).hexdigest()}"
+    assert identities["x"] == identities["copy of x"] == f"1 bytes, CRC {zlib.crc32(b'x'):08x}"
 
 
 @QUICK

@@ -31,14 +31,15 @@ decode = packing.decode
 first_of_training, last_of_test = 0, 250
 
 def decode_or_die(encoded, *arguments):
-    pixels, size = decode(encoded, *arguments)
+    decoded = decode(encoded, *arguments)
+    pixels = decoded.pixels
     if pixels[0, 0, 0] == last_of_test:
         with open("meeting", "w"):
             threading.Event().wait()
     if pixels[0, 0, 0] == first_of_training:
         with open("meeting"):
             {happens}
-    return pixels, size
+    return decoded
 
 packing.decode = decode_or_die
 module.MANY_IMAGES, packing.BATCH_IMAGES = 1, 3

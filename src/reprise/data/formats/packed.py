@@ -23,9 +23,10 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 class Metadata(BaseModel):
     """Metadata of prepared data, read by every later stage.
 
-    mean, std: per channel, of the training split, in 0..1. dropped: number of images left out, each with its reason in
-    `dropped.json`, a list of {"id", "split", "reason"}. source_sha256: of the raw archive; splits_sha256: of that and
-    of which image is in which split; sha256: of each file beside the metadata.
+    depth: `data.depth`, if it is set: the bits in use of images of 16 bits. mean, std: per channel, of the training
+    split, in 0..1. dropped: number of images left out, each with its reason in `dropped.json`, a list of {"id",
+    "split", "reason"}. source_sha256: of the raw archive; splits_sha256: of that and of which image is in which split;
+    sha256: of each file beside the metadata.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,6 +36,7 @@ class Metadata(BaseModel):
     image_size: int
     channels: int
     resize: Resize = "stretch"
+    depth: int | None = None
     mean: list[float]
     std: list[float]
     counts: dict[Split, int]

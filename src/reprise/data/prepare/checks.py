@@ -22,7 +22,8 @@ class Findings:
     """Findings on a raw archive's N images; every array is in the archive's order.
 
     splits: 0, 1, 2 as in SPLITS, or -1 for an image that cannot be read. twins: by kind, before any leak was dropped.
-    similar_bits: in how many of 128 similar images may differ, see `bits_of_similar`. dropped: {row: reason}.
+    similar_bits: in how many of 128 similar images may differ, see `bits_of_similar`. peaks: see `Decoded`; depth: the
+    bits in use of images of 16. dropped: {row: reason}. complaints: {row: what the libraries said} of images left.
     """
 
     archive: RawArchive
@@ -32,7 +33,10 @@ class Findings:
     sizes: np.ndarray
     similar_bits: int
     twins: dict[str, Twins]
+    peaks: np.ndarray
+    depth: int
     dropped: dict[int, str] = field(default_factory=dict)
+    complaints: dict[int, str] = field(default_factory=dict)
 
     def leaks(self) -> dict[int, int]:
         """Return {row: row of its twin in a later split}; equal goes before similar, test before val."""
@@ -106,7 +110,28 @@ class Findings:
             lines.append(f"{_images(len(two))} under two labels, the first: {one}; correct the labels")
         if missing := [f"{shown(name)} in {split}" for name, split in self.missing()]:
             lines.append(f"no images of class {first(missing, NAMED)}")
+        if self.complaints:
+            row, complaint = next(iter(self.complaints.items()))
+            lines.append(
+                f"{_images(len(self.complaints))} read, but with a damaged part, the first: {shown(self.ids[row])}: "
+                f"{shown(complaint)}; save such images anew"
+            )
         return lines
+
+    def range(self) -> str:
+        """Return how many images have 16 bits, and their largest value, in words."""
+        images = f"{_images(np.count_nonzero(self.peaks))} of 16 bits"
+        return f"{images}, values up to {self.peaks.max():,}, taken as {self.depth} bits"
+
+    def check_depth(self) -> None:
+        """Raise UserError if half of the images of 16 bits have 16 grays or fewer left in 8 bits."""
+        peaks = self.peaks[self.peaks > 0]
+        if len(peaks) and (median := int(np.median(peaks))) < 1 << 12:
+            bits = max(8, min(int(peaks.max()).bit_length(), 12))
+            raise UserError(
+                f"{self.range()}: half of them have none above {median:,} and would be nearly black; set "
+                f"data.depth: {bits} (white is {(1 << bits) - 1:,}), or 16 if they are meant to be so dark"
+            )
 
     def treat_leaks(self, on_leak: Literal["error", "warn", "drop"]) -> None:
         """Leave the leaks out, or raise UserError that names the first; with `warn` do neither."""
@@ -124,13 +149,15 @@ class Findings:
         return f"{shown(self.ids[row])} ({SPLITS[self.splits[row]]}), {self.relation(row, twin)}"
 
 
-def check(archive: RawArchive, ids: list[str], splits: np.ndarray, labels: np.ndarray, seen: np.ndarray) -> Findings:
+def check(
+    archive: RawArchive, ids: list[str], splits: np.ndarray, labels: np.ndarray, seen: np.ndarray, depth: int = 16
+) -> Findings:
     """Find duplicates; seen: SIGNATURE (N,); for the others see `Findings`."""
     similar_bits = bits_of_similar(seen["hash"][splits >= 0], labels[splits >= 0])
     equal = equal_images(seen["digest"], splits)
     twins = {"equal": equal, "similar": similar_images(seen["hash"], splits, equal, similar_bits)}
     sizes = np.stack([seen["width"], seen["height"]], axis=1)
-    return Findings(archive, ids, splits, labels, sizes, similar_bits, twins)
+    return Findings(archive, ids, splits, labels, sizes, similar_bits, twins, seen["peak"], depth)
 
 
 def _extremes(values: np.ndarray) -> dict[str, int]:
@@ -139,5 +166,5 @@ def _extremes(values: np.ndarray) -> dict[str, int]:
     return {"min": int(values[0]), "median": int(values[(len(values) - 1) // 2]), "max": int(values[-1])}
 
 
-def _images(count: int) -> str:
+def _images(count: int | np.integer[Any]) -> str:
     return "1 image" if count == 1 else f"{count:,} images"

@@ -20,7 +20,7 @@ from reprise.data.formats.raw import Extent, RawArchive, read_images
 from reprise.data.prepare.decode import BadImageError, decode, is_gray
 from reprise.data.prepare.signatures import SIGNATURE, signatures
 from reprise.data.prepare.workers import Map
-from reprise.params.schema import Resize
+from reprise.params.schema import PrepareParams, Resize
 from reprise.runtime.checksums import naming
 
 Shape = tuple[int, int, int]  # height, width, channels
@@ -40,6 +40,7 @@ class Batch:
     extents: list[Extent]
     shape: Shape
     resize: Resize
+    depth: int
     file: Path
     offset: int
 
@@ -60,27 +61,30 @@ def _gray_batch(task: tuple[Path, list[Extent]]) -> bool:
 
 
 def pack(
-    archive: RawArchive, rows_of: Rows, shape: Shape, resize: Resize, destination: Path, map_tasks: Map
+    archive: RawArchive, rows_of: Rows, shape: Shape, params: PrepareParams, destination: Path, map_tasks: Map
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Write `{split}_images.npy` of every split; return training images' sums, signatures, {row: reason} of bad ones.
+    """Write `{split}_images.npy` of every split; return training images' sums, signatures, {row: what is wrong}.
 
-    A bad image's row is all zeros, which adds nothing to the sums. signatures: SIGNATURE (N,), in the archive's order.
+    signatures: SIGNATURE (N,), in the archive's order. What is wrong: with images that could be read, too; the others
+    have no width, and a row of zeros, which adds nothing to the sums.
     """
     batches: list[Batch] = []
     for split, rows in rows_of.items():
-        batches += _batches(archive, rows, shape, resize, images_file(destination, split))
-    bad: dict[int, str] = {}
+        batches += _batches(archive, rows, shape, params, images_file(destination, split))
+    wrong: dict[int, str] = {}
     seen = np.zeros(len(archive.members), SIGNATURE)
     sums = np.zeros((2, shape[2]), np.int64)
     images = sum(len(batch.rows) for batch in batches)
     with tqdm(total=images, desc="preprocess", unit=" images", disable=None, leave=False) as bar:
-        for batch, (batch_sums, batch_seen, batch_bad) in zip(batches, map_tasks(_decode_batch, batches), strict=True):
-            bad |= batch_bad
+        for batch, (batch_sums, batch_seen, batch_wrong) in zip(
+            batches, map_tasks(_decode_batch, batches), strict=True
+        ):
+            wrong |= batch_wrong
             seen[batch.rows] = batch_seen
             if batch.file == images_file(destination, "train"):
                 sums += batch_sums
             bar.update(len(batch.rows))
-    return sums, seen, dict(sorted(bad.items()))
+    return sums, seen, dict(sorted(wrong.items()))
 
 
 def images_file(folder: Path, split: Split) -> Path:
@@ -88,7 +92,7 @@ def images_file(folder: Path, split: Split) -> Path:
     return folder / f"{split}_images.npy"
 
 
-def _batches(archive: RawArchive, rows: list[int], shape: Shape, resize: Resize, file: Path) -> Iterator[Batch]:
+def _batches(archive: RawArchive, rows: list[int], shape: Shape, params: PrepareParams, file: Path) -> Iterator[Batch]:
     """Create one split's array and cut its rows into tasks."""
     extents = list(archive.members.values())
     offset = _create_array(file, (len(rows), *shape))
@@ -97,7 +101,8 @@ def _batches(archive: RawArchive, rows: list[int], shape: Shape, resize: Resize,
     for start in range(0, len(rows), length):
         part = rows[start : start + length]
         place = offset + start * math.prod(shape)
-        yield Batch(archive.path, part, [extents[row] for row in part], shape, resize, file, place)
+        extents_of_part = [extents[row] for row in part]
+        yield Batch(archive.path, part, extents_of_part, shape, params.resize, params.bits, file, place)
 
 
 def _create_array(path: Path, shape: tuple[int, ...]) -> int:
@@ -119,20 +124,22 @@ def _header(shape: tuple[int, ...]) -> bytes:
 
 
 def _decode_batch(batch: Batch) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Write one batch into its place; return its `channel_sums`, its `signatures`, {row: reason} of each bad image."""
+    """Write one batch into its place; return its `channel_sums`, its `signatures`, and what is wrong, see `pack`."""
     images = np.zeros((len(batch.rows), *batch.shape), np.uint8)
-    sizes = np.zeros((len(batch.rows), 2), np.int64)
-    bad = {}
+    sizes = np.zeros((len(batch.rows), 3), np.int64)
+    wrong = {}
     for position, encoded in enumerate(read_images(batch.archive, batch.extents)):
         try:
-            pixels, sizes[position] = decode(encoded, batch.shape[0], batch.shape[2], batch.resize)
-            images[position] = pixels
+            decoded = decode(encoded, batch.shape[0], batch.shape[2], batch.resize, batch.depth)
+            images[position], sizes[position] = decoded.pixels, (*decoded.size, decoded.peak)
+            if decoded.complaint:
+                wrong[batch.rows[position]] = decoded.complaint
         except BadImageError as error:
-            bad[batch.rows[position]] = str(error)
+            wrong[batch.rows[position]] = str(error)
     with naming(batch.file), batch.file.open("r+b") as file:
         file.seek(batch.offset)
         file.write(images.data)
-    return channel_sums(images), signatures(images, sizes), bad
+    return channel_sums(images), signatures(images, sizes), wrong
 
 
 def take_out(

@@ -31,8 +31,8 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
 
     Dropped images are listed in `dropped.json`; warnings go to stderr. workers: the most processes to use; the result
     does not depend on them. Raises UserError for fewer than two classes, a class with fewer images than splits, a class
-    that only the test split has, for unreadable images (all of them listed) and leaks, as `params` say, for an altered
-    archive, and when memory runs out.
+    that only the test split has, for unreadable images (all of them listed) and leaks, as `params` say, for images
+    of 16 bits with small values, for an altered archive, and when memory runs out.
     """
     archive = RawArchive(raw)
     given, class_names = archive.placed()
@@ -47,7 +47,8 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
     with spread(workers if _is_many(archive) else 1) as map_tasks:
         depth = params.channels if params.channels != "auto" else 1 if all_gray(archive, map_tasks) else 3
         shape = (params.image_size, params.image_size, depth)
-        sums, seen, bad = pack(archive, rows_of, shape, params.resize, destination, map_tasks)
+        sums, seen, wrong = pack(archive, rows_of, shape, params, destination, map_tasks)
+    bad = {row: reason for row, reason in wrong.items() if not seen["width"][row]}
     if bad and params.on_corrupt == "error":
         reasons = [f"{shown(ids[row])}: {reason}" for row, reason in bad.items()]
         noun = "image" if len(bad) == 1 else "images"
@@ -60,8 +61,11 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
     labels = np.array([label_of[name] for name in class_names])
     placed = np.array([SPLITS.index(split) for split in splits])
     placed[list(bad)] = -1
-    findings = check(archive, ids, placed, labels, seen)
+    findings = check(archive, ids, placed, labels, seen, params.bits)
     findings.dropped.update(bad)
+    findings.complaints.update((row, said) for row, said in wrong.items() if row not in bad)
+    if params.depth == "auto":
+        findings.check_depth()
     findings.treat_leaks(params.on_leak)
     rows_of, sums = take_out(destination, rows_of, shape, findings.dropped, sums)
     _check_training(rows_of, class_names, classes, findings.dropped)
@@ -79,6 +83,7 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
         image_size=params.image_size,
         channels=depth,
         resize=params.resize,
+        depth=None if params.depth == "auto" else params.depth,
         mean=mean,
         std=std,
         counts={split: len(rows) for split, rows in rows_of.items()},
@@ -87,7 +92,7 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
         splits_sha256=hashlib.sha256(json.dumps([archive.source.sha256, *placement]).encode()).hexdigest(),
         sha256={path.name: file_sha256(path) for path in sorted(destination.iterdir())},
     )
-    write_sealed(destination / "metadata.json", metadata.model_dump())
+    write_sealed(destination / "metadata.json", metadata.model_dump(exclude_none=True))
     for warning in findings.warnings():
         print(f"preprocess: warning: {warning}", file=sys.stderr)
     return metadata, findings

@@ -37,6 +37,9 @@ def write_report(findings: Findings, folder: Path) -> None:
     for kind in ("equal", "similar"):
         if two := list(findings.two_labels(kind).items()):
             lines += ["", f"## {kind.capitalize()} images under two labels", "", *_pairs(findings, two)]
+    if findings.complaints:
+        lines += ["", "## Read, but with a damaged part", ""]
+        lines += _bullets([f"{text(findings.ids[row])}: {text(said)}" for row, said in findings.complaints.items()])
     if findings.dropped:
         lines += ["", "## Left out", "", "All of them are listed in `data/processed/dropped.json`.", ""]
         dropped = sorted(findings.dropped.items())
@@ -60,6 +63,7 @@ def _overview(findings: Findings) -> list[str]:
         + ", ".join(f"{count:,} {split}" for split, count in images.items()),
         f"- sizes in pixels: {'; '.join(sizes)}",
         f"- left out: {dropped['corrupt']:,} that cannot be read, {dropped['leaks']:,} that a later split has too",
+        *([f"- {findings.range()}"] if findings.peaks.any() else []),
         f"- imbalance: the largest class of train has {metrics['imbalance']:g} times the images of the smallest",
         *(f"- no images of class {text(name)} in {split}" for name, split in findings.missing()[:LISTED]),
     ]
@@ -116,7 +120,7 @@ def _strip(findings: Findings, rows: Iterable[int], places: int) -> np.ndarray:
     strip = np.full((SIDE, places * (SIDE + 2), 3), 255, np.uint8)
     for place, row in enumerate(rows):
         left = place * (SIDE + 2)
-        strip[:, left : left + SIDE] = decode(findings.archive.read(members[row]), SIDE, 3, "fit")[0]
+        strip[:, left : left + SIDE] = decode(findings.archive.read(members[row]), SIDE, 3, "fit", findings.depth)[0]
     return strip
 
 

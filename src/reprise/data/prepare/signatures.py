@@ -1,18 +1,19 @@
-"""Signatures of packed images, 40 bytes each, by which equal and similar ones are found without their pixels."""
+"""Signatures of packed images, 44 bytes each, by which equal and similar ones are found without their pixels."""
 
 import hashlib
 
 import numpy as np
 
-# size: of the file's image, upright. digest: of the packed pixels. hash: perceptual, see `difference_hash`
-SIGNATURE = np.dtype([("width", "<i4"), ("height", "<i4"), ("digest", "<u8", 2), ("hash", "<u8", 2)])
+# width, height: of the file's image, upright. peak: see `Decoded`. digest: of the packed pixels. hash: perceptual, see
+# `difference_hash`
+SIGNATURE = np.dtype([("width", "<i4"), ("height", "<i4"), ("peak", "<i4"), ("digest", "<u8", 2), ("hash", "<u8", 2)])
 GRID = 8
 
 
 def signatures(images: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return the SIGNATURE (N,) of packed images (N, H, W, C) uint8; sizes: (N, 2), width first, of their files."""
+    """Return the SIGNATURE (N,) of packed images (N, H, W, C) uint8; sizes: (N, 3), width, height and peak."""
     found = np.zeros(len(images), SIGNATURE)
-    found["width"], found["height"] = sizes.T
+    found["width"], found["height"], found["peak"] = sizes.T
     found["hash"] = difference_hash(images)
     for row, pixels in zip(found, images, strict=True):
         row["digest"] = np.frombuffer(hashlib.blake2b(pixels.tobytes(), digest_size=16).digest(), "<u8")

@@ -20,12 +20,23 @@ from reprise.runtime.errors import UserError
 def identify(archive: RawArchive, group: str | None = None) -> list[str]:
     """Return each image's identity, which decides its split: its content or, with `group`, its group.
 
+    The content is told by size and CRC-32 and, where images differ that share these, by SHA-256 as well: PNGs contain
+    CRCs of their own, so that theirs take about 2^16 values.
+
     group: a column of the source's table, or a regular expression whose first group (or whole match) in the image's
     path is meant. Raises UserError, with its name, for an image that has no group, and for a group in two of the
     source's own splits.
     """
     if group is None:
-        return [f"{extent.size} bytes, CRC {extent.crc:08x}" for extent in archive.members.values()]
+        names = [f"{extent.size} bytes, CRC {extent.crc:08x}" for extent in archive.members.values()]
+        shared = Counter(names)
+        named = zip(archive.members, names, strict=True)
+        digests = [
+            hashlib.sha256(archive.read(member)).hexdigest() if shared[name] > 1 else "" for member, name in named
+        ]
+        contents = Counter(name for name, _ in set(zip(names, digests, strict=True)))
+        whole = zip(names, digests, strict=True)
+        return [f"{name}, SHA-256 {digest}" if contents[name] > 1 else name for name, digest in whole]
     columns = archive.source.columns
     found: list[str] = []
     for member in archive.members:
