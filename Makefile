@@ -22,6 +22,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@touch $@
 
 repro: setup  ## run what has changed: download, preprocess, train, evaluate
+	@python -m reprise doctor --check
 	@dvc repro
 
 verify: setup  ## hash workspace and cache anew and compare with dvc.lock

@@ -61,11 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options) or 0)
 
 
-def here() -> "Project":
-    """Return the project that the working directory lies in."""
+def here(check: bool = True) -> "Project":
+    """Return the project that the working directory lies in; say so if a killed DVC left it in need of `doctor`."""
+    from reprise.repo.doctor import is_needed
     from reprise.repo.project import Project
 
-    return Project.find(Path.cwd())
+    project = Project.find(Path.cwd())
+    if check and is_needed(project):
+        print(
+            "note: a killed DVC left things half done here; `make doctor` repairs them",
+            file=sys.stderr,
+        )
+    return project
 
 
 @command(
@@ -173,27 +180,33 @@ def reproduce(options: Namespace) -> None:
         sys.exit(f"reproduce: the two runs differ, first in {first}")
 
 
-@command(argument("--dry-run", action="store_true", help="print the findings, change nothing"))
+@command(
+    argument("--dry-run", action="store_true", help="print the findings, change nothing"),
+    argument("--check", action="store_true", help="only say in a line whether it is needed"),
+)
 def doctor(options: Namespace) -> int:
     """Put a workspace right after a DVC that was killed.
 
     Says each finding and what is done about it, and does it. Exits with 0 if all is well now, with 1 if DVC still works
     here, or something is yours to decide.
     """
-    from reprise.repo.doctor import examine
+    from reprise.repo.doctor import examine, repairs
     from reprise.repo.processes import at_rest
 
-    project = here()
+    project = here(check=options.check)
+    if options.check:
+        return 0
     published = [project.root / folder for folder in ("data", "models", "metrics", "runs", "runs/data")]
+    found = []
     with at_rest(project):
-        found = examine(project, published)
-        for leftover in found:
+        for leftover in (examine if options.dry_run else repairs)(project, published):
             print(f"{leftover.problem}\n  -> {leftover.remedy}", flush=True)
+            found.append(leftover.repair)
             if leftover.repair and not options.dry_run:
                 leftover.repair()
     if not found:
         print("nothing to do")
-    return int(any(leftover.repair is None for leftover in found))
+    return int(None in found)
 
 
 @command(argument("metric", nargs="*", help="a metric of metrics/test.json"))

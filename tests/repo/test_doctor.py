@@ -186,6 +186,7 @@ def test_edits_mixed_with_the_runs_parameters_are_left_to_the_user_with_a_comman
     assert "lr: 0.5" in (breakable.path / "params.yaml").read_text()
     assert lines(breakable, "git", "status", "--porcelain") == [" M README.md", " M params.yaml", "?? notes.txt"]
     breakable.run("sh", "-ec", said.split("or go back to your edits: `")[1].split("`")[0])
+    assert "the working tree has them" in doctor(breakable)
     healthy(breakable)
     assert "lr: 0.003" in (breakable.path / "params.yaml").read_text()
 

@@ -6,16 +6,20 @@ Examining only reads; each finding carries its repair.
 """
 
 import json
+import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from reprise.repo.processes import git_at_work, owners, rwlocks, scratch
+import yaml
+
+from reprise.repo.headlog import cut_short, left_by_dvc, moves
+from reprise.repo.processes import at_rest, git_at_work, owners, rwlocks, scratch
 from reprise.repo.project import EXPERIMENT, Project
+from reprise.repo.stashes import SEEN, Leftover, applied, dvcs_stashes, forgotten, overwritten, set_aside
 from reprise.runtime.atomic import Lock, remove
 from reprise.runtime.errors import UserError
 
@@ -24,15 +28,7 @@ EXEC = "refs/exps/exec"
 RUNNING = {f"{EXEC}/EXEC_BASELINE", f"{EXEC}/EXEC_BRANCH", f"{EXEC}/EXEC_MERGE"}
 WAITING = "refs/exps/stash"
 TEMP = "refs/exps/temp"
-
-
-@dataclass(frozen=True)
-class Leftover:
-    """One thing that a crash left: what is wrong, what is done about it, and how; repair None: a person decides."""
-
-    problem: str
-    remedy: str
-    repair: Callable[[], object] | None
+BEFORE = 60  # seconds from the commit of an experiment to the detaching of HEAD for it, at most
 
 
 def examine(project: Project, published: list[Path]) -> list[Leftover]:
@@ -41,14 +37,37 @@ def examine(project: Project, published: list[Path]) -> list[Leftover]:
     Call it within `at_rest`: whatever is locked then is locked by a dead process.
     """
     # the locks come last: others read them
-    finders = (_git_locks, _killed_run, _scratch_refs, _queue, _scratch_folders, _rwlocks)
+    finders = (_git_locks, _cut_off, _killed_run, applied, _scratch_refs, _queue, _scratch_folders, _rwlocks)
     return [*(leftover for find in finders for leftover in find(project)), *_partials(project, published)]
+
+
+def repairs(project: Project, published: list[Path]) -> Iterator[Leftover]:
+    """Yield each leftover, to be repaired before the next is asked for; what a person has to decide comes last."""
+    seen: set[str] = set()
+    while True:
+        found = examine(project, published)
+        todo = [leftover for leftover in found if leftover.repair and leftover.problem not in seen]
+        if not todo:
+            break
+        seen |= {leftover.problem for leftover in todo}
+        yield from todo
+    yield from (leftover for leftover in found if not leftover.repair)
+    if scratch(project).exists():
+        (scratch(project) / SEEN).touch()
+
+
+def is_needed(project: Project) -> bool:
+    """Return whether a crash left something that stands in the way of Git, DVC or the user; no, while DVC works."""
+    with suppress(UserError), at_rest(project):
+        finders = (_git_locks, _cut_off, _killed_run, applied, _scratch_refs, _rwlocks)
+        return any(True for find in finders for _ in find(project))
+    return False
 
 
 def _git_locks(project: Project) -> Iterator[Leftover]:
     """Find lock files of Git: each commit, checkout and experiment fails on them."""
-    paths = [project.git_path(name) for name in ("index.lock", "HEAD.lock", "packed-refs.lock")]
-    locks = [path for path in (*paths, *project.git_path("refs/exps").rglob("*.lock")) if path.exists()]
+    folders = {project.git_path("."), project.root / project.git("rev-parse", "--git-common-dir").rstrip("\n")}
+    locks = sorted({path.resolve() for folder in folders for path in folder.rglob("*.lock") if path.is_file()})
     git = git_at_work(project) if locks else []
     for lock in locks:
         if git:
@@ -57,22 +76,50 @@ def _git_locks(project: Project) -> Iterator[Leftover]:
             yield Leftover(f"{project.short(lock)}: no living git process holds it", "remove it", lock.unlink)
 
 
+def _cut_off(project: Project) -> Iterator[Leftover]:
+    """Find params.yaml and dvc.lock cut off: DVC was killed when it had opened them to write."""
+    for name in ("params.yaml", "dvc.lock"):
+        here = project.read(name)
+        if _is_mapping(here):
+            continue
+        commits = [*(stash.commit for stash in dvcs_stashes(project)), "HEAD"]
+        source = next((commit for commit in commits if _is_mapping(project.read(name, commit))), None)
+        command = ("restore", f"--source={source}", "--", name)
+        if source and here:
+            remedy = f"yours to decide: put it right, or `git {' '.join(command)}`"
+            yield Leftover(f"{name}: cannot be read as YAML", remedy, None)
+        elif source:
+            remedy = f"take it from {source[:7]}" + ", your edits that DVC had set aside" * (source != "HEAD")
+            yield Leftover(f"{name}: empty or gone", remedy, partial(project.git, *command))
+
+
+def _is_mapping(text: str) -> bool:
+    with suppress(yaml.YAMLError):
+        return isinstance(yaml.safe_load(text), dict)
+    return False
+
+
 def _killed_run(project: Project) -> Iterator[Leftover]:
     """Find what `dvc exp run` had done to the user's edits, to HEAD and to the index when it was killed."""
     exec_refs = project.refs(EXEC)
     steps = {owner.path for path in rwlocks(project) for owner in owners(path) or []}
-    preparing = "workspace" in steps  # the user's edits stashed, the values of -S being set
     running = bool(RUNNING & exec_refs.keys())
-    if preparing:
-        yield from _stashed_edits(project)
-    if (preparing or running) and not project.git("symbolic-ref", "-q", "HEAD", check=False):
-        if EXEC in steps:
-            yield from _overwritten_edits(project, exec_refs)
+    crashed = running or "workspace" in steps  # there: edits stashed, the values of -S being set
+    yield from set_aside(project)
+    if EXEC in steps:
+        yield from overwritten(project, exec_refs.get(f"{EXEC}/EXEC_MERGE"))
+    detached = not project.git("symbolic-ref", "-q", "HEAD", check=False)
+    left = left_by_dvc(project, crashed) if detached else None
+    yield from forgotten(project, [*cut_short(project), *([(left.time - BEFORE, math.inf)] if left else [])])
+    if detached and (crashed or left):
         head = project.git("rev-parse", "HEAD").strip()
         base = exec_refs.get(f"{EXEC}/EXEC_HEAD", head) if running else head
-        detached = list(_detached_head(project, head, base))
-        yield from detached
-        if any(finding.repair is None for finding in detached):
+        branch = f"refs/heads/{left.start}" if left else None if moves(project) else ""
+        if left:
+            base = left.commits[0] or left.commits[1]
+        found = list(_detached_head(project, head, branch, base))
+        yield from found
+        if any(finding.repair is None for finding in found):
             return
         yield from _staged_by_dvc(project, base)
     if running:
@@ -83,49 +130,8 @@ def _killed_run(project: Project) -> Iterator[Leftover]:
         yield Leftover(problem, remedy, partial(_forget_run, project, refs))
 
 
-def _stashed_edits(project: Project) -> Iterator[Leftover]:
-    """Find the user's uncommitted edits in `git stash`, where DVC puts them while it prepares an experiment."""
-    began = (scratch(project) / "exps/rwlock").stat().st_mtime
-    log = project.git_path("logs/refs/stash")
-    listed = [line.split(" ", 2) for line in project.git("stash", "list", "--format=%gd %ct %s").splitlines()]
-    entries = [name for name, time, subject in listed if int(time) >= int(began) and "dvc-exp:" not in subject]
-    if not entries or log.stat().st_mtime < began:
-        return
-    entry = entries[-1]  # newer ones are the user's, from after the crash
-    untouched = not Project(project.top).changed("HEAD")
-    if untouched and project.git("rev-parse", f"{entry}^") == project.git("rev-parse", "HEAD"):
-        problem = f"{entry} of `git stash list`: your uncommitted edits, which DVC had set aside"
-        yield Leftover(problem, "give them back", partial(project.git, "stash", "pop", "--index", entry))
-    else:
-        problem = f"{entry} of `git stash list`: your uncommitted edits as they were before the killed run; "
-        problem += "the working tree may have them too, with the run's parameters"
-        remedy = f"yours to decide: keep the working tree and `git stash drop '{entry}'`, or go back to your edits: "
-        yield Leftover(problem, f"{remedy}`git reset --hard && git stash pop --index '{entry}'`", None)
-
-
-def _overwritten_edits(project: Project, exec_refs: dict[str, str]) -> Iterator[Leftover]:
-    """Find edits that live only in EXEC_MERGE: DVC checks HEAD out by force before it lays them over it again."""
-    base, merge = exec_refs.get(f"{EXEC}/EXEC_HEAD"), exec_refs.get(f"{EXEC}/EXEC_MERGE")
-    if not base or not merge:
-        return
-    whole = Project(project.top)
-    lost = {}
-    for path in whole.changed(base, merge, "--", ".", f":(exclude){project.prefix / '.dvc/tmp'}"):
-        patch = whole.git("diff-tree", "-p", "--binary", base, merge, "--", path)
-        with suppress(UserError):  # does not apply: it is there already, or the user has gone on from it
-            whole.git("apply", "--check", stdin=patch)
-            lost[path] = patch
-    if lost:
-        problem = f"{', '.join(lost)}: changed before the run, or by its -S, and overwritten by DVC when it was killed"
-        restore = partial(whole.git, "apply", "--whitespace=nowarn", stdin="".join(lost.values()))
-        yield Leftover(problem, "give the changes back", restore)
-    if project.refs("refs/stash").get("refs/stash") == merge:  # where DVC applies it from
-        yield Leftover("stash@{0} of `git stash list`: DVC's own", "drop it", partial(project.git, "stash", "drop"))
-
-
-def _detached_head(project: Project, head: str, base: str) -> Iterator[Leftover]:
-    """Find out what DVC detached HEAD from, at `base`; one that the user had detached stays so."""
-    left = _left_by_dvc(project)
+def _detached_head(project: Project, head: str, left: str | None, base: str) -> Iterator[Leftover]:
+    """Say where HEAD goes back to: the branch that DVC left at `base`; "": unknown; None: the user had detached it."""
     branches = [name for name, tip in project.refs("refs/heads").items() if tip == base]
     candidates = [left] if left in branches else branches if left == "" else []
     problem = f"HEAD is detached at {head[:7]}: DVC had no time to put it back"
@@ -141,25 +147,20 @@ def _detached_head(project: Project, head: str, base: str) -> Iterator[Leftover]
     elif candidates:
         commands = " or ".join(f"`git symbolic-ref HEAD {name}`" for name in candidates)
         yield Leftover(f"{problem}, and {len(candidates)} branches are there", f"yours to decide: {commands}", None)
+    elif left:
+        name = left.removeprefix("refs/heads/")
+        remedy = f"yours to decide: `git checkout {name}`"
+        yield Leftover(f"{problem}, and {name} is elsewhere by now", remedy, None)
     elif head != base:
         yield Leftover(problem, f"back to {base[:7]}", partial(project.git, "update-ref", "--no-deref", "HEAD", base))
 
 
-def _left_by_dvc(project: Project) -> str | None:
-    """Return the branch from which DVC detached HEAD, by HEAD's log; "" if the log is silent, None if the user did."""
-    for line in project.git("reflog", "show", "--format=%gs", "HEAD", check=False).splitlines():
-        move = re.fullmatch(r"checkout: moving from (\S+) to (\S+)", line)
-        if move and not re.fullmatch("[0-9a-f]{40}", move[2]):  # DVC moves to whole commit ids
-            return None
-        if move and not re.fullmatch("[0-9a-f]{40}", move[1]):
-            return f"refs/heads/{move[1]}"
-    return ""
-
-
 def _unreachable(project: Project, head: str) -> list[str]:
-    """Return the commits behind HEAD that neither a branch, a tag nor a finished experiment holds."""
+    """Return the user's commits behind HEAD that neither a branch, a tag nor a finished experiment holds."""
     scratch = [f"--exclude={name}" for name in ("refs/stash", WAITING, f"{EXEC}/*", f"{TEMP}/*", "refs/exps/celery/*")]
-    return project.git("rev-list", head, "--not", *scratch, "--glob=refs/*").split()
+    scratch += ["--exclude=refs/exps/apply/*"]
+    own = ("--invert-grep", "--grep=^dvc: commit experiment")
+    return project.git("rev-list", *own, head, "--not", *scratch, "--glob=refs/*").split()
 
 
 def _staged_by_dvc(project: Project, base: str) -> Iterator[Leftover]:
@@ -191,7 +192,11 @@ def _scratch_refs(project: Project) -> Iterator[Leftover]:
 
 
 def _queue(project: Project) -> Iterator[Leftover]:
-    """Find queued experiments that DVC shows as running for ever: their worker is dead."""
+    """Find workers of the queue that died, and the experiments that DVC shows as running for ever after that."""
+    for path in sorted((scratch(project) / "exps/celery").glob("dvc-exp-worker-*.json")):
+        if '"returncode": null' in path.read_text():
+            remedy = "note it; `dvc queue start` goes on with the experiments that wait, if there are any"
+            yield Leftover(f"{path.stem} of the queue: died", remedy, partial(_note_death, path))
     if not list((scratch(project) / "exps/celery/broker/processed").glob("*.celery.msg")):
         return
     listed = project.dvc("queue", "status")
@@ -201,10 +206,14 @@ def _queue(project: Project) -> Iterator[Leftover]:
         yield Leftover(problem, remedy, partial(_fail_task, project, commit))
 
 
+def _note_death(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "returncode": -9}))
+
+
 def _fail_task(project: Project, commit: str) -> None:
     # without an exit status there, `dvc queue kill` signals the recorded pid, and another process may have that by now
     for path in (scratch(project) / "exps/run").glob(f"{commit}*/{commit}*.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "returncode": -9}))
+        _note_death(path)
     project.dvc("queue", "kill", commit)
 
 

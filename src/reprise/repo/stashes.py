@@ -1,0 +1,175 @@
+"""Uncommitted edits that DVC sets aside, in stashes, and what of them the working tree lacks after a crash."""
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from reprise.repo.project import Project
+from reprise.repo.revisions import Revision, experiments
+from reprise.runtime.errors import UserError, listed
+
+APPLIED = "refs/exps/apply/stash"
+SEEN = "doctor"  # below .dvc/tmp: when doctor has last looked at what no ref holds
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """One thing that a crash left: what is wrong, what is done about it, and how; repair None: a person decides."""
+
+    problem: str
+    remedy: str
+    repair: Callable[[], object] | None
+
+
+class Stash(NamedTuple):
+    """A stash by the name that Git takes, its commit and its message."""
+
+    name: str
+    commit: str
+    message: str
+
+    @property
+    def is_experiment(self) -> bool:
+        """Whether it is an experiment: the user's edits with the parameters of the run in them."""
+        return "dvc-exp:" in self.message
+
+
+def dvcs_stashes(project: Project) -> list[Stash]:
+    """Return the entries of `git stash list` that DVC made, the newest first."""
+    listed = project.git("log", "-g", "--format=%H %B%x00", "refs/stash", "--", check=False).split("\0")[:-1]
+    parts = (entry.removeprefix("\n").partition(" ") for entry in listed)
+    stashes = [Stash(f"stash@{{{number}}}", commit, text) for number, (commit, _, text) in enumerate(parts)]
+    # libgit2 ends the line, git does not
+    return [stash for stash in stashes if stash.message.endswith("\n") or stash.is_experiment]
+
+
+def lost(project: Project, commit: str) -> list[str]:
+    """Return the paths, from Git's root, that a stash changes and that are other in the working tree.
+
+    Its untracked files count; dvc.lock and outs do not: DVC makes them anew.
+    """
+    whole = Project(project.top)
+    made = ["dvc.lock", ".dvc/tmp/"]
+    with suppress(UserError):  # dvc.lock is unreadable
+        made += Revision(project).locked("outs")
+    untracked = whole.git("ls-tree", "-r", "--name-only", "-z", f"{commit}^3", check=False).split("\0")[:-1]
+    held = dict.fromkeys(whole.changed(f"{commit}^", commit), commit) | dict.fromkeys(untracked, f"{commit}^3")
+    other = [path for path, tree in held.items() if whole.read(path) != whole.read(path, tree)]
+    return [path for path in other if not path.startswith(tuple(str(project.prefix / path) for path in made))]
+
+
+def way_back(project: Project, commit: str, paths: list[str]) -> Callable[[], None] | None:
+    """Return what brings paths of a stash back without overwriting anything; None if there is no such way."""
+    whole = Project(project.top)
+    patches = {path: _patch(project, commit, path) for path in paths}
+    gone = [path for path, patch in patches.items() if not _applies(project, patch)]
+    patch = "".join(patch for path, patch in patches.items() if path not in gone)
+
+    def restore() -> None:
+        if patch:
+            whole.git("apply", "--whitespace=nowarn", stdin=patch)
+        if gone:
+            whole.git("restore", f"--source={commit}", "--", *gone)
+
+    return None if any(map(whole.read, gone)) else restore
+
+
+def _patch(project: Project, commit: str, path: str) -> str:
+    return Project(project.top).git("diff-tree", "-p", "--binary", f"{commit}^", commit, "--", path)
+
+
+def _applies(project: Project, patch: str, *options: str) -> bool:
+    with suppress(UserError):
+        Project(project.top).git("apply", "--check", *options, stdin=patch)
+        return True
+    return False
+
+
+def set_aside(project: Project) -> Iterator[Leftover]:
+    """Find the user's edits in `git stash list`, where DVC puts them while it prepares or applies an experiment.
+
+    No more than one repair at a time: it renames the others.
+    """
+    stashes = dvcs_stashes(project)
+    trees = [project.git("rev-parse", f"{stash.commit}^{{tree}}") for stash in stashes]
+    for number, stash in enumerate(stashes):
+        shown, missing = f"{stash.name} of `git stash list`", lost(project, stash.commit)
+        drop = partial(project.git, "stash", "drop", stash.name)
+        is_copy = stash.is_experiment and any(not other.is_experiment for other in stashes[number + 1 :])
+        if is_copy or not missing or trees[number] in trees[:number]:
+            has = "another stash has" if missing else "the working tree has"
+            yield Leftover(f"{shown}: edits that DVC had set aside; {has} them", "drop it", drop)
+            return
+        problem = f"{shown}: your uncommitted edits of {listed(missing)}, which DVC had set aside"
+        if not stash.is_experiment and (restore := _give_back(project, stash, missing, drop)):
+            yield Leftover(problem, "give them back; a run since then went without them", restore)
+            return
+        paths = " ".join(shlex.quote(f":/{path}") for path in missing)
+        remedy = f"yours to decide: keep the working tree and `git stash drop '{stash.name}'`, or go back to your "
+        remedy += f"edits: `git restore --source='{stash.name}' -- {paths}`"
+        yield Leftover(f"{problem}; they differ from the working tree", remedy, None)
+
+
+def _give_back(
+    project: Project, stash: Stash, missing: list[str], drop: Callable[[], object]
+) -> Callable[[], object] | None:
+    head, base = project.git("rev-parse", "HEAD", f"{stash.commit}^").split()
+    whole = Project(project.top)
+    if head == base and not whole.changed("HEAD") and not whole.changed("--cached"):
+        return partial(project.git, "stash", "pop", "--index", stash.name)
+    restore = way_back(project, stash.commit, missing)
+    return restore and (lambda: (restore(), drop()))
+
+
+def overwritten(project: Project, merge: str | None) -> Iterator[Leftover]:
+    """Find edits that live only in EXEC_MERGE: DVC checks HEAD out by force before it lays them over it again."""
+    missing = lost(project, merge) if merge else []
+    problem = f"{listed(missing)}: changed before the run, or by its -S, and overwritten by DVC when it was killed"
+    if merge and missing and (restore := way_back(project, merge, missing)):
+        yield Leftover(problem, "give the changes back", restore)
+    elif merge and missing and all(stash.commit != merge for stash in dvcs_stashes(project)):
+        yield Leftover(problem, "keep them in `git stash list`", partial(project.git, "stash", "store", merge))
+
+
+def forgotten(project: Project, cut_short: Sequence[tuple[float, float]]) -> Iterator[Leftover]:
+    """Find edits that no ref holds any more: those of a killed experiment, after the next ones made DVC forget it.
+
+    cut_short: when (from, to) experiments were committed that may not have begun. Doctor looks at each but once.
+    """
+    mark = project.root / ".dvc/tmp" / SEEN
+    last = mark.stat().st_mtime if mark.exists() else 0
+    if not any(end >= last for _, end in cut_short):
+        return
+    found = project.git("fsck", "--unreachable", "--no-reflogs", "--connectivity-only", check=False)
+    commits = "\n".join(line.split()[2] for line in found.splitlines() if line.startswith("unreachable commit"))
+    show = ("log", "--no-walk", "--stdin", "--format=%ct %H %s")
+    lines = [line.split(" ", 2) for line in project.git(*show, stdin=commits).splitlines()] if commits else []
+    finished = {run.name for run in experiments(project)}
+    for number, (time, _, subject) in enumerate(lines):
+        name = subject.rpartition(":")[2]
+        if "dvc-exp:" in subject and name not in finished and any(a <= int(time) <= b for a, b in cut_short):
+            edits = next((commit for _, commit, what in lines[number + 1 :] if what.startswith("WIP on ")), None)
+            if not edits or int(time) < last:
+                continue
+            patches = {path: _patch(project, edits, path) for path in lost(project, edits)}
+            if missing := [path for path, patch in patches.items() if not _applies(project, patch, "--reverse")]:
+                problem = f"{listed(missing)}: edits from before the experiment {name}, which was killed"
+                yield Leftover(problem, "put them into `git stash list`", partial(project.git, "stash", "store", edits))
+
+
+def applied(project: Project) -> Iterator[Leftover]:
+    """Find uncommitted edits that `dvc exp apply` replaced: they are in a ref of its own, and its next call drops it.
+
+    A version that a finished experiment has is no loss.
+    """
+    whole, known = Project(project.top), [run.commit for run in experiments(project)]
+    for path in lost(project, APPLIED) if APPLIED in project.refs(APPLIED) else []:
+        names = "".join(f"{commit}:{path}\n" for commit in (APPLIED, *known))
+        own, *others = whole.git("cat-file", "--batch-check", stdin=names).splitlines()
+        if own not in others:
+            give = f"`git restore --source={APPLIED} -- {shlex.quote(f':/{path}')}`"
+            remedy = f"yours to decide: {give} gives it back, `git update-ref -d {APPLIED}` forgets it"
+            yield Leftover(f"{path}: your uncommitted edits, which `dvc exp apply` replaced", remedy, None)
