@@ -101,8 +101,7 @@ def _batches(archive: RawArchive, rows: list[int], shape: Shape, params: Prepare
     for start in range(0, len(rows), length):
         part = rows[start : start + length]
         place = offset + start * math.prod(shape)
-        extents_of_part = [extents[row] for row in part]
-        yield Batch(archive.path, part, extents_of_part, shape, params.resize, params.bits, file, place)
+        yield Batch(archive.path, part, [extents[row] for row in part], shape, params.resize, params.bits, file, place)
 
 
 def _create_array(path: Path, shape: tuple[int, ...]) -> int:

@@ -30,13 +30,12 @@ def identify(archive: RawArchive, group: str | None = None) -> list[str]:
     if group is None:
         names = [f"{extent.size} bytes, CRC {extent.crc:08x}" for extent in archive.members.values()]
         shared = Counter(names)
-        named = zip(archive.members, names, strict=True)
-        digests = [
-            hashlib.sha256(archive.read(member)).hexdigest() if shared[name] > 1 else "" for member, name in named
-        ]
-        contents = Counter(name for name, _ in set(zip(names, digests, strict=True)))
-        whole = zip(names, digests, strict=True)
-        return [f"{name}, SHA-256 {digest}" if contents[name] > 1 else name for name, digest in whole]
+        whole = list(names)
+        for row, (member, name) in enumerate(zip(archive.members, names, strict=True)):
+            if shared[name] > 1:
+                whole[row] = f"{name}, SHA-256 {hashlib.sha256(archive.read(member)).hexdigest()}"
+        contents = Counter(name for name, _ in set(zip(names, whole, strict=True)))
+        return [full if contents[name] > 1 else name for name, full in zip(names, whole, strict=True)]
     columns = archive.source.columns
     found: list[str] = []
     for member in archive.members:
