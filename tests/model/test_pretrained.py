@@ -1,6 +1,7 @@
 """Weights to start from come whole from the hub or a file, are adapted, and are recorded; anything else is refused."""
 
 import hashlib
+import re
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -324,3 +325,19 @@ def test_a_training_is_taken_up_only_from_one_that_began_with_the_same_classes(d
         keys.setdefault(folder, set()).add(result.card.provenance.key())
     assert [len(each) for each in keys.values()] == [1, 1]
     assert keys["one"] != keys["two"]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.bool])
+def test_quantized_weights_are_refused_by_name_and_counters_are_not(dtype, tmp_path):
+    weights = weights_of()
+    first = next(name for name, tensor in weights.items() if tensor.is_floating_point())
+    safetensors.torch.save_file(weights | {first: weights[first].to(dtype)}, tmp_path / "w.safetensors")
+    start = find_start(params("test_resnet"), tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=rf"w\.safetensors: {re.escape(first)}: {dtype}, not floating point"):
+        not_loaded(start, timm.create_model("test_resnet"))
+    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    safetensors.torch.save_file(halves, tmp_path / "w.safetensors")
+    assert (
+        not_loaded(find_start(params("test_resnet"), tmp_path / "w.safetensors"), timm.create_model("test_resnet"))
+        == []
+    )

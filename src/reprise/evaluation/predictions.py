@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 COLUMNS = ["id", "label", "predicted"]  # and p(CLASS) of each class
+FORMULA = re.compile(r"'*[=+\-@\t\r]")  # a spreadsheet computes a cell that begins so, and takes one after ' as text
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def read_predictions(content: str) -> Predictions:
     """Return what a file says, by its text. Raises ValueError if this version has not written it."""
     header, *rows = csv.reader(io.StringIO(content, newline=""))
     classes = [name[2:-1] for name in header[3:]]
-    ids, labels, predicted = ([row[column] for row in rows if len(row) == len(header)] for column in range(3))
+    ids, labels, predicted = ([_name(row[column]) for row in rows if len(row) == len(header)] for column in range(3))
     if header[:3] != COLUMNS or not rows or len(set(ids)) < len(rows):
         raise ValueError("not predictions of this version")
     probabilities = np.array([row[3:] for row in rows], dtype=np.float64).reshape(len(rows), len(classes))
@@ -45,8 +47,17 @@ def read_predictions(content: str) -> Predictions:
 
 
 def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    """Write a table, whatever the names of classes and files hold."""
+    """Write a table, whatever the names of classes and files hold: one that a spreadsheet would compute gets a '."""
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows([_cell(value) for value in row] for row in rows)
+
+
+def _cell(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
+
+
+def _name(cell: str) -> str:
+    """Return the name that `write_csv` was given."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell

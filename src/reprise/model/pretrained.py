@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from reprise.model.artifact import Origin, load_card
 from reprise.runtime.checksums import file_sha256
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, listed
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")  # timm's own checkpoints end in .pth.tar
 WRAPPERS = re.compile(r"^((net|model|module|_orig_mod)\.)+")  # before timm's names, in checkpoints of training loops
@@ -197,11 +197,16 @@ def classifier_prefixes(network: nn.Module) -> tuple[str, ...]:
 def not_loaded(start: Start, network: nn.Module) -> list[str]:
     """Return the names of a timm model's tensors that the weights do not set, in the model's order.
 
-    The classifier is not set where the number of classes differs; `for_classes` sets its rows by name.
+    The classifier is not set where the number of classes differs; `for_classes` sets its rows by name. Raises UserError
+    for integers where the model has floating point.
     """
-    heads = classifier_prefixes(network)
+    heads, state = classifier_prefixes(network), network.state_dict()
+    given = {name: tensor for name, tensor in start.weights.items() if name in state}
+    if whole := [name for name in given if state[name].is_floating_point() and not given[name].is_floating_point()]:
+        kind, way_out = given[whole[0]].dtype, "quantized weights cannot be trained on; save them as torch.float32"
+        raise UserError(f"{start.origin.source}: {listed(whole)}: {kind}, not floating point: {way_out}")
     return [
         name
-        for name, tensor in network.state_dict().items()
+        for name, tensor in state.items()
         if name not in start.weights or (name.startswith(heads) and start.weights[name].shape != tensor.shape)
     ]

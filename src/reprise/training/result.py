@@ -77,9 +77,7 @@ def starting_point(made: Assembly, start: Start) -> Origin:
     if len(missing) > len(network.model.state_dict()) / 2:
         raise UserError(f"{start.origin.source}: not weights of this model: {len(missing)} of its tensors are missing")
     rest = "the classifier's rows of new classes" if new else "nothing"
-    print(f"starting from {start.origin.source}; not loaded: {', '.join(missing[:8]) or rest}", file=sys.stderr)
-    if len(missing) > 8:
-        print(f"  and {len(missing) - 8} more, see model.json", file=sys.stderr)
+    print(f"starting from {start.origin.source}; not loaded: {listed(missing) or rest}", file=sys.stderr)
     if fitted is not start:
         known = [name for name in metadata.classes if name not in new]
         print(
