@@ -16,7 +16,7 @@ from reprise.params.load import load_params
 from reprise.repo.project import Project
 from reprise.repo.runs import find_model, prepared_data
 from reprise.runtime.environment import after_torch, before_torch
-from reprise.runtime.errors import UserError, one_line_errors
+from reprise.runtime.errors import UserError, one_line_errors, say
 
 PROJECT = Project(Path(__file__).resolve().parent.parent)
 
@@ -52,8 +52,8 @@ def main() -> None:
     settings = params.evaluate
     result = evaluate(network, card, processed, settings.batch_size, settings.calibration_bins, settings.metrics)
     name, data = card.architecture.model_name, card.training.data
-    print(f"eval: {name} ({weights}) on {len(result.ids):,} test images of {data}")
-    print(result.table())
+    say(f"eval: {name} ({weights}) on {len(result.ids):,} test images of {data}")
+    say(result.table())
     if is_run and params.train.loggers:
         from reprise.training.loggers import create_loggers
 

@@ -8,7 +8,7 @@ from reprise.data.prepare.report import write_report
 from reprise.params.dependencies import Dependencies
 from reprise.runtime.atomic import publishing
 from reprise.runtime.environment import cpus
-from reprise.runtime.errors import one_line_errors
+from reprise.runtime.errors import one_line_errors, say
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
         write_report(findings, report)
         metrics.write_text(json.dumps(findings.metrics(), indent=2) + "\n", encoding="utf-8")
         dependencies.record().save(record)
-    print(f"preprocess: {metadata.summary()} -> data/processed, data/report")
+    say(f"preprocess: {metadata.summary()} -> data/processed, data/report")
 
 
 if __name__ == "__main__":

@@ -93,3 +93,19 @@ def test_both_sites_run_the_gate_and_the_review_on_the_whole_history():
     for name in ("test.yml", "review.yml"):
         first, *_ = next(iter(jobs(name).values()))["steps"]
         assert first["with"]["fetch-depth"] == 0
+
+
+def test_the_token_of_gitlab_is_for_the_job_that_runs_the_bases_code_alone():
+    gitlab = yaml.safe_load((ROOT / ".gitlab-ci.yml").read_text())
+    assert [name for name, job in gitlab.items() if isinstance(job, dict) and "environment" in job] == ["comment"]
+    assert gitlab["comment"]["environment"]["name"] == "review-comment"
+    assert "extends" not in gitlab["comment"]
+    for name in ("test", "review"):
+        assert gitlab[name]["extends"] == ".prepared"
+        assert "REVIEW_TOKEN" not in str(gitlab[name])
+    guard = gitlab[".prepared"]["before_script"][0]
+    for token, code in (("secret", 1), ("", 0)):
+        done = subprocess.run(["sh", "-c", guard], env={"REVIEW_TOKEN": token}, capture_output=True, text=True)
+        assert done.returncode == code
+        assert ("environment scope" in done.stderr) == bool(token)
+        assert "secret" not in done.stderr + done.stdout

@@ -12,7 +12,7 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reprise.runtime.errors import UserError, one_line_errors
+from reprise.runtime.errors import UserError, one_line_errors, say
 
 if TYPE_CHECKING:
     from reprise.repo.project import Project
@@ -56,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sub.set_defaults(run=run)
         for names, settings in its_arguments:
             sub.add_argument(*names, **settings)
-    options: Namespace = parser.parse_args(arguments)
     with one_line_errors():
+        options: Namespace = parser.parse_args(arguments)
         return int(options.run(options) or 0)
 
 
@@ -68,7 +68,7 @@ def here(check: bool = True) -> "Project":
 
     project = Project.find(Path.cwd())
     if check and is_needed(project):
-        print(
+        say(
             "note: a killed DVC left things half done here; `make doctor` repairs them",
             file=sys.stderr,
         )
@@ -98,8 +98,8 @@ def compare(options: Namespace) -> int:
     project = here()
     found = compare(project, options.base, options.head, options.seeds)
     page = write(found, options.out or project.root / "runs/compare")
-    print(summary(found))
-    print(f"compare: {found.head} against {found.base} -> {page}")
+    say(summary(found))
+    say(f"compare: {found.head} against {found.base} -> {page}")
     return 3 if options.fail_on and found.regressed else 0
 
 
@@ -126,7 +126,7 @@ def review(options: Namespace) -> int:
     if options.post:
         from reprise.comparison.comments import post_page
 
-        print(f"review: posted, {post_page(options.post, os.environ)}")
+        say(f"review: posted, {post_page(options.post, os.environ)}")
         return 0
     from reprise.comparison.review import artifact_link, merge_base, review
 
@@ -138,8 +138,8 @@ def review(options: Namespace) -> int:
     page, passed = review(project, base, out, artifact, options.reproduce, bool(options.fail_on))
     path = out / "comment.md"
     path.write_text(page, encoding="utf-8")
-    print(page)
-    print(f"review: {'passed' if passed else 'FAILED'} -> {path}", file=sys.stderr)
+    say(page)
+    say(f"review: {'passed' if passed else 'FAILED'} -> {path}", file=sys.stderr)
     return int(not passed)
 
 
@@ -154,12 +154,13 @@ def verify(options: Namespace) -> int:
 
     found = verify(here())
     for path, stage, what in found.mismatches:
-        print(f"{path}, stage {stage}: {what}")
+        say(f"{path}, stage {stage}: {what}")
     said = "workspace and cache are what dvc.lock records"
     if found.mismatches:
         said = f"{len(found.mismatches)} not as dvc.lock records. The way out, in this order:"
-    print(f"verify: {len(found.stages)} stages, {len(found.hashes):,} files, {found.bytes:,} bytes hashed: {said}")
-    print("".join(f"  {command}\n" for command in found.repairs), end="")
+    say(f"verify: {len(found.stages)} stages, {len(found.hashes):,} files, {found.bytes:,} bytes hashed: {said}")
+    for line in found.repairs:
+        say(f"  {line}")
     return int(bool(found.mismatches))
 
 
@@ -200,12 +201,12 @@ def doctor(options: Namespace) -> int:
     found = []
     with at_rest(project):
         for leftover in (examine if options.dry_run else repairs)(project, published):
-            print(f"{leftover.problem}\n  -> {leftover.remedy}", flush=True)
+            say(f"{leftover.problem}\n  -> {leftover.remedy}")
             found.append(leftover.repair)
             if leftover.repair and not options.dry_run:
                 leftover.repair()
     if not found:
-        print("nothing to do")
+        say("nothing to do")
     return int(None in found)
 
 
@@ -224,10 +225,10 @@ def history(options: Namespace) -> None:
     names = chosen(points, options.metric)
     with publishing(project.root / "runs/history.svg") as (page,):
         page.write_text(picture(points, names), encoding="utf-8")
-    print(table(points, names))
-    print(f"history: {len(points):,} points -> runs/history.svg")
+    say(table(points, names))
+    say(f"history: {len(points):,} point{'s' * (len(points) != 1)} -> runs/history.svg")
     if project.is_shallow:
-        print("history: a shallow clone, earlier commits are missing: `git fetch --unshallow`", file=sys.stderr)
+        say("history: a shallow clone, earlier commits are missing: `git fetch --unshallow`", file=sys.stderr)
 
 
 @command()
@@ -244,7 +245,7 @@ def folds(options: Namespace) -> None:
     if not summary:
         queue = "dvc exp run --queue -S data.folds=5 -S 'data.fold=0,1,2,3,4', then `dvc queue start`"
         raise UserError(f"this commit has no finished experiment with data.folds; queue them with {queue}")
-    print(summary)
+    say(summary)
 
 
 @command()
@@ -256,16 +257,17 @@ def data(options: Namespace) -> None:
     from reprise.data.download.torchvision_sets import LEFT_OUT, TORCHVISION_SETS
 
     line = "{:<21}{:>7}{:>11}  {:<18}{:<8}{}"
-    print(line.format("data.name", "classes", "images", "splits", "mirror", "data.split (the first is the default)"))
-    print(line.format("digits", 10, "1,797", "unsplit", "-", ""))
-    print(line.format("folder", "", "", "yours", "-", "your own images at data.path"))
-    print(line.format("archive", "", "", "yours", "-", "the same in a .zip, .tar or .tar.gz, at data.path or data.url"))
+    say(line.format("data.name", "classes", "images", "splits", "mirror", "data.split (the first is the default)"))
+    say(line.format("digits", 10, "1,797", "unsplit", "-", ""))
+    say(line.format("folder", "", "", "yours", "-", "your own images at data.path"))
+    say(line.format("archive", "", "", "yours", "-", "the same in a .zip, .tar or .tar.gz, at data.path or data.url"))
     for name, row in TORCHVISION_SETS.items():
         mirror = "yes" if row.mirror else "-"
         rest = "; ".join(filter(None, [", ".join(row.variants or ()), row.note]))
-        print(line.format(name, f"{row.classes:,}", f"{row.images:,}", ", ".join(row.splits), mirror, rest).rstrip())
-    print("\nNot of use here, of torchvision's:")
-    print(*(f"  {why}: {', '.join(names)}" for why, names in LEFT_OUT.items()), sep="\n")
+        say(line.format(name, f"{row.classes:,}", f"{row.images:,}", ", ".join(row.splits), mirror, rest).rstrip())
+    say("\nNot of use here, of torchvision's:")
+    for why, names in LEFT_OUT.items():
+        say(f"  {why}: {', '.join(names)}")
 
 
 @command(argument("name", nargs="?", help="the preset to write into params.yaml; none: list them"))
@@ -282,9 +284,9 @@ def preset(options: Namespace) -> None:
 
     root = here().root
     if options.name is None:
-        print("\n\n".join(f"{path.stem}\n{describe(path)}" for path in sorted((root / "presets").glob("*.yaml"))))
+        say("\n\n".join(f"{path.stem}\n{describe(path)}" for path in sorted((root / "presets").glob("*.yaml"))))
     else:
-        print(rewrite(root / "params.yaml", root / "presets", options.name))
+        say(rewrite(root / "params.yaml", root / "presets", options.name))
 
 
 @command(OVERRIDES)
@@ -319,7 +321,7 @@ def print_sanity(inputs: tuple[Any, ...]) -> int:
     from reprise.diagnostics.sanity import sanity, table
 
     checks = sanity(*inputs)
-    print(table(checks))
+    say(table(checks))
     return int(not all(check.passed for check in checks))
 
 
@@ -327,5 +329,5 @@ def print_profile(inputs: tuple[Any, ...]) -> int:
     """Print the times of a training step, by the arguments of `train`; return 0."""
     from reprise.diagnostics.profile import profile
 
-    print(profile(*inputs).table())
+    say(profile(*inputs).table())
     return 0

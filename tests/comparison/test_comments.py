@@ -1,14 +1,16 @@
 """One comment per pull request, on either site, that can do no harm: against loopback servers that behave like them."""
 
 import json
+import os
 import re
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
-from reprise.comparison.comments import MARKER, GitHub, GitLab, harmless, post, shortened
+from reprise.comparison.comments import MARKER, GitHub, GitLab, harmless, post, post_page, shortened
 from reprise.runtime.errors import UserError
 
 
@@ -159,10 +161,63 @@ def test_no_site_is_one_line_and_a_redirect_does_not_carry_the_token_away(kind):
             "<details><summary>more</summary>\n\nx\n</details>",
         ),
         ("<details open onclick=x>", "&lt;details open onclick=x>"),
-        ("![curves](curves.svg) ![x][y]", "curves !\u200b[x][y]"),
+        ("![curves](curves.svg) ![x][y]", "curves !\u200b[x]\u200b[y]"),
         ("fine\n/approve\n  /merge\r\n/close", "fine\n\u200b/approve\n  \u200b/merge\n\u200b/close"),
         ("a/b 3 < 4", "a/b 3 &lt; 4"),
+        ('see &5, ~bug, ~"two words", %3, $4, ^alert#5', None),
+        ("> /close\n> > /merge\n- /label ~x\n1. /approve", None),
+        ("https://evil.example/o/r/issues/5 www.evil.example HTTPS&#58;//e.example https&colon;//e.example", None),
+        ('[x](//evil.example) [y]: /evil [z][y] [issue:5] [epic:6] *iteration:"x" GL-7', None),
+        ("95 % of 3 & 4 ~ 5 [0.1, 0.2]", "95 % of 3 & 4 ~ 5 [0.1, 0.2]"),
     ],
 )
 def test_a_comment_mentions_nobody_commands_nothing_and_hides_nothing(written, posted):
-    assert harmless(written) == posted
+    shown = harmless(written)
+    assert shown == (posted or shown)
+    assert shown.replace("\u200b", "").replace("&lt;", "<") == written.replace("\r", "") or "![" in written
+    active = r"[&%$!](?=\d)|(?<!&)#(?=\d)|[~%](?=[\w\"])|^[\s>\d.-]*/|\](?=[(\[:])|\[(?=\w+:)|:(?=/)|www\.(?=\w)"
+    active += r"|\*(?=it)|(?:gl|gh)-(?=\d)|(?:&#58;|&colon;)(?=/)"
+    assert not re.findall(active, shown, re.MULTILINE | re.IGNORECASE), shown
+
+
+def test_only_links_to_the_run_itself_stay():
+    own = "https://git.example/own/er/actions/runs/"
+    link = f"[artifact of this run]({own}17#artifacts)"
+    assert harmless(f"Pictures: {link}", own) == f"Pictures: {link}"
+    for other in (
+        link.replace("git.example", "evil.example"),
+        f"[a]({own}1@evil.example)",
+        f"[a]({own}1?x=//e.example)",
+    ):
+        assert "](" not in harmless(other, own)
+    assert "](" not in harmless(link)
+
+
+def test_a_page_is_a_small_file_of_its_own(tmp_path):
+    page, secret = tmp_path / "comment.md", tmp_path / "secret"
+    environment = {"GITHUB_API_URL": "http://127.0.0.1:9", "GITHUB_REPOSITORY": "o/r", "GITHUB_TOKEN": "t"}
+    environment |= {"PULL_REQUEST": "7"}
+    secret.write_text("TOKEN")
+    ways = [
+        lambda: page.symlink_to(secret),
+        lambda: page.symlink_to("/dev/zero"),
+        lambda: page.symlink_to("/proc/self/environ"),
+        lambda: page.hardlink_to(secret),
+        lambda: os.mkfifo(page),
+        lambda: page.mkdir(),
+        lambda: page.write_bytes(b"x" * 4_000_001),
+        lambda: None,
+    ]
+    for way in ways:
+        way()
+        with pytest.raises(UserError, match=r"comment\.md: (no page|not posted)"):
+            post_page(page, environment)
+        if page.is_dir():
+            page.rmdir()
+        else:
+            page.unlink(missing_ok=True)
+    with pytest.raises(UserError, match="zero: not posted"):
+        post_page(Path("/dev/zero"), environment)
+    page.write_bytes(b"fine \xff")
+    with pytest.raises(UserError, match="is the address right, and the site up"):
+        post_page(page, environment)

@@ -82,5 +82,5 @@ def test_no_metrics_and_a_shallow_clone_are_said(branch, tmp_path):
     done = shallow.run("python", "-m", "reprise", "history", PYTHONPATH=str(ROOT / "src"))
     assert "shallow clone" in done.stderr
     assert "0.6000" in done.stdout
-    assert done.stdout.splitlines()[-1] == "history: 1 points -> runs/history.svg"
+    assert done.stdout.splitlines()[-1] == "history: 1 point -> runs/history.svg"
     assert (shallow.path / "runs/history.svg").read_text().startswith("<svg")

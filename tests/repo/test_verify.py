@@ -50,6 +50,10 @@ def objects(workspace):
     return sorted(path for path in (workspace.path / ".dvc/cache/files").rglob("*") if path.is_file())
 
 
+def runs(workspace):
+    return sorted(path for path in (workspace.path / ".dvc/cache/runs").rglob("*") if path.is_file())
+
+
 def names(workspace, paths):
     return {str(path.relative_to(workspace.path)) for path in paths}
 
@@ -59,7 +63,7 @@ def test_a_healthy_workspace_is_one_line_that_counts_everything(reproduced):
     deps = {reproduced.path / dep["path"] for stage in lock.values() for dep in stage["deps"]}
     code = {path for dep in deps for path in (dep, *dep.rglob("*")) if "__pycache__" not in path.parts}
     files = {path for path in code if path.is_file() and path.name != ".gitkeep"}
-    files |= {*outs(reproduced), *objects(reproduced)}
+    files |= {*outs(reproduced), *objects(reproduced), *runs(reproduced)}
     size = sum(path.stat().st_size for path in files)
     line = f"verify: 4 stages, {len(files)} files, {size:,} bytes hashed: workspace and cache are what dvc.lock records"
     done = reproduced.run("python", "-m", "reprise", "verify")
@@ -91,6 +95,42 @@ def test_one_bit_in_any_cache_object_is_named_and_the_object_filled_anew(reprodu
     assert {what.partition(", ")[2] for what in found.values()} == names(reproduced, bad)
     assert repaired(reproduced, way_out)
     assert {path: path.read_bytes() for path in bad} == before
+
+
+def test_one_bit_in_the_run_cache_or_in_what_only_a_former_run_made_is_named_and_goes(reproduced):
+    before = {*objects(reproduced)}
+    reproduced.set("train.lr=0.001")
+    reproduced.run("dvc", "repro")
+    only = [path for path in objects(reproduced) if path not in before]
+    reproduced.run("git", "checkout", ".")
+    reproduced.run("dvc", "checkout")
+    assert verify(reproduced) == ({}, [])
+    bad = [*runs(reproduced), *only]
+    for path in only:
+        flip(path)
+    found, _ = verify(reproduced)
+    # of `evaluate`, with an out that Git holds, DVC keeps no run
+    assert {what.partition(", ")[2] for what in found.values()} <= names(reproduced, only)
+    assert {"models/model.safetensors", "models/model.json"} <= set(found)
+    for path in runs(reproduced):
+        flip(path)
+    found, way_out = verify(reproduced)
+    assert set(found) == names(reproduced, runs(reproduced))
+    assert set(way_out) == {f"rm -f {name}" for name in names(reproduced, runs(reproduced))}
+    reproduced.run("sh", "-ec", "\n".join(way_out))
+    assert verify(reproduced) == ({}, [])
+    assert len(bad) > 5
+
+
+def test_an_empty_out_that_the_last_commit_lacks_is_not_to_come_from_there(reproduced):
+    lock = reproduced.path / "dvc.lock"
+    recorded = yaml.safe_load(lock.read_text())
+    (out,) = (out for out in recorded["stages"]["evaluate"]["outs"] if out["path"] == "models/README.md")
+    out["md5"], out["size"] = "d41d8cd98f00b204e9800998ecf8427e", 0
+    lock.write_text(yaml.safe_dump(recorded, sort_keys=False))
+    reproduced.run("git", "rm", "--quiet", "models/README.md")
+    reproduced.commit()
+    assert verify(reproduced) == ({"models/README.md": "missing"}, ["dvc repro --force --single-item evaluate"])
 
 
 def test_an_altered_list_of_files_in_the_cache_is_named(reproduced):

@@ -5,9 +5,12 @@ pull request. What it posts is not to be trusted: `harmless` removes from it wha
 """
 
 import json
+import os
 import re
+import stat
 import urllib.error
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -19,32 +22,42 @@ from reprise.runtime.errors import UserError
 MARKER = "<!-- reprise review -->"  # invisible first line: how the comment is found again
 TAGS = re.compile(r"<(?!/?(?:details|summary|sub|sup|b|br)>)")
 PICTURE = re.compile(r"!\[([^]\n]*)\]\([^)\n]*\)")
-# what mentions and refers, however it is written; `&#35;` and the like are entities, no references
+# what mentions, refers and links, however it is written: `&#35;` is an entity, not a reference to an issue
+ENTITY = r"&(?:commat|num|colon|sol|period|excl|amp|dollar|percnt);|&#0*(?:64|35|58|47|46|33|38|126|36|37)(?!\d);?"
+ENTITY += r"|&#x0*(?:40|23|3a|2f|2e|21|26|7e|24|25)(?![\da-f]);?"
 ACTIVE = re.compile(
-    r"@|&commat;|&#0*64;?|&#x0*40;?|&num;|&#0*35;?|&#x0*23;?|(?:#(?!(?<=&#)\d+;)|(?<=\bgh)-)(?=\d)|!(?=[\d[])",
-    re.IGNORECASE,
+    rf"@|{ENTITY}|(?:#(?!(?<=&#)\d+;)|(?<=\bgh)-|(?<=\bgl)-|[&$^])(?=\d)|!(?=[\d[])|[~%](?=[\w\"])|\^(?=alert)"
+    r"|\[(?=\w+:)|\*(?=iteration:)|:(?=/)|(?<=\bwww)\.|\](?=[(\[:])|^[\s>*+\d.)-]*(?=/)",
+    re.IGNORECASE | re.MULTILINE,
 )
 APART = "\u200b"  # zero-width space
+MOST = 4_000_000  # bytes of a page: more than a comment of any site
 PER_PAGE = 100
 TIMEOUT = 30  # seconds
 
 
-def post(platform: "GitHub | GitLab", markdown: str) -> str:
-    """Post the comment, or update the one that is there; return its address. Raises UserError if the site refuses."""
-    body = f"{MARKER}\n{shortened(harmless(markdown), platform.limit - len(MARKER) - 1)}"
+def post(platform: "GitHub | GitLab", markdown: str, link: str = "") -> str:
+    """Post the comment, or update the one that is there; return its address. Raises UserError if the site refuses.
+
+    link: how the addresses begin to which the comment may link.
+    """
+    body = f"{MARKER}\n{shortened(harmless(markdown, link), platform.limit - len(MARKER) - 1)}"
     own = (number for number, text in platform.comments() if text.startswith(MARKER))
     return platform.write(body, next(own, None))
 
 
-def harmless(markdown: str) -> str:
-    """Return Markdown that mentions nobody, refers to no issue, commands nothing, hides nothing and loads nothing.
+def harmless(markdown: str, link: str = "") -> str:
+    """Return Markdown that mentions nobody, refers to nothing, commands nothing, hides nothing and loads nothing.
 
     Pictures are replaced by their descriptions: a comment cannot show those that lie beside a report. HTML is shown as
-    text, except for the tags that fold a section. A line that begins with `/` would be a command to GitLab.
+    text, except for the tags that fold a section. A line that begins with `/`, also within a quotation or a list, would
+    be a command to GitLab. Addresses are text, but for links to those that begin with `link`.
     """
     without = TAGS.sub("&lt;", PICTURE.sub(r"\1", markdown.replace("\r", "")))
-    without = ACTIVE.sub(rf"\g<0>{APART}", without)
-    return re.sub(r"^(\s*)/", rf"\1{APART}/", without, flags=re.MULTILINE)
+    own = re.compile(rf"(\[[\w ]+\]\({re.escape(link)}[\w/#-]*\))" if link else "(?!)()")
+    return "".join(
+        part if number % 2 else ACTIVE.sub(rf"\g<0>{APART}", part) for number, part in enumerate(own.split(without))
+    )
 
 
 def shortened(markdown: str, limit: int) -> str:
@@ -138,13 +151,32 @@ class GitLab(Site):
 
 def post_page(page: Path, environment: Mapping[str, str]) -> str:
     """Post a page by the variables that CI sets; return the comment's address. Raises UserError if one is missing."""
-    if not page.exists():
-        raise UserError(f"{page}: no such page; `make review` writes it")
+    text = read_page(page)
     site: type[GitHub | GitLab] = GitLab if "CI_API_V4_URL" in environment else GitHub
     if lacking := [name for name in site.variables if not environment.get(name)]:
         raise UserError(f"{', '.join(lacking)}: not set; posting needs {', '.join(site.variables)} in the environment")
     api, project, number, token = (environment[name] for name in site.variables)
-    return post(site(api, project, int(number), token), page.read_text(encoding="utf-8"))
+    if not number.isdecimal():
+        raise UserError(f"{site.variables[2]}={number}: expected the number of a request")
+    runs = "{GITHUB_SERVER_URL}/{GITHUB_REPOSITORY}/actions/runs/", "{CI_PROJECT_URL}/-/jobs/"
+    known = defaultdict(str, environment)
+    links = [run.format_map(known) for run in runs if "://" in run.format_map(known)]
+    return post(site(api, project, int(number), token), text, next(iter(links), ""))
+
+
+def read_page(page: Path) -> str:
+    """Return the text of a page that is not to be trusted. Raises UserError for all but a file of its own."""
+    try:
+        file = os.open(page, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise UserError(f"{page}: no page ({error.strerror}); a file that `make review` writes is posted") from None
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or status.st_size > MOST:
+            raise UserError(f"{page}: not posted: expected a file, no device or link, of at most {MOST:,} bytes")
+        return os.read(file, MOST).decode(errors="replace")
+    finally:
+        os.close(file)
 
 
 class _StayHere(urllib.request.HTTPRedirectHandler):

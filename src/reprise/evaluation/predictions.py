@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 COLUMNS = ["id", "label", "predicted"]  # and p(CLASS) of each class
+FORMULA = re.compile(r"'*[=+\-@\t\r]")  # a spreadsheet computes a cell that begins so, and takes one after ' as text
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def read_predictions(content: str) -> Predictions:
     """Parse the text of such a file. Raises ValueError if this version has not written it."""
     header, *rows = csv.reader(io.StringIO(content, newline=""))
     classes = [name[2:-1] for name in header[3:]]
-    ids, labels, predicted = ([row[column] for row in rows if len(row) == len(header)] for column in range(3))
+    ids, labels, predicted = ([_name(row[column]) for row in rows if len(row) == len(header)] for column in range(3))
     if header[:3] != COLUMNS or not rows or len(set(ids)) < len(rows):
         raise ValueError("not predictions of this version")
     probabilities = np.array([row[3:] for row in rows], dtype=np.float64).reshape(len(rows), len(classes))
@@ -44,7 +46,17 @@ def read_predictions(content: str) -> Predictions:
 
 
 def write_csv(path: Path, header: list[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table; names of classes and files may hold any character, bytes that are no UTF-8 too."""
+    """Write a table, whatever the names of classes and files hold: one that a spreadsheet would compute gets a '."""
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([header, *rows])
+        writer.writerow(header)
+        writer.writerows([_cell(value) for value in row] for row in rows)
+
+
+def _cell(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
+
+
+def _name(cell: str) -> str:
+    """Return the name that `write_csv` was given."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell

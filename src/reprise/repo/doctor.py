@@ -14,12 +14,10 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import yaml
-
 from reprise.repo.headlog import cut_short, left_by_dvc, moves
 from reprise.repo.processes import at_rest, git_at_work, owners, rwlocks, scratch
 from reprise.repo.project import EXPERIMENT, Project
-from reprise.repo.stashes import SEEN, Leftover, applied, dvcs_stashes, forgotten, overwritten, set_aside
+from reprise.repo.stashes import SEEN, Leftover, applied, dvcs_stashes, forgotten, is_mapping, overwritten, set_aside
 from reprise.runtime.atomic import Lock, remove
 from reprise.runtime.errors import UserError
 
@@ -31,27 +29,26 @@ TEMP = "refs/exps/temp"
 BEFORE = 60  # seconds from the commit of an experiment to the detaching of HEAD for it, at most
 
 
-def examine(project: Project, published: list[Path]) -> list[Leftover]:
-    """Return what crashes left, in the order in which it is to be repaired. published: the folders that hold outs.
+def examine(project: Project, published: list[Path]) -> Iterator[Leftover]:
+    """Find what crashes left, in the order in which it is to be repaired. published: the folders that hold outs.
 
     Call it within `at_rest`: whatever is locked then is locked by a dead process.
     """
-    # the locks come last: others read them
-    finders = (_git_locks, _cut_off, _killed_run, applied, _scratch_refs, _queue, _scratch_folders, _rwlocks)
-    return [*(leftover for find in finders for leftover in find(project)), *_partials(project, published)]
+    for find in (*IN_THE_WAY, _queue, _scratch_folders, _rwlocks):  # the locks come last: others read them
+        yield from find(project)
+    yield from _partials(project, published)
 
 
 def repairs(project: Project, published: list[Path]) -> Iterator[Leftover]:
     """Yield each leftover, to be repaired before the next is asked for; what a person has to decide comes last."""
     seen: set[str] = set()
     while True:
-        found = examine(project, published)
-        todo = [leftover for leftover in found if leftover.repair and leftover.problem not in seen]
-        if not todo:
+        found = (each for each in examine(project, published) if each.repair and each.problem not in seen)
+        if (leftover := next(found, None)) is None:
             break
-        seen |= {leftover.problem for leftover in todo}
-        yield from todo
-    yield from (leftover for leftover in found if not leftover.repair)
+        seen.add(leftover.problem)
+        yield leftover
+    yield from (leftover for leftover in examine(project, published) if not leftover.repair)
     if scratch(project).exists():
         (scratch(project) / SEEN).touch()
 
@@ -59,8 +56,7 @@ def repairs(project: Project, published: list[Path]) -> Iterator[Leftover]:
 def is_needed(project: Project) -> bool:
     """Return whether a crash left something that stands in the way of Git, DVC or the user; no, while DVC works."""
     with suppress(UserError), at_rest(project):
-        finders = (_git_locks, _cut_off, _killed_run, applied, _scratch_refs, _rwlocks)
-        return any(True for find in finders for _ in find(project))
+        return any(True for find in IN_THE_WAY for _ in find(project))
     return False
 
 
@@ -80,10 +76,10 @@ def _cut_off(project: Project) -> Iterator[Leftover]:
     """Find params.yaml and dvc.lock cut off: DVC was killed when it had opened them to write."""
     for name in ("params.yaml", "dvc.lock"):
         here = project.read(name)
-        if _is_mapping(here):
+        if is_mapping(here):
             continue
         commits = [*(stash.commit for stash in dvcs_stashes(project)), "HEAD"]
-        source = next((commit for commit in commits if _is_mapping(project.read(name, commit))), None)
+        source = next((commit for commit in commits if is_mapping(project.read(name, commit))), None)
         command = ("restore", f"--source={source}", "--", name)
         if source and here:
             remedy = f"yours to decide: put it right, or `git {' '.join(command)}`"
@@ -93,36 +89,32 @@ def _cut_off(project: Project) -> Iterator[Leftover]:
             yield Leftover(f"{name}: empty or gone", remedy, partial(project.git, *command))
 
 
-def _is_mapping(text: str) -> bool:
-    with suppress(yaml.YAMLError):
-        return isinstance(yaml.safe_load(text), dict)
-    return False
-
-
 def _killed_run(project: Project) -> Iterator[Leftover]:
-    """Find what `dvc exp run` had done to the user's edits, to HEAD and to the index when it was killed."""
+    """Find what `dvc exp run` had done to the user's edits, to HEAD and to the index when it was killed.
+
+    HEAD shows what else is DVC's, so it goes back late; the user's edits, with what was staged, come after that.
+    """
     exec_refs = project.refs(EXEC)
     steps = {owner.path for path in rwlocks(project) for owner in owners(path) or []}
     running = bool(RUNNING & exec_refs.keys())
     crashed = running or "workspace" in steps  # there: edits stashed, the values of -S being set
-    yield from set_aside(project)
-    if EXEC in steps:
-        yield from overwritten(project, exec_refs.get(f"{EXEC}/EXEC_MERGE"))
     detached = not project.git("symbolic-ref", "-q", "HEAD", check=False)
     left = left_by_dvc(project, crashed) if detached else None
+    base = head = project.git("rev-parse", "HEAD").strip()
+    if left:
+        base = left.commits[0] or left.commits[1]
+    elif running:
+        base = exec_refs.get(f"{EXEC}/EXEC_HEAD", head)
+    branch = f"refs/heads/{left.start}" if left else None if moves(project) else ""
+    found = list(_detached_head(project, head, branch, base)) if detached and (crashed or left) else []
+    decided = all(finding.repair for finding in found)
+    yield from _staged_by_dvc(project, base, everything=bool(found) and decided)
+    if EXEC in steps:
+        yield from overwritten(project, exec_refs.get(f"{EXEC}/EXEC_MERGE"))
     yield from forgotten(project, [*cut_short(project), *([(left.time - BEFORE, math.inf)] if left else [])])
-    if detached and (crashed or left):
-        head = project.git("rev-parse", "HEAD").strip()
-        base = exec_refs.get(f"{EXEC}/EXEC_HEAD", head) if running else head
-        branch = f"refs/heads/{left.start}" if left else None if moves(project) else ""
-        if left:
-            base = left.commits[0] or left.commits[1]
-        found = list(_detached_head(project, head, branch, base))
-        yield from found
-        if any(finding.repair is None for finding in found):
-            return
-        yield from _staged_by_dvc(project, base)
-    if running:
+    yield from found
+    yield from set_aside(project)
+    if running and decided:
         refs = [ref for ref in exec_refs if not ref.endswith("EXEC_APPLY")]
         problem = f"{EXEC}: DVC's notes on an experiment that was killed; what it had changed is in the working tree"
         drop = "`git checkout . && dvc checkout` drops it with every uncommitted edit"
@@ -163,12 +155,16 @@ def _unreachable(project: Project, head: str) -> list[str]:
     return project.git("rev-list", *own, head, "--not", *scratch, "--glob=refs/*").split()
 
 
-def _staged_by_dvc(project: Project, base: str) -> Iterator[Leftover]:
-    """Find what DVC staged and, after a run that fails, unstages; what differs on disk may be the user's."""
-    whole = Project(project.top)
-    apart = whole.changed("--", ".", f":(exclude){project.prefix / '.dvc/tmp'}")
-    if paths := [path for path in whole.changed("--cached", base) if path not in apart]:
-        unstage = partial(whole.git, "reset", "--quiet", "--", *paths)
+def _staged_by_dvc(project: Project, base: str, everything: bool) -> Iterator[Leftover]:
+    """Find what DVC staged and, after a run that fails, unstages; what differs on disk may be the user's.
+
+    everything: while HEAD is detached; otherwise what the user stages is not looked at.
+    """
+    whole, own = Project(project.top), str(project.prefix / ".dvc/tmp")
+    apart = whole.changed("--", ".", f":(exclude){own}")
+    staged = [path for path in whole.changed("--cached", base) if path.startswith(own) or everything]
+    if paths := [path for path in staged if path not in apart]:
+        unstage = partial(whole.git, "reset", "--quiet", base, "--", *paths)
         yield Leftover(f"{', '.join(paths)}: staged by DVC", "unstage, the files stay as they are", unstage)
 
 
@@ -251,3 +247,6 @@ def _partials(project: Project, published: list[Path]) -> Iterator[Leftover]:
         if lock.acquire(wait=False):  # otherwise a living process is at it
             lock.release()
             yield Leftover(f"{project.short(path)}: half written", "remove it", partial(remove, path))
+
+
+IN_THE_WAY = (_git_locks, _cut_off, _killed_run, applied, _scratch_refs)  # of Git, DVC or the user

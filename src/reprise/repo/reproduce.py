@@ -21,7 +21,7 @@ from reprise.repo.differences import difference, differences
 from reprise.repo.project import Project, environment
 from reprise.repo.revisions import Revision
 from reprise.repo.runs import write_params
-from reprise.runtime.errors import UserError, listed
+from reprise.runtime.errors import UserError, listed, say
 
 PREFIX = "reproduce-"
 
@@ -122,16 +122,16 @@ def reproduce(project: Project, overrides: list[str]) -> str | None:
         raise UserError(f"uncommitted changes ({listed(changed, 3)}): {way_out}")
     with TemporaryDirectory(prefix=PREFIX) as temporary:
         clones = [clone_afresh(project, Path(temporary), place, overrides) for place in BOTH]
-        print(f"reproduce: two clones that differ in {', '.join(check_surroundings(clones))}", file=sys.stderr)
+        say(f"reproduce: two clones that differ in {', '.join(check_surroundings(clones))}", file=sys.stderr)
         for number, (clone, place) in enumerate(zip(clones, BOTH, strict=True), start=1):
-            print(f"reproduce: run {number} of 2, in {clone.root}: {place}", file=sys.stderr)
+            say(f"reproduce: run {number} of 2, in {clone.root}: {place}", file=sys.stderr)
             if place.run(clone.root, sys.executable, "-m", "dvc", "repro", stdout=sys.stderr).returncode:
                 raise UserError(f"`dvc repro` failed in run {number} of 2, see above; it ran in {place}")
         first = first_difference(*clones)
         if first is None:
-            print("reproduce: two runs from scratch gave the same bytes in every out and in dvc.lock")
+            say("reproduce: two runs from scratch gave the same bytes in every out and in dvc.lock")
             if not overrides:
-                print(f"reproduce: {against_committed(project, clones[0])}")
+                say(f"reproduce: {against_committed(project, clones[0])}")
         return first
 
 
@@ -180,12 +180,12 @@ def first_difference(one: Project, two: Project) -> str | None:
         for out in stage.get("outs", []):
             files, size, differing = differences(one.root / out["path"], two.root / out["path"], out["path"])
             verdict = f"{len(differing)} differ" if differing else "the same"
-            print(f"{name:<12} {out['path']}: {files:,} file{'s' * (files != 1)}, {size:,} bytes: {verdict}")
+            say(f"{name:<12} {out['path']}: {files:,} file{'s' * (files != 1)}, {size:,} bytes: {verdict}")
             for path, what in differing:
-                print(f"{'':<12} {path}: {what}")
+                say(f"{'':<12} {path}: {what}")
                 found.append(f"stage {name}, {path}: {what}")
     lock = difference(one.root / "dvc.lock", two.root / "dvc.lock")
-    print(f"{'':<12} dvc.lock: {lock or 'the same'}")
+    say(f"{'':<12} dvc.lock: {lock or 'the same'}")
     return next(iter(found), f"dvc.lock: {lock}" if lock else None)
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+import yaml
+
 from reprise.repo.project import Project
 from reprise.repo.revisions import Revision, experiments
 from reprise.runtime.errors import UserError, listed
@@ -49,7 +51,7 @@ def dvcs_stashes(project: Project) -> list[Stash]:
 def lost(project: Project, commit: str) -> list[str]:
     """Return the paths, from Git's root, that a stash changes and that are other in the working tree.
 
-    Its untracked files count; dvc.lock and outs do not: DVC makes them anew.
+    Its untracked files count; dvc.lock and outs, which DVC makes anew, do not, nor does a params.yaml that was cut off.
     """
     whole = Project(project.top)
     made = ["dvc.lock", ".dvc/tmp/"]
@@ -58,7 +60,15 @@ def lost(project: Project, commit: str) -> list[str]:
     untracked = whole.git("ls-tree", "-r", "--name-only", "-z", f"{commit}^3", check=False).split("\0")[:-1]
     held = dict.fromkeys(whole.changed(f"{commit}^", commit), commit) | dict.fromkeys(untracked, f"{commit}^3")
     other = [path for path, tree in held.items() if whole.read(path) != whole.read(path, tree)]
+    made += [] if is_mapping(project.read("params.yaml", commit)) else ["params.yaml"]
     return [path for path in other if not path.startswith(tuple(str(project.prefix / path) for path in made))]
+
+
+def is_mapping(text: str) -> bool:
+    """Return whether a text is YAML with keys, as params.yaml and dvc.lock are unless writing them was cut off."""
+    with suppress(yaml.YAMLError):
+        return isinstance(yaml.safe_load(text), dict)
+    return False
 
 
 def way_back(project: Project, commit: str, paths: list[str]) -> Callable[[], None] | None:
@@ -89,10 +99,7 @@ def _applies(project: Project, patch: str, *options: str) -> bool:
 
 
 def set_aside(project: Project) -> Iterator[Leftover]:
-    """Find the user's edits in `git stash list`, where DVC puts them while it prepares or applies an experiment.
-
-    No more than one repair at a time: it renames the others.
-    """
+    """Find the user's edits in `git stash list`, where DVC puts them while it prepares or applies an experiment."""
     stashes = dvcs_stashes(project)
     trees = [project.git("rev-parse", f"{stash.commit}^{{tree}}") for stash in stashes]
     for number, stash in enumerate(stashes):
@@ -102,11 +109,11 @@ def set_aside(project: Project) -> Iterator[Leftover]:
         if is_copy or not missing or trees[number] in trees[:number]:
             has = "another stash has" if missing else "the working tree has"
             yield Leftover(f"{shown}: edits that DVC had set aside; {has} them", "drop it", drop)
-            return
+            continue
         problem = f"{shown}: your uncommitted edits of {listed(missing)}, which DVC had set aside"
         if not stash.is_experiment and (restore := _give_back(project, stash, missing, drop)):
             yield Leftover(problem, "give them back; a run since then went without them", restore)
-            return
+            continue
         paths = " ".join(shlex.quote(f":/{path}") for path in missing)
         remedy = f"yours to decide: keep the working tree and `git stash drop '{stash.name}'`, or go back to your "
         remedy += f"edits: `git restore --source='{stash.name}' -- {paths}`"
@@ -118,7 +125,8 @@ def _give_back(
 ) -> Callable[[], object] | None:
     head, base = project.git("rev-parse", "HEAD", f"{stash.commit}^").split()
     whole = Project(project.top)
-    if head == base and not whole.changed("HEAD") and not whole.changed("--cached"):
+    new = whole.changed(base, stash.commit, "--diff-filter=A")
+    if head == base and not (whole.changed("HEAD") or whole.changed("--cached") or any(map(whole.read, new))):
         return partial(project.git, "stash", "pop", "--index", stash.name)
     restore = way_back(project, stash.commit, missing)
     return restore and (lambda: (restore(), drop()))
@@ -148,11 +156,12 @@ def forgotten(project: Project, cut_short: Sequence[tuple[float, float]]) -> Ite
     show = ("log", "--no-walk", "--stdin", "--format=%ct %H %s")
     lines = [line.split(" ", 2) for line in project.git(*show, stdin=commits).splitlines()] if commits else []
     finished = {run.name for run in experiments(project)}
-    for number, (time, _, subject) in enumerate(lines):
+    for time, experiment, subject in lines:
         name = subject.rpartition(":")[2]
         if "dvc-exp:" in subject and name not in finished and any(a <= int(time) <= b for a, b in cut_short):
-            edits = next((commit for _, commit, what in lines[number + 1 :] if what.startswith("WIP on ")), None)
-            if not edits or int(time) < last:
+            earlier = [(at, commit) for at, commit, what in lines if what.startswith("WIP on ") and at <= time]
+            edits = max(earlier)[1] if earlier else None
+            if not edits or int(time) < last or not lost(project, experiment):
                 continue
             patches = {path: _patch(project, edits, path) for path in lost(project, edits)}
             if missing := [path for path, patch in patches.items() if not _applies(project, patch, "--reverse")]:

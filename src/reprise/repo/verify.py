@@ -16,6 +16,8 @@ from dvc.exceptions import DvcException
 from dvc.output import Output
 from dvc.repo import Repo
 from dvc.stage import Stage
+from dvc.utils import dict_sha256
+from dvc.utils.serialize import load_yaml
 
 from reprise.params.dependencies import load_record, record_path
 from reprise.params.load import load_params
@@ -104,6 +106,7 @@ class Verification:
             elif refills:  # `dvc commit` would record changed inputs or a bad out as good
                 by = "dvc commit --force" if current and refills == {"commit"} else "dvc repro --force --single-item"
                 self.steps[2].append(f"{by} {shlex.quote(name)}")
+        self._check_runs()
         return self
 
     def stale(self) -> list[Mismatch]:
@@ -212,11 +215,48 @@ class Verification:
             self.steps[1].append(f"dvc add {quoted}  # if the change is meant; `dvc checkout {quoted}` undoes it")
         elif here and out.use_cache:
             self.checkouts.append(quoted)
-        elif here and _md5_of(self.project.read(out.def_path, "HEAD")) == out.hash_info.value:
+        elif here and self._in_head(out):
             self.steps[1].append(f"git checkout HEAD -- {quoted}")
         elif here:
             return "repro"
         return None
+
+    def _in_head(self, out: Output) -> bool:
+        """Return whether the last commit has a file as it is recorded."""
+        exists = self.project.git("ls-tree", "HEAD", "--", out.def_path, check=False)
+        return bool(exists) and _md5_of(self.project.read(out.def_path, "HEAD")) == out.hash_info.value
+
+    def _check_runs(self) -> None:
+        """Check the runs that DVC would repeat from its cache, by the digests in their names, and their outs."""
+        for path in sorted(Path(self.repo.stage_cache.cache_dir).glob("*/*/*")):
+            place = self._relative(path)
+            try:
+                self._md5(path)
+                run = load_yaml(path)
+                intact = dict_sha256(run, exclude=["size", "nfiles"]) == path.name
+                outs = [(out["path"], out["md5"]) for out in run["outs"]]
+            except (DvcException, OSError, ValueError, TypeError, KeyError):
+                intact = False
+            if not intact:
+                self._drop(place, place, "altered")
+                continue
+            for name, oid in outs:
+                stored = Path(self.repo.cache.local.oid_to_path(oid))
+                self._check_object(name, stored, oid)
+                if oid.endswith(".dir") and self._state(stored, oid) is None:
+                    for entry in json.loads(stored.read_bytes()):
+                        file = Path(self.repo.cache.local.oid_to_path(entry["md5"]))
+                        self._check_object(f"{name}/{entry['relpath']}", file, entry["md5"])
+
+    def _check_object(self, name: str, stored: Path, oid: str) -> None:
+        """Name a file of the cache that is bad, unless it was named already; one that is missing is no harm."""
+        state, place = self._state(stored, oid), self._relative(stored)
+        if state not in (None, "missing") and not any(place in found.what for found in self.mismatches):
+            self._drop(name, place, str(state))
+
+    def _drop(self, name: str, place: str, state: str) -> None:
+        self._find(name, "of an earlier run", f"{state} in the cache, {place}")
+        self.steps[0].append(f"rm -f {shlex.quote(place)}")
 
     def _changed_files(self, item: Output) -> list[tuple[str, str]]:
         """Return (path, what is wrong) for each file of a dep or an out; of a folder as a whole without its listing."""

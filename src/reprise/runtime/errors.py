@@ -3,9 +3,11 @@
 import difflib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TextIO
 
 from reprise.runtime.signals import Stopped, StopSignals, stop_with_parent
 
@@ -24,9 +26,19 @@ class UserError(Exception):
     """Something that the user can put right; the message says what, where, what is allowed and the way out."""
 
 
+def visible(text: str) -> str:
+    """Return text as a terminal shows it: lines stay, other controls and what has no width are written as escapes."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print text for a person, whatever the names in it hold."""
+    print(visible(text), file=file or sys.stdout, flush=True)
+
+
 def brief(text: str, most: int = 80) -> str:
     """Return text for one line of a message: no control characters, the rest of a long one left out."""
-    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:most])
+    shown = visible(text[:most]).replace("\n", "\\n")
     return shown if len(text) <= most else f"{shown}... ({len(text):,} characters)"
 
 
@@ -63,15 +75,26 @@ def one_line_errors() -> Iterator[None]:
         stop_with_parent()
     try:
         with StopSignals():
-            yield
+            try:
+                yield
+            finally:
+                sys.stdout.flush()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit("error: " + visible(str(error)).replace("\n", "\n  "))
     except MemoryError:
         sys.exit("error: out of memory; run it with less beside it, or lower data.image_size or the batch size")
+    except BrokenPipeError:  # whoever read the output, as `head` does, has seen enough
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(BrokenPipeError):
+                stream.flush()
+                continue
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python flushes it once more at its end
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in OF_THE_DISK:
             raise
-        sys.exit(f"error: {error.filename or 'the disk'}: {error.strerror}; {OF_THE_DISK[error.errno]}")
+        name = visible(str(error.filename or "the disk"))
+        sys.exit(f"error: {name}: {error.strerror}; {OF_THE_DISK[error.errno]}")
     except Stopped as stopped:
         with suppress(OSError):  # nobody may be reading any more
             print(f"stopped by {stopped.name}; run the same command again", file=sys.stderr)

@@ -1,0 +1,142 @@
+"""`make doctor` after a killed `dvc exp run` was simply repeated: no edit is lost or unmentioned, no HEAD unnoticed."""
+
+import pytest
+
+from tests.repo.test_doctor import (  # noqa: F401
+    EDITS_STASHED,
+    EXPERIMENT_COMMITTED,
+    EXPERIMENT_PREPARED,
+    HEAD_CHECKED_OUT,
+    LR,
+    breakable,
+    doctor,
+    head,
+    healthy,
+    killed,
+    lines,
+    quick_once,
+)
+
+RUN = ("exp", "run", "-S", LR)
+
+
+def hint(workspace):
+    done = workspace.run("python", "-m", "reprise", "doctor", "--check")
+    assert done.stdout == ""
+    return done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [EDITS_STASHED, EXPERIMENT_PREPARED, HEAD_CHECKED_OUT, EXPERIMENT_COMMITTED])
+def test_after_a_kill_and_the_same_command_again_all_edits_are_back_on_the_branch(breakable, step):  # noqa: F811
+    killed(breakable, step, *RUN)
+    breakable.run("dvc", *RUN)
+    assert head(breakable) == ("refs/heads/main" if step == EDITS_STASHED else "")
+    assert "`make doctor`" in hint(breakable)
+    said = doctor(breakable, expect=int(step != EXPERIMENT_COMMITTED))
+    if step != EXPERIMENT_COMMITTED:  # the line beside lr was edited
+        breakable.run("sh", "-ec", said.split("go back to your edits: `")[1].split("`")[0])
+        doctor(breakable)
+    healthy(breakable)
+    assert lines(breakable, "git", "stash", "list") == []
+    assert hint(breakable) == ""
+
+
+@pytest.mark.slow
+def test_edits_that_only_a_lost_commit_has_are_found_though_head_is_on_its_branch(breakable):  # noqa: F811
+    """DVC was killed when HEAD's files were laid over the edits, and HEAD not yet detached."""
+    killed(breakable, ("scmrepo.git", "Git", "detach_head", "2"), *RUN)
+    breakable.run("git", "checkout", "--force", "HEAD", "--", ".")  # as far as it came
+    for command in (("stash", "clear"), ("update-ref", "-d", "refs/exps/exec/EXEC_MERGE")):
+        breakable.run("git", *command)
+    breakable.run("dvc", *RUN)
+    assert head(breakable) == "refs/heads/main"
+    assert (breakable.path / "README.md").read_text() != "mine\n"
+    assert "`make doctor`" in hint(breakable)
+    said = doctor(breakable, expect=1)
+    assert "README.md, params.yaml: edits from before the experiment" in said
+    breakable.run("sh", "-ec", said.split("go back to your edits: `")[1].split("`")[0])
+    doctor(breakable)
+    healthy(breakable)
+
+
+def test_what_apply_replaced_is_named_until_it_is_decided_and_what_an_experiment_has_is_not(breakable):  # noqa: F811
+    breakable.run("dvc", "exp", "save", "--name", "here")
+    (breakable.path / "README.md").write_text("later\n")
+    breakable.run("dvc", "exp", "apply", "kept")
+    assert (breakable.path / "README.md").read_text() not in ("mine\n", "later\n")
+    said = doctor(breakable, expect=1)
+    assert said.startswith("README.md: your uncommitted edits, which `dvc exp apply` replaced")
+    assert "params.yaml" not in said  # as `here` has it
+    assert doctor(breakable, expect=1) == said
+    assert "`make doctor`" in hint(breakable)
+    breakable.run("sh", "-ec", said.split("yours to decide: `")[1].split("`")[0])
+    assert (breakable.path / "README.md").read_text() == "later\n"
+    assert doctor(breakable) == "nothing to do\n"
+    (breakable.path / "README.md").write_text("other\n")
+    breakable.run("sh", "-ec", said.rpartition(" forgets")[0].rpartition(", `")[2].rstrip("`"))
+    assert doctor(breakable) == "nothing to do\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "result"),
+    [
+        ("", 0, "weight_decay: 0.02"),
+        (None, 0, "weight_decay: 0.02"),
+        ("train: [", 1, "train: ["),
+        ("- a list", 1, "- a list"),
+    ],
+)
+def test_a_params_file_cut_off_comes_from_the_edits_that_dvc_had_set_aside(breakable, content, code, result):  # noqa: F811
+    killed(breakable, EXPERIMENT_PREPARED, *RUN)
+    (breakable.path / "params.yaml").unlink()
+    if content is not None:
+        (breakable.path / "params.yaml").write_text(content)
+    said = doctor(breakable, expect=code)
+    assert "params.yaml: " in said
+    assert result in (breakable.path / "params.yaml").read_text()
+    if code:
+        breakable.run("sh", "-ec", said.split("put it right, or `")[1].split("`")[0])
+        assert "weight_decay: 0.02" in (breakable.path / "params.yaml").read_text()
+        doctor(breakable)
+    healthy(breakable)
+
+
+@pytest.mark.parametrize("name", ["objects/ab/lost.lock", "refs/heads/main.lock", "config.lock", "gc.pid.lock"])
+def test_a_lock_anywhere_in_git_is_found(breakable, name):  # noqa: F811
+    (breakable.path / ".git" / name).parent.mkdir(exist_ok=True)
+    (breakable.path / ".git" / name).touch()
+    assert "`make doctor`" in hint(breakable)
+    assert f".git/{name}: no living git process holds it" in doctor(breakable)
+    assert not (breakable.path / ".git" / name).exists()
+    healthy(breakable)
+
+
+@pytest.mark.parametrize("how", ["an older commit by its whole id", "a rebase that stopped", "a bisection"])
+def test_a_head_that_the_user_detached_stays_and_is_no_finding(breakable, how):  # noqa: F811
+    breakable.run("git", "stash", "--quiet")
+    breakable.run("dvc", "exp", "run")
+    breakable.run("git", "checkout", "--quiet", ".")
+    old, new = lines(breakable, "git", "log", "--reverse", "--format=%H")
+    if "older" in how:
+        breakable.run("git", "checkout", "--quiet", old)
+    elif "rebase" in how:
+        breakable.run("git", "rebase", "--exec", "false", old, check=False)
+    else:
+        for word in (["start"], ["bad", new], ["good", old]):
+            breakable.run("git", "bisect", *word)
+        breakable.run("git", "checkout", "--quiet", "--detach", check=False)
+    assert head(breakable) == ""
+    assert hint(breakable) == ""
+    assert doctor(breakable) == "nothing to do\n"
+    assert head(breakable) == ""
+    assert len(lines(breakable, "git", "stash", "list")) == 1
+
+
+def test_a_worker_of_the_queue_that_died_is_found_once(breakable):  # noqa: F811
+    folder = breakable.path / ".dvc/tmp/exps/celery"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, code in enumerate(["null", "0"], 1):
+        (folder / f"dvc-exp-worker-{number}.json").write_text(f'{{"pid": 1, "returncode": {code}}}')
+    assert doctor(breakable).startswith("dvc-exp-worker-1 of the queue: died\n  -> note it; `dvc queue start` goes on")
+    assert "worker" not in doctor(breakable)
