@@ -50,12 +50,7 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
         sums, seen, wrong = pack(archive, rows_of, shape, params, destination, map_tasks)
     bad = {row: reason for row, reason in wrong.items() if not seen["width"][row]}
     if bad and params.on_corrupt == "error":
-        reasons = [f"{shown(ids[row])}: {reason}" for row, reason in bad.items()]
-        noun = "image" if len(bad) == 1 else "images"
-        raise UserError(
-            f"{len(bad)} {noun} cannot be read; replace or remove them, or set data.on_corrupt: drop:\n  "
-            + first(reasons, LISTED, "\n  ")
-        )
+        raise _unreadable([f"{shown(ids[row])}: {reason}" for row, reason in bad.items()])
 
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.array([label_of[name] for name in class_names])
@@ -69,12 +64,7 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
     findings.treat_leaks(params.on_leak)
     rows_of, sums = take_out(destination, rows_of, shape, findings.dropped, sums)
     _check_training(rows_of, class_names, classes, findings.dropped)
-    for split, rows in rows_of.items():
-        _write_labels(destination / f"{split}_labels.npy", labels[rows])
-        _write_json(destination / f"{split}_ids.json", [ids[row] for row in rows])
-    dropped = sorted(findings.dropped.items())
-    left_out = [{"id": ids[row], "split": splits[row], "reason": reason} for row, reason in dropped]
-    _write_json(destination / "dropped.json", left_out)
+    _write_lists(destination, rows_of, findings, splits)
     mean, std = channel_statistics(sums, len(rows_of["train"]) * params.image_size**2)
     placement = [f"{split} {ids[row]}" for row, split in enumerate(splits) if row not in findings.dropped]
     metadata = Metadata(
@@ -104,6 +94,14 @@ def _is_many(archive: RawArchive) -> bool:
     return len(sizes) >= MANY_IMAGES or sum(sizes) >= MANY_BYTES
 
 
+def _unreadable(reasons: list[str]) -> UserError:
+    noun = "image" if len(reasons) == 1 else "images"
+    return UserError(
+        f"{len(reasons)} {noun} cannot be read; replace or remove them, or set data.on_corrupt: drop:\n  "
+        + first(reasons, LISTED, "\n  ")
+    )
+
+
 def _check_training(
     rows_of: dict[Split, list[int]], class_names: list[str], classes: list[str], dropped: Mapping[int, str]
 ) -> None:
@@ -113,6 +111,16 @@ def _check_training(
     lost += [split for split, rows in rows_of.items() if not rows]
     if dropped and lost:
         raise UserError(f"with {len(dropped):,} images dropped, none is left of {', '.join(lost)}; add images")
+
+
+def _write_lists(destination: Path, rows_of: dict[Split, list[int]], findings: Findings, splits: list[Split]) -> None:
+    """Write labels and ids of each split, and what was dropped; splits: of every image, as assigned."""
+    ids = findings.ids
+    for split, rows in rows_of.items():
+        _write_labels(destination / f"{split}_labels.npy", findings.labels[rows])
+        _write_json(destination / f"{split}_ids.json", [ids[row] for row in rows])
+    dropped = [{"id": ids[row], "split": splits[row], "reason": why} for row, why in sorted(findings.dropped.items())]
+    _write_json(destination / "dropped.json", dropped)
 
 
 def _write_labels(path: Path, labels: np.ndarray) -> None:
