@@ -71,10 +71,10 @@ def test_what_befalls_a_model_in_a_process_of_its_own_is_told(work, limit, said)
     ("name", "expected"),
     [
         ("test_vit4", {"outcome": "passes", "size": 160, "device": "meta"}),
-        ("lambda_resnet26t", {"outcome": "refused", "size": 256, "device": "cpu"}),
+        ("lambda_resnet26t", {"outcome": "passes", "size": 256, "device": "meta"}),
     ],
 )
-def test_models_are_built_without_memory_unless_they_cannot(name, expected):
+def test_models_are_built_without_memory(name, expected):
     row = timm_models.built(name)
     assert {key: row[key] for key in expected} == expected
     assert "flops" not in row or row["flops"] > row["parameters"] > 0

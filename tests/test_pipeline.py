@@ -266,7 +266,7 @@ def test_unusable_images_stop_with_one_clear_message(reproduced):
     reproduced.set("data.name=folder")
     said = refused(reproduced.run("dvc", "repro", check=False))
     assert "2 images cannot be read; replace or remove them, or set data.on_corrupt: drop:\n" in said
-    assert "  cat/x.jpg: empty file\n  dog/y.png: not an image" in said
+    assert "    cat/x.jpg: empty file\n    dog/y.png: not an image" in said
     assert not list(reproduced.path.rglob("*.partial"))
 
 
