@@ -161,6 +161,7 @@ def metrics_of(done):
     return dict(line.split() for line in done.stdout.splitlines() if line.startswith("  "))
 
 
+@pytest.mark.slow
 def test_bare_weights_are_measured_and_a_runs_test_metrics_reach_its_loggers(reproduced):
     import torch
     from safetensors.torch import load_file
