@@ -399,3 +399,9 @@ def test_a_training_is_taken_up_only_from_one_that_began_with_the_same_classes(d
         keys.setdefault(folder, set()).add(result.card.provenance.key())
     assert [len(each) for each in keys.values()] == [1, 1]
     assert keys["one"] != keys["two"]
+
+
+def test_a_network_that_is_to_be_pretrained_is_never_random_for_want_of_the_weights(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="cannot get the weights of test_resnet"):
+        create_network(params("test_resnet", pretrained=True), facts(), 0)

@@ -2,19 +2,17 @@
 
 import pytest
 
-from tests.repo.test_doctor import (  # noqa: F401
+from tests.repo.test_doctor import (
     EDITS_STASHED,
     EXPERIMENT_COMMITTED,
     EXPERIMENT_PREPARED,
     HEAD_CHECKED_OUT,
     LR,
-    breakable,
     doctor,
     head,
     healthy,
     killed,
     lines,
-    quick_once,
 )
 
 RUN = ("exp", "run", "-S", LR)
@@ -28,7 +26,7 @@ def hint(workspace):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [EDITS_STASHED, EXPERIMENT_PREPARED, HEAD_CHECKED_OUT, EXPERIMENT_COMMITTED])
-def test_after_a_kill_and_the_same_command_again_all_edits_are_back_on_the_branch(breakable, step):  # noqa: F811
+def test_after_a_kill_and_the_same_command_again_all_edits_are_back_on_the_branch(breakable, step):
     killed(breakable, step, *RUN)
     breakable.run("dvc", *RUN)
     assert head(breakable) == ("refs/heads/main" if step == EDITS_STASHED else "")
@@ -43,7 +41,7 @@ def test_after_a_kill_and_the_same_command_again_all_edits_are_back_on_the_branc
 
 
 @pytest.mark.slow
-def test_edits_that_only_a_lost_commit_has_are_found_though_head_is_on_its_branch(breakable):  # noqa: F811
+def test_edits_that_only_a_lost_commit_has_are_found_though_head_is_on_its_branch(breakable):
     """DVC was killed when HEAD's files were laid over the edits, and HEAD not yet detached."""
     killed(breakable, ("scmrepo.git", "Git", "detach_head", "2"), *RUN)
     breakable.run("git", "checkout", "--force", "HEAD", "--", ".")  # as far as it came
@@ -60,7 +58,7 @@ def test_edits_that_only_a_lost_commit_has_are_found_though_head_is_on_its_branc
     healthy(breakable)
 
 
-def test_what_apply_replaced_is_named_until_it_is_decided_and_what_an_experiment_has_is_not(breakable):  # noqa: F811
+def test_what_apply_replaced_is_named_until_it_is_decided_and_what_an_experiment_has_is_not(breakable):
     breakable.run("dvc", "exp", "save", "--name", "here")
     (breakable.path / "README.md").write_text("later\n")
     breakable.run("dvc", "exp", "apply", "kept")
@@ -87,7 +85,7 @@ def test_what_apply_replaced_is_named_until_it_is_decided_and_what_an_experiment
         ("- a list", 1, "- a list"),
     ],
 )
-def test_a_params_file_cut_off_comes_from_the_edits_that_dvc_had_set_aside(breakable, content, code, result):  # noqa: F811
+def test_a_params_file_cut_off_comes_from_the_edits_that_dvc_had_set_aside(breakable, content, code, result):
     killed(breakable, EXPERIMENT_PREPARED, *RUN)
     (breakable.path / "params.yaml").unlink()
     if content is not None:
@@ -103,7 +101,7 @@ def test_a_params_file_cut_off_comes_from_the_edits_that_dvc_had_set_aside(break
 
 
 @pytest.mark.parametrize("name", ["objects/ab/lost.lock", "refs/heads/main.lock", "config.lock", "gc.pid.lock"])
-def test_a_lock_anywhere_in_git_is_found(breakable, name):  # noqa: F811
+def test_a_lock_anywhere_in_git_is_found(breakable, name):
     (breakable.path / ".git" / name).parent.mkdir(exist_ok=True)
     (breakable.path / ".git" / name).touch()
     assert "`make doctor`" in hint(breakable)
@@ -113,7 +111,7 @@ def test_a_lock_anywhere_in_git_is_found(breakable, name):  # noqa: F811
 
 
 @pytest.mark.parametrize("how", ["an older commit by its whole id", "a rebase that stopped", "a bisection"])
-def test_a_head_that_the_user_detached_stays_and_is_no_finding(breakable, how):  # noqa: F811
+def test_a_head_that_the_user_detached_stays_and_is_no_finding(breakable, how):
     breakable.run("git", "stash", "--quiet")
     breakable.run("dvc", "exp", "run")
     breakable.run("git", "checkout", "--quiet", ".")
@@ -133,7 +131,7 @@ def test_a_head_that_the_user_detached_stays_and_is_no_finding(breakable, how): 
     assert len(lines(breakable, "git", "stash", "list")) == 1
 
 
-def test_a_worker_of_the_queue_that_died_is_found_once(breakable):  # noqa: F811
+def test_a_worker_of_the_queue_that_died_is_found_once(breakable):
     folder = breakable.path / ".dvc/tmp/exps/celery"
     folder.mkdir(parents=True, exist_ok=True)
     for number, code in enumerate(["null", "0"], 1):

@@ -21,7 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from reprise.data.formats.packed import Metadata
 from reprise.model.artifact import Architecture, ModelCard, load_card
 from reprise.model.networks import check_name
-from reprise.model.pretrained import PretrainedWeights, classifier_prefixes, not_loaded, quiet_hub, unavailable
+from reprise.model.pretrained import (
+    PretrainedWeights,
+    classifier_prefixes,
+    find_pretrained,
+    not_loaded,
+    quiet_hub,
+    unavailable,
+)
 from reprise.params.schema import ModelParams
 from reprise.runtime.checksums import file_sha256, write_sealed
 from reprise.runtime.errors import UserError, reason
@@ -126,6 +133,7 @@ def create_network(
     the classifier row of the same name. Raises UserError if timm cannot build the model with these arguments, image
     size or weights.
     """
+    pretrained = pretrained or find_pretrained(params, None)  # of the hub, if the params want them
     if pretrained is not None:
         pretrained = pretrained.for_classes(metadata.classes, params.name)
     architecture = adapt(params, metadata, pretrained)
