@@ -10,6 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+# before torchvision, which it repairs where that was not built for this torch
+import reprise.model.networks  # noqa: F401
+
+# isort: split
 import lightning
 import timm
 import torch
@@ -19,7 +23,6 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision import transforms
 
-import reprise.model.networks  # noqa: F401
 from reprise.data.formats.packed import load_metadata, load_split
 
 
