@@ -2,7 +2,8 @@
 
 python src/eval.py                                  the model that `dvc repro` published
 python src/eval.py runs/latest                      a run of src/train.py, or a .safetensors file with its .json
-python src/eval.py weights.pth model.name=resnet18  bare weights, averaged ones too, on the data of params.yaml
+python src/eval.py weights.pth model.name=resnet18 --normalization timm
+                                                    bare weights, averaged ones too, on the data of params.yaml
 python src/eval.py model.name=resnet18.a1_in1k model.pretrained=true
 
 The metrics of a run also go to the loggers that it was trained with.
@@ -25,13 +26,18 @@ def main() -> None:
     """Find the model and its data, evaluate, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("given", nargs="*", metavar="MODEL", help="run folder or file; with key=value, see above")
-    given = parser.parse_args().given
+    normalization = "of bare weights: data, timm, or MEAN/STD, e.g. 0.5/0.5 or 0.49,0.48,0.45/0.23,0.22,0.23"
+    parser.add_argument("--normalization", help=normalization)
+    arguments = parser.parse_intermixed_args()
+    given = arguments.given
     overrides = [each for each in given if "=" in each]
     paths = [Path(each) for each in given if "=" not in each]
     if len(paths) > 1:
         raise UserError(f"{paths[1]}: one model at a time")
     path = paths[0] if paths else None
     bare = any(each.startswith("model.") for each in overrides)
+    if arguments.normalization and not bare:
+        raise UserError("--normalization: a model of Reprise says its own; it is for bare weights, with model.name=...")
     weights, card_path = (path or PROJECT.root, Path()) if bare else find_model(path or PROJECT.root / "models")
     of_run = weights.with_name("params.yaml")
     is_run = not bare and of_run.exists()
@@ -46,7 +52,7 @@ def main() -> None:
     after_torch(terms.threads, terms.reproducible)
     if bare:
         weights = path or PROJECT.root / params.model.weights
-        network, card = bare_model(params, weights, processed)
+        network, card = bare_model(params, weights, processed, arguments.normalization)
     else:
         network, card = load_model(weights, card_path)
     settings = params.evaluate

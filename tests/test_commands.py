@@ -170,9 +170,18 @@ def test_bare_weights_are_measured_and_a_runs_test_metrics_reach_its_loggers(rep
     published = reproduced.run("python", "src/eval.py")
     bare = reproduced.path / "bare.pth"
     torch.save({"state_dict": load_file(reproduced.path / "models/model.safetensors")}, bare)
-    measured = reproduced.run("python", "src/eval.py", "bare.pth", "model.name=test_resnet")
-    assert list(metrics_of(measured)) == list(metrics_of(published))
-    assert measured.stderr.splitlines()[-1].endswith("timm's: weights trained on others are measured too low")
+    named = ("python", "src/eval.py", "bare.pth", "model.name=test_resnet")
+    unknown = refused(reproduced.run(*named, check=False))
+    assert "does not say how the images of its training were normalized; add --normalization: data (" in unknown
+    numbers = unknown.partition("data (")[2].partition(")")[0]
+    assert metrics_of(reproduced.run(*named, "--normalization", "data")) == metrics_of(published)
+    assert (
+        metrics_of(reproduced.run(*named, "--normalization", numbers))["accuracy"] == metrics_of(published)["accuracy"]
+    )
+    assert metrics_of(reproduced.run(*named, "--normalization", "timm"))["loss"] != metrics_of(published)["loss"]
+    for wrong in ("0.5", "0.5/nan", "0.1,0.2/1"):
+        said = refused(reproduced.run(*named, "--normalization", wrong, check=False))
+        assert said.startswith(f"error: --normalization {wrong}: allowed are data (")
     of_card = reproduced.run("python", "src/eval.py", "models", "model.name=test_resnet")
     assert metrics_of(of_card) == metrics_of(published)
     torch.save({"fc.bias": torch.zeros(3)}, bare)
