@@ -29,7 +29,7 @@ for signum in (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):  # a job in the ba
         signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parent.parent
-PARAMS = Path(__file__).with_name("fixtures") / "params.yaml"  # as they come, whatever the project's own are by now
+PARAMS = ROOT / "src/reprise/params/defaults.yaml"  # whatever the project's own are by now
 # what belongs to the project in which the tests run: its data, results, remote; no test looks at it
 OWN = re.compile(r"params\.yaml|dvc\.lock|.*\.dvc|\.dvc/config|(data|metrics)/(.*/)?[^/.][^/]*|models/README\.md")
 GPU = torch.cuda.is_available()

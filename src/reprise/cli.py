@@ -289,6 +289,35 @@ def preset(options: Namespace) -> None:
         say(rewrite(root / "params.yaml", root / "presets", options.name))
 
 
+@command(argument("--reset", nargs="*", metavar="KEY", help="put these back; without a name, all"))
+def params(options: Namespace) -> None:
+    """Show which parameters differ from the last commit and from the defaults, and put them back.
+
+    reprise params
+    reprise params --reset train.lr model.name
+
+    A value goes back to the last commit's or, if it is that already, to the default. Outs that a failed stage has lost
+    come back with it, from DVC's cache and the last commit; nothing else changes.
+    """
+    from reprise.params.presets import replace
+    from reprise.params.reset import DEFAULTS, differing, parse, reset
+    from reprise.repo.revisions import restore_outs
+
+    project = here()
+    path = project.root / "params.yaml"
+    text = path.read_text(encoding="utf-8")
+    trees = [parse(project.read(path.name, "HEAD")), parse(DEFAULTS.read_text(encoding="utf-8"))]
+    if options.reset is None:
+        for name, (value, committed, default) in differing(parse(text), *trees).items():
+            before = f"last commit {committed}, " if value != committed else ""
+            say(f"{name}: {value} ({before}default {default})")
+    else:
+        keys = options.reset or list(differing(parse(text), trees[0]))
+        say(replace(path, reset(text, keys, *trees)) or "params.yaml: nothing to put back")
+        if restored := restore_outs(project):
+            say(f"came back: {', '.join(restored)}")
+
+
 @command(OVERRIDES)
 def sanity(options: Namespace) -> int:
     """Check data and network before a long training.

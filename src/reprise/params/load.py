@@ -34,13 +34,17 @@ def load_params(path: Path | str, overrides: Iterable[str] = (), preset: Path | 
     tree = read_yaml(path)
     if preset:
         overlay(tree, read_yaml(preset))
-    for override in overrides:
+    changed = list(overrides)
+    for override in changed:
         _override(tree, override)
-    return validated(tree, path.name)
+    return validated(tree, path.name, kept=not (changed or preset))
 
 
-def validated(tree: dict[str, Any], name: str) -> Params:
-    """Return the params of a tree that `read_yaml` gave. Raises UserError, beginning with the file's name."""
+def validated(tree: dict[str, Any], name: str, kept: bool = True) -> Params:
+    """Return the params of a tree that `read_yaml` gave. Raises UserError, beginning with the file's name.
+
+    kept: whether all values stand in the file, so that the message says how one is put back.
+    """
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
@@ -48,6 +52,8 @@ def validated(tree: dict[str, Any], name: str) -> Params:
         for detail in error.errors(include_url=False):  # of a union there is an error for each member
             details.setdefault(_field(detail["loc"])[0], detail)
         lines = [f"{name}: {_explain(detail)}" for detail in list(details.values())[:MOST_LINES]]
+        if kept and (keys := [brief(key) for key in details if key][:MOST_LINES]):
+            lines.append(f"put back what it was: `reprise params --reset {' '.join(keys)}`")
         if len(details) > MOST_LINES:
             lines.append(f"{name}: and {len(details) - MOST_LINES:,} more")
         raise UserError("\n       ".join(lines)) from None
@@ -148,7 +154,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         place = place.get(section) if isinstance(place, dict) else None
     known = isinstance(place, dict) and (name in place or free)
     if not known or len(sections) >= DEEPEST:
-        raise UserError(f"{brief(override)}: there is no parameter '{brief(key)}'{_near(key, all_keys(Params))}")
+        raise UserError(f"{brief(override)}: there is no parameter '{brief(key)}'{near_miss(key, all_keys(Params))}")
     place[name] = _parse(text, brief(override))
 
 
@@ -161,7 +167,7 @@ def all_keys(section: type[Section], prefix: str = "") -> list[str]:
     return keys
 
 
-def _near(word: str, words: list[str]) -> str:
+def near_miss(word: str, words: list[str]) -> str:
     """Suggest a name: one that is spelled alike, or the right one in the wrong section."""
     last = word.rpartition(".")[2]
     near = nearest(word, words, 1) or [known for known in words if known.rpartition(".")[2] == last]
@@ -172,7 +178,7 @@ def _explain(detail: ErrorDetails) -> str:
     key, kind, field = _field(detail["loc"])
     value = detail["input"]
     if detail["type"] in ("extra_forbidden", "invalid_key"):
-        return f"{brief(key)}: there is no such parameter{_near(key, all_keys(Params))}"
+        return f"{brief(key)}: there is no such parameter{near_miss(key, all_keys(Params))}"
     if detail["type"] == "value_error":
         return f"{key}: {detail['ctx']['error']!s}" if key else str(detail["ctx"]["error"])
     meaning = f" ({field.description})" if field and field.description else ""
@@ -184,7 +190,7 @@ def _explain(detail: ErrorDetails) -> str:
         allowed = detail["msg"]  # of something in it
     near = ""
     if detail["type"] == "literal_error" and isinstance(value, str):
-        near = _near(value, [str(choice) for choice in get_args(kind)])
+        near = near_miss(value, [str(choice) for choice in get_args(kind)])
     shown = "a section" if isinstance(value, dict) else "null" if value is None else brief(repr(value))
     return f"{brief(key)} = {shown} is not allowed: {allowed}{near}"
 

@@ -2,6 +2,7 @@
 
 import difflib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,31 @@ def applied(preset: Path, params: Path) -> str:
     Raises UserError, as `load_params` does, if the outcome is not allowed.
     """
     load_params(params, preset=preset)
+    values = YAML(typ="safe").load(preset)
+    return edited(params.read_text(encoding="utf-8"), lambda tree: overlay(tree, values))  # with one kind of line end
+
+
+def edited(text: str, change: Callable[[Any], object]) -> str:
+    """Return a parameter file after a change of its tree, with its comments and order."""
     yaml = YAML()
     yaml.width = 4096  # no value is folded
-    tree: Any = yaml.load(params.read_text(encoding="utf-8"))  # with one kind of line end
-    overlay(tree, YAML(typ="safe").load(preset))
-    text = io.StringIO()
-    yaml.dump(tree, text)
-    return text.getvalue()
+    tree: Any = yaml.load(text)
+    change(tree)
+    out = io.StringIO()
+    yaml.dump(tree, out)
+    return out.getvalue()
 
 
 def rewrite(params: Path, folder: Path, name: str) -> str:
     """Write a preset of the folder into params.yaml; return what that has changed, as a diff."""
-    before, after = params.read_text(encoding="utf-8"), applied(find_preset(folder, name), params)
+    changed = replace(params, applied(find_preset(folder, name), params))
+    return changed or f"params.yaml has the values of {name} already"
+
+
+def replace(params: Path, after: str) -> str:
+    """Write the text of params.yaml; return what that has changed, as a diff."""
+    before = params.read_text(encoding="utf-8")
     with publishing(params) as (partial,):
         partial.write_text(after, encoding="utf-8")
-    titles = "params.yaml", f"params.yaml with {name}"
-    changed = difflib.unified_diff(before.splitlines(), after.splitlines(), *titles, lineterm="", n=0)
-    return "\n".join(changed) or f"params.yaml has the values of {name} already"
+    titles = "params.yaml before", "params.yaml now"
+    return "\n".join(difflib.unified_diff(before.splitlines(), after.splitlines(), *titles, lineterm="", n=0))

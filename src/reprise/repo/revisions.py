@@ -5,6 +5,7 @@ the cache lacks them. The workspace is a revision too, with the outs that its dv
 """
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -19,6 +20,7 @@ import yaml
 from reprise.evaluation.predictions import Predictions, read_predictions
 from reprise.params.load import flat
 from reprise.repo.project import EXPERIMENT, Project
+from reprise.runtime.atomic import publishing
 from reprise.runtime.errors import UserError, nearest
 
 WORKSPACE = "workspace"
@@ -192,3 +194,21 @@ class Revision:
 def _yaml(text: str) -> Any:
     """Read YAML with libyaml where there is one: it is 10 times faster."""
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def restore_outs(project: Project) -> list[str]:
+    """Bring back the outs that dvc.lock names and a failed stage has lost, from DVC's cache or the last commit.
+
+    Returns their paths.
+    """
+    outs = Revision(project).md5s("outs")
+    gone = [path for path in outs if not (project.root / path).exists()]
+    if gone:
+        project.dvc_shown("checkout", "--quiet", "--allow-missing")
+    for path in gone:
+        place, stored, text = project.root / path, project.cache_path(str(outs[path])), project.read(path, "HEAD")
+        content = stored.read_bytes() if stored.is_file() else text.encode("utf-8", "surrogateescape")
+        if not place.exists() and hashlib.md5(content).hexdigest() == outs[path]:
+            with publishing(place) as (partial,):
+                partial.write_bytes(content)
+    return [path for path in gone if (project.root / path).exists()]

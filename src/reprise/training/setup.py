@@ -8,11 +8,12 @@ from pathlib import Path
 
 from torch import nn
 
-from reprise.data.formats.packed import Unaltered, load_metadata, load_split
+from reprise.data.formats.packed import Metadata, Unaltered, load_metadata, load_split
 from reprise.loader.batches import EvalBatches, Process, TrainBatches, class_weights, growing_sizes
 from reprise.model.backbone import TIMMBackbone, check_takes, create_network
+from reprise.model.networks import check_name
 from reprise.model.pretrained import find_pretrained
-from reprise.params.schema import ModelParams, TrainParams
+from reprise.params.schema import ModelParams, Params, TrainParams
 from reprise.runtime.errors import UserError
 from reprise.training.debug import Debug
 from reprise.training.optim import create_optimizer, create_schedule
@@ -83,3 +84,19 @@ def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps:
         accumulate=params.accumulate,
         clip_grad=params.clip_grad,
     )
+
+
+def check_settings(params: Params, random_weights: bool) -> None:
+    """Raise UserError for names and arguments of network, optimizer and schedule that no data make right.
+
+    random_weights: whether the training begins with such; pretrained ones decide the size of the images.
+    """
+    check_name(params.model.name)
+    network: nn.Module = nn.Linear(2, 2)
+    if random_weights:
+        channels = 3 if params.data.channels == "auto" else params.data.channels
+        data = Metadata.model_construct(classes=["a", "b"], image_size=params.data.image_size, channels=channels)
+        network = create_network(params.model, data, 0)[0].model
+    optimizer = create_optimizer(network, params.train)
+    if params.train.schedule != "none":
+        create_schedule(optimizer, params.train, 100)

@@ -1,0 +1,51 @@
+"""Stage 0: refuse params that are not allowed, before a later stage has lost its outs to DVC, which removes them first.
+
+The out never changes, so that no stage runs anew because of it.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+from reprise.params.dependencies import Dependencies, load_record, param_values, record_path
+from reprise.params.schema import Params
+from reprise.runtime.atomic import publishing
+from reprise.runtime.environment import before_torch
+from reprise.runtime.errors import UserError, one_line_errors
+
+# what timm has to judge; that takes seconds, and is not asked where the last model was made with the same
+BUILDING = ("model.", "data.image_size", "data.channels", "train.optimizer", "train.schedule", "train.layer_decay")
+
+
+def main() -> None:
+    """Read the params, have timm judge its own, publish."""
+    dependencies = Dependencies.of_stage("check")
+    with publishing(Path("data/records/check.txt"), check=dependencies.check) as (out,):
+        params = dependencies.begin()
+        if not is_known(params):
+            before_torch(params.train.threads, params.train.reproducible)
+            from reprise.training.setup import check_settings
+
+            weights = Path(params.model.weights)
+            given = weights.is_file() or any(path.name[0] != "." for path in weights.glob("*"))
+            try:
+                check_settings(params, not (given or params.model.pretrained))
+            except UserError as error:
+                way_out = "put back what it was: `reprise params` shows it, `reprise params --reset KEY` does it"
+                raise UserError(f"{error}\n{way_out}") from None
+        out.write_text("params.yaml is allowed\n", encoding="utf-8")
+
+
+def is_known(params: Params) -> bool:
+    """Return whether the published model was built with the same settings."""
+    known: dict[str, object] = {}
+    for stage in ("preprocess", "train"):
+        with suppress(FileNotFoundError, ValueError):
+            record = load_record(Path(record_path(stage)))
+            known |= record.params if record else {}
+    asked = {name: value for name, value in param_values(params).items() if name.startswith(BUILDING)}
+    return asked.items() <= known.items()
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
