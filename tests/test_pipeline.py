@@ -18,8 +18,8 @@ STAGES = ["download", "preprocess", "train", "evaluate"]
 
 
 def ran(done):
-    """Return the stages that `dvc repro` or `dvc exp run` really ran."""
-    return re.findall(r"Running stage '(\w+)'", done.stdout + done.stderr)
+    """Return the stages that `dvc repro` or `dvc exp run` really ran, after that which looks at the params."""
+    return re.findall(r"Running stage '(?!check)(\w+)'", done.stdout + done.stderr)
 
 
 def metrics(workspace, name="test"):
@@ -75,7 +75,7 @@ def test_a_changed_parameter_reruns_what_depends_on_it_and_nothing_else(reproduc
     changed = {}
     for change in ("evaluate.batch_size=100", "train.lr=0.002", "data.image_size=24"):
         reproduced.set(change)
-        changed[change] = set(json.loads(reproduced.run("dvc", "status", "--json").stdout))
+        changed[change] = set(json.loads(reproduced.run("dvc", "status", "--json").stdout)) - {"check"}
     assert list(changed.values()) == [{"evaluate"}, {"evaluate", "train"}, {"evaluate", "preprocess", "train"}]
     assert ran(reproduced.run("dvc", "repro")) == ["preprocess", "train", "evaluate"]
 
@@ -124,6 +124,45 @@ def test_an_experiment_compares_with_the_commit(reproduced):
     assert {"Loss", "Accuracy", "metrics/confusion.csv", "metrics/per_class.csv"} <= {
         name.split("::")[-1] for name in vega
     }
+
+
+WRONG = [  # what `-S` sets, and the key that is put back
+    *(
+        "train.lr=fast",
+        "train.lr=-1",
+        "train.epochs=0",
+        "train.epochs=1.5",
+        "train.batch_size=",
+        "train.optimizer=adamx",
+    ),
+    *("train.schedule=cosin", "+train.schedule_kwargs.min_lrr=1", "+train.lrr=0.1", "train.augment.flip=maybe"),
+    *("train.precision=fp16", "train.select=accuracy", "train=5", "model.name=resnet8000", "+model.kwargs.nonsense=1"),
+    *("+model.kwargs.num_classes=3", "model.image_size=4", "data.name=digit", "data.channels=2", "data.resize=pad"),
+    *("data.test_fraction=1.5", "+data.folders=3", "evaluate.calibration_bins=many"),
+]
+
+
+@pytest.mark.slow
+def test_after_each_of_23_mistakes_one_command_is_back_and_no_out_was_lost(reproduced):
+    def outs():
+        listed = reproduced.run("dvc", "ls", "--recursive", ".", "--dvc-only").stdout.split()
+        listed += ["metrics/test.json", "metrics/train.json", "metrics/data.json", "models/README.md"]
+        files = [reproduced.path / name for name in listed if name != "data/records/check.txt"]
+        return {file: hashlib.md5(file.read_bytes()).hexdigest() for file in files}
+
+    good = outs()
+    assert len(good) > 20
+    assert len(WRONG) == 23
+    for wrong in WRONG:
+        key = wrong.lstrip("+").partition("=")[0]
+        done = reproduced.run("dvc", "exp", "run", "-S", wrong, check=False)
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr
+        assert f"reprise params --reset {key}`" in done.stderr or "`reprise params --reset KEY` does it" in done.stderr
+        assert outs() == good
+        reproduced.run("python", "-m", "reprise", "params", "--reset", key)
+        assert not reproduced.run("git", "diff", "--ignore-all-space", "HEAD").stdout, wrong
+        assert reproduced.run("dvc", "status", "--json").stdout.strip() == "{}", wrong
 
 
 @pytest.mark.slow

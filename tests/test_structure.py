@@ -71,7 +71,7 @@ def test_the_deps_of_a_stage_hold_all_that_it_imports_and_it_needs_each_of_them(
     assert [dep for dep in deps if not any(file == dep or file.startswith(f"{dep}/") for file in closure)] == []
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "check"])  # which looks at all
 def test_dvc_yaml_declares_exactly_the_parameters_that_a_stage_reads(stage):
     tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text())
     chains = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]

@@ -302,20 +302,24 @@ def params(options: Namespace) -> None:
     from reprise.params.presets import replace
     from reprise.params.reset import DEFAULTS, differing, parse, reset
     from reprise.repo.revisions import restore_outs
+    from reprise.repo.verify import stale
 
     project = here()
     path = project.root / "params.yaml"
     text = path.read_text(encoding="utf-8")
-    trees = [parse(project.read(path.name, "HEAD")), parse(DEFAULTS.read_text(encoding="utf-8"))]
+    committed = project.read(path.name, "HEAD")
+    trees = [parse(committed), parse(DEFAULTS.read_text(encoding="utf-8"))]
     if options.reset is None:
         for name, (value, committed, default) in differing(parse(text), *trees).items():
             before = f"last commit {committed}, " if value != committed else ""
             say(f"{name}: {value} ({before}default {default})")
     else:
         keys = options.reset or list(differing(parse(text), trees[0]))
-        say(replace(path, reset(text, keys, *trees)) or "params.yaml: nothing to put back")
+        say(replace(path, reset(text, keys, committed, trees[1])) or "params.yaml: nothing to put back")
         if restored := restore_outs(project):
             say(f"came back: {', '.join(restored)}")
+        if project.dvc_shown("repro", "--quiet", "--single-item", "check") and stale(project):
+            say("`dvc repro` makes the results of these params; those that were made before come from DVC's cache")
 
 
 @command(OVERRIDES)

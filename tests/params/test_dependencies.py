@@ -22,7 +22,7 @@ def root(tmp_path):
     """Code, params and one folder of inputs."""
     for name in ("src", "stages"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(PARAMS, tmp_path)
+    shutil.copy(PARAMS, tmp_path / "params.yaml")
     (tmp_path / "data/raw").mkdir(parents=True)
     (tmp_path / "data/raw/images.zip").write_bytes(b"images")
     return tmp_path

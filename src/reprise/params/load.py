@@ -43,7 +43,7 @@ def load_params(path: Path | str, overrides: Iterable[str] = (), preset: Path | 
 def validated(tree: dict[str, Any], name: str, kept: bool = True) -> Params:
     """Return the params of a tree that `read_yaml` gave. Raises UserError, beginning with the file's name.
 
-    kept: whether all values stand in the file, so that the message says how one is put back.
+    kept: whether all values stand in the file, so that the message says how each is put back.
     """
     try:
         return Params.model_validate(tree)
@@ -51,9 +51,10 @@ def validated(tree: dict[str, Any], name: str, kept: bool = True) -> Params:
         details: dict[str, ErrorDetails] = {}
         for detail in error.errors(include_url=False):  # of a union there is an error for each member
             details.setdefault(_field(detail["loc"])[0], detail)
-        lines = [f"{name}: {_explain(detail)}" for detail in list(details.values())[:MOST_LINES]]
-        if kept and (keys := [brief(key) for key in details if key][:MOST_LINES]):
-            lines.append(f"put back what it was: `reprise params --reset {' '.join(keys)}`")
+        lines = []
+        for key, detail in list(details.items())[:MOST_LINES]:
+            way_out = f"; `reprise params --reset {brief(key)}` puts it back" if kept and key else ""
+            lines.append(f"{name}: {_explain(detail)}{way_out}")
         if len(details) > MOST_LINES:
             lines.append(f"{name}: and {len(details) - MOST_LINES:,} more")
         raise UserError("\n       ".join(lines)) from None

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 
 from reprise.params.load import FREE, all_keys, flat, near_miss
 from reprise.params.presets import edited
@@ -32,12 +33,14 @@ def differing(*trees: dict[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def reset(text: str, keys: Sequence[str], *trees: dict[str, Any]) -> str:
+def reset(text: str, keys: Sequence[str], committed: str, defaults: dict[str, Any]) -> str:
     """Return the text of a parameter file with other values for some keys, comments and order kept.
 
-    The value is that of the first tree that has another one there; a key that this tree lacks goes. Raises UserError
-    for a key that is nowhere.
+    The value is that of the committed text or, if it is that already, the default; a key that is not there goes. Where
+    all is as committed then, it is that text, for DVC loses comments beside what it adds to. Raises UserError for a key
+    that is nowhere.
     """
+    trees = parse(committed), defaults
 
     def put_back(here: Any) -> None:
         for key in keys:
@@ -55,7 +58,20 @@ def reset(text: str, keys: Sequence[str], *trees: dict[str, Any]) -> str:
             else:
                 section.pop(name)
 
-    return edited(text, put_back)
+    target = parse(text)
+    put_back(target)
+    if target == trees[0] and comments(text) <= comments(committed):
+        return committed
+    after = edited(text, put_back)
+    with suppress(YAMLError):
+        if parse(after) == target:
+            return after
+    raise UserError("params.yaml: comments are in the way; edit it, or `git checkout HEAD -- params.yaml`")
+
+
+def comments(text: str) -> set[str]:
+    """Return the comments of a parameter file, and what looks like one."""
+    return {line.partition("#")[2] for line in text.splitlines()}
 
 
 def _at(tree: Any, key: str, whole: bool = False) -> list[Any]:
