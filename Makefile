@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro verify reproduce review history pull push doctor test test-slow torture lint format schema lock bench clean
+.PHONY: help setup repro check verify reproduce review history pull push doctor test test-slow test-product torture lint format schema lock bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,8 +31,10 @@ verify: setup  ## hash workspace and cache anew and compare with dvc.lock
 reproduce: setup  ## run the committed pipeline twice from scratch and compare every byte
 	@python -m reprise reproduce
 
-review: setup  ## review this branch against main as CI does (ARGS=--reproduce runs every stage anew)
+check: setup  ## your project's gate, as CI runs it: dvc.lock, files, bars, comparison with main (ARGS=--reproduce)
 	@python -m reprise review $(ARGS)
+
+review: check
 
 history: setup  ## show the test metrics over the commits of this branch (ARGS names metrics)
 	@python -m reprise history $(ARGS)
@@ -49,8 +51,11 @@ doctor: setup  ## put the workspace right after a crash of DVC, saying how (ARGS
 test: setup  ## run the tests
 	@python -m pytest
 
-test-slow: setup  ## run the tests that take minutes, and those of this repository's own texts and results
-	@python -m pytest -m "slow or product"
+test-slow: setup  ## run the tests that take minutes
+	@python -m pytest -m "slow and not product"
+
+test-product: setup  ## run those of this repository's own texts and results, not for a project of your own
+	@python -m pytest -m product
 
 torture: setup  ## kill the pipeline at random moments, many times, and compare what comes out (half an hour)
 	@python tests/torture.py

@@ -1,5 +1,6 @@
 """What CI runs is well formed, keeps its secrets, and holds no logic: the Makefile and the scripts have it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,13 +83,20 @@ def test_only_the_job_that_runs_the_bases_code_may_write_and_not_for_forks():
     assert "secrets." not in str(jobs("review.yml")) + str(jobs("test.yml"))
 
 
+@pytest.mark.parametrize("name", ["test.yml", "review.yml"])
+def test_an_action_is_pinned_to_a_commit(name):
+    used = re.findall(r"uses: (\S+)", (WORKFLOWS / name).read_text())
+    assert used
+    assert [action for action in used if not re.fullmatch(r"actions/[a-z/-]+@[0-9a-f]{40}", action)] == []
+
+
 def test_both_sites_run_the_gate_and_the_review_on_the_whole_history():
     steps = [step for name in ("test.yml", "review.yml") for job in jobs(name).values() for step in job["steps"]]
     commands = [step["run"] for step in steps if "run" in step]
     gitlab = yaml.safe_load((ROOT / ".gitlab-ci.yml").read_text())
-    assert {".ci/run", 'make review ARGS="$REPRODUCE"'} <= set(commands)
-    assert gitlab["test"]["script"] == [".ci/run"]
-    assert gitlab["review"]["script"] == ['make review ARGS="$REPRODUCE"']
+    assert {"make check", 'make check ARGS="$REPRODUCE"', ".ci/run"} <= set(commands)
+    assert (gitlab["check"]["script"], gitlab["test"]["script"]) == (["make check"], [".ci/run"])
+    assert gitlab["review"]["script"] == ['make check ARGS="$REPRODUCE"']
     assert gitlab["variables"]["GIT_DEPTH"] == "0"
     for name in ("test.yml", "review.yml"):
         first, *_ = next(iter(jobs(name).values()))["steps"]
@@ -100,7 +108,7 @@ def test_the_token_of_gitlab_is_for_the_job_that_runs_the_bases_code_alone():
     assert [name for name, job in gitlab.items() if isinstance(job, dict) and "environment" in job] == ["comment"]
     assert gitlab["comment"]["environment"]["name"] == "review-comment"
     assert "extends" not in gitlab["comment"]
-    for name in ("test", "review"):
+    for name in ("check", "test", "review"):
         assert gitlab[name]["extends"] == ".prepared"
         assert "REVIEW_TOKEN" not in str(gitlab[name])
     guard = gitlab[".prepared"]["before_script"][0]

@@ -17,6 +17,10 @@ from reprise.repo.revisions import PROCESSED, RAW, Revision
 from reprise.runtime.errors import UserError, listed
 
 
+class OtherDataError(UserError):
+    """Two revisions that were measured on different data: no comparison is possible, and nothing is wrong."""
+
+
 class Pairing:
     """The matching of the images of two revisions. notes: what the reader has to know of it."""
 
@@ -74,7 +78,8 @@ class Pairing:
         sizes = f"{self.base} has {len(one.ids):,} test images, {self.head} {len(other.ids):,}"
         if not rows:
             none = "none of the shared classes" if same else "none"
-            raise UserError(f"no common images: {sizes}, and {none} is in both; compare revisions of the same data")
+            why = f"no common images: {sizes}, and {none} is in both; compare revisions of the same data"
+            raise UserError(why) if self.same_raw else OtherDataError(why)
         if len(rows) < max(len(one.ids), len(other.ids)):
             self.notes.append(f"The test sets differ: {sizes}. Only the {len(rows):,} that both have are compared.")
         changed = sum(one.labels[row] != other.labels[column] for row, column in rows)

@@ -1,5 +1,7 @@
 """The review of a pull request, on one page: is dvc.lock fresh, are the results reproduced, is the model better."""
 
+import math
+import re
 import subprocess
 import sys
 import traceback
@@ -10,10 +12,12 @@ from tempfile import TemporaryDirectory
 
 from reprise.comparison.changes import different
 from reprise.comparison.compare import compare
+from reprise.comparison.pairing import OtherDataError
 from reprise.comparison.report import write
+from reprise.params.load import load_params
 from reprise.repo.project import Project
 from reprise.repo.revisions import PREDICTIONS, WORKSPACE, Revision
-from reprise.repo.verify import Mismatch, stale
+from reprise.repo.verify import Mismatch, stale, verify
 from reprise.runtime.errors import UserError
 from reprise.runtime.markup import table, text
 
@@ -55,8 +59,10 @@ def review(
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").unlink(missing_ok=True)
-    gate, report = comparison(project, str(base.commit), out, fail_on_regression)
-    gates.append(gate)
+    params = load_params(project.root / "params.yaml").review
+    fail_on_regression |= params.fail_on == "regression"
+    gate, report = comparison(project, base, out, fail_on_regression)
+    gates += [intact(verify(project).mismatches), *bars(Revision(project), params.require), gate]
     rows = [[each.name, "passed" if each.passed else "**failed**", each.said] for each in gates]
     parts = [
         f"## Review of {text(head)} against {text(f'{str(base.commit)[:7]} ({base.name})')}",
@@ -123,14 +129,47 @@ def reproduction(before: dict[str, str | None], after: dict[str, str | None] | N
     return Gate("reproduced", False, f"other bytes than dvc.lock records: {', '.join(map(text, other))}")
 
 
-def comparison(project: Project, base: str, out: Path, fail_on_regression: bool) -> tuple[Gate, str]:
+def intact(found: list[Mismatch]) -> Gate:
+    """Return the check whether every file is what dvc.lock records, from what `verify` has found."""
+    if not found:
+        return Gate("files are intact", True, "workspace and cache hold the recorded bytes")
+    named = ", ".join(text(f"{path} ({what})") for path, _, what in found[:MOST])
+    return Gate("files are intact", False, f"`make verify` says the way out: {named}")
+
+
+def bars(head: Revision, required: list[str]) -> list[Gate]:
+    """Return the check whether the metrics reach the bars of `review.require`, if there are any."""
+    missed = []
+    for bar in required:
+        name, sign, number = re.split(r" *(>=|<=) *", bar)
+        value = head.all_metrics.get(name)
+        distance = float(value) - float(number) if isinstance(value, int | float) else math.nan
+        if not (distance >= 0 if sign == ">=" else distance <= 0):
+            missed.append(f"{bar}, but {'it is not measured' if value is None else f'it is {value}'}")
+    said = ", ".join(map(text, missed or required))
+    return [Gate("bars", not missed, f"missed: {said}" if missed else said)] if required else []
+
+
+def first_data(project: Project, base: Revision) -> tuple[Gate, str]:
+    """Return the check for data that the base has not, and in place of a comparison the data's report and the card."""
+    said = f"first data: nothing to compare with, {base.name} has no image of this test split"
+    pages = {"Data": "data/report/report.md", "Model": "models/README.md"}
+    shown = [f"<details><summary>{name}</summary>\n\n{project.read(path)}\n</details>" for name, path in pages.items()]
+    return Gate("compared", True, text(said)), "\n\n".join(shown)
+
+
+def comparison(project: Project, base: Revision, out: Path, fail_on_regression: bool) -> tuple[Gate, str]:
     """Compare with the base; return the check whether that worked and allows the change, and the report."""
     passed, said, report = False, "it failed, see the log", ""
+    if not base.read("dvc.lock"):
+        return first_data(project, base)
     try:
-        found = compare(project, base, WORKSPACE)
+        found = compare(project, str(base.commit), WORKSPACE)
         report = write(found, out).read_text(encoding="utf-8")
         passed = not (fail_on_regression and found.regressed)
         said = "see below" if passed else "a regression, see below"
+    except OtherDataError:
+        return first_data(project, base)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         said = text(error)

@@ -34,6 +34,7 @@ Policy = Literal["none", "randaugment", "trivialaugment"]
 Precision = Literal["fp32", "bf16", "auto"]
 Resize = Literal["stretch", "fit", "crop"]
 Processors = Annotated[int, Field(ge=1, le=256)] | Literal["auto"]
+Bar = Annotated[str, Field(pattern=r"^[\w.]+ *(>=|<=) *-?\d+(\.\d+)?$")]
 Side = Annotated[int, Field(ge=8, le=1024)]
 
 
@@ -298,6 +299,13 @@ class EvaluateParams(Section):
     metrics: list[str] = param("further metrics, torchmetrics' multiclass ones, e.g. auroc, cohen_kappa")
 
 
+class ReviewParams(Section):
+    """What `make check` and the review of a pull request demand; changes no result."""
+
+    fail_on: Literal["regression"] | None = param("regression: a worse model than that of the base does not pass")
+    require: list[Bar] = param("bars for metrics of test.json, or of train. and data., e.g. accuracy >= 0.95")
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -305,6 +313,7 @@ class Params(Section):
     model: ModelParams
     train: TrainParams
     evaluate: EvaluateParams
+    review: ReviewParams = ReviewParams(fail_on=None, require=[])
 
 
 def json_schema() -> str:

@@ -28,6 +28,7 @@ PREDICTIONS, MODEL, WEIGHTS = "data/predictions.csv", "models/model.json", "mode
 RAW, PROCESSED = "data/raw", "data/processed"
 CODE = ("src/", "stages/")
 TEST, TRAIN, HISTORY = "metrics/test.json", "metrics/train.json", "metrics/history.csv"
+DATA = "metrics/data.json"
 
 
 def find_revision(project: Project, name: str) -> "Revision":
@@ -122,6 +123,12 @@ class Revision:
     def training(self) -> dict[str, float | None]:
         """What the stage train measured at the best epoch, with None and NaN as in `metrics`."""
         return self._numbers(TRAIN)
+
+    @property
+    def all_metrics(self) -> dict[str, Any]:
+        """The metrics by name; those of train.json and data.json begin with `train.` and `data.`."""
+        data = flat({"data": self._mapping(DATA, json.loads)})
+        return {**data, **{f"train.{name}": value for name, value in self.training.items()}, **self.metrics}
 
     def _numbers(self, path: str) -> dict[str, float | None]:
         found = self._mapping(path, json.loads)
