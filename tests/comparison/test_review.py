@@ -1,12 +1,15 @@
 """`make review`: what CI does on a pull request, here against a bare Git remote on disk."""
 
+import html
 import json
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from reprise.comparison.review import bars
 from tests.comparison.test_comments import Site, serving
 from tests.conftest import ROOT, Workspace, fresh_clone
 from tests.test_pipeline import refused
@@ -102,7 +105,7 @@ def test_a_branch_is_compared_with_where_it_left_the_remotes_main(branch, tmp_pa
     other.run("git", "-c", "user.name=T", "-c", "user.email=t@example.invalid", "commit", "-qm", "on", "--allow-empty")
     other.run("git", "push", "--quiet", "origin", "main")
     page = review(branch)
-    assert results(page) == {"dvc.lock is fresh": True, "compared": True}
+    assert results(page) == {"dvc.lock is fresh": True, "files are intact": True, "compared": True}
     assert page.startswith(f"## Review of {commit(branch, 'HEAD')[:7]} against {left[:7]} ")
     assert commit(branch, "refs/remotes/origin/main") == commit(other, "HEAD") != left  # it was fetched
     assert f"# compared with {left}" in page
@@ -119,13 +122,59 @@ def test_a_stale_lock_fails_and_says_why(branch):
     assert "reproduced" not in results(page)
 
 
+def test_a_base_without_results_is_no_failure_and_what_there_is_is_shown(branch):
+    branch.run("git", "checkout", "--quiet", "-b", "begun", "main")
+    branch.run("git", "rm", "--quiet", "--cached", "dvc.lock")
+    branch.run("git", "commit", "--quiet", "--message", "no results")
+    branch.run("git", "checkout", "--quiet", "--force", "try")
+    branch.run("git", "merge", "--quiet", "--strategy", "ours", "--message", "merge", "begun")
+    (branch.path / "models").mkdir()
+    (branch.path / "models/README.md").write_text("# Card of the model")
+    page = review(branch, "--base", "begun", "--remote", "none", "--fail-on", "regression")
+    assert results(page)["compared"] is True
+    assert "first data: nothing to compare with" in page
+    assert "# Card of the model" in page
+
+
+def test_an_altered_file_of_the_cache_is_named(branch):
+    stored = max((branch.path / ".dvc/cache/files").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    stored.chmod(0o644)
+    stored.write_bytes(b"other")
+    page = review(branch)
+    assert results(page)["files are intact"] is False
+    assert "altered in the cache" in page
+
+
+@pytest.mark.parametrize(
+    ("bar", "missed"),
+    [
+        ("accuracy >= 0.9", None),
+        ("accuracy>=0.95", "but it is 0.9"),
+        ("data.dropped.corrupt <= 0", None),
+        ("train.val_loss <= 0.1", "but it is 0.2"),
+        ("auroc >= 0", "it is not measured"),
+        ("loss <= 10", "but it is nan"),
+    ],
+)
+def test_a_bar_is_reached_or_missed(bar, missed):
+    measured = {"accuracy": 0.9, "data.dropped.corrupt": 0, "train.val_loss": 0.2, "auroc": None, "loss": float("nan")}
+    (gate,) = bars(SimpleNamespace(all_metrics=measured), [bar])
+    assert gate.passed is (missed is None)
+    assert (missed or bar.partition(" ")[0]) in html.unescape(gate.said)
+
+
 @pytest.mark.slow
 def test_without_a_remote_what_a_fresh_clone_lacks_is_reproduced_on_both_sides(branch, tmp_path):
     branch.run("git", "push", "--quiet", "origin", "try")
     branch.run("git", "clone", "--quiet", "--branch", "try", str(tmp_path / "remote.git"), str(tmp_path / "runner"))
     runner = Workspace(tmp_path / "runner")
     page = review(runner, GITHUB_BASE_REF="main")
-    assert results(page) == {"dvc.lock is fresh": True, "reproduced": True, "compared": True}
+    assert results(page) == {
+        "dvc.lock is fresh": True,
+        "reproduced": True,
+        "files are intact": True,
+        "compared": True,
+    }
     assert "the same bytes in every out" in page
     assert runner.clean()
 
