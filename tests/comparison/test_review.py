@@ -132,7 +132,7 @@ def test_a_base_without_results_is_no_failure_and_what_there_is_is_shown(branch)
     (branch.path / "models/README.md").write_text("# Card of the model")
     page = review(branch, "--base", "begun", "--remote", "none", "--fail-on", "regression")
     assert results(page)["compared"] is True
-    assert "first data: nothing to compare with" in page
+    assert "first data: nothing to compare with, begun has no image" in html.unescape(page)
     assert "# Card of the model" in page
 
 
