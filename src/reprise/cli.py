@@ -210,6 +210,39 @@ def doctor(options: Namespace) -> int:
     return int(None in found)
 
 
+@command(
+    argument("--yes", action="store_true", help="remove what may go"),
+    argument("--checkpoints", action="store_true", help="those of stopped trainings may go as well"),
+)
+def clean(options: Namespace) -> None:
+    """Say what takes space on the disk, and remove what no commit and no experiment needs.
+
+    reprise clean          what there is, and what of it may go
+    reprise clean --yes    remove that
+    """
+    from reprise.repo.disk import holdings, size
+    from reprise.repo.processes import at_rest
+
+    project = here()
+    with at_rest(project):
+        for path, taken, what, remove in holdings(project, options.checkpoints):
+            if remove and options.yes:
+                remove()
+                freed = f"{(taken - size(path)) / 2**20:,.1f} MiB removed"
+            say(f"{taken / 2**20:10,.1f} MiB  {project.short(path)}: {freed if remove and options.yes else what}")
+
+
+@command()
+def experiments(options: Namespace) -> None:
+    """List the experiments of this commit: what each changed, and what it reached on which split.
+
+    `dvc exp show` lists them with every parameter, `dvc exp apply NAME` takes one over.
+    """
+    from reprise.comparison.history import EXPERIMENT_METRICS, experiment_points, table
+
+    say(table(experiment_points(here()), EXPERIMENT_METRICS, "experiment"))
+
+
 @command(argument("metric", nargs="*", help="a metric of metrics/test.json"))
 def history(options: Namespace) -> None:
     """Show the test metrics over the commits of this branch, as table and picture.

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from reprise.comparison.changes import different
 from reprise.comparison.pictures import HEAD, Axes, document, escaped, label
 from reprise.repo.project import Project
-from reprise.repo.revisions import TEST, Revision
+from reprise.repo.revisions import TEST, Revision, experiments
 from reprise.runtime.errors import UserError
 from reprise.runtime.intervals import wilson
 from reprise.runtime.markup import HIDDEN
 
 USUAL = ("accuracy", "loss", "f1", "ece")
+EXPERIMENT_METRICS = ("val accuracy", "val loss", "test accuracy", "test loss", "parameters")
 LONGEST = 50  # characters of a commit's subject
 STEP, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 28, 110, 70, 20, 26, 18  # of a panel, pixels
 NAMES = 64  # pixels below the panels, for the commits
@@ -56,9 +58,29 @@ def chosen(points: Sequence[Point], names: Sequence[str]) -> list[str]:
     return list(names) or [name for name in USUAL if name in known] or known
 
 
-def table(points: Sequence[Point], names: Sequence[str]) -> str:
-    """Return a table, a line for each point; `-` where a commit does not have a metric."""
-    rows = [["commit", *names, ""]]
+def experiment_points(project: Project) -> list[Point]:
+    """Return a point for the last commit and each finished experiment from it, with what it changed in params.
+
+    Those that cannot be read are left out.
+    """
+    commit = project.git("rev-parse", "HEAD").strip()
+    head = Revision(project, "HEAD", commit)
+    points = []
+    for run in (head, *experiments(project, commit)):
+        with suppress(UserError):
+            changed = ", ".join(f"{name}={value}" for name, _, value in different(head.params, run.params))
+            measured = {f"val {name}": run.training.get(f"val_{name}") for name in ("accuracy", "loss")}
+            measured |= {f"test {name}": run.metrics.get(name) for name in ("accuracy", "loss")}
+            measured["parameters"] = run.metrics.get("parameters")
+            points.append(
+                Point(run.name, changed, {name: value for name, value in measured.items() if value is not None})
+            )
+    return points
+
+
+def table(points: Sequence[Point], names: Sequence[str], title: str = "commit") -> str:
+    """Return a table, a line for each point; `-` where a commit does not have a metric. title: of the first column."""
+    rows = [[title, *names, ""]]
     for point in points:
         subject = HIDDEN.sub("?", point.subject)
         subject = subject if len(subject) <= LONGEST else f"{subject[: LONGEST - 3]}..."
