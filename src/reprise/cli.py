@@ -224,12 +224,13 @@ def clean(options: Namespace) -> None:
     from reprise.repo.processes import at_rest
 
     project = here()
-    with at_rest(project):
-        for path, taken, what, remove in holdings(project, options.checkpoints):
-            if remove and options.yes:
-                remove()
-                freed = f"{(taken - size(path)) / 2**20:,.1f} MiB removed"
-            say(f"{taken / 2**20:10,.1f} MiB  {project.short(path)}: {freed if remove and options.yes else what}")
+    with at_rest(project):  # DVC's collection takes its lock itself
+        places = holdings(project, options.checkpoints)
+    for path, taken, what, remove in places:
+        if remove and options.yes:
+            remove()
+            what = f"{(taken - size(path)) / 2**20:,.1f} MiB removed"
+        say(f"{taken / 2**20:10,.1f} MiB  {project.short(path)}: {what}")
 
 
 @command()

@@ -19,7 +19,7 @@ class Holding(NamedTuple):
 
 
 def holdings(project: Project, checkpoints: bool = False) -> list[Holding]:
-    """Return what takes space; what is removable comes first. checkpoints: those of stopped trainings may go as well."""
+    """Return what takes space, first what may go; checkpoints: whether those of stopped trainings may go as well."""
     root = project.root
     cache = Path(project.dvc("cache", "dir").strip())
     own = cache.resolve().is_relative_to(root)
