@@ -1,0 +1,43 @@
+"""`reprise clean` removes what nothing needs, and `reprise experiments` lists what each changed and reached."""
+
+import json
+import re
+
+from reprise.repo.disk import size
+
+
+def test_what_a_commit_or_an_experiment_needs_stays_and_the_rest_goes(reproduced):
+    reproduced.run("dvc", "exp", "run", "--temp", "--name", "kept", "-S", "train.lr=0.01")
+    reproduced.set("train.lr=0.02")
+    reproduced.run("dvc", "repro", "train")
+    dropped = (reproduced.path / "models/model.safetensors").read_bytes()
+    reproduced.run("git", "checkout", "--quiet", ".")
+    reproduced.run("dvc", "checkout")
+    for name in ("data/.downloads/archive", "runs/data/key/processed", "runs/checkpoints/one", "runs/mine/model"):
+        path = reproduced.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 2**20)
+    shown = reproduced.run("python", "-m", "reprise", "clean").stdout
+    assert re.search(r" 1\.0 MiB  data/\.downloads: downloads", shown)
+    assert (reproduced.path / "runs/data/key/processed").exists()
+    before = size(reproduced.path / ".dvc/cache")
+    reproduced.run("python", "-m", "reprise", "clean", "--yes")
+    assert not (reproduced.path / "data/.downloads").exists()
+    assert not (reproduced.path / "runs/data").exists()
+    assert (reproduced.path / "runs/checkpoints/one").exists()
+    assert (reproduced.path / "runs/mine/model").exists()
+    assert before - size(reproduced.path / ".dvc/cache") >= len(dropped)
+    assert reproduced.run("dvc", "status", "--json").stdout.strip() == "{}"
+    assert "workspace and cache are what dvc.lock records" in reproduced.run("python", "-m", "reprise", "verify").stdout
+
+    listed = reproduced.run("python", "-m", "reprise", "experiments").stdout.splitlines()
+    assert listed[0].split("  ")[0] == "experiment"
+    name, val, _, test, *_, changed = listed[2].split()
+    assert (name, changed) == ("kept", "train.lr=0.01")
+    reproduced.run("dvc", "exp", "apply", "kept")  # its outs are there still
+    reached = json.loads((reproduced.path / "metrics/test.json").read_text())["accuracy"]
+    assert test == f"{reached:.4f}"
+    assert val == f"{json.loads((reproduced.path / 'metrics/train.json').read_text())['val_accuracy']:.4f}"
+    assert reproduced.run("dvc", "status", "--json").stdout.strip() == "{}"
+    reproduced.run("python", "-m", "reprise", "clean", "--yes", "--checkpoints")
+    assert not (reproduced.path / "runs/checkpoints").exists()
