@@ -86,7 +86,8 @@ def profile(
     with suppress(_EnoughError):
         train(processed, model, params.model_copy(update=STEADY), weights=weights, options=Options(callbacks=[clock]))
     parts = {name: statistics.median(clock.parts[name]) for name in PARTS}
-    return Profile(params.batch_size, parts, statistics.median(clock.steps), statistics.median(clock.bare_steps))
+    batch_size = len(clock.batches[0][1])  # less than that of the params where the split is
+    return Profile(batch_size, parts, statistics.median(clock.steps), statistics.median(clock.bare_steps))
 
 
 class _EnoughError(Exception):

@@ -153,6 +153,13 @@ def damaged_exif():
     return content[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + content[2:]
 
 
+def test_an_image_of_which_nothing_is_visible_is_told():
+    assert (
+        decode(encoded(Image.new("RGBA", (4, 4), (9, 9, 9, 0)), "TGA"), 4, 3).complaint == "every pixel is transparent"
+    )
+    assert decode(encoded(Image.new("RGBA", (4, 4), (9, 9, 9, 1)), "PNG"), 4, 3).complaint == ""
+
+
 def test_a_damaged_exif_is_told_and_does_not_hinder(recwarn):
     decoded = decode(damaged_exif(), 8, 3)
     assert decoded.complaint.startswith("Corrupt EXIF data.")

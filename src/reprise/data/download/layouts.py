@@ -17,7 +17,7 @@ from reprise.data.download.csv import Row, read_table
 from reprise.data.download.split_names import plain_split, split_folders
 from reprise.data.formats.images import HEAD, IMAGE_SUFFIXES, OTHER_IMAGES, READ, kind_of
 from reprise.data.formats.raw import UNSPLIT, shown
-from reprise.runtime.errors import UserError, first
+from reprise.runtime.errors import UserError, first, listed
 
 # images that are not read; a camera's raw file holds a preview that looks like a TIFF
 OTHER_SUFFIXES = {".heic", ".heif", ".svg", ".jxl", ".jp2", ".raw", ".cr2", ".nef", ".arw", ".dng", ".psd", ".dcm"}
@@ -77,6 +77,8 @@ def lay_out(names: Iterable[str], read: Callable[[str, int], bytes], tree: str) 
         placed = _by_folders(below, _at(tree, top.rstrip("/")) if top else tree)
     _check_classes(placed, tree)
     notes = [f"the CSV of {tree} leaves {len(images) - len(placed):,} images out"] if len(placed) < len(images) else []
+    if not tables and placed[0].split == UNSPLIT:
+        notes += _alike(placed, tree)
     if left_out := [name for name in visible if kinds[name] != IMAGE and name not in tables]:
         notes.append(f"no images, left out of {tree}: {_counted(left_out)}")
     return placed, notes
@@ -204,10 +206,23 @@ def _check_classes(placed: list[Placed], tree: str) -> None:
             raise UserError(f"{tree}: class {shown(name)} is in {split} but not in train; add some there or remove it")
 
 
+def _alike(placed: list[Placed], tree: str) -> list[str]:
+    """Return a line on classes that may be splits, because all of them have the same folders."""
+    below: dict[str, set[str]] = defaultdict(set)
+    for image in placed:
+        below[image.class_name].add(image.file_name.rpartition("/")[0])
+    folders = sorted(next(iter(below.values())))
+    if len(folders) < 2 or any(below[name] != set(folders) for name in below):
+        return []
+    same = f"the classes of {tree}, {listed(sorted(below))}, have the same folders, {listed(folders)}"
+    return [f"{same}; if these are the classes and those splits, call those train, val and test"]
+
+
 def _by_table(rows: list[Row], files: dict[str, str], top: str) -> list[Placed]:
     """Place the images that a CSV names: by their path from the CSV, or by their file name where that is unique.
 
-    Paths may have backslashes, folders above the CSV if all share them, and no image suffix if none has one.
+    Paths may have backslashes, folders above the CSV if all share them, and no image suffix if none has one. Without a
+    column for it, the split is that of the folder, if all images lie in split folders.
     """
     paths = [row.file if row.file in files else _from_csv(row.file).removeprefix(top) for row in rows]
     bare = not any(is_suffix(path, IMAGE_SUFFIXES) for path in paths)
@@ -230,8 +245,14 @@ def _by_table(rows: list[Row], files: dict[str, str], top: str) -> list[Placed]:
         if found[0] in row_of:
             raise UserError(f"{row.at}: {shown(row.file)} stands there already ({row_of[found[0]].at}); remove one")
         row_of[found[0]] = row
+    tops = {name: name.partition("/")[0] for name in row_of}
+    splits = split_folders(tops.values()) if rows[0].split == UNSPLIT else {}
+    for name, row in row_of.items() if splits else ():
+        if tops[name] not in splits:
+            beside = f"{shown(row.file)} lies beside the splits {' and '.join(sorted(splits))}"
+            raise UserError(f"{row.at}: {beside}; add a column split")
     return [
-        Placed(tree_name, named.split, named.class_name, name, named.columns)
+        Placed(tree_name, splits.get(tops[name], named.split), named.class_name, name, named.columns)
         for name, tree_name in files.items()
         if (named := row_of.get(name))
     ]

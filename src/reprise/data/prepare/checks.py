@@ -110,6 +110,9 @@ class Findings:
             lines.append(f"{_images(len(two))} under two labels, the first: {one}; correct the labels")
         if missing := [f"{shown(name)} in {split}" for name, split in self.missing()]:
             lines.append(f"no images of class {first(missing, NAMED)}")
+        dark = int(np.count_nonzero((self.peaks > 0) & (self.peaks < 1 << 12)))
+        if self.depth == 16 and self.peaks.any() and (dark or self.peaks.max() < 1 << 15):
+            lines.append(f"{self.range()}: {dark:,} of them have none above 4,095, nearly black; see data.depth")
         if self.complaints:
             row, complaint = next(iter(self.complaints.items()))
             lines.append(

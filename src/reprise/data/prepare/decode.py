@@ -174,6 +174,8 @@ def _flatten(image: Image.Image, mode: str) -> Image.Image:
     """Return the image in this mode, without transparency."""
     if _transparent(image):
         rgba = image.convert("RGBA")
+        if rgba.getchannel("A").getextrema() == (0, 0):
+            warnings.warn("every pixel is transparent", stacklevel=2)
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image if image.mode == mode else image.convert(mode)
 
