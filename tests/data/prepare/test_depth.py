@@ -123,8 +123,8 @@ def test_small_values_are_refused_unless_the_depth_is_stated(tmp_path, tops, sai
 @pytest.mark.parametrize(
     ("tops", "said"),
     [
-        ([1000] * 9 + [65535] * 11, "20 images of 16 bits, values up to 65,535, taken as 16 bits: 9 of them have none"),
-        ([16383] * 20, "20 images of 16 bits, values up to 16,383, taken as 16 bits: 0 of them have none above 4,095"),
+        ([1000] * 9 + [65535] * 11, "20 images of 16 bits, values up to 65,535, taken as 16 bits; 9 of them have none"),
+        ([16383] * 20, "20 images of 16 bits, values up to 16,383, taken as 16 bits; 0 of them have none above 4,095"),
         ([65535] * 20, None),
     ],
 )

@@ -112,7 +112,7 @@ class Findings:
             lines.append(f"no images of class {first(missing, NAMED)}")
         dark = int(np.count_nonzero((self.peaks > 0) & (self.peaks < 1 << 12)))
         if self.depth == 16 and self.peaks.any() and (dark or self.peaks.max() < 1 << 15):
-            lines.append(f"{self.range()}: {dark:,} of them have none above 4,095, nearly black; see data.depth")
+            lines.append(f"{self.range()}; {dark:,} of them have none above 4,095; see data.depth")
         if self.complaints:
             row, complaint = next(iter(self.complaints.items()))
             lines.append(
