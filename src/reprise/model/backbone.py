@@ -84,27 +84,17 @@ def adapt(params: ModelParams, metadata: Metadata, pretrained: PretrainedWeights
     config = timm.get_pretrained_cfg(params.name)
     if config is not None and config.fixed_input_size:
         kwargs.setdefault("img_size", size)
-    return Architecture(
-        model_name=params.name,
-        num_classes=len(metadata.classes),
-        in_chans=metadata.channels,
-        image_size=size,
-        kwargs=kwargs,
-    )
+    given = {"num_classes": len(metadata.classes), "in_chans": metadata.channels, "image_size": size}
+    return Architecture(model_name=params.name, kwargs=kwargs, **given)
 
 
 def build(architecture: Architecture, pretrained: PretrainedWeights | None = None) -> TIMMBackbone:
     """Build the network in channels-last memory, with pretrained weights or random ones by torch's current seed."""
     name = architecture.model_name
-    loading = {"pretrained_cfg_overlay": pretrained.overlay(name)} if pretrained else {}
-    network = TIMMBackbone(
-        name,
-        pretrained is not None,
-        num_classes=architecture.num_classes,
-        in_chans=architecture.in_chans,
-        **architecture.kwargs,
-        **loading,
-    )
+    arguments = {**architecture.kwargs, "in_chans": architecture.in_chans}
+    if pretrained:
+        arguments["pretrained_cfg_overlay"] = pretrained.overlay(name)
+    network = TIMMBackbone(name, pretrained is not None, architecture.num_classes, **arguments)
     if pretrained is not None:
         for tensor, value in network.model.state_dict().items():
             given = pretrained.weights.get(tensor, value)

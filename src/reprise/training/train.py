@@ -39,7 +39,7 @@ from reprise.training.distributed import EndTogether, SharedBuffers, ddp_strateg
 from reprise.training.loggers import LearningRate
 from reprise.training.result import FinishedRun, TrainResult, card_of, provenance_of, report_pretrained
 from reprise.training.setup import Assembly
-from reprise.training.steps import ChunkedClassifier, PlateauSchedule, StatelessDropout, chunks
+from reprise.training.steps import PlateauSchedule, StatelessDropout, chunks
 from reprise.training.summary import summary
 from reprise.training.threads import resolve_threads
 
@@ -160,7 +160,9 @@ def _fit(made: Assembly, best: BestEpoch, checkpoints: Checkpoints | None, optio
         lit, loader = made.lit(), chunks(trainer, made.batches)
         if several:
             signals.rest()  # until the processes have found each other
-        with _one_line(params.batch_size), _fast(lit, params):
+        pointwise = resolve_reproducible(params.reproducible) != "portable"
+        fast = nullcontext() if params.compile else repaired(lit, pointwise)
+        with _one_line(params.batch_size), fast:
             try:
                 trainer.fit(lit, loader, made.val_batches)
             finally:
@@ -208,14 +210,6 @@ def _one_line(batch_size: int) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _fast(lit: ChunkedClassifier, params: TrainParams) -> Iterator[None]:
-    """Repair the network's convolutions, unless it is compiled, as long as the training lasts."""
-    pointwise = resolve_reproducible(params.reproducible) != "portable"
-    with nullcontext() if params.compile else repaired(lit, pointwise):
-        yield
-
-
 def _threads(made: Assembly, scratch: Path | None) -> int:
     """Return the fastest number of threads, by steps of a copy of the network; on a GPU all of them: they feed it."""
     params = made.params
@@ -244,10 +238,9 @@ def _silence_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        ".*does not have many workers.*",
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*GPU available but not used.*",
-        ".*recommended to use .*sync_dist=True.*",  # what is logged is the same in every process already
-        ".*smaller than the logging interval.*",  # losses are logged once an epoch
+        "does not have many workers|isinstance.treespec, LeafSpec|GPU available but not used",
+        "recommended to use .*sync_dist=True",  # what is logged is the same in every process already
+        "smaller than the logging interval",  # losses are logged once an epoch
+        ".broadcast_buffers. is deprecated",  # to be used all the same, it says, for now
     ):
-        warnings.filterwarnings("ignore", message=message)
+        warnings.filterwarnings("ignore", message=f".*({message})")

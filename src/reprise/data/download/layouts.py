@@ -56,10 +56,9 @@ def lay_out(names: Iterable[str], read: Callable[[str, int], bytes], tree: str) 
         raise UserError(f"images of kinds that are not read: {named}; convert them, e.g. to JPEG, or remove them")
     images = sorted((name for name in visible if kinds[name] == IMAGE), key=lambda name: name.split("/"))
     if not images:
-        packed = [shown(name) for name in visible if kinds[name] == "archive"]
-        instead = "; look whether it is the right one"
-        if packed:
-            instead = f", but an archive, {packed[0]}: unpack the outer one and set data.path to the inner one"
+        packed = next((shown(name) for name in visible if kinds[name] == "archive"), "")
+        inner = f", but an archive, {packed}: unpack the outer one and set data.path to the inner one"
+        instead = inner if packed else "; look whether it is the right one"
         raise UserError(f"{tree} holds no images ({', '.join(READ)}){instead}")
     for name in images:
         if name != name.encode(errors="ignore").decode():  # bytes that are no text come as lone surrogates

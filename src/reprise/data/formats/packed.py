@@ -120,8 +120,5 @@ def load_split(folder: Path, split: Split) -> PackedSplit:
     with reading("prepared data", "preprocess"):
         for path in (images, labels, ids):
             verify_file(path, sha256[path.name])
-        return PackedSplit(
-            np.load(images, mmap_mode="r", allow_pickle=False),
-            np.load(labels, allow_pickle=False),
-            json.loads(ids.read_bytes()),
-        )
+        pixels = np.load(images, mmap_mode="r", allow_pickle=False)
+        return PackedSplit(pixels, np.load(labels, allow_pickle=False), json.loads(ids.read_bytes()))

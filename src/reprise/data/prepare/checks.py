@@ -75,10 +75,9 @@ class Findings:
         of all images that can be read. test_in_train: images of test with a twin in train; test: those with a twin in
         test itself.
         """
-        counts = self.counts()
-        leaks = sum(self.splits[row] >= 0 for row in self.dropped)
+        counts, leaks = self.counts(), sum(self.splits[row] >= 0 for row in self.dropped)
         train = counts[:, 0]
-        numbers: dict[str, Any] = {
+        return {
             "images": dict(zip(SPLITS, counts.sum(axis=0).tolist(), strict=True)),
             "classes": len(counts),
             "imbalance": round(float(train.max() / max(train.min(), 1)), 3),
@@ -87,8 +86,8 @@ class Findings:
             "height": _extremes(self.sizes[self.splits >= 0, 1]),
             "dropped": {"corrupt": len(self.dropped) - int(leaks), "leaks": int(leaks)},
             "two_labels": {kind: len(self.two_labels(kind)) for kind in self.twins},
+            **{kind: self.shared(kind) for kind in self.twins},
         }
-        return numbers | {kind: self.shared(kind) for kind in self.twins}
 
     def shared(self, kind: str) -> dict[str, int]:
         """Return how many images of a split have a twin in it, then how many of a later one in an earlier one."""
@@ -102,12 +101,12 @@ class Findings:
         lines = []
         if leaks := [pair for pair in self.leaks().items() if pair[0] not in self.dropped]:
             lines.append(
-                f"{_images(len(leaks))} of train or val in a later split too, which flatters the result; the first: "
+                f"{images(len(leaks))} of train or val in a later split too, which flatters the result; the first: "
                 f"{self._named(*leaks[0])}; data.on_leak: drop leaves them out"
             )
         if two := list(self.two_labels("equal").items()):
             one = f"{shown(self.ids[two[0][0]])}, {self.relation(*two[0])}"
-            lines.append(f"{_images(len(two))} under two labels, the first: {one}; correct the labels")
+            lines.append(f"{images(len(two))} under two labels, the first: {one}; correct the labels")
         if missing := [f"{shown(name)} in {split}" for name, split in self.missing()]:
             lines.append(f"no images of class {first(missing, NAMED)}")
         dark = int(np.count_nonzero((self.peaks > 0) & (self.peaks < 1 << 12)))
@@ -116,15 +115,15 @@ class Findings:
         if self.complaints:
             row, complaint = next(iter(self.complaints.items()))
             lines.append(
-                f"{_images(len(self.complaints))} read, but with a damaged part, the first: {shown(self.ids[row])}: "
+                f"{images(len(self.complaints))} read, but with a damaged part, the first: {shown(self.ids[row])}: "
                 f"{shown(complaint)}; save such images anew"
             )
         return lines
 
     def range(self) -> str:
         """Return how many images have 16 bits, and their largest value, in words."""
-        images = f"{_images(np.count_nonzero(self.peaks))} of 16 bits"
-        return f"{images}, values up to {self.peaks.max():,}, taken as {self.depth} bits"
+        deep = f"{images(np.count_nonzero(self.peaks))} of 16 bits"
+        return f"{deep}, values up to {self.peaks.max():,}, taken as {self.depth} bits"
 
     def check_depth(self) -> None:
         """Raise UserError if half of the images of 16 bits have 16 grays or fewer left in 8 bits."""
@@ -144,7 +143,7 @@ class Findings:
         if on_leak == "error" and leaks:
             named = first([self._named(row, twin) for row, twin in leaks.items()], NAMED, "; ")
             raise UserError(
-                f"{_images(len(leaks))} of train or val in a later split too: {named}; remove one of each pair, or set "
+                f"{images(len(leaks))} of train or val in a later split too: {named}; remove one of each pair, or set "
                 "data.on_leak: drop (leaves out the one that is not in the later split) or warn"
             )
 
@@ -169,5 +168,6 @@ def _extremes(values: np.ndarray) -> dict[str, int]:
     return {"min": int(values[0]), "median": int(values[(len(values) - 1) // 2]), "max": int(values[-1])}
 
 
-def _images(count: int | np.integer[Any]) -> str:
+def images(count: int | np.integer[Any]) -> str:
+    """Return a number of images in words."""
     return "1 image" if count == 1 else f"{count:,} images"
