@@ -130,10 +130,8 @@ def _resolve(params: TrainParams, rank: int) -> tuple[TrainParams, Process]:
     wanted = "fp32" if params.precision == "auto" and device == "cpu" else params.precision
     precision = resolve_precision(wanted, reproducible)
     if params.compile and reproducible == "portable":
-        raise UserError(
-            "train.compile = true makes kernels for this one CPU, which train.reproducible = portable rules out; "
-            "choose compile false, or reproducible machine or off"
-        )
+        why = "makes kernels for this one CPU, which train.reproducible = portable rules out"
+        raise UserError(f"train.compile = true {why}; choose compile false, or reproducible machine or off")
     params = params.model_copy(update={"precision": precision, "devices": devices})
     return params, Process(device, rank, devices * params.num_nodes)
 
@@ -201,10 +199,9 @@ def _one_line(batch_size: int) -> Iterator[None]:
             raise UserError(f"out of memory in training; lower train.batch_size (now {batch_size})") from None
         kernel, missing, _ = str(error).partition(" does not have a deterministic implementation")
         if missing:
-            raise UserError(
-                f"the model needs {kernel}, which gives other bits each time on this device; choose another "
-                "model.name, train.reproducible=portable (on the CPU) or off"
-            ) from None
+            why = f"the model needs {kernel}, which gives other bits each time on this device"
+            way_out = "choose another model.name, train.reproducible=portable (on the CPU) or off"
+            raise UserError(f"{why}; {way_out}") from None
         if of_others := failure(error):
             raise UserError(of_others) from None
         raise

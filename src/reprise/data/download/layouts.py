@@ -156,16 +156,16 @@ def _by_folders(files: dict[str, str], tree: str) -> list[Placed]:
     plain = {name: split for name in top if (split := plain_split(name))}
     deep = any(len(parts) > 2 and parts[0] in plain for parts in parts_of.values())
     splits = split_folders(top) or (plain if deep else {})
-    rename = f"; if {' or '.join(sorted(splits))} is a class, rename it"
+    way_out = f"{expected(tree)}; if {' or '.join(sorted(splits))} is a class, rename it" if splits else expected(tree)
     if splits:
         counts = Counter(splits.values())
         if odd := top - set(splits):
             beside = f"{_at(tree, min(odd))} lies beside {_at(tree, min(splits))}, a split: move it away"
-            raise UserError(f"{beside}; {expected(tree)}{rename}")
+            raise UserError(f"{beside}; {way_out}")
         if same := sorted(name for name in splits if counts[splits[name]] > 1):
             raise UserError(f"{tree}: the folders {' and '.join(same)} are the same split; merge them")
         if "train" not in counts:
-            raise UserError(f"{tree} has split folders but no train folder; {expected(tree)}{rename}")
+            raise UserError(f"{tree} has split folders but no train folder; {way_out}")
     elif splits := split_folders(part for parts in parts_of.values() for part in parts[1:-1]):
         for name, parts in parts_of.items():
             if len(parts) != 3 or parts[1] not in splits:
@@ -176,8 +176,7 @@ def _by_folders(files: dict[str, str], tree: str) -> list[Placed]:
     for name, parts in parts_of.items():
         below = parts[1 + (parts[:1] == parts[1:2]) :] if splits else parts  # seg_train/seg_train/CLASS
         if len(below) < 2:
-            where = f"{_at(tree, name)}: an image outside a class folder"
-            raise UserError(f"{where}; {expected(tree)}{rename if splits else ''}")
+            raise UserError(f"{_at(tree, name)}: an image outside a class folder; {way_out}")
         split = splits[parts[0]] if splits else UNSPLIT
         placed.append(Placed(files[name], split, below[0], "/".join(below[1:]), {}))
     return placed
@@ -196,10 +195,8 @@ def _check_classes(placed: list[Placed], tree: str) -> None:
         other = spellings.setdefault(plain, name)
         if other != name:
             show = ascii if _composed(other) == _composed(name) else shown  # where both look alike
-            both = f"{show(other)} and {show(name)}"
-            raise UserError(
-                f"{tree}: the classes {both} differ only in case, accents, blanks, or as 1 and 1.0; rename one"
-            )
+            both = f"{tree}: the classes {show(other)} and {show(name)}"
+            raise UserError(f"{both} differ only in case, accents, blanks, or as 1 and 1.0; rename one")
         if not splits_of[name] & {"train", UNSPLIT}:
             split = min(splits_of[name])
             raise UserError(f"{tree}: class {shown(name)} is in {split} but not in train; add some there or remove it")

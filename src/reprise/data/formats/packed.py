@@ -74,11 +74,8 @@ class Unaltered:
     """
 
     def __init__(self, folder: Path, splits: Sequence[Split]) -> None:
-        self.sha256 = {
-            folder / name: sha256
-            for name, sha256 in load_metadata(folder).sha256.items()
-            if name.startswith(tuple(f"{split}_" for split in splits))
-        }
+        known, begin = load_metadata(folder).sha256, tuple(f"{split}_" for split in splits)
+        self.sha256 = {folder / name: sha256 for name, sha256 in known.items() if name.startswith(begin)}
         self.states = {path: self._state(path) for path in self.sha256}
 
     def check(self) -> None:

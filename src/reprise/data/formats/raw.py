@@ -115,9 +115,8 @@ class RawArchive:
             self.source = Source(**read_sealed(folder / "source.json"))
             verify_file(self.path, self.source.sha256)
             with naming(self.path), zipfile.ZipFile(self.path) as archive:
-                self.members = {
-                    info.filename: Extent(info.header_offset, info.file_size, info.CRC) for info in archive.infolist()
-                }
+                infos = archive.infolist()
+            self.members = {info.filename: Extent(info.header_offset, info.file_size, info.CRC) for info in infos}
 
     @cached_property
     def columns(self) -> dict[str, dict[str, str]]:

@@ -100,10 +100,8 @@ class Findings:
         """Return what a person should know before training, one line each."""
         lines = []
         if leaks := [pair for pair in self.leaks().items() if pair[0] not in self.dropped]:
-            lines.append(
-                f"{images(len(leaks))} of train or val in a later split too, which flatters the result; the first: "
-                f"{self._named(*leaks[0])}; data.on_leak: drop leaves them out"
-            )
+            what = f"{images(len(leaks))} of train or val in a later split too, which flatters the result"
+            lines.append(f"{what}; the first: {self._named(*leaks[0])}; data.on_leak: drop leaves them out")
         if two := list(self.two_labels("equal").items()):
             one = f"{shown(self.ids[two[0][0]])}, {self.relation(*two[0])}"
             lines.append(f"{images(len(two))} under two labels, the first: {one}; correct the labels")
@@ -114,10 +112,8 @@ class Findings:
             lines.append(f"{self.range()}; {dark:,} of them have none above 4,095; see data.depth")
         if self.complaints:
             row, complaint = next(iter(self.complaints.items()))
-            lines.append(
-                f"{images(len(self.complaints))} read, but with a damaged part, the first: {shown(self.ids[row])}: "
-                f"{shown(complaint)}; save such images anew"
-            )
+            what = f"{images(len(self.complaints))} read, but with a damaged part, the first: {shown(self.ids[row])}"
+            lines.append(f"{what}: {shown(complaint)}; save such images anew")
         return lines
 
     def range(self) -> str:
@@ -130,10 +126,9 @@ class Findings:
         peaks = self.peaks[self.peaks > 0]
         if len(peaks) and (median := int(np.median(peaks))) < 1 << 12:
             bits = max(8, min(int(peaks.max()).bit_length(), 12))
-            raise UserError(
-                f"{self.range()}: half of them have none above {median:,} and would be nearly black; set "
-                f"data.depth: {bits} (white is {(1 << bits) - 1:,}), or 16 if they are meant to be so dark"
-            )
+            way_out = f"set data.depth: {bits} (white is {(1 << bits) - 1:,}), or 16 if they are meant to be so dark"
+            dark = f"half of them have none above {median:,} and would be nearly black"
+            raise UserError(f"{self.range()}: {dark}; {way_out}")
 
     def treat_leaks(self, on_leak: Literal["error", "warn", "drop"]) -> None:
         """Leave the leaks out, or raise UserError that names the first; with `warn` do neither."""
@@ -142,10 +137,9 @@ class Findings:
             self.dropped.update((row, self.relation(row, twin)) for row, twin in leaks.items())
         if on_leak == "error" and leaks:
             named = first([self._named(row, twin) for row, twin in leaks.items()], NAMED, "; ")
-            raise UserError(
-                f"{images(len(leaks))} of train or val in a later split too: {named}; remove one of each pair, or set "
-                "data.on_leak: drop (leaves out the one that is not in the later split) or warn"
-            )
+            way_out = "set data.on_leak: drop (leaves out the one that is not in the later split) or warn"
+            what = f"{images(len(leaks))} of train or val in a later split too: {named}"
+            raise UserError(f"{what}; remove one of each pair, or {way_out}")
 
     def _named(self, row: int, twin: int) -> str:
         return f"{shown(self.ids[row])} ({SPLITS[self.splits[row]]}), {self.relation(row, twin)}"
