@@ -78,12 +78,10 @@ def test_without_a_column_for_it_the_split_is_that_of_the_folders():
     table = "path,label\nTraining/1.png,a\nTraining/2.png,b\nTesting/1.png,a\n"
     images = placed(table, *names)
     assert [image.split for image in images.values()] == ["test", "train", "train"]
-    assert {
-        image.split for image in placed(table.replace("Testing/1", "Training/3"), "Training/3.png", *names).values()
-    } == {"unsplit"}
-    with pytest.raises(
-        UserError, match=r"line 5: extra/3\.png lies beside the splits Testing and Training; add a column"
-    ):
+    of_training = placed(table.replace("Testing/1", "Training/3"), "Training/3.png", *names)
+    assert {image.split for image in of_training.values()} == {"unsplit"}
+    said = r"line 5: extra/3\.png lies beside the splits Testing and Training; add a column"
+    with pytest.raises(UserError, match=said):
         placed(f"{table}extra/3.png,b\n", *names)
 
 

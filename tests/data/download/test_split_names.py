@@ -14,16 +14,11 @@ def placed(*names):
 @pytest.mark.parametrize(
     ("split", "names"),
     [
-        (
-            "train",
-            ["train", "TRAIN", "Training", "training_set", "TrainingSet", "train-images", "train2017", "trainset"],
-        ),
+        ("train", ["train", "TRAIN", "Training", "training_set", "TrainingSet", "train-images", "train2017"]),
         ("val", ["val", "Valid", "validation", "dev", "val_data", "Validation Set", "valimages", "is_valid"]),
-        ("test", ["test", "Testing", "test_set", "test1", "holdout", "TestImages", "testdata"]),
-        (
-            "",
-            ["trainer", "invalid", "tests", "latest", "device", "eval", "train_test", "bullet_train", "test tube", "x"],
-        ),
+        ("test", ["test", "Testing", "test_set", "test1", "holdout", "TestImages", "testdata", "testset"]),
+        ("", ["trainer", "invalid", "tests", "latest", "device", "eval"]),
+        ("", ["train_test", "bullet_train", "test tube", "x"]),
     ],
 )
 def test_a_name_is_a_split_or_not(split, names):
