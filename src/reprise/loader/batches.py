@@ -162,13 +162,9 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of the current epoch."""
-        epoch = self.epoch
+        epoch, labels = self.epoch, self.labels
         shuffle = stateless_generator(self.seed, "order", epoch)
-        order = (
-            balanced_order(self.labels, shuffle)
-            if self.balanced
-            else torch.randperm(len(self.labels), generator=shuffle)
-        )
+        order = balanced_order(labels, shuffle) if self.balanced else torch.randperm(len(labels), generator=shuffle)
         mirrored = self.mirrored(epoch, order) if self.augmentation.flip else None
         for step in range(self.first_step(epoch), self.steps):
             number = step * self.process.world + self.process.rank

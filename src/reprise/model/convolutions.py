@@ -115,10 +115,8 @@ def _taps(image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Tenso
     """Return taps (H * W, H' * W'), see `_SumOfTaps`, and (H', W'); None for taps if a pair of pixels has none."""
     axes = list(zip(image, kernel, stride, padding, strict=True))
     size = tuple((pixels + 2 * pad - taps) // step + 1 for pixels, taps, step, pad in axes)
-    y, x = (
-        torch.arange(pixels)[:, None] + pad - step * torch.arange(out)
-        for (pixels, _, step, pad), out in zip(axes, size, strict=True)
-    )
+    ends = zip(axes, size, strict=True)
+    y, x = (torch.arange(n)[:, None] + pad - step * torch.arange(out) for (n, _, step, pad), out in ends)
     if not (y.ge(0) & y.lt(kernel[0])).all() or not (x.ge(0) & x.lt(kernel[1])).all():
         return None, size
     return (y[:, None, :, None] * kernel[1] + x[None, :, None, :]).reshape(len(y) * len(x), -1), size

@@ -67,10 +67,8 @@ class PretrainedWeights:
     def overlay(self, model_name: str) -> dict[str, Any]:
         """Return the `pretrained_cfg_overlay` with which timm loads the weights and adapts first and last layer."""
         config = _config(model_name)
-        first, last = (
-            next((self.weights.get(f"{name}.weight") for name in _layers(layer)), None)
-            for layer in (config.first_conv, config.classifier)
-        )
+        ends = [[f"{name}.weight" for name in _layers(each)] for each in (config.first_conv, config.classifier)]
+        first, last = (next(map(self.weights.get, names), None) for names in ends)
         overlay: dict[str, Any] = {"state_dict": dict(self.weights), "label_offset": 0}
         if last is not None:
             overlay["num_classes"] = last.shape[0]

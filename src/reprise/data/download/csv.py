@@ -104,9 +104,8 @@ def _roles(header: list[str], lines: list[list[str]], table: str) -> dict[str, l
             flags = [name for name in named if name not in roles["file"] and held[name] and held[name] <= ZERO | ONE]
             found = flags if len(flags) > 1 else []
         if role != "split" and not found:
-            raise UserError(
-                f"{table}: no column for the {role} ({', '.join(sure)}); its columns: "
-                f"{', '.join(map(shown, header)) or 'none'}; rename one, or remove the CSV to use class folders"
-            )
+            missing = f"no column for the {role} ({', '.join(sure)})"
+            known = f"its columns: {', '.join(map(shown, header)) or 'none'}"
+            raise UserError(f"{table}: {missing}; {known}; rename one, or remove the CSV to use class folders")
         roles[role] = found
     return roles

@@ -108,10 +108,8 @@ def _counted(names: list[str]) -> str:
 
 def expected(tree: str) -> str:
     """Return the layouts that are understood, in words."""
-    return (
-        f"expected {tree}/CLASS/IMAGE, {tree}/train|val|test/CLASS/IMAGE, {tree}/CLASS/train|val|test/IMAGE, or images "
-        "and one CSV with the columns filename,label[,split]"
-    )
+    folders = ", ".join(f"{tree}/{each}/IMAGE" for each in ("CLASS", "train|val|test/CLASS", "CLASS/train|val|test"))
+    return f"expected {folders}, or images and one CSV with the columns filename,label[,split]"
 
 
 def is_hidden(name: str) -> bool:
