@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -239,17 +240,16 @@ def _by_table(rows: list[Row], files: dict[str, str], top: str) -> list[Placed]:
         if found[0] in row_of:
             raise UserError(f"{row.at}: {shown(row.file)} stands there already ({row_of[found[0]].at}); remove one")
         row_of[found[0]] = row
-    tops = {name: name.partition("/")[0] for name in row_of}
-    splits = split_folders(tops.values()) if rows[0].split == UNSPLIT else {}
-    for name, row in row_of.items() if splits else ():
-        if tops[name] not in splits:
-            beside = f"{shown(row.file)} lies beside the splits {' and '.join(sorted(splits))}"
-            raise UserError(f"{row.at}: {beside}; add a column split")
-    return [
-        Placed(tree_name, splits.get(tops[name], named.split), named.class_name, name, named.columns)
-        for name, tree_name in files.items()
-        if (named := row_of.get(name))
-    ]
+    folders_of = {name: name.split("/")[:-1] for name in row_of}
+    splits = split_folders(chain(*folders_of.values())) if rows[0].split == UNSPLIT else {}
+    placed = []
+    for name, row in ((name, row_of[name]) for name in files if name in row_of):
+        own = {splits[folder] for folder in folders_of[name] if folder in splits} or {row.split}
+        if len(own) > 1 or (splits and UNSPLIT in own):
+            where = f"{shown(row.file)} lies in none, or two, of the split folders {' and '.join(sorted(splits))}"
+            raise UserError(f"{row.at}: {where}; add a column split")
+        placed.append(Placed(files[name], own.pop(), row.class_name, name, row.columns))
+    return placed
 
 
 def _from_csv(path: str) -> str:
