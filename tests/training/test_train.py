@@ -264,11 +264,7 @@ SLOW = ["efficientnet_b1", "resnet18", "vit_tiny_patch16_224", "cait_xxs24_224"]
 
 @pytest.mark.parametrize(
     "name",  # of the readme, and two that give a parameter to a module
-    [
-        "mobilenetv3_small_100",
-        "pit_ti_224",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW),
-    ],
+    ["mobilenetv3_small_100", "pit_ti_224", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)],
 )
 def test_models_of_any_family_train_evaluate_and_are_counted(name, digits, tiny_params, tmp_path):
     params = tiny_params(f"model.name={name}", "train.epochs=1", "train.batch_size=90")
