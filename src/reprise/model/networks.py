@@ -52,10 +52,6 @@ class SmallNetwork(nn.Module):
         self.num_classes = num_classes
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
-    def get_classifier(self) -> nn.Module:
-        """Return the classifier."""
-        return self.fc
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Return features (N, num_features) of images (N, C, H, W)."""
         features: Tensor = self.features(x)

@@ -50,9 +50,7 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
         sums, seen, wrong = pack(archive, rows_of, shape, params, destination, map_tasks)
     bad = {row: reason for row, reason in wrong.items() if not seen["width"][row]}
     if bad and params.on_corrupt == "error":
-        named = first([f"{shown(ids[row])}: {reason}" for row, reason in bad.items()], LISTED, "\n  ")
-        way_out = "cannot be read; replace or remove them, or set data.on_corrupt: drop"
-        raise UserError(f"{images(len(bad))} {way_out}:\n  {named}")
+        raise _unreadable([f"{shown(ids[row])}: {reason}" for row, reason in bad.items()])
 
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.array([label_of[name] for name in class_names])
@@ -94,6 +92,12 @@ def _is_many(archive: RawArchive) -> bool:
     """Return whether several processes are worth their start."""
     sizes = [extent.size for extent in archive.members.values()]
     return len(sizes) >= MANY_IMAGES or sum(sizes) >= MANY_BYTES
+
+
+def _unreadable(reasons: list[str]) -> UserError:
+    way_out = "cannot be read; replace or remove them, or set data.on_corrupt: drop"
+    listed = first(reasons, LISTED, "\n  ")
+    return UserError(f"{images(len(reasons))} {way_out}:\n  {listed}")
 
 
 def _check_training(
