@@ -167,6 +167,12 @@ def test_a_balanced_order_draws_every_class_that_occurs_equally_often_and_every_
     assert torch.equal(again, order)
 
 
+def test_balance_by_sampling_reaches_the_batches():
+    rare = PackedSplit(np.zeros((100, 4, 4, 1), np.uint8), np.repeat([0, 1], [98, 2]), list(map(str, range(100))))
+    train = TrainBatches(rare, metadata(), batch_params(10, STILL, balance="sampling"))
+    assert 35 <= sum(int(labels.sum()) for _, labels in train) <= 65
+
+
 def test_images_grow_in_even_steps_and_are_whole_for_the_last_third():
     assert growing_sizes(9, 16, 32) == [16, 20, 20, 24, 28, 28, 32, 32, 32]
     assert growing_sizes(10, 16, 32) == [16, 20, 20, 24, 24, 28, 28, 32, 32, 32]

@@ -168,11 +168,17 @@ def test_other_params_do_not_pick_up_the_state(digits, tmp_path, capsys):
     assert len(list(tmp_path.glob("*/"))) == 2
 
 
+def saved(scratch, *steps):
+    """Return checkpoints of these steps, with the step in the weights."""
+    checkpoints = Checkpoints(scratch, "key")
+    for step in steps:
+        checkpoints.save({"weights": torch.full((3,), step)}, Position(0, step, step))
+    return checkpoints
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "pickle"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(damage, tmp_path, capsys):
-    checkpoints = Checkpoints(tmp_path, "key")
-    for step in (1, 2):
-        checkpoints.save({"weights": torch.full((3,), step)}, Position(0, step, step))
+    checkpoints = saved(tmp_path, 1, 2)
     _, newest = checkpoints_of(tmp_path)
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -244,9 +250,7 @@ def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(digits, tm
 
 
 def test_two_generations_are_kept_and_a_leftover_of_a_killed_write_is_removed(tmp_path):
-    checkpoints = Checkpoints(tmp_path, "key")
-    for step in range(5):
-        checkpoints.save({"weights": torch.full((3,), step)}, Position(0, step, step))
+    checkpoints = saved(tmp_path, *range(5))
     assert len(checkpoints_of(tmp_path)) == GENERATIONS == 2
     (tmp_path / "key/.000000-000000009.ckpt.partial").write_bytes(b"torn")
     checkpoints.leave()
@@ -268,9 +272,7 @@ def test_the_scratch_of_long_forgotten_trainings_is_removed_but_not_one_in_use(t
 
 
 def test_a_checkpoint_on_a_failing_disk_gives_way_to_the_one_before_it(tmp_path, monkeypatch, capsys):
-    checkpoints = Checkpoints(tmp_path, "key")
-    for step in (1, 2):
-        checkpoints.save({}, Position(0, step, step))
+    checkpoints = saved(tmp_path, 1, 2)
     untouched = Path.read_bytes
 
     def fail(path):
@@ -284,8 +286,7 @@ def test_a_checkpoint_on_a_failing_disk_gives_way_to_the_one_before_it(tmp_path,
 
 
 def test_the_disk_filling_up_during_a_checkpoint_keeps_the_one_before(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path, "key")
-    checkpoints.save({"weights": torch.zeros(3)}, Position(0, 1, 1))
+    checkpoints = saved(tmp_path, 1)
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -105,3 +105,16 @@ def test_a_run_that_cannot_go_on_is_refused_with_the_way_out(finished, tiny_para
     (damaged / LAST).unlink()
     assert way_out in refusal("train.epochs=5", origin=damaged)
     assert (run / "model.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_several_processes_go_on_to_the_bits_of_one_training(reproduced):
+    command, weights = ["python", "src/train.py"], reproduced.path / "runs/latest/model.safetensors"
+    given = ["train.devices=2", "train.accelerator=cpu", "train.schedule=constant"]
+    reproduced.run(*command, "train.epochs=1", *given)
+    done = reproduced.run(*command, "--resume", "runs/latest", "train.epochs=2")
+    assert "going on after 1 epochs, as one training" in done.stderr
+    assert "broadcast_buffers" not in done.stderr
+    resumed = weights.read_bytes()
+    reproduced.run(*command, "train.epochs=2", *given)
+    assert weights.read_bytes() == resumed

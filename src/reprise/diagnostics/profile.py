@@ -39,14 +39,8 @@ BETWEEN = {  # two marks, and the part of the training that lies between them; c
     ("optimizer", "end"): "optimizer",
 }
 # in place of params that would make rounds unequal or end the training
-STEADY = {
-    "epochs": 10_000,
-    "start_size": None,
-    "freeze_epochs": 0,
-    "early_stopping": None,
-    "devices": 1,
-    "num_nodes": 1,
-}
+STEADY: dict[str, Any] = {"epochs": 10_000, "devices": 1, "num_nodes": 1, "freeze_epochs": 0}
+STEADY |= dict.fromkeys(("start_size", "early_stopping"))
 
 
 @dataclass(frozen=True)
@@ -68,10 +62,8 @@ class Profile:
         total = sum(self.parts.values())
         lines = [f"a step of {self.batch_size} images: {total * 1e3:.2f} ms"]
         lines += [f"  {name:<10}{part * 1e3:9.3f} ms {part / total:6.1%}" for name, part in self.parts.items()]
-        lines.append(
-            f"{self.batch_size / self.step:,.0f} images/s; a bare loop over resident tensors: "
-            f"{self.batch_size / self.bare_step:,.0f}; {self.share:.3f} of that"
-        )
+        rate, bare = self.batch_size / self.step, self.batch_size / self.bare_step
+        lines.append(f"{rate:,.0f} images/s; a bare loop over resident tensors: {bare:,.0f}; {self.share:.3f} of that")
         return "\n".join(lines)
 
 
@@ -86,7 +78,8 @@ def profile(
     with suppress(_EnoughError):
         train(processed, model, params.model_copy(update=STEADY), weights=weights, options=Options(callbacks=[clock]))
     parts = {name: statistics.median(clock.parts[name]) for name in PARTS}
-    return Profile(params.batch_size, parts, statistics.median(clock.steps), statistics.median(clock.bare_steps))
+    batch_size = len(clock.batches[0][1])  # less than that of the params where the split is
+    return Profile(batch_size, parts, statistics.median(clock.steps), statistics.median(clock.bare_steps))
 
 
 class _EnoughError(Exception):

@@ -94,10 +94,8 @@ class Normalize:
     """Normalization of images, float32 (N, C, H, W) in 0..1, by the mean and standard deviation of each channel."""
 
     def __init__(self, metadata: Metadata, device: torch.device | str = "cpu") -> None:
-        self.mean, self.std = (
-            torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1).to(device)
-            for values in (metadata.mean, metadata.std)
-        )
+        given = torch.tensor([metadata.mean, metadata.std], dtype=torch.float32)
+        self.mean, self.std = given.view(2, 1, -1, 1, 1).to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Subtract the mean and divide by the standard deviation, in place."""
@@ -164,12 +162,9 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of the current epoch."""
-        epoch = self.epoch
+        epoch, labels = self.epoch, self.labels
         shuffle = stateless_generator(self.seed, "order", epoch)
-        if self.balanced:
-            order = balanced_order(self.labels, shuffle)
-        else:
-            order = torch.randperm(len(self.labels), generator=shuffle)
+        order = balanced_order(labels, shuffle) if self.balanced else torch.randperm(len(labels), generator=shuffle)
         mirrored = self.mirrored(epoch, order) if self.augmentation.flip else None
         for step in range(self.first_step(epoch), self.steps):
             number = step * self.process.world + self.process.rank

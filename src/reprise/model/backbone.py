@@ -84,27 +84,17 @@ def adapt(params: ModelParams, metadata: Metadata, pretrained: PretrainedWeights
     config = timm.get_pretrained_cfg(params.name)
     if config is not None and config.fixed_input_size:
         kwargs.setdefault("img_size", size)
-    return Architecture(
-        model_name=params.name,
-        num_classes=len(metadata.classes),
-        in_chans=metadata.channels,
-        image_size=size,
-        kwargs=kwargs,
-    )
+    given = {"num_classes": len(metadata.classes), "in_chans": metadata.channels, "image_size": size}
+    return Architecture(model_name=params.name, kwargs=kwargs, **given)
 
 
 def build(architecture: Architecture, pretrained: PretrainedWeights | None = None) -> TIMMBackbone:
     """Build the network in channels-last memory, with pretrained weights or random ones by torch's current seed."""
     name = architecture.model_name
-    loading = {"pretrained_cfg_overlay": pretrained.overlay(name)} if pretrained else {}
-    network = TIMMBackbone(
-        name,
-        pretrained is not None,
-        num_classes=architecture.num_classes,
-        in_chans=architecture.in_chans,
-        **architecture.kwargs,
-        **loading,
-    )
+    arguments = {**architecture.kwargs, "in_chans": architecture.in_chans}
+    if pretrained:
+        arguments["pretrained_cfg_overlay"] = pretrained.overlay(name)
+    network = TIMMBackbone(name, pretrained is not None, architecture.num_classes, **arguments)
     if pretrained is not None:
         for tensor, value in network.model.state_dict().items():
             given = pretrained.weights.get(tensor, value)
@@ -148,11 +138,9 @@ def create_network(
         if pretrained is not None and "state_dict" in str(error):
             raise UserError(f"{pretrained.origin.source}: not weights of {params.name} ({why})") from None
         given = ", ".join(f"{key}={value!r}" for key, value in architecture.kwargs.items())
-        raise UserError(
-            f"model.name = {params.name}: timm cannot build it for {size}x{size} images"
-            + (f" with {given}" if given else "")
-            + f" ({why}); change model.kwargs, model.image_size or model.name"
-        ) from None
+        what = f"timm cannot build it for {size}x{size} images{f' with {given}' if given else ''} ({why})"
+        way_out = "change model.kwargs, model.image_size or model.name"
+        raise UserError(f"model.name = {params.name}: {what}; {way_out}") from None
     check_takes(network, architecture, size, "model.image_size")
     return network.train(), architecture
 
@@ -167,10 +155,9 @@ def check_takes(network: TIMMBackbone, architecture: Architecture, size: int, pa
         raise
     except Exception as error:  # whatever the network runs into
         other = _what_it_takes(architecture) if size == architecture.image_size else ""
-        raise UserError(
-            f"model.name = {name} cannot take {size}x{size} images{f' ({reason(error)[:300]})' * bool(str(error))}; "
-            + (other or f"raise {parameter}, look at model.kwargs or choose another model")
-        ) from None
+        way_out = other or f"raise {parameter}, look at model.kwargs or choose another model"
+        why = f" ({reason(error)[:300]})" if str(error) else ""
+        raise UserError(f"model.name = {name} cannot take {size}x{size} images{why}; {way_out}") from None
     network.train(training)
     if getattr(logits, "shape", None) != (2, architecture.num_classes):
         raise UserError(f"model.name = {name} does not give one logit per class; look at model.kwargs")
@@ -244,8 +231,6 @@ def load_model(weights_path: Path, card_path: Path) -> tuple[TIMMBackbone, Model
     except FileNotFoundError:
         raise UserError(f"{weights_path}: no weights there; run `dvc repro train` or `dvc checkout`") from None
     except (safetensors.SafetensorError, RuntimeError) as error:
-        raise UserError(
-            f"{weights_path}: not the weights of {architecture.model_name} ({reason(error)[:300]}); "
-            "run `dvc checkout` or train it again"
-        ) from None
+        what = f"not the weights of {architecture.model_name} ({reason(error)[:300]})"
+        raise UserError(f"{weights_path}: {what}; run `dvc checkout` or train it again") from None
     return network.eval(), card

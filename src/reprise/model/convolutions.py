@@ -35,10 +35,8 @@ def repaired(network: nn.Module, pointwise: bool) -> Iterator[None]:
     changed = [module for module in network.modules() if type(module) is nn.Conv2d]
     try:
         for module in changed:
-            if _is_depthwise(module):
-                module.__class__ = DepthwiseConv2d
-            elif pointwise and _is_pointwise(module):
-                module.__class__ = PointwiseConv2d
+            one = PointwiseConv2d if pointwise and _is_pointwise(module) else nn.Conv2d
+            module.__class__ = DepthwiseConv2d if _is_depthwise(module) else one
         yield
     finally:
         for module in changed:
@@ -103,12 +101,8 @@ class _SumOfTaps(torch.autograd.Function):
 
 
 def _is_depthwise(conv: nn.Conv2d) -> bool:
-    return (
-        conv.groups == conv.in_channels == conv.out_channels > 1
-        and conv.dilation == (1, 1)
-        and conv.padding_mode == "zeros"
-        and not isinstance(conv.padding, str)
-    )
+    plain = conv.dilation == (1, 1) and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    return plain and conv.groups == conv.in_channels == conv.out_channels > 1
 
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:
@@ -121,10 +115,8 @@ def _taps(image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Tenso
     """Return taps (H * W, H' * W'), see `_SumOfTaps`, and (H', W'); None for taps if a pair of pixels has none."""
     axes = list(zip(image, kernel, stride, padding, strict=True))
     size = tuple((pixels + 2 * pad - taps) // step + 1 for pixels, taps, step, pad in axes)
-    y, x = (
-        torch.arange(pixels)[:, None] + pad - step * torch.arange(out)
-        for (pixels, _, step, pad), out in zip(axes, size, strict=True)
-    )
+    ends = zip(axes, size, strict=True)
+    y, x = (torch.arange(n)[:, None] + pad - step * torch.arange(out) for (n, _, step, pad), out in ends)
     if not (y.ge(0) & y.lt(kernel[0])).all() or not (x.ge(0) & x.lt(kernel[1])).all():
         return None, size
     return (y[:, None, :, None] * kernel[1] + x[None, :, None, :]).reshape(len(y) * len(x), -1), size

@@ -26,9 +26,8 @@ def check_name(name: str) -> None:
     if timm.is_model(architecture):
         tags = timm.list_pretrained(f"{architecture}.*")
         if tag and name not in tags:
-            raise UserError(
-                f"model.name = {name!r}: timm has no weights of that tag; it has {', '.join(tags) or 'none'}"
-            )
+            known = ", ".join(tags) or "none"
+            raise UserError(f"model.name = {name!r}: timm has no weights of that tag; it has {known}")
         return
     if ":" in name or "/" in name:
         hint = "the last part may be a model of timm's, for model.pretrained: true; other weights go into data/weights"
@@ -52,10 +51,6 @@ class SmallNetwork(nn.Module):
         """Replace the classifier by one for so many classes; 0: by the identity, so that features come out."""
         self.num_classes = num_classes
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-
-    def get_classifier(self) -> nn.Module:
-        """Return the classifier."""
-        return self.fc
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return features (N, num_features) of images (N, C, H, W)."""
@@ -90,11 +85,8 @@ class ConvNet(SmallNetwork):
     """Convolution, batch norm and ReLU for each (channels, kernel, stride) of `layers`, then global average pooling."""
 
     def __init__(self, layers: Sequence[tuple[int, int, int]], in_chans: int = 3, **head: Any) -> None:
-        widths = [in_chans, *(width for width, _, _ in layers)]
-        parts = [
-            convolution(before, after, kernel, stride)
-            for before, (after, kernel, stride) in zip(widths, layers, strict=False)
-        ]
+        widths = [in_chans, *(layer[0] for layer in layers)]
+        parts = [convolution(before, *layer) for before, layer in zip(widths, layers, strict=False)]
         super().__init__(nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()), widths[-1], **head)
 
 

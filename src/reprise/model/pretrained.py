@@ -67,10 +67,8 @@ class PretrainedWeights:
     def overlay(self, model_name: str) -> dict[str, Any]:
         """Return the `pretrained_cfg_overlay` with which timm loads the weights and adapts first and last layer."""
         config = _config(model_name)
-        first, last = (
-            next((self.weights.get(f"{name}.weight") for name in _layers(layer)), None)
-            for layer in (config.first_conv, config.classifier)
-        )
+        ends = [[f"{name}.weight" for name in _layers(each)] for each in (config.first_conv, config.classifier)]
+        first, last = (next(map(self.weights.get, names), None) for names in ends)
         overlay: dict[str, Any] = {"state_dict": dict(self.weights), "label_offset": 0}
         if last is not None:
             overlay["num_classes"] = last.shape[0]
@@ -81,10 +79,8 @@ class PretrainedWeights:
 
     def normalization(self, channels: int) -> dict[str, list[float]]:
         """Return mean and std for so many channels: the weights' own or, if they have another number, their average."""
-        own = {"mean": self.mean, "std": self.std}
-        if len(self.mean) == channels:
-            return own
-        return {name: [sum(values) / len(values)] * channels for name, values in own.items()}
+        own, same = {"mean": self.mean, "std": self.std}, len(self.mean) == channels
+        return own if same else {name: [sum(values) / len(values)] * channels for name, values in own.items()}
 
 
 def _config(model_name: str) -> PretrainedCfg:
@@ -100,10 +96,9 @@ def _layers(names: Any) -> tuple[str, ...]:
 def unavailable(model_name: str, error: Exception) -> UserError:
     """Return the error for published weights that cannot be fetched, with the first line of the reason."""
     why = (str(error).splitlines() or [type(error).__name__])[0]
-    return UserError(
-        f"model.pretrained = true: cannot get the weights of {model_name} ({why}); set model.pretrained: false, "
-        "or fetch them where there is a network and copy that hub cache (HF_HOME) here"
-    )
+    way_out = "or fetch them where there is a network and copy that hub cache (HF_HOME) here"
+    what = f"cannot get the weights of {model_name} ({why})"
+    return UserError(f"model.pretrained = true: {what}; set model.pretrained: false, {way_out}")
 
 
 def quiet_hub() -> None:
@@ -152,13 +147,12 @@ def find_pretrained(params: ModelParams, weights_path: Path | None) -> Pretraine
 
 def _from_hub(repository: str) -> Path:
     repository, _, revision = repository.partition("@")
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        try:
-            return Path(hf_hub_download(repository, name, revision=revision or None))
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError) or name == "pytorch_model.bin":
-                raise
-    raise AssertionError
+    try:
+        return Path(hf_hub_download(repository, "model.safetensors", revision=revision or None))
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError:
+        return Path(hf_hub_download(repository, "pytorch_model.bin", revision=revision or None))
 
 
 def weights_of_file(path: Path, model_name: str) -> PretrainedWeights | None:
@@ -175,10 +169,8 @@ def weights_of_file(path: Path, model_name: str) -> PretrainedWeights | None:
             return None
         found = [entry for entry in inside if entry.suffix.lower() in SUFFIXES]
         if not found:
-            raise UserError(
-                f"model.weights = {path}: holds {inside[0].name}, but no weights ({', '.join(SUFFIXES)}); "
-                "put them there, or empty the folder for random ones"
-            )
+            held = f"holds {inside[0].name}, but no weights ({', '.join(SUFFIXES)})"
+            raise UserError(f"model.weights = {path}: {held}; put them there, or empty the folder for random ones")
         if len(found) > 1:
             raise UserError(f"model.weights = {path}: holds {len(found)} files of weights; name one of them")
         file = found[0]
@@ -187,9 +179,8 @@ def weights_of_file(path: Path, model_name: str) -> PretrainedWeights | None:
     content = _read(file)
     weights = _unwrapped(content.get("model_state_dict", content))  # the key in PyTorch's tutorial
     if not weights:  # timm would fetch weights from the hub instead
-        raise UserError(
-            f"{file}: holds no tensors by name, but {listed(list(content)) or 'nothing'}; save the model's state_dict()"
-        )
+        held = listed(list(content)) or "nothing"
+        raise UserError(f"{file}: holds no tensors by name, but {held}; save the model's state_dict()")
     origin = Origin(source=file.name, revision=None, sha256=file_sha256(file))
     card_path = file.with_suffix(".json")
     if file.suffix == ".safetensors" and path.is_dir() and card_path.exists():
@@ -239,9 +230,9 @@ def not_loaded(pretrained: PretrainedWeights, network: nn.Module) -> list[str]:
 
     The classifier is not set where the number of classes differs; `for_classes` sets its rows by name.
     """
-    heads = classifier_prefixes(network)
-    return [
-        name
-        for name, tensor in network.state_dict().items()
-        if name not in pretrained.weights or (name.startswith(heads) and pretrained.weights[name].shape != tensor.shape)
-    ]
+    heads, given = classifier_prefixes(network), pretrained.weights
+    of_network = network.state_dict().items()
+    unfit = {
+        name for name, tensor in of_network if name.startswith(heads) and given.get(name, tensor).shape != tensor.shape
+    }
+    return [name for name, _ in of_network if name not in given or name in unfit]

@@ -92,10 +92,8 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save({"position": vars(position), **state}, buffer)
         payload = buffer.getbuffer()
-        with (
-            publishing(self.folder / f"{position.epoch:06d}-{position.step:09d}.ckpt") as (path,),
-            path.open("wb") as file,
-        ):
+        name = f"{position.epoch:06d}-{position.step:09d}.ckpt"
+        with publishing(self.folder / name) as (path,), path.open("wb") as file:
             file.write(MAGIC + hashlib.sha256(payload).digest())
             file.write(payload)
         for old in self._newest_first()[GENERATIONS:]:
@@ -170,12 +168,9 @@ class Resumption(BatchObserver, Checkpoint):
         # the part of a Lightning checkpoint that `trainer.current_epoch` and `trainer.global_step` are read from
         epochs = dict.fromkeys(("ready", "started", "processed", "completed"), position.epoch)
         steps = dict.fromkeys(("ready", "completed"), position.global_step)
-        trainer.fit_loop.load_state_dict(
-            {
-                "epoch_progress": {"total": epochs, "current": epochs},
-                "epoch_loop.manual_optimization.optim_step_progress": {"total": steps, "current": steps},
-            }
-        )
+        optimized = "epoch_loop.manual_optimization.optim_step_progress"
+        progress = {"epoch_progress": epochs, optimized: steps}
+        trainer.fit_loop.load_state_dict({key: {"total": n, "current": n} for key, n in progress.items()})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals back from Lightning, whose handler of SIGTERM would end in exit code 0."""

@@ -4,7 +4,7 @@ They are no parameters: nothing that is tracked is made with them.
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -53,6 +53,4 @@ class Debug:
         if count == len(split):
             return split
         rows = torch.randperm(len(split), generator=stateless_generator(seed, "limit"))[:count].sort().values.numpy()
-        return replace(
-            split, images=split.images[rows], labels=split.labels[rows], ids=[split.ids[row] for row in rows]
-        )
+        return PackedSplit(split.images[rows], split.labels[rows], [split.ids[row] for row in rows])

@@ -48,10 +48,9 @@ def processes(params: TrainParams, device: Literal["cuda", "cpu"]) -> int:
 def failure(error: RuntimeError) -> str | None:
     """Return a user's words for an error because another process of the training has failed or never come."""
     if isinstance(error, torch.distributed.DistError) and not torch.distributed.is_initialized():
-        return (
-            f"the processes of this training did not find each other: {str(error).splitlines()[0]} See whether all "
-            "of them were started (by srun or torchrun) and reach MASTER_ADDR, and whether MASTER_PORT is free"
-        )
+        way_out = "started (by srun or torchrun) and reach MASTER_ADDR, and whether MASTER_PORT is free"
+        what = f"the processes of this training did not find each other: {str(error).splitlines()[0]}"
+        return f"{what} See whether all of them were {way_out}"
     if re.search("[Cc]onnection (closed|reset)|Broken pipe", str(error)):
         return "another process of this training has ended; nothing was published, see above"
     return None

@@ -69,9 +69,8 @@ class LitClassifier(LightningModule):
         self.plain_criterion = nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX)
         # NaN shows in the mean; "disable", which should do that, takes no weights in torchmetrics 1.9
         self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy=math.nan) for _ in range(3))
-        self.train_acc, self.val_acc, self.test_acc = (
-            MulticlassAccuracy(num_classes, average="micro", validate_args=False) for _ in range(3)
-        )
+        accuracy = partial(MulticlassAccuracy, num_classes, average="micro", validate_args=False)
+        self.train_acc, self.val_acc, self.test_acc = (accuracy() for _ in range(3))
         self.val_acc_best = MaxMetric()
         self.val_acc_best.persistent(True)
 

@@ -10,13 +10,6 @@ from typing import Any
 
 import timm.optim.muon
 import torch
-from timm.optim import (
-    create_optimizer_v2,
-    get_optimizer_info,
-    list_optimizers,
-    param_groups_layer_decay,
-    param_groups_weight_decay,
-)
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -28,7 +21,7 @@ from reprise.training.callbacks.finetuning import classifier_parameters
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # on CPUs and GPUs
 # arguments of timm's that make the parameter groups, which are made here
-DECIDED = set(inspect.signature(create_optimizer_v2).parameters) - {"momentum", "foreach", "kwargs"}
+DECIDED = set(inspect.signature(timm.optim.create_optimizer_v2).parameters) - {"momentum", "foreach", "kwargs"}
 _orthogonal: Any = timm.optim.muon.zeropower_via_newtonschulz
 
 
@@ -57,14 +50,14 @@ def create_optimizer(network: nn.Module, params: TrainParams, parameters: object
     if kind in FUSED and not (kind is torch.optim.SGD and params.freeze_epochs):
         kwargs = {"fused": True} | kwargs
     try:
-        return create_optimizer_v2(_parameter_groups(network, params), opt=params.optimizer, lr=params.lr, **kwargs)
+        groups = _parameter_groups(network, params)
+        return timm.optim.create_optimizer_v2(groups, opt=params.optimizer, lr=params.lr, **kwargs)
     except ImportError as error:
         raise UserError(f"train.optimizer = {params.optimizer}: {error}; install it or choose another") from None
     except (TypeError, ValueError, RuntimeError) as error:
         given = "".join(f" {key}={value!r}" for key, value in params.optimizer_kwargs.items())
-        raise UserError(
-            f"train.optimizer = {params.optimizer}: timm cannot make it with optimizer_kwargs{given} ({error})"
-        ) from None
+        what = f"timm cannot make it with optimizer_kwargs{given} ({error})"
+        raise UserError(f"train.optimizer = {params.optimizer}: {what}") from None
 
 
 def _check(name: str, reproducible: Reproducibility) -> Any:
@@ -72,12 +65,12 @@ def _check(name: str, reproducible: Reproducibility) -> Any:
 
     The class is a dotted name where another package has it.
     """
-    base, names = name.removeprefix("lookahead_"), [str(known) for known in list_optimizers()]
+    base, names = name.removeprefix("lookahead_"), [str(known) for known in timm.optim.list_optimizers()]
     if base not in names:
         near = nearest(base, names)
         hint = f"did you mean {' or '.join(near)}?" if near else "`timm.optim.list_optimizers()` names them all"
         raise UserError(f"train.optimizer = {name!r} is not an optimizer of timm; {hint}")
-    info = get_optimizer_info(base)
+    info = timm.optim.get_optimizer_info(base)
     if info.second_order:
         raise UserError(f"train.optimizer = {name}: it needs second derivatives, which this loop does not compute")
     if base.startswith("kron") and reproducible not in ("machine", "off"):
@@ -91,7 +84,7 @@ def _check(name: str, reproducible: Reproducibility) -> Any:
 def _parameter_groups(network: nn.Module, params: TrainParams) -> list[dict[str, Any]]:
     undecayed: set[str] = getattr(network, "no_weight_decay", set)()  # e.g. position embeddings
     layers: dict[str, Any] = {} if params.layer_decay is None else {"layer_decay": params.layer_decay}
-    groups_of = param_groups_layer_decay if layers else param_groups_weight_decay
+    groups_of = timm.optim.param_groups_layer_decay if layers else timm.optim.param_groups_weight_decay
     groups = groups_of(network, params.weight_decay, no_weight_decay_list=undecayed, **layers)
     head = classifier_parameters(network) if params.backbone_lr != 1 else set()
     parts = []
@@ -142,10 +135,8 @@ def create_schedule(optimizer: Optimizer, params: TrainParams, steps: int) -> LR
         )
         return TimmSchedule(optimizer, schedule)
     except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
-        raise UserError(
-            f"train.schedule = {params.schedule}: not possible with epochs = {epochs}, warmup_epochs = {warmup}, "
-            f"schedule_kwargs = {params.schedule_kwargs} ({error})"
-        ) from None
+        given = f"epochs = {epochs}, warmup_epochs = {warmup}, schedule_kwargs = {params.schedule_kwargs} ({error})"
+        raise UserError(f"train.schedule = {params.schedule}: not possible with {given}") from None
 
 
 class OneCycle(OneCycleLR):

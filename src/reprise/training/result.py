@@ -44,12 +44,9 @@ class TrainResult:
 
     def summary(self) -> str:
         """Return the outcome in one line."""
-        best = self.best
-        return (
-            f"{self.card.architecture.model_name}, best epoch {best.epoch} of {len(self.history)}: "
-            f"validation accuracy {best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
-            + (" (averaged weights)" if self.card.training.averaged else "")
-        )
+        best, averaged = self.best, " (averaged weights)" * self.card.training.averaged
+        what = f"{self.card.architecture.model_name}, best epoch {best.epoch} of {len(self.history)}"
+        return f"{what}: validation accuracy {best.val_accuracy:.4f}, loss {best.val_loss:.4f}{averaged}"
 
     def discard_checkpoints(self) -> None:
         """Remove the checkpoints: the result is published."""
@@ -117,6 +114,7 @@ def report_pretrained(made: Assembly) -> Origin | None:
     weights, network, metadata = made.pretrained_weights, made.network, made.metadata
     fitted, source = weights.for_classes(metadata.classes, made.model.name), weights.origin.source
     missing, new = not_loaded(fitted, network.model), fitted.origin.new_classes
+    classifier = classifier_prefixes(network.model)
     if len(missing) > len(network.model.state_dict()) / 2:
         raise UserError(f"{source}: not weights of this model: {len(missing)} of its tensors are missing")
     rest = "the classifier's rows of new classes" if new else "nothing"
@@ -125,24 +123,18 @@ def report_pretrained(made: Assembly) -> Origin | None:
         said.append(f"and {len(missing) - 8} more, see model.json")
     if fitted is not weights:
         known = [name for name in metadata.classes if name not in new]
-        said.append(
-            f"classes: {len(known)} of {len(metadata.classes)} are known to {source}"
-            + (f" ({listed(known)})" if known else f", which has {listed(weights.classes or [])}")
-            + (f", new: {listed(new)}" if new else "")
-        )
-    elif weights.classes != metadata.classes and not any(
-        name.startswith(classifier_prefixes(network.model)) for name in missing
-    ):
+        which = f" ({listed(known)})" if known else f", which has {listed(weights.classes or [])}"
+        others = f", new: {listed(new)}" if new else ""
+        said.append(f"classes: {len(known)} of {len(metadata.classes)} are known to {source}{which}{others}")
+    elif weights.classes != metadata.classes and not any(name.startswith(classifier) for name in missing):
         said.append("its classes are unknown: the classifier's rows are taken for those here, in order")
     given, size = metadata.image_size, made.architecture.image_size
     wanted = weights.image_size or size
     if size != wanted:
         said.append(f"trained on {wanted}x{wanted} images, it will see {size}x{size}")
     elif size != given:
-        said.append(
-            f"trained on {size}x{size} images: those of {given}x{given} are resized (data.image_size: {size} keeps "
-            f"more detail, model.image_size: {given} is faster)"
-        )
+        hint = f"data.image_size: {size} keeps more detail, model.image_size: {given} is faster"
+        said.append(f"trained on {size}x{size} images: those of {given}x{given} are resized ({hint})")
     print(*said, sep="\n  ", file=sys.stderr)
     return fitted.origin.model_copy(update={"not_loaded": missing})
 

@@ -39,7 +39,7 @@ from reprise.training.distributed import EndTogether, SharedBuffers, ddp_strateg
 from reprise.training.loggers import LearningRate
 from reprise.training.result import FinishedRun, TrainResult, card_of, provenance_of, report_pretrained
 from reprise.training.setup import Assembly
-from reprise.training.steps import ChunkedClassifier, PlateauSchedule, StatelessDropout, chunks
+from reprise.training.steps import PlateauSchedule, StatelessDropout, chunks
 from reprise.training.summary import summary
 from reprise.training.threads import resolve_threads
 
@@ -130,10 +130,8 @@ def _resolve(params: TrainParams, rank: int) -> tuple[TrainParams, Process]:
     wanted = "fp32" if params.precision == "auto" and device == "cpu" else params.precision
     precision = resolve_precision(wanted, reproducible)
     if params.compile and reproducible == "portable":
-        raise UserError(
-            "train.compile = true makes kernels for this one CPU, which train.reproducible = portable rules out; "
-            "choose compile false, or reproducible machine or off"
-        )
+        why = "makes kernels for this one CPU, which train.reproducible = portable rules out"
+        raise UserError(f"train.compile = true {why}; choose compile false, or reproducible machine or off")
     params = params.model_copy(update={"precision": precision, "devices": devices})
     return params, Process(device, rank, devices * params.num_nodes)
 
@@ -160,7 +158,9 @@ def _fit(made: Assembly, best: BestEpoch, checkpoints: Checkpoints | None, optio
         lit, loader = made.lit(), chunks(trainer, made.batches)
         if several:
             signals.rest()  # until the processes have found each other
-        with _one_line(params.batch_size), _fast(lit, params):
+        pointwise = resolve_reproducible(params.reproducible) != "portable"
+        fast = nullcontext() if params.compile else repaired(lit, pointwise)
+        with _one_line(params.batch_size), fast:
             try:
                 trainer.fit(lit, loader, made.val_batches)
             finally:
@@ -199,21 +199,12 @@ def _one_line(batch_size: int) -> Iterator[None]:
             raise UserError(f"out of memory in training; lower train.batch_size (now {batch_size})") from None
         kernel, missing, _ = str(error).partition(" does not have a deterministic implementation")
         if missing:
-            raise UserError(
-                f"the model needs {kernel}, which gives other bits each time on this device; choose another "
-                "model.name, train.reproducible=portable (on the CPU) or off"
-            ) from None
+            why = f"the model needs {kernel}, which gives other bits each time on this device"
+            way_out = "choose another model.name, train.reproducible=portable (on the CPU) or off"
+            raise UserError(f"{why}; {way_out}") from None
         if of_others := failure(error):
             raise UserError(of_others) from None
         raise
-
-
-@contextmanager
-def _fast(lit: ChunkedClassifier, params: TrainParams) -> Iterator[None]:
-    """Repair the network's convolutions, unless it is compiled, as long as the training lasts."""
-    pointwise = resolve_reproducible(params.reproducible) != "portable"
-    with nullcontext() if params.compile else repaired(lit, pointwise):
-        yield
 
 
 def _threads(made: Assembly, scratch: Path | None) -> int:
@@ -244,10 +235,9 @@ def _silence_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        ".*does not have many workers.*",
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*GPU available but not used.*",
-        ".*recommended to use .*sync_dist=True.*",  # what is logged is the same in every process already
-        ".*smaller than the logging interval.*",  # losses are logged once an epoch
+        "does not have many workers|isinstance.treespec, LeafSpec|GPU available but not used",
+        "recommended to use .*sync_dist=True",  # what is logged is the same in every process already
+        "smaller than the logging interval",  # losses are logged once an epoch
+        ".broadcast_buffers. is deprecated",  # to be used all the same, it says, for now
     ):
-        warnings.filterwarnings("ignore", message=message)
+        warnings.filterwarnings("ignore", message=f".*({message})")

@@ -53,6 +53,8 @@ def test_a_doubtful_column_gives_way_to_a_sure_one():
         ("dataset", ("training", "Testing"), {"train", "test"}),
         ("Subset", ("train", "hold_out_test"), None),
         ("partition", ("TRAIN", "dev"), {"train", "val"}),
+        ("Usage", ("Training", "Testing"), {"train", "test"}),
+        ("vehicle", ("train", "bus"), {"unsplit"}),
     ],
 )
 def test_a_column_is_the_split_only_if_it_holds_splits(column, values, splits):
@@ -64,6 +66,28 @@ def test_a_column_is_the_split_only_if_it_holds_splits(column, values, splits):
     images = placed(table, "1.png", "2.png")
     assert {image.split for image in images.values()} == splits
     assert images["2.png"].columns == ({column: values[1]} if splits == {"unsplit"} else {})
+
+
+def test_a_split_in_0_and_1_is_refused():
+    with pytest.raises(UserError, match=r"a split in 0 and 1 \(is_valid\); write one column split of train, val, test"):
+        placed("image,label,is_valid\n1.png,a,False\n2.png,b,True\n", "1.png", "2.png")
+
+
+@pytest.mark.parametrize("folder", ["{}", "images/{}", "{}/deep", "cat/{}", "seg_{0}/seg_{0}"])
+def test_without_a_column_for_it_the_split_is_that_of_the_folders_wherever_they_are(folder):
+    train, test = folder.format("train"), folder.format("test")
+    images = placed(f"path,label\n{train}/1.png,a\n{test}/2.png,a\n", f"{train}/1.png", f"{test}/2.png", "x/3.png")
+    assert {name: image.split for name, image in images.items()} == {f"{train}/1.png": "train", f"{test}/2.png": "test"}
+
+
+def test_images_in_no_split_folder_beside_others_are_refused():
+    names = ["Training/1.png", "Training/2.png", "Testing/1.png", "extra/3.png"]
+    table = "path,label\nTraining/1.png,a\nTraining/2.png,b\nTesting/1.png,a\n"
+    of_training = placed(table.replace("Testing/1", "Training/3"), "Training/3.png", *names)
+    assert {image.split for image in of_training.values()} == {"unsplit"}
+    said = r"line 5: extra/3\.png lies in none, or two, of the split folders Testing and Training; add a column split"
+    with pytest.raises(UserError, match=said):
+        placed(f"{table}extra/3.png,b\n", *names)
 
 
 ONE_HOT = "image,MEL,NV,age,BKL\n1.png,1.0,0.0,30,0.0\n2.png,0.0,1.0,40,0.0\n3.png,0,0,50,1\n"

@@ -14,16 +14,11 @@ def placed(*names):
 @pytest.mark.parametrize(
     ("split", "names"),
     [
-        (
-            "train",
-            ["train", "TRAIN", "Training", "training_set", "TrainingSet", "train-images", "train2017", "trainset"],
-        ),
-        ("val", ["val", "Valid", "validation", "dev", "val_data", "Validation Set"]),
-        ("test", ["test", "Testing", "test_set", "test1", "holdout", "TestImages"]),
-        (
-            "",
-            ["trainer", "invalid", "tests", "latest", "device", "eval", "train_test", "bullet_train", "test tube", "x"],
-        ),
+        ("train", ["train", "TRAIN", "Training", "training_set", "TrainingSet", "train-images", "train2017"]),
+        ("val", ["val", "Valid", "validation", "dev", "val_data", "Validation Set", "valimages", "is_valid"]),
+        ("test", ["test", "Testing", "test_set", "test1", "holdout", "TestImages", "testdata", "testset"]),
+        ("", ["trainer", "invalid", "tests", "latest", "device", "eval"]),
+        ("", ["train_test", "bullet_train", "test tube", "x"]),
     ],
 )
 def test_a_name_is_a_split_or_not(split, names):
@@ -67,6 +62,23 @@ def test_split_folders_below_the_classes_are_respected(names):
 )
 def test_classes_that_are_called_like_splits_are_classes(names, classes):
     assert {label for _, label, _ in placed(*names)} == classes
+
+
+@pytest.mark.parametrize(
+    ("classes", "below", "named"),
+    [
+        (("imagesTr", "imagesTs"), ("cat/x", "dog/y"), False),
+        (("imagesTr", "imagesTs"), ("cat", "dog"), True),
+        (("fold0", "fold1", "fold2"), ("cat", "dog", "emu"), True),
+        (("cat", "dog"), ("all",), False),
+    ],
+)
+def test_classes_of_the_same_folders_may_be_splits_and_are_named(classes, below, named):
+    names = [f"{name}/{folder}/1.png" for name in classes for folder in below]
+    names += ["imagesTr/emu/1.png"] * (not named)
+    notes = lay_out(names, lambda *_: b"", "own")[1]
+    said = f"the classes of own, {', '.join(classes)}, have the same folders, {', '.join(below)}; if these are the"
+    assert [note.startswith(said) for note in notes] == [True] * named
 
 
 @pytest.mark.parametrize(

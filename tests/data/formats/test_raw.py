@@ -27,6 +27,12 @@ def test_two_images_of_one_name_are_refused(tmp_path):
         write_archive(tmp_path / "raw", "folder", ["cat"], [IMAGES[0], IMAGES[0]])
 
 
+@pytest.mark.parametrize("image", [RawImage("train", "a\rb", "1.png", b""), RawImage("train", "a", "1\r.png", b"")])
+def test_a_name_that_no_csv_keeps_is_refused_in_one_line(tmp_path, image):
+    with pytest.raises(UserError, match=r"\\r.*: a carriage return in the name of a class or file; rename it"):
+        write_archive(tmp_path / "raw", "folder", ["a"], [image])
+
+
 def test_a_name_that_no_zip_can_hold_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"^unsplit/cat/x{68}\.\.\.: longer than 4,096 bytes; shorten the name$"):
         write_archive(tmp_path / "raw", "folder", ["cat"], [RawImage("unsplit", "cat", "x" * 70_000, b"")])
@@ -37,7 +43,7 @@ def test_a_missing_archive_says_what_to_run(tmp_path):
         RawArchive(tmp_path)
 
 
-CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="/\0")
+CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="/\0\r")
 NAMES = st.text(CHARACTERS, min_size=1, max_size=12)
 RAW_IMAGES = st.lists(
     st.builds(

@@ -120,6 +120,19 @@ def test_small_values_are_refused_unless_the_depth_is_stated(tmp_path, tops, sai
     assert f"- 20 images of 16 bits, values up to {max(tops):,}, taken as 16 bits" in report
 
 
+@pytest.mark.parametrize(
+    ("tops", "said"),
+    [
+        ([1000] * 9 + [65535] * 11, "20 images of 16 bits, values up to 65,535, taken as 16 bits; 9 of them have none"),
+        ([16383] * 20, "20 images of 16 bits, values up to 16,383, taken as 16 bits; 0 of them have none above 4,095"),
+        ([65535] * 20, None),
+    ],
+)
+def test_a_range_that_is_hardly_used_is_told(tmp_path, tops, said, capsys):
+    prepared(tmp_path / "auto", tops)
+    assert (said or "16 bits") in capsys.readouterr().err or not said
+
+
 def test_the_depth_is_recorded_where_it_was_chosen_and_nowhere_else(tmp_path):
     prepared(tmp_path / "auto", [65535] * 20)
     assert "depth" not in json.loads((tmp_path / "auto/out/metadata.json").read_text())

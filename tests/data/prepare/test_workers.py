@@ -3,9 +3,9 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from contextlib import suppress
+from subprocess import PIPE, Popen
 
 import numpy as np
 import pytest
@@ -65,14 +65,8 @@ def run_stage(folder, happens):
     shutil.copy(ROOT / "params.yaml", folder)
     os.mkfifo(folder / "meeting")  # opened by one worker, it waits for the other
     (folder / "stage.py").write_text(STAGE.format(happens=happens))
-    stage = subprocess.Popen(
-        [sys.executable, "stage.py"],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    options = {"stdout": PIPE, "stderr": PIPE, "text": True, "start_new_session": True}
+    stage = Popen([sys.executable, "stage.py"], cwd=folder, **options)
     try:
         _, errors = stage.communicate(timeout=TIMEOUT)
     finally:

@@ -1,4 +1,4 @@
-"""The averaged weights are what the formula says, are measured like the others, and survive a crash bit for bit."""
+"""The averaged weights are what the formula says and are measured like the others."""
 
 import json
 
@@ -10,7 +10,7 @@ from reprise.evaluation.evaluate import predict
 from reprise.loader.batches import EvalBatches
 from reprise.training.callbacks.ema import WeightAverage
 from reprise.training.train import train
-from tests.training.test_checkpoint import bits, check_resumption, few_steps
+from tests.training.test_checkpoint import bits
 
 EMA = ["train.ema=0.9", "train.schedule=none", "train.epochs=2"]
 
@@ -64,9 +64,3 @@ def test_averaging_changes_nothing_in_the_training_itself(digits, tiny_params):
     one, two = (train(digits, given.model, given.train).history for given in (with_it, without))
     assert [(row.train_loss, row.val_loss) for row in one] == [(row.train_loss, row.val_loss) for row in two]
     assert two[0].val_loss_ema is None
-
-
-@pytest.mark.parametrize(("step", "stops"), [(6, None), (8, 1)])
-def test_a_crash_loses_nothing_of_the_average_or_of_the_patience(step, stops, digits, tmp_path):
-    early = f"train.early_stopping={stops or 'null'}"
-    check_resumption(step, digits, few_steps(*EMA, early, "train.checkpoint_every.minutes=0"), tmp_path)

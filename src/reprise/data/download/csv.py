@@ -88,8 +88,15 @@ def _roles(header: list[str], lines: list[list[str]], table: str) -> dict[str, l
     roles: dict[str, list[str]] = {}
     for role, (sure, doubtful) in ROLES.items():
         found = [name for name in named if plain[name] in sure] or [name for name in named if plain[name] in doubtful]
-        if role == "split":  # a column `dataset` may hold anything
+        if role == "split":  # a column `dataset` may hold anything, and one of any name the splits
             found = [name for name in found if plain[name] in sure or any(map(plain_split, held[name]))]
+            free = [] if found else [name for name in named if name not in roles["file"] + roles["label"]]
+            found += [
+                name for name in free if {"train"} < set(map(plain_split, held[name])) <= {"train", "val", "test"}
+            ]
+            if not found and (flags := [name for name in free if plain_split(name) and held[name] <= ZERO | ONE]):
+                columns = listed(flags)
+                raise UserError(f"{table}: a split in 0 and 1 ({columns}); write one column split of train, val, test")
         if len(found) > 1:
             both = f"{shown(found[0])} and {shown(found[1])}"
             raise UserError(f"{table}: two columns for the {role}, {both}; rename one")
@@ -97,9 +104,8 @@ def _roles(header: list[str], lines: list[list[str]], table: str) -> dict[str, l
             flags = [name for name in named if name not in roles["file"] and held[name] and held[name] <= ZERO | ONE]
             found = flags if len(flags) > 1 else []
         if role != "split" and not found:
-            raise UserError(
-                f"{table}: no column for the {role} ({', '.join(sure)}); its columns: "
-                f"{', '.join(map(shown, header)) or 'none'}; rename one, or remove the CSV to use class folders"
-            )
+            missing = f"no column for the {role} ({', '.join(sure)})"
+            known = f"its columns: {', '.join(map(shown, header)) or 'none'}"
+            raise UserError(f"{table}: {missing}; {known}; rename one, or remove the CSV to use class folders")
         roles[role] = found
     return roles

@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from reprise.data.download.csv import Row, read_table
 from reprise.data.download.split_names import plain_split, split_folders
 from reprise.data.formats.images import HEAD, IMAGE_SUFFIXES, OTHER_IMAGES, READ, kind_of
 from reprise.data.formats.raw import UNSPLIT, shown
-from reprise.runtime.errors import UserError, first
+from reprise.runtime.errors import UserError, first, listed
 
 # images that are not read; a camera's raw file holds a preview that looks like a TIFF
 OTHER_SUFFIXES = {".heic", ".heif", ".svg", ".jxl", ".jp2", ".raw", ".cr2", ".nef", ".arw", ".dng", ".psd", ".dcm"}
@@ -56,10 +57,9 @@ def lay_out(names: Iterable[str], read: Callable[[str, int], bytes], tree: str) 
         raise UserError(f"images of kinds that are not read: {named}; convert them, e.g. to JPEG, or remove them")
     images = sorted((name for name in visible if kinds[name] == IMAGE), key=lambda name: name.split("/"))
     if not images:
-        packed = [shown(name) for name in visible if kinds[name] == "archive"]
-        instead = "; look whether it is the right one"
-        if packed:
-            instead = f", but an archive, {packed[0]}: unpack the outer one and set data.path to the inner one"
+        packed = next((shown(name) for name in visible if kinds[name] == "archive"), "")
+        inner = f", but an archive, {packed}: unpack the outer one and set data.path to the inner one"
+        instead = inner if packed else "; look whether it is the right one"
         raise UserError(f"{tree} holds no images ({', '.join(READ)}){instead}")
     for name in images:
         if name != name.encode(errors="ignore").decode():  # bytes that are no text come as lone surrogates
@@ -77,6 +77,8 @@ def lay_out(names: Iterable[str], read: Callable[[str, int], bytes], tree: str) 
         placed = _by_folders(below, _at(tree, top.rstrip("/")) if top else tree)
     _check_classes(placed, tree)
     notes = [f"the CSV of {tree} leaves {len(images) - len(placed):,} images out"] if len(placed) < len(images) else []
+    if not tables and placed[0].split == UNSPLIT:
+        notes += _alike(placed, tree)
     if left_out := [name for name in visible if kinds[name] != IMAGE and name not in tables]:
         notes.append(f"no images, left out of {tree}: {_counted(left_out)}")
     return placed, notes
@@ -107,10 +109,8 @@ def _counted(names: list[str]) -> str:
 
 def expected(tree: str) -> str:
     """Return the layouts that are understood, in words."""
-    return (
-        f"expected {tree}/CLASS/IMAGE, {tree}/train|val|test/CLASS/IMAGE, {tree}/CLASS/train|val|test/IMAGE, or images "
-        "and one CSV with the columns filename,label[,split]"
-    )
+    folders = ", ".join(f"{tree}/{each}/IMAGE" for each in ("CLASS", "train|val|test/CLASS", "CLASS/train|val|test"))
+    return f"expected {folders}, or images and one CSV with the columns filename,label[,split]"
 
 
 def is_hidden(name: str) -> bool:
@@ -155,16 +155,16 @@ def _by_folders(files: dict[str, str], tree: str) -> list[Placed]:
     plain = {name: split for name in top if (split := plain_split(name))}
     deep = any(len(parts) > 2 and parts[0] in plain for parts in parts_of.values())
     splits = split_folders(top) or (plain if deep else {})
-    rename = f"; if {' or '.join(sorted(splits))} is a class, rename it"
+    way_out = f"{expected(tree)}; if {' or '.join(sorted(splits))} is a class, rename it" if splits else expected(tree)
     if splits:
         counts = Counter(splits.values())
         if odd := top - set(splits):
             beside = f"{_at(tree, min(odd))} lies beside {_at(tree, min(splits))}, a split: move it away"
-            raise UserError(f"{beside}; {expected(tree)}{rename}")
+            raise UserError(f"{beside}; {way_out}")
         if same := sorted(name for name in splits if counts[splits[name]] > 1):
             raise UserError(f"{tree}: the folders {' and '.join(same)} are the same split; merge them")
         if "train" not in counts:
-            raise UserError(f"{tree} has split folders but no train folder; {expected(tree)}{rename}")
+            raise UserError(f"{tree} has split folders but no train folder; {way_out}")
     elif splits := split_folders(part for parts in parts_of.values() for part in parts[1:-1]):
         for name, parts in parts_of.items():
             if len(parts) != 3 or parts[1] not in splits:
@@ -175,8 +175,7 @@ def _by_folders(files: dict[str, str], tree: str) -> list[Placed]:
     for name, parts in parts_of.items():
         below = parts[1 + (parts[:1] == parts[1:2]) :] if splits else parts  # seg_train/seg_train/CLASS
         if len(below) < 2:
-            where = f"{_at(tree, name)}: an image outside a class folder"
-            raise UserError(f"{where}; {expected(tree)}{rename if splits else ''}")
+            raise UserError(f"{_at(tree, name)}: an image outside a class folder; {way_out}")
         split = splits[parts[0]] if splits else UNSPLIT
         placed.append(Placed(files[name], split, below[0], "/".join(below[1:]), {}))
     return placed
@@ -195,19 +194,30 @@ def _check_classes(placed: list[Placed], tree: str) -> None:
         other = spellings.setdefault(plain, name)
         if other != name:
             show = ascii if _composed(other) == _composed(name) else shown  # where both look alike
-            both = f"{show(other)} and {show(name)}"
-            raise UserError(
-                f"{tree}: the classes {both} differ only in case, accents, blanks, or as 1 and 1.0; rename one"
-            )
+            both = f"{tree}: the classes {show(other)} and {show(name)}"
+            raise UserError(f"{both} differ only in case, accents, blanks, or as 1 and 1.0; rename one")
         if not splits_of[name] & {"train", UNSPLIT}:
             split = min(splits_of[name])
             raise UserError(f"{tree}: class {shown(name)} is in {split} but not in train; add some there or remove it")
 
 
+def _alike(placed: list[Placed], tree: str) -> list[str]:
+    """Return a line on classes that may be splits, because all of them have the same folders."""
+    below: dict[str, set[str]] = defaultdict(set)
+    for image in placed:
+        below[image.class_name].add(image.file_name.rpartition("/")[0])
+    folders = sorted(next(iter(below.values())))
+    if len(folders) < 2 or any(below[name] != set(folders) for name in below):
+        return []
+    same = f"the classes of {tree}, {listed(sorted(below))}, have the same folders, {listed(folders)}"
+    return [f"{same}; if these are the classes and those splits, call those train, val and test"]
+
+
 def _by_table(rows: list[Row], files: dict[str, str], top: str) -> list[Placed]:
     """Place the images that a CSV names: by their path from the CSV, or by their file name where that is unique.
 
-    Paths may have backslashes, folders above the CSV if all share them, and no image suffix if none has one.
+    Paths may have backslashes, folders above the CSV if all share them, and no image suffix if none has one. Without a
+    column for it, the split is that of the folder, if all images lie in split folders.
     """
     paths = [row.file if row.file in files else _from_csv(row.file).removeprefix(top) for row in rows]
     bare = not any(is_suffix(path, IMAGE_SUFFIXES) for path in paths)
@@ -230,11 +240,16 @@ def _by_table(rows: list[Row], files: dict[str, str], top: str) -> list[Placed]:
         if found[0] in row_of:
             raise UserError(f"{row.at}: {shown(row.file)} stands there already ({row_of[found[0]].at}); remove one")
         row_of[found[0]] = row
-    return [
-        Placed(tree_name, named.split, named.class_name, name, named.columns)
-        for name, tree_name in files.items()
-        if (named := row_of.get(name))
-    ]
+    folders_of = {name: name.split("/")[:-1] for name in row_of}
+    splits = split_folders(chain(*folders_of.values())) if rows[0].split == UNSPLIT else {}
+    placed = []
+    for name, row in ((name, row_of[name]) for name in files if name in row_of):
+        own = {splits[folder] for folder in folders_of[name] if folder in splits} or {row.split}
+        if len(own) > 1 or (splits and UNSPLIT in own):
+            where = f"{shown(row.file)} lies in none, or two, of the split folders {' and '.join(sorted(splits))}"
+            raise UserError(f"{row.at}: {where}; add a column split")
+        placed.append(Placed(files[name], own.pop(), row.class_name, name, row.columns))
+    return placed
 
 
 def _from_csv(path: str) -> str:

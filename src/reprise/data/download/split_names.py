@@ -5,18 +5,20 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 WORDS = {
-    **dict.fromkeys(("train", "training", "trainset"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "valset", "dev", "devset"), "val"),
-    **dict.fromkeys(("test", "testing", "testset", "holdout"), "test"),
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "holdout"), "test"),
 }
-ADDED = {"set", "sets", "split", "data", "dataset", "image", "images", "img", "imgs", "photos", "pictures", "folder"}
+ADDED = "is|sets?|split|data|dataset|images?|imgs?|photos|pictures|folder"
+GLUED = re.compile(f"({'|'.join(WORDS)})({ADDED})")  # testset
 
 
 def named_split(name: str) -> tuple[str, str]:
     """Return the split that a name holds ("" for none or two) and its other words, lower case, without ADDED."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[^\W\dA-Z_]+|[A-Z]+", name)]
+    words = [glued[1] if (glued := GLUED.fullmatch(word)) else word for word in words]
     found = {WORDS[word] for word in words if word in WORDS}
-    others = [word for word in words if word not in WORDS and word not in ADDED]
+    others = [word for word in words if word not in WORDS and not re.fullmatch(ADDED, word)]
     return found.pop() if len(found) == 1 else "", " ".join(others)
 
 

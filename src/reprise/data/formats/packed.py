@@ -74,11 +74,8 @@ class Unaltered:
     """
 
     def __init__(self, folder: Path, splits: Sequence[Split]) -> None:
-        self.sha256 = {
-            folder / name: sha256
-            for name, sha256 in load_metadata(folder).sha256.items()
-            if name.startswith(tuple(f"{split}_" for split in splits))
-        }
+        known, begin = load_metadata(folder).sha256, tuple(f"{split}_" for split in splits)
+        self.sha256 = {folder / name: sha256 for name, sha256 in known.items() if name.startswith(begin)}
         self.states = {path: self._state(path) for path in self.sha256}
 
     def check(self) -> None:
@@ -120,8 +117,5 @@ def load_split(folder: Path, split: Split) -> PackedSplit:
     with reading("prepared data", "preprocess"):
         for path in (images, labels, ids):
             verify_file(path, sha256[path.name])
-        return PackedSplit(
-            np.load(images, mmap_mode="r", allow_pickle=False),
-            np.load(labels, allow_pickle=False),
-            json.loads(ids.read_bytes()),
-        )
+        pixels = np.load(images, mmap_mode="r", allow_pickle=False)
+        return PackedSplit(pixels, np.load(labels, allow_pickle=False), json.loads(ids.read_bytes()))

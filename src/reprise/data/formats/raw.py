@@ -73,7 +73,8 @@ def write_archive(
     """Write `images.zip`, `source.json` and, where the images have columns, `columns.json` into a new folder.
 
     Class names must be free of slashes, all names of NUL and of what UTF-8 cannot say. Raises UserError for two images
-    of one name and for a name of more than LONGEST_NAME bytes, OSError with the file's name where the disk is full.
+    of one name and for a name of more than LONGEST_NAME bytes or with a carriage return, OSError with the file's name
+    where the disk is full.
     """
     folder.mkdir()
     path = folder / "images.zip"
@@ -82,6 +83,8 @@ def write_archive(
         for image in images:
             if image.member in archive.NameToInfo:
                 raise UserError(f"two images are called {shown(image.member)}; rename one")
+            if "\r" in image.member:  # which no CSV of predictions would keep
+                raise UserError(f"{shown(image.member)}: a carriage return in the name of a class or file; rename it")
             if len(image.member.encode()) > LONGEST_NAME:
                 raise UserError(f"{shown(image.member[:80])}...: longer than {LONGEST_NAME:,} bytes; shorten the name")
             member = zipfile.ZipInfo(image.member)  # dated 1980-01-01
@@ -112,9 +115,8 @@ class RawArchive:
             self.source = Source(**read_sealed(folder / "source.json"))
             verify_file(self.path, self.source.sha256)
             with naming(self.path), zipfile.ZipFile(self.path) as archive:
-                self.members = {
-                    info.filename: Extent(info.header_offset, info.file_size, info.CRC) for info in archive.infolist()
-                }
+                infos = archive.infolist()
+            self.members = {info.filename: Extent(info.header_offset, info.file_size, info.CRC) for info in infos}
 
     @cached_property
     def columns(self) -> dict[str, dict[str, str]]:

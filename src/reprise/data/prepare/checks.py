@@ -75,10 +75,9 @@ class Findings:
         of all images that can be read. test_in_train: images of test with a twin in train; test: those with a twin in
         test itself.
         """
-        counts = self.counts()
-        leaks = sum(self.splits[row] >= 0 for row in self.dropped)
+        counts, leaks = self.counts(), sum(self.splits[row] >= 0 for row in self.dropped)
         train = counts[:, 0]
-        numbers: dict[str, Any] = {
+        return {
             "images": dict(zip(SPLITS, counts.sum(axis=0).tolist(), strict=True)),
             "classes": len(counts),
             "imbalance": round(float(train.max() / max(train.min(), 1)), 3),
@@ -87,8 +86,8 @@ class Findings:
             "height": _extremes(self.sizes[self.splits >= 0, 1]),
             "dropped": {"corrupt": len(self.dropped) - int(leaks), "leaks": int(leaks)},
             "two_labels": {kind: len(self.two_labels(kind)) for kind in self.twins},
+            **{kind: self.shared(kind) for kind in self.twins},
         }
-        return numbers | {kind: self.shared(kind) for kind in self.twins}
 
     def shared(self, kind: str) -> dict[str, int]:
         """Return how many images of a split have a twin in it, then how many of a later one in an earlier one."""
@@ -101,37 +100,35 @@ class Findings:
         """Return what a person should know before training, one line each."""
         lines = []
         if leaks := [pair for pair in self.leaks().items() if pair[0] not in self.dropped]:
-            lines.append(
-                f"{_images(len(leaks))} of train or val in a later split too, which flatters the result; the first: "
-                f"{self._named(*leaks[0])}; data.on_leak: drop leaves them out"
-            )
+            what = f"{images(len(leaks))} of train or val in a later split too, which flatters the result"
+            lines.append(f"{what}; the first: {self._named(*leaks[0])}; data.on_leak: drop leaves them out")
         if two := list(self.two_labels("equal").items()):
             one = f"{shown(self.ids[two[0][0]])}, {self.relation(*two[0])}"
-            lines.append(f"{_images(len(two))} under two labels, the first: {one}; correct the labels")
+            lines.append(f"{images(len(two))} under two labels, the first: {one}; correct the labels")
         if missing := [f"{shown(name)} in {split}" for name, split in self.missing()]:
             lines.append(f"no images of class {first(missing, NAMED)}")
+        dark = int(np.count_nonzero((self.peaks > 0) & (self.peaks < 1 << 12)))
+        if self.depth == 16 and self.peaks.any() and (dark or self.peaks.max() < 1 << 15):
+            lines.append(f"{self.range()}; {dark:,} of them have none above 4,095; see data.depth")
         if self.complaints:
             row, complaint = next(iter(self.complaints.items()))
-            lines.append(
-                f"{_images(len(self.complaints))} read, but with a damaged part, the first: {shown(self.ids[row])}: "
-                f"{shown(complaint)}; save such images anew"
-            )
+            what = f"{images(len(self.complaints))} read, but with a damaged part, the first: {shown(self.ids[row])}"
+            lines.append(f"{what}: {shown(complaint)}; save such images anew")
         return lines
 
     def range(self) -> str:
         """Return how many images have 16 bits, and their largest value, in words."""
-        images = f"{_images(np.count_nonzero(self.peaks))} of 16 bits"
-        return f"{images}, values up to {self.peaks.max():,}, taken as {self.depth} bits"
+        deep = f"{images(np.count_nonzero(self.peaks))} of 16 bits"
+        return f"{deep}, values up to {self.peaks.max():,}, taken as {self.depth} bits"
 
     def check_depth(self) -> None:
         """Raise UserError if half of the images of 16 bits have 16 grays or fewer left in 8 bits."""
         peaks = self.peaks[self.peaks > 0]
         if len(peaks) and (median := int(np.median(peaks))) < 1 << 12:
             bits = max(8, min(int(peaks.max()).bit_length(), 12))
-            raise UserError(
-                f"{self.range()}: half of them have none above {median:,} and would be nearly black; set "
-                f"data.depth: {bits} (white is {(1 << bits) - 1:,}), or 16 if they are meant to be so dark"
-            )
+            way_out = f"set data.depth: {bits} (white is {(1 << bits) - 1:,}), or 16 if they are meant to be so dark"
+            dark = f"half of them have none above {median:,} and would be nearly black"
+            raise UserError(f"{self.range()}: {dark}; {way_out}")
 
     def treat_leaks(self, on_leak: Literal["error", "warn", "drop"]) -> None:
         """Leave the leaks out, or raise UserError that names the first; with `warn` do neither."""
@@ -140,10 +137,9 @@ class Findings:
             self.dropped.update((row, self.relation(row, twin)) for row, twin in leaks.items())
         if on_leak == "error" and leaks:
             named = first([self._named(row, twin) for row, twin in leaks.items()], NAMED, "; ")
-            raise UserError(
-                f"{_images(len(leaks))} of train or val in a later split too: {named}; remove one of each pair, or set "
-                "data.on_leak: drop (leaves out the one that is not in the later split) or warn"
-            )
+            way_out = "set data.on_leak: drop (leaves out the one that is not in the later split) or warn"
+            what = f"{images(len(leaks))} of train or val in a later split too: {named}"
+            raise UserError(f"{what}; remove one of each pair, or {way_out}")
 
     def _named(self, row: int, twin: int) -> str:
         return f"{shown(self.ids[row])} ({SPLITS[self.splits[row]]}), {self.relation(row, twin)}"
@@ -166,5 +162,6 @@ def _extremes(values: np.ndarray) -> dict[str, int]:
     return {"min": int(values[0]), "median": int(values[(len(values) - 1) // 2]), "max": int(values[-1])}
 
 
-def _images(count: int | np.integer[Any]) -> str:
+def images(count: int | np.integer[Any]) -> str:
+    """Return a number of images in words."""
     return "1 image" if count == 1 else f"{count:,} images"

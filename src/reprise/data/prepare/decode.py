@@ -136,10 +136,8 @@ def _check_memory(image: Image.Image, width: int, height: int) -> None:
     if "progressive" in image.info:  # all coefficients are kept until the last scan
         needed += 2 * width * height * len(image.getbands())
     if needed > MOST_BYTES:
-        gibibytes = f"{needed / 2**30:.1f} GiB of memory, more than {MOST_BYTES >> 30}"
-        raise BadImageError(
-            f"{width} x {height} pixels need {gibibytes}: a decompression bomb? if not, save it smaller"
-        )
+        much = f"{width} x {height} pixels need {needed / 2**30:.1f} GiB of memory, more than {MOST_BYTES >> 30}"
+        raise BadImageError(f"{much}: a decompression bomb? if not, save it smaller")
 
 
 def _transparent(image: Image.Image) -> bool:
@@ -174,6 +172,8 @@ def _flatten(image: Image.Image, mode: str) -> Image.Image:
     """Return the image in this mode, without transparency."""
     if _transparent(image):
         rgba = image.convert("RGBA")
+        if rgba.getchannel("A").getextrema() == (0, 0):
+            warnings.warn("every pixel is transparent", stacklevel=2)
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image if image.mode == mode else image.convert(mode)
 
@@ -184,11 +184,8 @@ def _square(image: Image.Image, size: int, resize: Resize) -> Image.Image:
         return image
     if resize == "crop":
         return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    if resize == "fit":
-        scale = size / max(image.size)
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        square = Image.new(image.mode, (size, size))
-        whole = image.resize((width, height), Image.Resampling.BILINEAR)
-        square.paste(whole, ((size - width) // 2, (size - height) // 2))
-        return square
-    return image.resize((size, size), Image.Resampling.BILINEAR)
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size) if resize == "fit" else (size, size)
+    whole, square = image.resize((width, height), Image.Resampling.BILINEAR), Image.new(image.mode, (size, size))
+    square.paste(whole, ((size - width) // 2, (size - height) // 2))
+    return square

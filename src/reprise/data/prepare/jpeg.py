@@ -63,12 +63,8 @@ def _incomplete(encoded: bytes) -> bool:
             for component, tables in zip(content[1:header:2], content[2:header:2], strict=True):
                 left_out[component][first : last + 1] = bytes([bits % 16]) * (last + 1 - first)
                 # no encoder writes many zeros where they are a coefficient that is not zero, again and again
-                if (
-                    last
-                    and bits < 16
-                    and of_zeros.get(16 + tables % 16, 0) % 16
-                    and encoded.find(ZEROS, begin, end) >= 0
-                ):
+                coefficient = last and bits < 16 and of_zeros.get(16 + tables % 16, 0) % 16
+                if coefficient and encoded.find(ZEROS, begin, end) >= 0:
                     raise ValueError("damaged: zeros in place of some of its data")
     return any(map(any, left_out.values()))
 

@@ -8,9 +8,10 @@ import math
 import os
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -28,19 +29,11 @@ Rows = dict[Split, list[int]]  # of each split, by their position in the archive
 BATCH_IMAGES, BATCH_BYTES = 128, 8 << 20  # of a worker's task, at most
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A worker's task: images of one archive, and the offset in bytes of their rows in the file of their split.
+class Batch(NamedTuple):
+    """A worker's task: images, by their rows in the archive, and the offset in bytes of theirs in a split's file."""
 
-    rows: each image's position in the archive. shape: (H, W, C) of each decoded image.
-    """
-
-    archive: Path
     rows: list[int]
     extents: list[Extent]
-    shape: Shape
-    resize: Resize
-    depth: int
     file: Path
     offset: int
 
@@ -70,15 +63,14 @@ def pack(
     """
     batches: list[Batch] = []
     for split, rows in rows_of.items():
-        batches += _batches(archive, rows, shape, params, images_file(destination, split))
+        batches += _batches(archive, rows, shape, images_file(destination, split))
     wrong: dict[int, str] = {}
     seen = np.zeros(len(archive.members), SIGNATURE)
     sums = np.zeros((2, shape[2]), np.int64)
+    done = map_tasks(partial(_decode_batch, archive.path, shape, params.resize, params.bits), batches)
     images = sum(len(batch.rows) for batch in batches)
     with tqdm(total=images, desc="preprocess", unit=" images", disable=None, leave=False) as bar:
-        for batch, (batch_sums, batch_seen, batch_wrong) in zip(
-            batches, map_tasks(_decode_batch, batches), strict=True
-        ):
+        for batch, (batch_sums, batch_seen, batch_wrong) in zip(batches, done, strict=True):
             wrong |= batch_wrong
             seen[batch.rows] = batch_seen
             if batch.file == images_file(destination, "train"):
@@ -92,7 +84,7 @@ def images_file(folder: Path, split: Split) -> Path:
     return folder / f"{split}_images.npy"
 
 
-def _batches(archive: RawArchive, rows: list[int], shape: Shape, params: PrepareParams, file: Path) -> Iterator[Batch]:
+def _batches(archive: RawArchive, rows: list[int], shape: Shape, file: Path) -> Iterator[Batch]:
     """Create one split's array and cut its rows into tasks."""
     extents = list(archive.members.values())
     offset = _create_array(file, (len(rows), *shape))
@@ -100,8 +92,7 @@ def _batches(archive: RawArchive, rows: list[int], shape: Shape, params: Prepare
     length = max(1, min(BATCH_IMAGES, BATCH_BYTES // largest))
     for start in range(0, len(rows), length):
         part = rows[start : start + length]
-        place = offset + start * math.prod(shape)
-        yield Batch(archive.path, part, [extents[row] for row in part], shape, params.resize, params.bits, file, place)
+        yield Batch(part, [extents[row] for row in part], file, offset + start * math.prod(shape))
 
 
 def _create_array(path: Path, shape: tuple[int, ...]) -> int:
@@ -122,14 +113,16 @@ def _header(shape: tuple[int, ...]) -> bytes:
     return header.getvalue()
 
 
-def _decode_batch(batch: Batch) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+def _decode_batch(
+    archive: Path, shape: Shape, resize: Resize, depth: int, batch: Batch
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Write one batch into its place; return its `channel_sums`, its `signatures`, and what is wrong, see `pack`."""
-    images = np.zeros((len(batch.rows), *batch.shape), np.uint8)
+    images = np.zeros((len(batch.rows), *shape), np.uint8)
     sizes = np.zeros((len(batch.rows), 3), np.int64)
     wrong = {}
-    for position, encoded in enumerate(read_images(batch.archive, batch.extents)):
+    for position, encoded in enumerate(read_images(archive, batch.extents)):
         try:
-            decoded = decode(encoded, batch.shape[0], batch.shape[2], batch.resize, batch.depth)
+            decoded = decode(encoded, shape[0], shape[2], resize, depth)
             images[position], sizes[position] = decoded.pixels, (*decoded.size, decoded.peak)
             if decoded.complaint:
                 wrong[batch.rows[position]] = decoded.complaint
@@ -145,14 +138,12 @@ def take_out(
     destination: Path, rows_of: Rows, shape: Shape, dropped: Collection[int], sums: np.ndarray
 ) -> tuple[Rows, np.ndarray]:
     """Remove rows of the archive from the packed arrays; return the remaining rows and training images' sums."""
-    kept: Rows = {}
     for split, rows in rows_of.items():
-        kept[split] = [row for row in rows if row not in dropped]
-        if len(kept[split]) < len(rows):
-            keep = np.array([row not in dropped for row in rows])
+        keep = np.array([row not in dropped for row in rows])
+        if not keep.all():
             removed = _compact(images_file(destination, split), shape, keep)
             sums = sums - removed if split == "train" else sums
-    return kept, sums
+    return {split: [row for row in rows if row not in dropped] for split, rows in rows_of.items()}, sums
 
 
 def _compact(path: Path, shape: Shape, keep: np.ndarray) -> np.ndarray:
@@ -186,9 +177,5 @@ def channel_statistics(sums: np.ndarray, pixels: int) -> tuple[list[float], list
 
     A constant channel has standard deviation 1.
     """
-    mean, std = [], []
-    for total, squares in sums.T.tolist():
-        variance = (pixels * squares - total**2) / pixels**2
-        mean.append(total / pixels / 255)
-        std.append(math.sqrt(variance) / 255 or 1.0)
-    return mean, std
+    variances = [(pixels * squares - total**2) / pixels**2 for total, squares in sums.T.tolist()]
+    return [total / pixels / 255 for total in sums[0].tolist()], [math.sqrt(each) / 255 or 1.0 for each in variances]

@@ -14,7 +14,7 @@ import numpy as np
 
 from reprise.data.formats.packed import SPLITS, Metadata, Split
 from reprise.data.formats.raw import RawArchive, image_id, shown
-from reprise.data.prepare.checks import Findings, check
+from reprise.data.prepare.checks import Findings, check, images
 from reprise.data.prepare.packing import all_gray, channel_statistics, pack, take_out
 from reprise.data.prepare.splits import assign_splits, identify
 from reprise.data.prepare.workers import spread
@@ -95,11 +95,9 @@ def _is_many(archive: RawArchive) -> bool:
 
 
 def _unreadable(reasons: list[str]) -> UserError:
-    noun = "image" if len(reasons) == 1 else "images"
-    return UserError(
-        f"{len(reasons)} {noun} cannot be read; replace or remove them, or set data.on_corrupt: drop:\n  "
-        + first(reasons, LISTED, "\n  ")
-    )
+    way_out = "cannot be read; replace or remove them, or set data.on_corrupt: drop"
+    listed = first(reasons, LISTED, "\n  ")
+    return UserError(f"{images(len(reasons))} {way_out}:\n  {listed}")
 
 
 def _check_training(
@@ -117,17 +115,13 @@ def _write_lists(destination: Path, rows_of: dict[Split, list[int]], findings: F
     """Write labels and ids of each split, and what was dropped; splits: of every image, as assigned."""
     ids = findings.ids
     for split, rows in rows_of.items():
-        _write_labels(destination / f"{split}_labels.npy", findings.labels[rows])
+        labels, path = BytesIO(), destination / f"{split}_labels.npy"
+        np.save(labels, findings.labels[rows].astype(np.int64))  # into a full disk, numpy's error has no number
+        with naming(path):
+            path.write_bytes(labels.getvalue())
         _write_json(destination / f"{split}_ids.json", [ids[row] for row in rows])
     dropped = [{"id": ids[row], "split": splits[row], "reason": why} for row, why in sorted(findings.dropped.items())]
     _write_json(destination / "dropped.json", dropped)
-
-
-def _write_labels(path: Path, labels: np.ndarray) -> None:
-    content = BytesIO()  # not straight into the file: numpy's error on a full disk has no number
-    np.save(content, labels.astype(np.int64))
-    with naming(path):
-        path.write_bytes(content.getvalue())
 
 
 def _write_json(path: Path, values: list[str] | list[dict[str, str]]) -> None:

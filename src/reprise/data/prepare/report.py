@@ -52,10 +52,8 @@ def write_report(findings: Findings, folder: Path) -> None:
 def _overview(findings: Findings) -> list[str]:
     metrics = findings.metrics()
     images, dropped = metrics["images"], metrics["dropped"]
-    sizes = [
-        f"{side} {metrics[side]['min']:,} to {metrics[side]['max']:,}, median {metrics[side]['median']:,}"
-        for side in ("width", "height")
-    ]
+    side = "{0} {1[min]:,} to {1[max]:,}, median {1[median]:,}".format
+    sizes = side("width", metrics["width"]), side("height", metrics["height"])
     return [
         f"# Data: {text(findings.archive.source.name)}",
         "",

@@ -9,6 +9,7 @@ images from another split; in such a class, and what shares its groups, added im
 import hashlib
 import re
 from collections import Counter, defaultdict
+from functools import partial
 from typing import cast
 
 from reprise.data.formats.packed import Split
@@ -54,10 +55,8 @@ def identify(archive: RawArchive, group: str | None = None) -> list[str]:
     split_of: dict[str, str] = {}
     for value, split in zip(found, archive.placed()[0], strict=True):
         if split_of.setdefault(value, split) != split:
-            raise UserError(
-                f"data.group = {group}: group {shown(value)} lies in two of the data's own splits, "
-                f"{split_of[value]} and {split}; move its images into one"
-            )
+            where = f"group {shown(value)} lies in two of the data's own splits, {split_of[value]} and {split}"
+            raise UserError(f"data.group = {group}: {where}; move its images into one")
     return found
 
 
@@ -85,15 +84,11 @@ def assign_splits(
     ranks = {identity: _uniform(params.seed, identity) for identity in classes_of}
     ranked = dict(sorted(classes_of.items(), key=lambda item: (ranks[item[0]], item[0])))
     shares = {split: params.test_fraction if split == "test" else params.val_fraction for split in missing}
-    if params.folds is None:
-        splits = {identity: _by_share(rank, shares) for identity, rank in ranks.items()}
-    else:
-        splits = {identity: _by_fold(rank, shares, params.folds, params.fold) for identity, rank in ranks.items()}
+    place = _by_share if params.folds is None else partial(_by_fold, folds=params.folds, fold=params.fold)
+    splits = {identity: place(rank, shares) for identity, rank in ranks.items()}
     _give_each_class_one(splits, ranked, sorted(set(class_names)), [*missing, "train"])
-    return [
-        splits[identity] if split == pool else cast(Split, split)
-        for identity, split in zip(identities, given, strict=True)
-    ]
+    pairs = zip(identities, given, strict=True)
+    return [splits[identity] if split == pool else cast(Split, split) for identity, split in pairs]
 
 
 def _uniform(seed: int, identity: str) -> float:
@@ -134,26 +129,20 @@ def _give_each_class_one(
             members[class_name].append(identity)
     short = [f"{name} ({len(members[name])})" for name in classes if len(members[name]) < len(needed)]
     if short:
-        raise UserError(
-            f"too few images to give each of {len(needed)} splits one: class {', '.join(short)}; equal images, and all "
-            "of a group, count as one; add images of these classes or remove them"
-        )
+        few = f"too few images to give each of {len(needed)} splits one: class {', '.join(short)}"
+        way_out = "equal images, and all of a group, count as one; add images of these classes or remove them"
+        raise UserError(f"{few}; {way_out}")
     counts = Counter((name, splits[identity]) for identity, names in classes_of.items() for name in names)
     for name in classes:
         for split in needed:
             if counts[name, split]:
                 continue
-            spare = (
-                identity
-                for identity in sorted(members[name], key=lambda identity: splits[identity] != "train")
-                if all(counts[other, splits[identity]] > 1 for other in classes_of[identity])
-            )
+            train_first = sorted(members[name], key=lambda identity: splits[identity] != "train")
+            spare = (i for i in train_first if all(counts[other, splits[i]] > 1 for other in classes_of[i]))
             moved = next(spare, None)
             if moved is None:
-                raise UserError(
-                    f"no group can go to {split} to give class {name} an image there without leaving another split "
-                    "without a class; try another data.seed, or smaller groups"
-                )
+                why = f"no group can go to {split} to give class {name} an image there without leaving another split"
+                raise UserError(f"{why} without a class; try another data.seed, or smaller groups")
             for other in classes_of[moved]:
                 counts[other, splits[moved]] -= 1
                 counts[other, split] += 1

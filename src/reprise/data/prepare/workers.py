@@ -36,10 +36,8 @@ def spread(workers: int) -> Iterator[Map]:
             with _pool(min(workers, MOST)) as pool:
                 yield pool.map
     except BrokenProcessPool:
-        raise UserError(
-            f"a worker process was killed, most likely because memory ran out; {WAY_OUT}. In a script of your own: "
-            'all it does has to stand under `if __name__ == "__main__":`'
-        ) from None
+        own = 'In a script of your own: all it does has to stand under `if __name__ == "__main__":`'
+        raise UserError(f"a worker process was killed, most likely because memory ran out; {WAY_OUT}. {own}") from None
     except MemoryError:
         raise UserError(f"memory ran out; {WAY_OUT}") from None
 

@@ -60,17 +60,10 @@ class BestEpoch(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add a row; copy the weights if they are the best so far; stop if they have not been for too long."""
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        row = EpochRow(
-            epoch=trainer.current_epoch + 1,
-            lr=max(group["lr"] for group in trainer.optimizers[0].param_groups),
-            train_loss=metrics["train/loss"],
-            train_accuracy=metrics["train/acc"],
-            val_loss=metrics["val/loss"],
-            val_accuracy=metrics["val/acc"],
-            val_loss_ema=metrics.get("val/loss_ema"),
-            val_accuracy_ema=metrics.get("val/acc_ema"),
-        )
+        names = ("train/loss", "train/acc", "val/loss", "val/acc", "val/loss_ema", "val/acc_ema")
+        metrics = [float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics]
+        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        row = EpochRow(trainer.current_epoch + 1, rate, *metrics)
         if not math.isfinite(row.val_loss):
             raise UserError(f"the validation loss became {row.val_loss} in epoch {row.epoch}; lower train.lr")
         averaged = self.average is not None and self._rank(row, True) > self._rank(row, False)

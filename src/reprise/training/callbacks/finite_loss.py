@@ -39,8 +39,6 @@ class FiniteLoss(BatchObserver):
         losses = torch.stack([loss for _, loss in pending]).tolist() if pending else []
         for (step, _), loss in zip(pending, losses, strict=True):
             if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss became {loss} in epoch {trainer.current_epoch + 1}, step {step}; "
-                    "nothing was published, the last good checkpoint is kept. "
-                    f"Lower train.lr (now {self.lr:g}), or look for broken images or labels"
-                )
+                where = f"the loss became {loss} in epoch {trainer.current_epoch + 1}, step {step}"
+                way_out = f"Lower train.lr (now {self.lr:g}), or look for broken images or labels"
+                raise UserError(f"{where}; nothing was published, the last good checkpoint is kept. {way_out}")
