@@ -12,12 +12,13 @@ help:  ## this list
 
 setup: $(VENV)/.ready  ## create .venv from requirements.lock
 
-$(VENV)/.ready: requirements.lock pyproject.toml
+$(VENV)/.ready: requirements.lock requirements-torch.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] \
 	  + "; name another: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@echo "setting up $(VENV) from requirements.lock: a few minutes, once"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-torch.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -73,11 +74,16 @@ format: setup  ## put style and format right
 schema: setup  ## write the JSON schema of params.yaml anew
 	@python -m reprise.params.schema
 
-lock: setup  ## resolve requirements.lock anew (torch brings its own CUDA packages, so they stay out)
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --quiet \
-	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
-	  | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock.new
-	mv requirements.lock.new requirements.lock
+# torch and torchvision have other hashes for CPUs and GPUs, and torch brings its own CUDA packages
+APART := torch==|torchvision==|nvidia-|cuda-|triton
+lock: setup  ## resolve requirements.lock, with hashes, and requirements-torch.lock anew
+	@mkdir -p runs
+	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --quiet --generate-hashes \
+	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links --output-file runs/lock.new
+	@awk '/^[^ ]/{apart = /^($(APART))/} !apart' runs/lock.new > runs/requirements.lock
+	@sed -nE 's/^(torch(vision)?==[^ ]+).*/\1/p' runs/lock.new > runs/requirements-torch.lock
+	@mv runs/requirements.lock runs/requirements-torch.lock .
+	@rm runs/lock.new
 
 bench: setup  ## measure what needs no further data, as Markdown tables (about half an hour; with nothing else running)
 	@for name in limit conventional scale pipeline promises models; do \

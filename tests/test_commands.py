@@ -408,18 +408,28 @@ def test_the_readme_shows_what_the_committed_run_reached():
     assert line in readme
 
 
-def test_the_lock_pins_every_dependency_exactly_and_names_no_index():
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    pinned = {re.match(r"([\w.-]+)==[\w.]+( ; .*)?$", line)[1] for line in lines}
-    assert {"torch", "torchvision", "lightning", "timm", "torchmetrics", "dvc", "pydantic", "pytest"} <= pinned
-    assert not [name for name in pinned if name.startswith(("nvidia", "cuda", "triton"))]
+def locked(name):
+    return dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / name).read_text(), re.MULTILINE))
+
+
+def test_the_lock_pins_every_dependency_exactly_by_hashes_and_names_no_index():
+    entry = r"[\w.-]+==[\w.]+( ; [^\n]*)?( \\\n    --hash=sha256:[0-9a-f]{64})+\n"
+    assert re.fullmatch(f"({entry})+", (ROOT / "requirements.lock").read_text())
+    assert {"lightning", "timm", "torchmetrics", "dvc", "pydantic", "pytest"} <= locked("requirements.lock").keys()
+    apart = (ROOT / "requirements-torch.lock").read_text()  # other hashes for CPUs and GPUs
+    assert re.fullmatch(r"torch==[\d.]+\ntorchvision==[\d.]+\n", apart)
+    assert not [
+        name for name in locked("requirements.lock") if re.match("nvidia|cuda|triton|torch$|torchvision$", name)
+    ]
 
 
 @pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="another environment than the one that make sets up")
 def test_the_environment_has_what_the_lock_says():
-    lock = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    text = (ROOT / "requirements.lock").read_text() + (ROOT / "requirements-torch.lock").read_text()
+    lock = dict(re.findall(r"^([\w.-]+)==([\w.]+)(?: \\)?$", text, re.MULTILINE))  # those for any machine
     installed = {name: importlib.metadata.version(name).partition("+")[0] for name in lock}  # 2.13.0+cpu is 2.13.0
     assert installed == lock
+    assert len(lock) > 100
 
 
 @pytest.mark.product
