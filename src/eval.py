@@ -14,6 +14,7 @@ from pathlib import Path
 
 from reprise.model.artifact import load_card
 from reprise.params.load import load_params
+from reprise.repo.doctor import say_if_needed
 from reprise.repo.project import Project
 from reprise.repo.runs import find_model, prepared_data
 from reprise.runtime.environment import after_torch, before_torch
@@ -42,6 +43,7 @@ def main() -> None:
     of_run = weights.with_name("params.yaml")
     is_run = not bare and of_run.exists()
     params = load_params(of_run if is_run else PROJECT.root / "params.yaml", overrides)
+    say_if_needed(PROJECT)
     terms = params.train if bare else load_card(card_path).provenance
     before_torch(terms.threads, terms.reproducible)
     processed = prepared_data(PROJECT, params.data)

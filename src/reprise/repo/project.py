@@ -48,6 +48,11 @@ class Project:
         """The root of the Git work tree that the project lies in."""
         return Path(self.git("rev-parse", "--show-toplevel").removesuffix("\n"))
 
+    @cached_property
+    def whole(self) -> "Project":
+        """The Git work tree, for paths from its root."""
+        return Project(self.top)
+
     @property
     def prefix(self) -> Path:
         """Where the project lies in the Git work tree."""
@@ -67,7 +72,8 @@ class Project:
 
     def git(self, *arguments: str, check: bool = True, stdin: str | None = None) -> str:
         """Return what git prints; if it fails, raise UserError or, without `check`, return ""."""
-        return self._run(["git", *arguments], check, stdin)
+        # paths are names, not patterns; what git says is read, so it says it in English
+        return self._run(["git", *arguments], check, stdin, {"GIT_LITERAL_PATHSPECS": "1", "LC_ALL": "C"})
 
     def dvc(self, *arguments: str) -> str:
         """Return what dvc prints; raise UserError if it fails."""
@@ -78,9 +84,12 @@ class Project:
         command = [sys.executable, "-m", "dvc", *arguments]
         return subprocess.run(command, cwd=self.root, env=environment(), stdout=sys.stderr).returncode == 0
 
-    def _run(self, command: list[str], check: bool = True, stdin: str | None = None) -> str:
+    def _run(
+        self, command: list[str], check: bool = True, stdin: str | None = None, settings: dict[str, str] | None = None
+    ) -> str:
         given = None if stdin is None else stdin.encode("utf-8", "surrogateescape")
-        done = subprocess.run(command, cwd=self.root, env=environment(), capture_output=True, input=given)
+        own = environment() | (settings or {})
+        done = subprocess.run(command, cwd=self.root, env=own, capture_output=True, input=given)
         if check and done.returncode:
             raise UserError(f"`{' '.join(command)}` failed: {done.stderr.decode(errors='replace').strip()}")
         return "" if done.returncode else done.stdout.decode("utf-8", "surrogateescape")
