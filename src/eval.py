@@ -30,6 +30,7 @@ def main() -> None:
     normalization = "of bare weights: data, timm, or MEAN/STD, e.g. 0.5/0.5 or 0.49,0.48,0.45/0.23,0.22,0.23"
     parser.add_argument("--normalization", help=normalization)
     arguments = parser.parse_intermixed_args()
+    say_if_needed(PROJECT)
     given = arguments.given
     overrides = [each for each in given if "=" in each]
     paths = [Path(each) for each in given if "=" not in each]
@@ -43,7 +44,6 @@ def main() -> None:
     of_run = weights.with_name("params.yaml")
     is_run = not bare and of_run.exists()
     params = load_params(of_run if is_run else PROJECT.root / "params.yaml", overrides)
-    say_if_needed(PROJECT)
     terms = params.train if bare else load_card(card_path).provenance
     before_torch(terms.threads, terms.reproducible)
     processed = prepared_data(PROJECT, params.data)
