@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import os
 import threading
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -24,12 +25,13 @@ class Server(http.server.ThreadingHTTPServer):
     """Answers each request with the next of `answers`, the last one for ever; notes what was asked for.
 
     An answer is a status, or a dict: `content`; `stop`, after how many bytes of the body to hang up; `ranges`, whether
-    Range is heeded; `length`, `etag`, what it says of the file; `to`, where it redirects; `raw`, all that it sends.
+    Range is heeded; `length`, `etag`, what it says of the file; `to`, where it redirects; `raw`, all that it
+    sends; `for_ever`, what it sends again and again after that.
     """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.answers, self.asked = [{}], []
+        self.answers, self.asked, self.over = [{}], [], threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}/set%20one.zip"
 
 
@@ -48,6 +50,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if "raw" in answer:
             self.wfile.write(answer["raw"])
+            with suppress(OSError):  # who asked has hung up
+                while "for_ever" in answer and not self.server.over.wait(0.01):
+                    self.wfile.write(answer["for_ever"])
             return
         if "to" in answer:
             self.send_response(302)
@@ -77,6 +82,7 @@ def server():
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
+        server.over.set()
         server.shutdown()
         thread.join()
 
@@ -229,12 +235,26 @@ def test_what_the_disk_has_no_room_for_is_refused_before_and_a_body_without_end_
     assert sum(path.stat().st_size for path in (tmp_path / "downloads").iterdir()) < 100  # a name of a version
 
 
-def test_a_body_that_crawls_is_given_up_though_each_try_brings_some_bytes(fetched, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch_module, "PERIOD", 0)  # each chunk is judged
-    monkeypatch.setattr(fetch_module, "CHUNK", 1000)
-    said = refusal(fetched, tmp_path, {})
-    assert "(fewer than 65,536 bytes in 0 s; 5,000 bytes so far); check the network" in said
-    assert server.asked == [None, *(f"bytes={n}000-" for n in range(1, TRIES))]
+CRAWLING = {
+    "a header": (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "headers of a later answer": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a length of a chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n1;", b"x"),
+    "lines after the body": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n", b"x: y\r\n"),
+    "the body": (b"HTTP/1.1 200 OK\r\n\r\nx", b"x"),
+}
+
+
+@pytest.mark.parametrize("start, rest", CRAWLING.values(), ids=CRAWLING)
+def test_an_answer_that_crawls_for_ever_is_given_up(fetched, server, tmp_path, monkeypatch, start, rest):
+    monkeypatch.setattr(fetch_module, "PERIOD", 0.1)
+    said = refusal(fetched, tmp_path, {"raw": start, "for_ever": rest})
+    assert "(fewer than 65,536 bytes in 0 s; " in said
+    assert len(server.asked) == TRIES
+
+
+def test_what_a_server_says_does_nothing_in_a_terminal(fetched, capsys):
+    fetched(answer(status="503 \x1b[2J\x9b31mgone"), {})
+    assert capsys.readouterr().err == r"download: HTTP 503 \x1b[2J\x9b31mgone, after 0 bytes; again in 1 s" + "\n"
 
 
 def test_no_server_and_no_address_end_in_one_line(tmp_path):
