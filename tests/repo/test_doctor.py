@@ -11,6 +11,7 @@ import subprocess
 import time
 
 import psutil
+import pygit2
 import pytest
 
 from reprise.cli import main as reprise
@@ -121,9 +122,12 @@ def test_edits_that_dvc_had_set_aside_come_back(killed_at, step, status):
 
 def test_a_stash_of_the_users_own_is_not_taken_for_dvcs(breakable):
     breakable.run("git", "stash", GIT_COMMITTER_DATE="2099-01-01T00:00:00")  # as if in the same second
+    (breakable.path / "Makefile").write_text("mine too\n")
+    repository = pygit2.Repository(breakable.path)
+    repository.stash(repository.default_signature, "for later")
     killed(breakable, EDITS_STASHED)  # had nothing to set aside
     assert "stash" not in doctor(breakable)
-    assert len(lines(breakable, "git", "stash", "list")) == 1
+    assert len(lines(breakable, "git", "stash", "list")) == 2
 
 
 def test_edits_mixed_with_the_runs_parameters_are_left_to_the_user_with_a_command_that_works(killed_at):

@@ -72,8 +72,7 @@ class Project:
 
     def git(self, *arguments: str, check: bool = True, stdin: str | None = None) -> str:
         """Return what git prints; if it fails, raise UserError or, without `check`, return ""."""
-        # paths are names, not patterns; what git says is read, so it says it in English
-        return self._run(["git", *arguments], check, stdin, {"GIT_LITERAL_PATHSPECS": "1", "LC_ALL": "C"})
+        return self._run(["git", "--literal-pathspecs", *arguments], check, stdin)
 
     def dvc(self, *arguments: str) -> str:
         """Return what dvc prints; raise UserError if it fails."""
@@ -84,12 +83,9 @@ class Project:
         command = [sys.executable, "-m", "dvc", *arguments]
         return subprocess.run(command, cwd=self.root, env=environment(), stdout=sys.stderr).returncode == 0
 
-    def _run(
-        self, command: list[str], check: bool = True, stdin: str | None = None, settings: dict[str, str] | None = None
-    ) -> str:
+    def _run(self, command: list[str], check: bool = True, stdin: str | None = None) -> str:
         given = None if stdin is None else stdin.encode("utf-8", "surrogateescape")
-        own = environment() | (settings or {})
-        done = subprocess.run(command, cwd=self.root, env=own, capture_output=True, input=given)
+        done = subprocess.run(command, cwd=self.root, env=environment(), capture_output=True, input=given)
         if check and done.returncode:
             raise UserError(f"`{' '.join(command)}` failed: {done.stderr.decode(errors='replace').strip()}")
         return "" if done.returncode else done.stdout.decode("utf-8", "surrogateescape")

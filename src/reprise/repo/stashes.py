@@ -1,5 +1,6 @@
 """Uncommitted edits that DVC sets aside, in stashes, and what of them the working tree lacks after a crash."""
 
+import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -45,7 +46,8 @@ def dvcs_stashes(project: Project) -> list[Stash]:
     parts = (entry.removeprefix("\n").partition(" ") for entry in listed)
     stashes = [Stash(f"stash@{{{number}}}", commit, text) for number, (commit, _, text) in enumerate(parts)]
     # libgit2 ends the line, git does not
-    return [stash for stash in stashes if stash.message.endswith("\n") or stash.is_experiment]
+    own = re.compile(r"WIP on .*\n", re.DOTALL)
+    return [stash for stash in stashes if own.fullmatch(stash.message) or stash.is_experiment]
 
 
 def lost(project: Project, commit: str) -> dict[str, str]:
@@ -153,7 +155,7 @@ def forgotten(project: Project, cut_short: Sequence[tuple[float, float]]) -> Ite
     if not any(end >= last for _, end in cut_short):
         return
     found = project.git("fsck", "--unreachable", "--no-reflogs", "--connectivity-only", check=False)
-    commits = "\n".join(line.split()[2] for line in found.splitlines() if line.startswith("unreachable commit"))
+    commits = "\n".join(re.findall(r"\bcommit ([0-9a-f]{40,})", found))  # the words before it may be translated
     show = ("log", "--no-walk", "--stdin", "--format=%ct %H %s")
     lines = [line.split(" ", 2) for line in project.git(*show, stdin=commits).splitlines()] if commits else []
     finished = {run.name for run in experiments(project)}

@@ -134,7 +134,6 @@ def _try(url: str, partial: Partial) -> bool:
     wanted = partial.version
     have = partial.size if wanted else 0
     headers = {"User-Agent": "reprise"} | ({"Range": f"bytes={have}-", "If-Range": wanted} if have else {})
-    response: HTTPResponse
     try:
         with _crawling_ends(partial), urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
             start, total = _extent(response)
@@ -212,8 +211,8 @@ def _receive(response: HTTPResponse, url: str, partial: Partial, start: int, tot
             bar.update(len(chunk))
         with naming(partial.path):
             file.flush()
-    if chunk and not total:
-        partial.discard()
     if chunk:
+        if not total:
+            partial.discard()
         size = f"is {total:,} bytes long" if total else "does not end"
         raise UserError(f"data.url = {url}: {size}; there is room for {most:,} and their images; free some space")
