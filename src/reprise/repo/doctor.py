@@ -11,7 +11,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -50,7 +49,8 @@ def repairs(project: Project, published: list[Path]) -> Iterator[Leftover]:
             break
         seen.add(leftover.problem)
         yield leftover
-    yield from (replace(left, repair=None) for left in examine(project, published))  # a repair that did not help, too
+    for left in examine(project, published):  # a repair that did not help, too
+        yield Leftover(left.problem, left.remedy, None)
     if scratch(project).exists():
         (scratch(project) / SEEN).touch()
 
@@ -194,8 +194,8 @@ def _queue(project: Project) -> Iterator[Leftover]:
             yield Leftover(f"{path.stem} of the queue: died", remedy, partial(_note_death, path))
     if not list((scratch(project) / "exps/celery/broker/processed").glob("*.celery.msg")):
         return
-    listed = project.dvc("queue", "status")
-    for commit, name in re.findall(r"^([0-9a-f]{7,})\s+(\S*)\s.*\bRunning\s*$", listed, re.MULTILINE):
+    running = r"^([0-9a-f]{7,})\s+(\S*)\s.*\bRunning\s*$"
+    for commit, name in re.findall(running, project.dvc("queue", "status"), re.MULTILINE):
         problem = f"experiment {name or commit} of the queue: shown as running, but its worker is dead"
         remedy = "mark it as failed; queue it anew if you still want it"
         yield Leftover(problem, remedy, partial(_fail_task, project, commit))

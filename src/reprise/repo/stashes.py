@@ -4,22 +4,20 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import yaml
 
 from reprise.repo.project import Project
-from reprise.repo.revisions import Revision, experiments
+from reprise.repo.revisions import Revision, experiments, parse_yaml
 from reprise.runtime.errors import UserError, listed
 
 APPLIED = "refs/exps/apply/stash"
 SEEN = "doctor"  # below .dvc/tmp: when doctor has last looked at what no ref holds
 
 
-@dataclass(frozen=True)
-class Leftover:
+class Leftover(NamedTuple):
     """One thing that a crash left: what is wrong, what is done about it, and how; repair None: a person decides."""
 
     problem: str
@@ -70,7 +68,7 @@ def lost(project: Project, commit: str) -> dict[str, str]:
 def is_mapping(text: str) -> bool:
     """Return whether a text is YAML with keys, as params.yaml and dvc.lock are unless writing them was cut off."""
     with suppress(yaml.YAMLError):
-        return isinstance(yaml.safe_load(text), dict)
+        return isinstance(parse_yaml(text), dict)
     return False
 
 
@@ -95,10 +93,7 @@ def _patch(project: Project, commit: str, path: str) -> str:
 
 
 def _applies(project: Project, patch: str, *options: str) -> bool:
-    with suppress(UserError):
-        project.whole.git("apply", "--check", *options, stdin=patch)
-        return True
-    return False
+    return bool(project.whole.git("apply", "--check", "--numstat", *options, stdin=patch, check=False))
 
 
 def set_aside(project: Project) -> Iterator[Leftover]:
@@ -137,11 +132,12 @@ def _give_back(
 
 def overwritten(project: Project, merge: str | None) -> Iterator[Leftover]:
     """Find edits that live only in EXEC_MERGE: DVC checks HEAD out by force before it lays them over it again."""
-    missing = [*lost(project, merge)] if merge else []
+    if merge is None or not (missing := [*lost(project, merge)]):
+        return
     problem = f"{listed(missing)}: changed before the run, or by its -S, and overwritten by DVC when it was killed"
-    if merge and missing and (restore := way_back(project, merge, missing)):
+    if restore := way_back(project, merge, missing):
         yield Leftover(problem, "give the changes back", restore)
-    elif merge and missing and all(stash.commit != merge for stash in dvcs_stashes(project)):
+    elif all(stash.commit != merge for stash in dvcs_stashes(project)):
         yield Leftover(problem, "keep them in `git stash list`", partial(project.git, "stash", "store", merge))
 
 

@@ -198,8 +198,8 @@ class Verification:
             self.steps[3].append("dvc repro")
             return None
         here = self._changed_files(out)
-        listing = self._recorded(out) or ({} if here else self._listing(Path(out.fs_path)))
-        cached = self._bad_objects(out.cache, self._relative(out.fs_path), out.hash_info.value, listing)
+        files = self._recorded(out) or ({} if here else self._listing(Path(out.fs_path)))
+        cached = self._bad_objects(out.cache, self._relative(out.fs_path), out.hash_info.value, files)
         if not out.use_cache:  # the cache may have a copy, from which DVC repeats a known run
             cached = [each for each in cached if each[-1] != "missing"]
         if [state for _, state in here] == ["missing"] and cached and {state for *_, state in cached} == {"missing"}:
@@ -239,7 +239,8 @@ class Verification:
                 run = load_yaml(path)
                 if dict_sha256(run, exclude=["size", "nfiles"]) != path.name:
                     raise ValueError
-                bad = [each for out in run["outs"] for each in self._bad_objects(cache, out["path"], out["md5"])]
+                outs = [(out["path"], out["md5"], self._cached_listing(cache, out["md5"]) or {}) for out in run["outs"]]
+                bad = [each for out in outs for each in self._bad_objects(cache, *out)]
             except (DvcException, OSError, ValueError, TypeError, KeyError):
                 bad = [(place, place, "altered")]
             for name, stored, state in bad:  # one that is missing is no harm
@@ -264,14 +265,8 @@ class Verification:
                 wrong.append((f"{name}/{file}" if file else name, state))
         return wrong
 
-    def _bad_objects(
-        self, cache: Any, name: str, oid: str, listing: dict[str, str] | None = None
-    ) -> list[tuple[str, str, str]]:
-        """Return (path, path in the cache, what is wrong) for each bad file of an out in one of DVC's caches.
-
-        listing: {file: md5} of it, where the cache has none.
-        """
-        files = self._cached_listing(cache, oid) or listing or {}
+    def _bad_objects(self, cache: Any, name: str, oid: str, files: dict[str, str]) -> list[tuple[str, str, str]]:
+        """Return (path, path in the cache, what is wrong) for each bad one of an out's files in one of DVC's caches."""
         objects = {f"{name} (its list of files)": oid} if oid.endswith(".dir") else {}
         objects |= {f"{name}/{file}" if file else name: md5 for file, md5 in files.items()}
         stored = [(path, Path(cache.oid_to_path(md5)), md5) for path, md5 in objects.items()]

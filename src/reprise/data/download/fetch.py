@@ -17,7 +17,7 @@ from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
@@ -46,10 +46,7 @@ def fetch(url: str, sha256: str | None, folder: Path, sleep: Callable[[float], N
     page, another checksum, or when no try gets further.
     """
     sha256 = sha256 and sha256.lower()
-    try:
-        file_name = unquote(urlsplit(url).path).rpartition("/")[2]
-    except ValueError as error:
-        raise UserError(f"data.url = {url}: not an address ({error}); correct it") from None
+    file_name = unquote(re.split("[?#]", url)[0]).rpartition("/")[2]
     name = re.sub(r"[^\w.-]", "_", file_name)[-80:] or "archive"
     key = hashlib.sha256(f"{url}\n{sha256}".encode()).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
