@@ -104,8 +104,31 @@ def fetched(server, tmp_path):
 BREAK = {"stop": 300_000}
 
 
-def test_what_broke_off_goes_on_where_it_was(fetched):
-    assert fetched(BREAK, BREAK, {}) == (CONTENT, [None, "bytes=300000-", "bytes=600000-"], [1, 1])
+OTHER = BREAK | {"content": b"z" * 900_000}
+NO_TAG, WEAK = {"etag": ""}, {"etag": 'W/"weak"'}
+REST, AGAIN = "bytes=300000-", [1]
+TRIED = {
+    "goes on where it broke off": ([BREAK, BREAK, {}], [None, REST, "bytes=600000-"], [1, 1]),
+    "a server without ranges sends all of it again": ([BREAK, {"ranges": False}], [None, REST], AGAIN),
+    "without a version to ask for": ([BREAK | NO_TAG, NO_TAG], [None, None], AGAIN),
+    "with a weak one": ([BREAK | WEAK, WEAK], [None, None], AGAIN),
+    "If-Range not heeded, as the ETag says": (
+        [OTHER, {"etag": '"two"', "heedless": True}, {}],
+        [None, REST, None],
+        None,
+    ),
+    "If-Range not heeded, as the checksum says": ([OTHER, {"heedless": True}, {}], [None, REST, None], None),
+    "a part longer than the file": ([BREAK, 416, {}], [None, REST, None], [1, 2]),
+    "what may pass is waited for ever longer": ([429, 500, 503, {}], [None] * 4, [1, 2, 4]),
+    "redirected": ([302, {}], [None, None], []),
+}
+
+
+@pytest.mark.parametrize(("answers", "asked", "pauses"), TRIED.values(), ids=TRIED)
+def test_the_file_arrives_whole_by_these_requests(fetched, answers, asked, pauses):
+    content, *how = fetched(*answers)
+    assert content == CONTENT
+    assert how == [asked, pauses or how[1]]
 
 
 def test_a_file_that_has_arrived_is_not_fetched_again_unless_it_was_damaged(fetched, tmp_path):
@@ -117,40 +140,10 @@ def test_a_file_that_has_arrived_is_not_fetched_again_unless_it_was_damaged(fetc
     assert (content, len(asked)) == (CONTENT, 2)
 
 
-def test_a_server_without_ranges_or_without_a_version_sends_all_of_it_again(fetched):
-    assert fetched(BREAK, {"ranges": False}) == (CONTENT, [None, "bytes=300000-"], [1])
-
-
-@pytest.mark.parametrize("etag", ["", 'W/"weak"'])
-def test_without_a_version_to_ask_for_it_starts_anew(fetched, etag):
-    assert fetched(BREAK | {"etag": etag}, {"etag": etag}) == (CONTENT, [None, None], [1])
-
-
 def test_a_file_that_changes_between_tries_is_never_mixed(fetched):
     other = b"z" * len(CONTENT)
     changed = {"content": other, "etag": '"two"'}
     assert fetched(BREAK, changed, sha256=None)[0] == other
-
-
-@pytest.mark.parametrize("etag", ['"two"', '"one"'])
-def test_a_server_that_heeds_range_but_not_if_range_is_found_out(fetched, etag):
-    """It sends the rest of another version: seen by its ETag, or, if that is the same, by the checksum."""
-    content, asked, _ = fetched(BREAK | {"content": b"z" * 900_000}, {"etag": etag, "heedless": True}, {"etag": etag})
-    assert content == CONTENT
-    assert asked == [None, "bytes=300000-", None]
-
-
-def test_a_part_that_is_longer_than_the_file_is_dropped(fetched):
-    assert fetched(BREAK, 416, {}) == (CONTENT, [None, "bytes=300000-", None], [1, 2])
-
-
-@pytest.mark.parametrize("passing", [429, 500, 503])
-def test_what_may_pass_is_waited_for_ever_longer(fetched, passing):
-    assert fetched(passing, passing, passing, {})[::2] == (CONTENT, [1, 2, 4])
-
-
-def test_redirections_are_followed(fetched):
-    assert fetched(302, {})[0] == CONTENT
 
 
 def refusal(fetched, tmp_path, *answers, **options):
