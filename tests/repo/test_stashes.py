@@ -129,8 +129,7 @@ def test_a_name_with_the_characters_of_a_pattern_brings_back_no_other_file(break
 @pytest.mark.parametrize("how", ["an older commit by its whole id", "a rebase that stopped", "a bisection"])
 def test_a_head_that_the_user_detached_stays_and_is_no_finding(breakable, how):
     breakable.run("git", "stash", "--quiet")
-    breakable.run("dvc", "exp", "run")
-    breakable.run("git", "checkout", "--quiet", ".")
+    (breakable.path / ".dvc/tmp/exps").mkdir(exist_ok=True)  # DVC has run experiments here
     old, new = lines(breakable, "git", "log", "--reverse", "--format=%H")
     if "older" in how:
         breakable.run("git", "checkout", "--quiet", old)
