@@ -14,6 +14,7 @@ from pathlib import Path
 
 from reprise.model.artifact import load_card
 from reprise.params.load import load_params
+from reprise.repo.doctor import say_if_needed
 from reprise.repo.project import Project
 from reprise.repo.runs import find_model, prepared_data
 from reprise.runtime.environment import after_torch, before_torch
@@ -29,6 +30,7 @@ def main() -> None:
     normalization = "of bare weights: data, timm, or MEAN/STD, e.g. 0.5/0.5 or 0.49,0.48,0.45/0.23,0.22,0.23"
     parser.add_argument("--normalization", help=normalization)
     arguments = parser.parse_intermixed_args()
+    say_if_needed(PROJECT)
     given = arguments.given
     overrides = [each for each in given if "=" in each]
     paths = [Path(each) for each in given if "=" not in each]

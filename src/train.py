@@ -20,9 +20,10 @@ from reprise.params.presets import find_preset
 from reprise.params.resolve import rank
 from reprise.params.schema import Params
 from reprise.repo import runs
+from reprise.repo.doctor import say_if_needed
 from reprise.repo.project import Project
 from reprise.runtime.atomic import publishing
-from reprise.runtime.errors import UserError, one_line_errors
+from reprise.runtime.errors import UserError, one_line_errors, say
 
 PROJECT = Project(Path(__file__).resolve().parent.parent)
 RUNS, PARAMS, PRESETS = PROJECT.root / "runs", PROJECT.root / "params.yaml", PROJECT.root / "presets"
@@ -36,6 +37,8 @@ def main() -> int:
         print(runs.as_yaml(params), end="")
         return 0
     number = rank(params.train)
+    if not number:
+        say_if_needed(PROJECT)
     inputs = runs.ready_to_train(PROJECT, params)
     if options.profile or options.sanity:
         return print_profile(inputs) if options.profile else print_sanity(inputs)
@@ -50,7 +53,7 @@ def main() -> int:
     if options.fast_dev_run or number:  # of several processes, the first one keeps the run
         result = train(processed, model, settings, weights=weights, options=Options(debug=debug, rank=number))
         if not number:
-            print(f"train: {result.summary()}; a fast run for bugs, nothing is kept")
+            say(f"train: {result.summary()}; a fast run for bugs, nothing is kept")
         return 0
     scratch = None if debug.deciding() else RUNS / "checkpoints"
     watched = [PROJECT.short(processed), params.model.weights]
@@ -69,7 +72,7 @@ def main() -> int:
                 runs.write_params(params, files[-1])
         result.discard_checkpoints()
         runs.point_latest(run)
-        print(f"train: {result.summary()} -> {PROJECT.short(run)}")
+        say(f"train: {result.summary()} -> {PROJECT.short(run)}")
     return 0
 
 

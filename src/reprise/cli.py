@@ -63,15 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def here(check: bool = True) -> "Project":
     """Return the project that the working directory lies in; say so if a killed DVC left it in need of `doctor`."""
-    from reprise.repo.doctor import is_needed
+    from reprise.repo.doctor import say_if_needed
     from reprise.repo.project import Project
 
     project = Project.find(Path.cwd())
-    if check and is_needed(project):
-        say(
-            "note: a killed DVC left things half done here; `make doctor` repairs them",
-            file=sys.stderr,
-        )
+    if check:
+        say_if_needed(project)
     return project
 
 

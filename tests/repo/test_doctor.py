@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -10,53 +11,51 @@ import subprocess
 import time
 
 import psutil
+import pygit2
 import pytest
 
+from reprise.cli import main as reprise
+from reprise.repo import doctor as doctoring
 from reprise.repo import revisions
 from reprise.repo.project import Project
+from reprise.repo.stashes import Leftover
+from tests.repo.conftest import (
+    EDITS_STASHED,
+    EXPERIMENT_COMMITTED,
+    EXPERIMENT_PREPARED,
+    EXPERIMENT_WAITS,
+    HEAD_CHECKED_OUT,
+    LR,
+    NOT_YET_COLLECTED,
+    killed,
+)
 from tests.test_pipeline import refused
-
-LR = "train.lr=0.5"  # what the experiments try
-
-# dvc that kills itself before a function's Nth call: KILLED MODULE CLASS FUNCTION N ARGUMENT...
-KILLED = """
-import importlib, os, signal, sys
-module, owner, name, calls, *arguments = sys.argv[1:]
-owner = getattr(importlib.import_module(module), owner)
-kept = owner.__dict__[name]
-left = int(calls)
-def or_die(*args, **kwargs):
-    global left
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return kept.__get__(None, owner)(*args, **kwargs)
-setattr(owner, name, staticmethod(or_die) if isinstance(kept, staticmethod) else or_die)
-from dvc.cli import main
-main(arguments)
-"""
-QUEUE = "dvc.repo.experiments.queue.base", "BaseStashQueue"
-EDITS_STASHED = "scmrepo.git", "Git", "detach_head", "1"
-EXPERIMENT_PREPARED = "scmrepo.git.stash", "Stash", "push", "2"
-EXPERIMENT_WAITS = *QUEUE, "get_stash_entry", "1"
-HEAD_CHECKED_OUT = "scmrepo.git.stash", "Stash", "apply", "3"
-EXPERIMENT_COMMITTED = "dvc.repo.experiments.executor.local", "WorkspaceExecutor", "cleanup", "1"
-NOT_YET_COLLECTED = *QUEUE, "collect_executor", "1"
-
-
-def killed(workspace, step, *arguments):
-    done = workspace.run("python", "-c", KILLED, *step, *arguments, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
 
 
 def doctor(workspace, *arguments, expect=0):
-    done = workspace.run("python", "-m", "reprise", "doctor", *arguments, check=False)
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done.stdout
+    """Run it there, without the start of a process."""
+    with contextlib.chdir(workspace.path), contextlib.redirect_stdout(io.StringIO()) as said:
+        assert reprise(["doctor", *arguments]) == expect, said.getvalue()
+    return said.getvalue()
+
+
+def followed(workspace, said, before):
+    """Type the command that doctor names after some words."""
+    workspace.run("sh", "-ec", said.split(f"{before}`")[1].split("`")[0])
+
+
+def refusing(workspace):
+    return refused(workspace.run("python", "-m", "reprise", "doctor", check=False))
 
 
 def head(workspace):
     return workspace.run("git", "symbolic-ref", "-q", "HEAD", check=False).stdout.strip()
+
+
+def hint(workspace):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert doctor(workspace, "--check") == ""
+    return said.getvalue()
 
 
 def lines(workspace, *command):
@@ -112,8 +111,8 @@ def test_an_experiment_killed_with_its_stage_leaves_a_branch_and_all_edits(break
     ],
     ids=["stashed", "overwritten"],
 )
-def test_edits_that_dvc_had_set_aside_come_back(breakable, step, status):
-    killed(breakable, step, "exp", "run", "-S", LR)
+def test_edits_that_dvc_had_set_aside_come_back(killed_at, step, status):
+    breakable = killed_at(*step)
     assert lines(breakable, "git", "status", "--porcelain") == ["?? notes.txt"]  # gone
     doctor(breakable)
     healthy(breakable)
@@ -123,19 +122,22 @@ def test_edits_that_dvc_had_set_aside_come_back(breakable, step, status):
 
 def test_a_stash_of_the_users_own_is_not_taken_for_dvcs(breakable):
     breakable.run("git", "stash", GIT_COMMITTER_DATE="2099-01-01T00:00:00")  # as if in the same second
-    killed(breakable, EDITS_STASHED, "exp", "run", "-S", LR)  # had nothing to set aside
+    (breakable.path / "Makefile").write_text("mine too\n")
+    repository = pygit2.Repository(breakable.path)
+    repository.stash(repository.default_signature, "for later")
+    killed(breakable, EDITS_STASHED)  # had nothing to set aside
     assert "stash" not in doctor(breakable)
-    assert len(lines(breakable, "git", "stash", "list")) == 1
+    assert len(lines(breakable, "git", "stash", "list")) == 2
 
 
-def test_edits_mixed_with_the_runs_parameters_are_left_to_the_user_with_a_command_that_works(breakable):
-    killed(breakable, EXPERIMENT_PREPARED, "exp", "run", "-S", LR)
+def test_edits_mixed_with_the_runs_parameters_are_left_to_the_user_with_a_command_that_works(killed_at):
+    breakable = killed_at(*EXPERIMENT_PREPARED)
     assert ".dvc/tmp/repro.dat" in breakable.run("git", "diff", "--cached", "--name-only").stdout
     said = doctor(breakable, expect=1)
     assert head(breakable) == "refs/heads/main"
     assert "lr: 0.5" in (breakable.path / "params.yaml").read_text()
     assert lines(breakable, "git", "status", "--porcelain") == [" M README.md", " M params.yaml", "?? notes.txt"]
-    breakable.run("sh", "-ec", said.split("or go back to your edits: `")[1].split("`")[0])
+    followed(breakable, said, "or go back to your edits: ")
     assert "the working tree has them" in doctor(breakable)
     healthy(breakable)
     assert "lr: 0.003" in (breakable.path / "params.yaml").read_text()
@@ -201,10 +203,10 @@ def test_it_waits_for_dvc_and_for_a_stage_that_outlives_it_then_frees_the_dead_o
     dvc = subprocess.Popen(command, cwd=breakable.path, env=environment, stdout=subprocess.DEVNULL)
     with fifo.open() as arrived:
         stage = next(child for child in psutil.Process(dvc.pid).children(recursive=True) if "python" in child.name())
-        assert f"process {dvc.pid} (" in refused(breakable.run("python", "-m", "reprise", "doctor", check=False))
+        assert f"process {dvc.pid} (" in refusing(breakable)
         dvc.kill()
         wait_for_the_end(dvc.pid)
-        said = refused(breakable.run("python", "-m", "reprise", "doctor", check=False))
+        said = refusing(breakable)
         assert f"process {stage.pid} (" in said
         assert f"process {dvc.pid} (" not in said
         stage.kill()
@@ -218,31 +220,60 @@ def test_it_waits_for_dvc_and_for_a_stage_that_outlives_it_then_frees_the_dead_o
     assert dvc.wait() == -signal.SIGKILL
 
 
-def test_a_lock_of_git_goes_unless_a_git_lives_and_a_cut_off_lock_of_dvc_goes(breakable):
-    (breakable.path / ".git/index.lock").touch()
+def test_a_cut_off_lock_of_dvc_goes(breakable):
     (breakable.path / ".dvc/tmp/rwlock").write_text('{"write": {"')
-    assert breakable.run("git", "commit", "--all", "-m", "x", check=False).returncode != 0
     assert "corrupted" in breakable.run("dvc", "repro", check=False).stderr
-    with subprocess.Popen(["git", "cat-file", "--batch"], cwd=breakable.path, stdin=subprocess.PIPE) as git:
-        assert f"git (process {git.pid}) is at work" in doctor(breakable, expect=1)
-        git.stdin.close()
-    assert "index.lock" in doctor(breakable)
-    healthy(breakable)
-    breakable.run("git", "commit", "--all", "-m", "x")
+    doctor(breakable)
     breakable.run("dvc", "repro")
 
 
-def test_it_waits_for_whoever_holds_dvcs_locks(breakable):
-    (breakable.path / ".git/index.lock").touch()
-    with subprocess.Popen(["dvc", "60"], executable=shutil.which("sleep"), cwd="/") as elsewhere:
-        locks = {"write": {"models": {"pid": elsewhere.pid, "cmd": "dvc repro"}}}
-        (breakable.path / ".dvc/tmp/rwlock").write_text(json.dumps(locks))
-        assert f"process {elsewhere.pid} (" in refused(breakable.run("python", "-m", "reprise", "doctor", check=False))
+@pytest.mark.parametrize("name", ["index.lock", "objects/ab/lost.lock", "refs/heads/main.lock", "gc.pid.lock"])
+def test_a_lock_anywhere_in_git_is_found(breakable, name):
+    (breakable.path / ".git" / name).parent.mkdir(exist_ok=True)
+    (breakable.path / ".git" / name).touch()
+    assert "`make doctor`" in hint(breakable)
+    assert f".git/{name}: no living git process holds it" in doctor(breakable)
+    assert not (breakable.path / ".git" / name).exists()
+
+
+@pytest.mark.parametrize("where", ["here", "in another work tree"])
+def test_a_lock_of_git_stays_while_a_git_is_at_work(breakable, tmp_path, where):
+    breakable.run("git", "worktree", "add", "--quiet", str(tmp_path / "tree"))
+    lock = breakable.path / ".git" / ("index.lock" if where == "here" else "worktrees/tree/index.lock")
+    lock.touch()
+    folder = breakable.path if where == "here" else tmp_path / "tree"
+    command = ["git", "-c", "alias.wait=!sleep 60; : the daemon", "wait"]
+    with subprocess.Popen(command, cwd=folder, start_new_session=True) as git:
+        assert f"git (process {git.pid}) is at work" in refusing(breakable)
+        assert hint(breakable) == ""
+        os.killpg(git.pid, signal.SIGTERM)
+    assert lock.exists()
+
+
+@pytest.mark.parametrize("name", ["dvc", "ipython"])
+def test_it_waits_for_whoever_holds_dvcs_locks_but_not_for_who_has_only_the_pid(breakable, name):
+    rwlock = breakable.path / ".dvc/tmp/rwlock"
+    with subprocess.Popen([name, "60"], executable=shutil.which("sleep"), cwd="/") as elsewhere:
+        rwlock.write_text(json.dumps({"write": {"models": {"pid": elsewhere.pid, "cmd": "dvc repro"}}}))
+        assert f"process {elsewhere.pid} (" in refusing(breakable)
+        os.utime(rwlock, (1, 1))  # from before that process began
+        assert f"`dvc repro` (process {elsewhere.pid}), which is dead" in doctor(breakable)
         elsewhere.terminate()
     with (breakable.path / ".dvc/tmp/lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as a dvc in another container does
-        assert "holds .dvc/tmp/lock" in refused(breakable.run("python", "-m", "reprise", "doctor", check=False))
-    assert (breakable.path / ".git/index.lock").exists()
+        assert "holds .dvc/tmp/lock" in refusing(breakable)
+
+
+def test_what_a_repair_did_not_put_right_is_said_and_no_success(tmp_path, monkeypatch):
+    stubborn = Leftover("a lock", "remove it", lambda: None)
+    monkeypatch.setattr(doctoring, "examine", lambda *_: iter([stubborn]))
+    assert [bool(found.repair) for found in doctoring.repairs(Project(tmp_path), [])] == [True, False]
+
+
+@pytest.mark.parametrize("script", ["train", "eval"])
+def test_scripts_say_that_doctor_is_needed(breakable, script):
+    (breakable.path / ".git/index.lock").touch()
+    assert "note: a killed DVC left" in breakable.run("python", f"src/{script}.py", check=False).stderr
 
 
 def test_partial_outs_go_unless_a_living_process_holds_them(breakable):
@@ -257,14 +288,14 @@ def test_partial_outs_go_unless_a_living_process_holds_them(breakable):
     assert [name for name in kept + gone if (breakable.path / name).exists()] == kept
 
 
-def test_commits_made_on_the_detached_head_are_left_to_the_user_with_a_command_that_works(breakable):
-    killed(breakable, EXPERIMENT_COMMITTED, "exp", "run", "-S", LR)
+def test_commits_made_on_the_detached_head_are_left_to_the_user_with_a_command_that_works(killed_at):
+    breakable = killed_at(*EXPERIMENT_COMMITTED)
     breakable.run("git", "commit", "--quiet", "--allow-empty", "-m", "on no branch")
     mine = breakable.run("git", "rev-parse", "HEAD").stdout
     said = doctor(breakable, expect=1)
     assert head(breakable) == ""
     assert breakable.run("git", "rev-parse", "HEAD").stdout == mine
-    breakable.run("sh", "-ec", said.split("yours to decide: `")[1].split("`")[0])
+    followed(breakable, said, "yours to decide: ")
     doctor(breakable)
     healthy(breakable)
     assert breakable.run("git", "rev-parse", "main").stdout == mine
@@ -275,7 +306,7 @@ def test_a_head_goes_back_only_where_it_surely_was(breakable, detached):
     breakable.run("git", "tag", "v1")
     if detached == "by the user":
         breakable.run("git", "checkout", "--quiet", "v1")
-    killed(breakable, EXPERIMENT_COMMITTED, "exp", "run", "-S", LR)
+    killed(breakable, EXPERIMENT_COMMITTED)
     if "log lost" in detached:
         (breakable.path / ".git/logs/HEAD").unlink()
     if "two branches" in detached:

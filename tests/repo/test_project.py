@@ -8,7 +8,7 @@ from reprise.repo.project import Project
 from reprise.repo.revisions import find_revision
 from reprise.runtime.errors import UserError
 from tests.conftest import Workspace
-from tests.repo.test_doctor import EDITS_STASHED, HEAD_CHECKED_OUT, LR, killed
+from tests.repo.conftest import EDITS_STASHED, HEAD_CHECKED_OUT, killed
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +87,7 @@ def test_the_doctor_gives_back_what_was_edited_inside_and_outside_of_the_project
     project = in_a_subfolder(reproduced, tmp_path)
     project.set("train.weight_decay=0.02")
     edited = {path: path.read_text() for path in (project.path / "params.yaml", tmp_path / "large/README")}
-    killed(project, step, "exp", "run", "-S", LR)
+    killed(project, step)
     assert {path: path.read_text() for path in edited} != edited
     project.run("python", "-m", "reprise", "doctor")
     now = {path: path.read_text() for path in edited}

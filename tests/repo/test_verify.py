@@ -99,7 +99,6 @@ def test_one_bit_in_any_cache_object_is_named_and_the_object_filled_anew(reprodu
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_one_bit_in_the_run_cache_or_in_what_only_a_former_run_made_is_named_and_goes(reproduced):
     before = {*objects(reproduced)}
     reproduced.set("train.lr=0.001")

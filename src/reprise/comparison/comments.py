@@ -82,17 +82,21 @@ class Site:
     limit: int
     headers: ClassVar[dict[str, str]]  # {} stands for the token
     variables: ClassVar[tuple[str, ...]]  # in which CI has api, project, number and token
+    author: ClassVar[tuple[str, str]]  # the keys of a comment's author, and of their name
 
     def call(self, method: str, path: str, content: object = None) -> Any:
         """Send JSON to a path below the API, return the JSON that comes back. Raises UserError as `send` does."""
         headers = {name: value.format(self.token) for name, value in self.headers.items()}
         return send(method, self.api + path, headers, content)
 
-    def pages(self, path: str) -> Iterator[Any]:
-        """Yield every item of a list that comes page by page."""
+    def comments_by(self, name: str, path: str) -> Iterator[tuple[int, str]]:
+        """Yield (number, text) of the comments of one author in a list that comes page by page."""
+        who, called = self.author
         for page in count(1):
             items = self.call("GET", f"{path}?per_page={PER_PAGE}&page={page}")
-            yield from items
+            for item in items:
+                if item[who] and item[who][called] == name and not item.get("system"):
+                    yield item["id"], item["body"] or ""
             if len(items) < PER_PAGE:
                 return
 
@@ -104,6 +108,7 @@ class GitHub(Site):
     limit: int = 65_536
     variables = ("GITHUB_API_URL", "GITHUB_REPOSITORY", "PULL_REQUEST", "GITHUB_TOKEN")
     headers: ClassVar = {"Authorization": "Bearer {}", "Accept": "application/vnd.github+json"}
+    author = ("user", "login")
 
     def comments(self) -> Iterator[tuple[int, str]]:
         """Yield (number, text) of the comments that this token's owner has written."""
@@ -111,9 +116,7 @@ class GitHub(Site):
             own = self.call("GET", "/user")["login"]
         except UserError:  # the token of a workflow is no user's
             own = "github-actions[bot]"
-        for item in self.pages(f"/repos/{self.project}/issues/{self.number}/comments"):
-            if item["user"] and item["user"]["login"] == own:
-                yield item["id"], item["body"] or ""
+        return self.comments_by(own, f"/repos/{self.project}/issues/{self.number}/comments")
 
     def write(self, body: str, comment: int | None = None) -> str:
         """Write a new comment, or replace the text of one, by its number; return its address."""
@@ -129,6 +132,7 @@ class GitLab(Site):
     limit: int = 1_000_000
     variables = ("CI_API_V4_URL", "CI_MERGE_REQUEST_PROJECT_ID", "CI_MERGE_REQUEST_IID", "REVIEW_TOKEN")
     headers: ClassVar = {"PRIVATE-TOKEN": "{}"}
+    author = ("author", "username")
 
     @property
     def place(self) -> str:
@@ -137,10 +141,7 @@ class GitLab(Site):
 
     def comments(self) -> Iterator[tuple[int, str]]:
         """Yield (number, text) of the comments that this token's owner has written."""
-        own = self.call("GET", "/user")["username"]
-        for item in self.pages(f"{self.place}/notes"):
-            if item["author"]["username"] == own and not item["system"]:
-                yield item["id"], item["body"]
+        return self.comments_by(self.call("GET", "/user")["username"], f"{self.place}/notes")
 
     def write(self, body: str, comment: int | None = None) -> str:
         """Write a new comment, or replace the text of one, by its number; return its address."""

@@ -4,7 +4,7 @@ Needs no torch: the tensors of a .safetensors file are read by NumPy.
 """
 
 import json
-from itertools import zip_longest
+from itertools import count, zip_longest
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -48,14 +48,13 @@ def difference(one: Path, two: Path) -> str | None:
 
 def _first_byte(one: Path, two: Path) -> int | None:
     with one.open("rb") as first, two.open("rb") as second:
-        offset = 0
-        while True:
+        for offset in count(0, BLOCK):
             here, there = first.read(BLOCK), second.read(BLOCK)
             if here != there:
                 return offset + _length_in_common(here, there)
             if not here:
-                return None
-            offset += len(here)
+                break
+    return None
 
 
 def _length_in_common(one: bytes, two: bytes) -> int:

@@ -5,10 +5,10 @@ finished experiment is collected before its temporary folder is removed, and wha
 Examining only reads; each finding carries its repair.
 """
 
-import json
 import math
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -19,13 +19,14 @@ from reprise.repo.processes import at_rest, git_at_work, owners, rwlocks, scratc
 from reprise.repo.project import EXPERIMENT, Project
 from reprise.repo.stashes import SEEN, Leftover, applied, dvcs_stashes, forgotten, is_mapping, overwritten, set_aside
 from reprise.runtime.atomic import Lock, remove
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, say
 
 EXEC = "refs/exps/exec"
 # a healthy run leaves EXEC_HEAD and EXEC_APPLY; the others live only while an experiment runs in the workspace
 RUNNING = {f"{EXEC}/EXEC_BASELINE", f"{EXEC}/EXEC_BRANCH", f"{EXEC}/EXEC_MERGE"}
 WAITING = "refs/exps/stash"
 TEMP = "refs/exps/temp"
+ALIVE = '"returncode": null'  # in DVC's file on a process
 BEFORE = 60  # seconds from the commit of an experiment to the detaching of HEAD for it, at most
 
 
@@ -48,28 +49,27 @@ def repairs(project: Project, published: list[Path]) -> Iterator[Leftover]:
             break
         seen.add(leftover.problem)
         yield leftover
-    yield from (leftover for leftover in examine(project, published) if not leftover.repair)
+    for left in examine(project, published):  # a repair that did not help, too
+        yield Leftover(left.problem, left.remedy, None)
     if scratch(project).exists():
         (scratch(project) / SEEN).touch()
 
 
-def is_needed(project: Project) -> bool:
-    """Return whether a crash left something that stands in the way of Git, DVC or the user; no, while DVC works."""
-    with suppress(UserError), at_rest(project):
-        return any(True for find in IN_THE_WAY for _ in find(project))
-    return False
+def say_if_needed(project: Project) -> None:
+    """Say on stderr if a crash left something that stands in the way of Git, DVC or the user; not while DVC works."""
+    with suppress(UserError, FileNotFoundError), at_rest(project):  # without git there is nothing to say
+        if any(True for find in IN_THE_WAY for _ in find(project)):
+            say("note: a killed DVC left things half done here; `make doctor` repairs them", file=sys.stderr)
 
 
 def _git_locks(project: Project) -> Iterator[Leftover]:
-    """Find lock files of Git: each commit, checkout and experiment fails on them."""
+    """Find lock files of Git, on which each commit and experiment fails. Raises UserError while a git is at work."""
     folders = {project.git_path("."), project.root / project.git("rev-parse", "--git-common-dir").rstrip("\n")}
     locks = sorted({path.resolve() for folder in folders for path in folder.rglob("*.lock") if path.is_file()})
-    git = git_at_work(project) if locks else []
+    if locks and (git := git_at_work(project)):
+        raise UserError(f"{project.short(locks[0])}: git (process {git[0]}) is at work; wait for it, then try again")
     for lock in locks:
-        if git:
-            yield Leftover(f"{project.short(lock)}: git (process {git[0]}) is at work", "wait for it", None)
-        else:
-            yield Leftover(f"{project.short(lock)}: no living git process holds it", "remove it", lock.unlink)
+        yield Leftover(f"{project.short(lock)}: no living git process holds it", "remove it", partial(remove, lock))
 
 
 def _cut_off(project: Project) -> Iterator[Leftover]:
@@ -160,11 +160,10 @@ def _staged_by_dvc(project: Project, base: str, everything: bool) -> Iterator[Le
 
     everything: while HEAD is detached; otherwise what the user stages is not looked at.
     """
-    whole, own = Project(project.top), str(project.prefix / ".dvc/tmp")
-    apart = whole.changed("--", ".", f":(exclude){own}")
-    staged = [path for path in whole.changed("--cached", base) if path.startswith(own) or everything]
-    if paths := [path for path in staged if path not in apart]:
-        unstage = partial(whole.git, "reset", "--quiet", base, "--", *paths)
+    own, apart = str(project.prefix / ".dvc/tmp/"), project.whole.changed()
+    staged = project.whole.changed("--cached", base)
+    if paths := [path for path in staged if path.startswith(own) or (everything and path not in apart)]:
+        unstage = partial(project.whole.git, "reset", "--quiet", base, "--", *paths)
         yield Leftover(f"{', '.join(paths)}: staged by DVC", "unstage, the files stay as they are", unstage)
 
 
@@ -190,20 +189,20 @@ def _scratch_refs(project: Project) -> Iterator[Leftover]:
 def _queue(project: Project) -> Iterator[Leftover]:
     """Find workers of the queue that died, and the experiments that DVC shows as running for ever after that."""
     for path in sorted((scratch(project) / "exps/celery").glob("dvc-exp-worker-*.json")):
-        if '"returncode": null' in path.read_text():
+        if ALIVE in path.read_text():
             remedy = "note it; `dvc queue start` goes on with the experiments that wait, if there are any"
             yield Leftover(f"{path.stem} of the queue: died", remedy, partial(_note_death, path))
     if not list((scratch(project) / "exps/celery/broker/processed").glob("*.celery.msg")):
         return
-    listed = project.dvc("queue", "status")
-    for commit, name in re.findall(r"^([0-9a-f]{7,})\s+(\S*)\s.*\bRunning\s*$", listed, re.MULTILINE):
+    running = r"^([0-9a-f]{7,})\s+(\S*)\s.*\bRunning\s*$"
+    for commit, name in re.findall(running, project.dvc("queue", "status"), re.MULTILINE):
         problem = f"experiment {name or commit} of the queue: shown as running, but its worker is dead"
         remedy = "mark it as failed; queue it anew if you still want it"
         yield Leftover(problem, remedy, partial(_fail_task, project, commit))
 
 
 def _note_death(path: Path) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), "returncode": -9}))
+    path.write_text(path.read_text().replace(ALIVE, '"returncode": -9'))
 
 
 def _fail_task(project: Project, commit: str) -> None:

@@ -64,35 +64,43 @@ def owners(path: Path) -> list[Owner] | None:
 
 
 def git_at_work(project: Project) -> list[int]:
-    """Return the pids of git's processes in this work tree."""
-    here = [process for process in _processes() if _inside(process["cwd"], [project.top])]
-    commands = {process["pid"]: process["cmdline"] or [""] for process in here}
-    return [pid for pid, words in commands.items() if Path(words[0]).name == "git" and "daemon" not in " ".join(words)]
+    """Return the pids of git's processes in this repository's work trees, or in a folder that is not shown to us."""
+    roots = _work_trees(project)
+    here = [process for process in _processes() if process["cwd"] is None or _inside(process["cwd"], roots)]
+    commands = {process["pid"]: [*(process["cmdline"] or []), "", ""] for process in here}
+    return [pid for pid, (name, what, *_) in commands.items() if Path(name).name == "git" and "daemon" not in what]
 
 
 def _working(project: Project) -> list[str]:
-    """Describe the processes of DVC, and of stages that outlived theirs, in this repository and its work trees."""
-    listed = project.git("worktree", "list", "--porcelain").splitlines()
-    roots = [Path(line.removeprefix("worktree ")).resolve() for line in listed if line.startswith("worktree ")]
-    roots.append(project.top)  # of a submodule, Git lists another folder
-    noted = {owner.pid for path in rwlocks(project) for owner in owners(path) or []}
+    """Describe the processes of DVC, and of stages that outlived theirs, in this repository and its work trees.
+
+    This one and those that wait for it do not count.
+    """
+    roots = _work_trees(project)
+    mine = {os.getpid(), *(process.pid for process in psutil.Process().parents())}
+    noted = {owner.pid: path.stat().st_mtime for path in rwlocks(project) for owner in owners(path) or []}
     found = []
     for process in _processes():
         pid, command = process["pid"], process["cmdline"] or ["?"]
         program, *words = [Path(word).name for word in command[:6]]
         is_dvc = program == "dvc" or (program.startswith("python") and "dvc" in words)
         is_stage = _inside((process["environ"] or {}).get("DVC_ROOT"), roots)
-        if is_stage or (is_dvc and (pid in noted or _inside(process["cwd"], roots))):
+        is_owner = process["create_time"] <= noted.get(pid, 0)  # a younger one has the pid anew
+        if pid not in mine and (is_stage or is_owner or (is_dvc and _inside(process["cwd"], roots))):
             found.append(f"process {pid} ({' '.join(command)[:80]})")
     return found
 
 
-def _processes() -> Iterator[dict[str, Any]]:
-    """Yield the living processes other than this one and those that wait for it."""
-    mine = {os.getpid(), *(process.pid for process in psutil.Process().parents())}
-    for process in psutil.process_iter(["pid", "cmdline", "cwd", "environ", "status"]):
-        if process.pid not in mine and process.info["status"] != psutil.STATUS_ZOMBIE:
-            yield process.info
+def _work_trees(project: Project) -> list[Path]:
+    listed = project.git("worktree", "list", "--porcelain").splitlines()
+    trees = [Path(line.removeprefix("worktree ")).resolve() for line in listed if line.startswith("worktree ")]
+    return [*trees, project.top]  # of a submodule, Git lists another folder
+
+
+def _processes() -> list[dict[str, Any]]:
+    """Return the living processes."""
+    wanted = ["pid", "cmdline", "cwd", "environ", "status", "create_time"]
+    return [each.info for each in psutil.process_iter(wanted) if each.info["status"] != psutil.STATUS_ZOMBIE]
 
 
 def _inside(path: str | None, roots: list[Path]) -> bool:

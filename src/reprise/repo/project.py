@@ -48,6 +48,11 @@ class Project:
         """The root of the Git work tree that the project lies in."""
         return Path(self.git("rev-parse", "--show-toplevel").removesuffix("\n"))
 
+    @cached_property
+    def whole(self) -> "Project":
+        """The Git work tree, for paths from its root."""
+        return Project(self.top)
+
     @property
     def prefix(self) -> Path:
         """Where the project lies in the Git work tree."""
@@ -67,7 +72,7 @@ class Project:
 
     def git(self, *arguments: str, check: bool = True, stdin: str | None = None) -> str:
         """Return what git prints; if it fails, raise UserError or, without `check`, return ""."""
-        return self._run(["git", *arguments], check, stdin)
+        return self._run(["git", "--literal-pathspecs", *arguments], check, stdin)
 
     def dvc(self, *arguments: str) -> str:
         """Return what dvc prints; raise UserError if it fails."""

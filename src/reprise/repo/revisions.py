@@ -107,12 +107,12 @@ class Revision:
     @cached_property
     def params(self) -> dict[str, Any]:
         """The values of params.yaml by dotted name."""
-        return flat(self._mapping("params.yaml", _yaml))
+        return flat(self._mapping("params.yaml", parse_yaml))
 
     @cached_property
     def stages(self) -> dict[str, dict[str, Any]]:
         """The stages of dvc.lock, in the order in which they ran."""
-        return self._mapping("dvc.lock", _yaml).get("stages") or {}
+        return self._mapping("dvc.lock", parse_yaml).get("stages") or {}
 
     @cached_property
     def metrics(self) -> dict[str, float | None]:
@@ -198,7 +198,7 @@ class Revision:
             raise UserError(f"{self}: {PREDICTIONS} was written by another version; run evaluate again there") from None
 
 
-def _yaml(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """Read YAML with libyaml where there is one: it is 10 times faster."""
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 

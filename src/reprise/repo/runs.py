@@ -24,7 +24,7 @@ from reprise.params.schema import DataParams, ModelParams, Params, TrainParams
 from reprise.repo.project import Project
 from reprise.runtime.atomic import Lock, publishing, remove
 from reprise.runtime.environment import after_torch, before_torch, cpus
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, visible
 from reprise.runtime.signals import Stopped
 
 RESULT = ("model.safetensors", "model.json", "train.json", "history.csv")
@@ -116,7 +116,7 @@ def run_folder(runs: Path, params: Params, run: Path | None = None, debug: bool 
                 with redirect_stdout(_Copied(sys.stdout, log)), redirect_stderr(_Copied(sys.stderr, log)):
                     yield folder
             except BaseException as error:
-                short = f"stopped by {error.name}" if isinstance(error, Stopped) else f"error: {error}"
+                short = f"stopped by {error.name}" if isinstance(error, Stopped) else f"error: {visible(str(error))}"
                 log(f"{short}\n" if isinstance(error, UserError | Stopped) else traceback.format_exc())
                 raise
     except UserError:

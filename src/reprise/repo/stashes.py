@@ -1,24 +1,23 @@
 """Uncommitted edits that DVC sets aside, in stashes, and what of them the working tree lacks after a crash."""
 
+import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import yaml
 
 from reprise.repo.project import Project
-from reprise.repo.revisions import Revision, experiments
+from reprise.repo.revisions import Revision, experiments, parse_yaml
 from reprise.runtime.errors import UserError, listed
 
 APPLIED = "refs/exps/apply/stash"
 SEEN = "doctor"  # below .dvc/tmp: when doctor has last looked at what no ref holds
 
 
-@dataclass(frozen=True)
-class Leftover:
+class Leftover(NamedTuple):
     """One thing that a crash left: what is wrong, what is done about it, and how; repair None: a person decides."""
 
     problem: str
@@ -45,15 +44,16 @@ def dvcs_stashes(project: Project) -> list[Stash]:
     parts = (entry.removeprefix("\n").partition(" ") for entry in listed)
     stashes = [Stash(f"stash@{{{number}}}", commit, text) for number, (commit, _, text) in enumerate(parts)]
     # libgit2 ends the line, git does not
-    return [stash for stash in stashes if stash.message.endswith("\n") or stash.is_experiment]
+    own = re.compile(r"WIP on .*\n", re.DOTALL)
+    return [stash for stash in stashes if own.fullmatch(stash.message) or stash.is_experiment]
 
 
-def lost(project: Project, commit: str) -> list[str]:
-    """Return the paths, from Git's root, that a stash changes and that are other in the working tree.
+def lost(project: Project, commit: str) -> dict[str, str]:
+    """Return what a stash changes and is other in the working tree: {path from Git's root: commit that has it}.
 
     Its untracked files count; dvc.lock and outs, which DVC makes anew, do not, nor does a params.yaml that was cut off.
     """
-    whole = Project(project.top)
+    whole = project.whole
     made = ["dvc.lock", ".dvc/tmp/"]
     with suppress(UserError):  # dvc.lock is unreadable
         made += Revision(project).locked("outs")
@@ -61,19 +61,20 @@ def lost(project: Project, commit: str) -> list[str]:
     held = dict.fromkeys(whole.changed(f"{commit}^", commit), commit) | dict.fromkeys(untracked, f"{commit}^3")
     other = [path for path, tree in held.items() if whole.read(path) != whole.read(path, tree)]
     made += [] if is_mapping(project.read("params.yaml", commit)) else ["params.yaml"]
-    return [path for path in other if not path.startswith(tuple(str(project.prefix / path) for path in made))]
+    left_out = tuple(str(project.prefix / path) for path in made)
+    return {path: held[path] for path in other if not path.startswith(left_out)}
 
 
 def is_mapping(text: str) -> bool:
     """Return whether a text is YAML with keys, as params.yaml and dvc.lock are unless writing them was cut off."""
     with suppress(yaml.YAMLError):
-        return isinstance(yaml.safe_load(text), dict)
+        return isinstance(parse_yaml(text), dict)
     return False
 
 
-def way_back(project: Project, commit: str, paths: list[str]) -> Callable[[], None] | None:
+def way_back(project: Project, commit: str, paths: Iterable[str]) -> Callable[[], None] | None:
     """Return what brings paths of a stash back without overwriting anything; None if there is no such way."""
-    whole = Project(project.top)
+    whole = project.whole
     patches = {path: _patch(project, commit, path) for path in paths}
     gone = [path for path, patch in patches.items() if not _applies(project, patch)]
     patch = "".join(patch for path, patch in patches.items() if path not in gone)
@@ -88,14 +89,11 @@ def way_back(project: Project, commit: str, paths: list[str]) -> Callable[[], No
 
 
 def _patch(project: Project, commit: str, path: str) -> str:
-    return Project(project.top).git("diff-tree", "-p", "--binary", f"{commit}^", commit, "--", path)
+    return project.whole.git("diff-tree", "-p", "--binary", f"{commit}^", commit, "--", path)
 
 
 def _applies(project: Project, patch: str, *options: str) -> bool:
-    with suppress(UserError):
-        Project(project.top).git("apply", "--check", *options, stdin=patch)
-        return True
-    return False
+    return bool(project.whole.git("apply", "--check", "--numstat", *options, stdin=patch, check=False))
 
 
 def set_aside(project: Project) -> Iterator[Leftover]:
@@ -103,14 +101,14 @@ def set_aside(project: Project) -> Iterator[Leftover]:
     stashes = dvcs_stashes(project)
     trees = [project.git("rev-parse", f"{stash.commit}^{{tree}}") for stash in stashes]
     for number, stash in enumerate(stashes):
-        shown, missing = f"{stash.name} of `git stash list`", lost(project, stash.commit)
+        shown, missing = f"{stash.name} of `git stash list` ({stash.commit[:7]})", lost(project, stash.commit)
         drop = partial(project.git, "stash", "drop", stash.name)
         is_copy = stash.is_experiment and any(not other.is_experiment for other in stashes[number + 1 :])
         if is_copy or not missing or trees[number] in trees[:number]:
             has = "another stash has" if missing else "the working tree has"
             yield Leftover(f"{shown}: edits that DVC had set aside; {has} them", "drop it", drop)
             continue
-        problem = f"{shown}: your uncommitted edits of {listed(missing)}, which DVC had set aside"
+        problem = f"{shown}: your uncommitted edits of {listed([*missing])}, which DVC had set aside"
         if not stash.is_experiment and (restore := _give_back(project, stash, missing, drop)):
             yield Leftover(problem, "give them back; a run since then went without them", restore)
             continue
@@ -121,10 +119,10 @@ def set_aside(project: Project) -> Iterator[Leftover]:
 
 
 def _give_back(
-    project: Project, stash: Stash, missing: list[str], drop: Callable[[], object]
+    project: Project, stash: Stash, missing: Iterable[str], drop: Callable[[], object]
 ) -> Callable[[], object] | None:
     head, base = project.git("rev-parse", "HEAD", f"{stash.commit}^").split()
-    whole = Project(project.top)
+    whole = project.whole
     new = whole.changed(base, stash.commit, "--diff-filter=A")
     if head == base and not (whole.changed("HEAD") or whole.changed("--cached") or any(map(whole.read, new))):
         return partial(project.git, "stash", "pop", "--index", stash.name)
@@ -134,11 +132,12 @@ def _give_back(
 
 def overwritten(project: Project, merge: str | None) -> Iterator[Leftover]:
     """Find edits that live only in EXEC_MERGE: DVC checks HEAD out by force before it lays them over it again."""
-    missing = lost(project, merge) if merge else []
+    if merge is None or not (missing := [*lost(project, merge)]):
+        return
     problem = f"{listed(missing)}: changed before the run, or by its -S, and overwritten by DVC when it was killed"
-    if merge and missing and (restore := way_back(project, merge, missing)):
+    if restore := way_back(project, merge, missing):
         yield Leftover(problem, "give the changes back", restore)
-    elif merge and missing and all(stash.commit != merge for stash in dvcs_stashes(project)):
+    elif all(stash.commit != merge for stash in dvcs_stashes(project)):
         yield Leftover(problem, "keep them in `git stash list`", partial(project.git, "stash", "store", merge))
 
 
@@ -152,7 +151,7 @@ def forgotten(project: Project, cut_short: Sequence[tuple[float, float]]) -> Ite
     if not any(end >= last for _, end in cut_short):
         return
     found = project.git("fsck", "--unreachable", "--no-reflogs", "--connectivity-only", check=False)
-    commits = "\n".join(line.split()[2] for line in found.splitlines() if line.startswith("unreachable commit"))
+    commits = "\n".join(re.findall(r"\bcommit ([0-9a-f]{40,})", found))  # the words before it may be translated
     show = ("log", "--no-walk", "--stdin", "--format=%ct %H %s")
     lines = [line.split(" ", 2) for line in project.git(*show, stdin=commits).splitlines()] if commits else []
     finished = {run.name for run in experiments(project)}
@@ -174,11 +173,11 @@ def applied(project: Project) -> Iterator[Leftover]:
 
     A version that a finished experiment has is no loss.
     """
-    whole, known = Project(project.top), [run.commit for run in experiments(project)]
-    for path in lost(project, APPLIED) if APPLIED in project.refs(APPLIED) else []:
-        names = "".join(f"{commit}:{path}\n" for commit in (APPLIED, *known))
+    whole, known = project.whole, [run.commit for run in experiments(project)]
+    for path, tree in lost(project, APPLIED).items() if APPLIED in project.refs(APPLIED) else ():
+        names = "".join(f"{commit}:{path}\n" for commit in (tree, *known))
         own, *others = whole.git("cat-file", "--batch-check", stdin=names).splitlines()
         if own not in others:
-            give = f"`git restore --source={APPLIED} -- {shlex.quote(f':/{path}')}`"
+            give = f"`git restore --source={shlex.quote(tree)} -- {shlex.quote(f':/{path}')}`"
             remedy = f"yours to decide: {give} gives it back, `git update-ref -d {APPLIED}` forgets it"
             yield Leftover(f"{path}: your uncommitted edits, which `dvc exp apply` replaced", remedy, None)

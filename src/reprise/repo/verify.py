@@ -9,7 +9,7 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from dvc.dependency import ParamsDependency
 from dvc.exceptions import DvcException
@@ -198,7 +198,10 @@ class Verification:
             self.steps[3].append("dvc repro")
             return None
         here = self._changed_files(out)
-        cached = self._bad_objects(out, intact=not here)
+        files = self._recorded(out) or ({} if here else self._listing(Path(out.fs_path)))
+        cached = self._bad_objects(out.cache, self._relative(out.fs_path), out.hash_info.value, files)
+        if not out.use_cache:  # the cache may have a copy, from which DVC repeats a known run
+            cached = [each for each in cached if each[-1] != "missing"]
         if [state for _, state in here] == ["missing"] and cached and {state for *_, state in cached} == {"missing"}:
             self._find(here[0][0], name, "missing here and in the cache: not pulled or not reproduced yet")
             self.steps[3].append("make repro  # or `dvc pull`, from a remote that has them")
@@ -228,35 +231,22 @@ class Verification:
 
     def _check_runs(self) -> None:
         """Check the runs that DVC would repeat from its cache, by the digests in their names, and their outs."""
+        cache = self.repo.cache.local
         for path in sorted(Path(self.repo.stage_cache.cache_dir).glob("*/*/*")):
             place = self._relative(path)
             try:
                 self._md5(path)
                 run = load_yaml(path)
-                intact = dict_sha256(run, exclude=["size", "nfiles"]) == path.name
-                outs = [(out["path"], out["md5"]) for out in run["outs"]]
+                if dict_sha256(run, exclude=["size", "nfiles"]) != path.name:
+                    raise ValueError
+                outs = [(out["path"], out["md5"], self._cached_listing(cache, out["md5"]) or {}) for out in run["outs"]]
+                bad = [each for out in outs for each in self._bad_objects(cache, *out)]
             except (DvcException, OSError, ValueError, TypeError, KeyError):
-                intact = False
-            if not intact:
-                self._drop(place, place, "altered")
-                continue
-            for name, oid in outs:
-                stored = Path(self.repo.cache.local.oid_to_path(oid))
-                self._check_object(name, stored, oid)
-                if oid.endswith(".dir") and self._state(stored, oid) is None:
-                    for entry in json.loads(stored.read_bytes()):
-                        file = Path(self.repo.cache.local.oid_to_path(entry["md5"]))
-                        self._check_object(f"{name}/{entry['relpath']}", file, entry["md5"])
-
-    def _check_object(self, name: str, stored: Path, oid: str) -> None:
-        """Name a file of the cache that is bad, unless it was named already; one that is missing is no harm."""
-        state, place = self._state(stored, oid), self._relative(stored)
-        if state not in (None, "missing") and not any(place in found.what for found in self.mismatches):
-            self._drop(name, place, str(state))
-
-    def _drop(self, name: str, place: str, state: str) -> None:
-        self._find(name, "of an earlier run", f"{state} in the cache, {place}")
-        self.steps[0].append(f"rm -f {shlex.quote(place)}")
+                bad = [(place, place, "altered")]
+            for name, stored, state in bad:  # one that is missing is no harm
+                if state != "missing" and not any(stored in found.what for found in self.mismatches):
+                    self._find(name, "of an earlier run", f"{state} in the cache, {stored}")
+                    self.steps[0].append(f"rm -f {shlex.quote(stored)}")
 
     def _changed_files(self, item: Output) -> list[tuple[str, str]]:
         """Return (path, what is wrong) for each file of a dep or an out; of a folder as a whole without its listing."""
@@ -275,29 +265,27 @@ class Verification:
                 wrong.append((f"{name}/{file}" if file else name, state))
         return wrong
 
-    def _bad_objects(self, out: Output, intact: bool) -> list[tuple[str, str, str]]:
-        """Return (path, path in the cache, what is wrong) for each bad file in the cache. intact: the out is, here."""
-        name, recorded = self._relative(out.fs_path), self._recorded(out)
-        if recorded is None:
-            recorded = self._listing(Path(out.fs_path)) if intact else {}
-        objects = {f"{name}/{file}" if file else name: md5 for file, md5 in recorded.items()}
-        if out.hash_info.isdir:
-            objects = {f"{name} (its list of files)": out.hash_info.value} | objects
-        stored = [(path, Path(out.cache.oid_to_path(md5)), md5) for path, md5 in objects.items()]
+    def _bad_objects(self, cache: Any, name: str, oid: str, files: dict[str, str]) -> list[tuple[str, str, str]]:
+        """Return (path, path in the cache, what is wrong) for each bad one of an out's files in one of DVC's caches."""
+        objects = {f"{name} (its list of files)": oid} if oid.endswith(".dir") else {}
+        objects |= {f"{name}/{file}" if file else name: md5 for file, md5 in files.items()}
+        stored = [(path, Path(cache.oid_to_path(md5)), md5) for path, md5 in objects.items()]
         states = [(path, self._relative(place), self._state(place, md5)) for path, place, md5 in stored]
-        # of a `cache: false` out, the cache may have a copy, from which DVC repeats a known run
-        return [
-            (path, place, state) for path, place, state in states if state and (out.use_cache or state != "missing")
-        ]
+        return [(path, place, state) for path, place, state in states if state]
+
+    def _cached_listing(self, cache: Any, oid: str) -> dict[str, str] | None:
+        """Return {file: md5} of a folder, or None if the cache has no intact list of its files; of a file {"": md5}."""
+        if not oid.endswith(".dir"):
+            return {"": oid}
+        if self._state(stored := Path(cache.oid_to_path(oid)), oid):
+            return None
+        return {entry["relpath"]: entry["md5"] for entry in json.loads(stored.read_bytes())}
 
     def _recorded(self, item: Output) -> dict[str, str] | None:
         """Return {file: md5} of a folder as DVC's cache or Git has it, or None if neither has; of a file, {"": md5}."""
         oid, folder = item.hash_info.value, self._relative(item.fs_path)
-        if not item.hash_info.isdir:
-            return {"": oid}
-        stored = Path(item.cache.oid_to_path(oid))
-        if self._state(stored, oid) is None:
-            return {entry["relpath"]: entry["md5"] for entry in json.loads(stored.read_bytes())}
+        if (listing := self._cached_listing(item.cache, oid)) is not None:
+            return listing
         git, read = self.project.git, self.project.read
         for commit in git("log", f"-{COMMITS}", "--format=%H", "--", folder, check=False).split():
             names = git("ls-tree", "-r", "--name-only", "-z", commit, "--", folder, check=False).split("\0")[:-1]

@@ -15,7 +15,7 @@ from reprise.params.dependencies import Record
 from reprise.params.resolve import resolve_device
 from reprise.params.schema import ModelParams, TrainParams
 from reprise.runtime.device import resolve_reproducible
-from reprise.runtime.errors import UserError, listed
+from reprise.runtime.errors import UserError, listed, say
 from reprise.runtime.provenance import Provenance, trace
 from reprise.training.callbacks.best_epoch import BestEpoch, EpochRow
 from reprise.training.checkpoint import Checkpoints, read_checkpoint
@@ -104,7 +104,7 @@ class FinishedRun:
         if params.schedule not in ENDLESS and TOLD.get(params.schedule) not in params.schedule_kwargs:
             why = f"train.schedule = {params.schedule}"
         how = f"otherwise than one training of {params.epochs}: {why} depends on that" if why else "as one training"
-        print(f"going on after {self.continued[-1]} epochs, {how}", file=sys.stderr)
+        say(f"going on after {self.continued[-1]} epochs, {how}", file=sys.stderr)
 
 
 def report_pretrained(made: Assembly) -> Origin | None:
@@ -135,7 +135,7 @@ def report_pretrained(made: Assembly) -> Origin | None:
     elif size != given:
         hint = f"data.image_size: {size} keeps more detail, model.image_size: {given} is faster"
         said.append(f"trained on {size}x{size} images: those of {given}x{given} are resized ({hint})")
-    print(*said, sep="\n  ", file=sys.stderr)
+    say("\n  ".join(said), file=sys.stderr)
     return fitted.origin.model_copy(update={"not_loaded": missing})
 
 

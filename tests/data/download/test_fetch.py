@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import os
 import threading
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -24,12 +25,13 @@ class Server(http.server.ThreadingHTTPServer):
     """Answers each request with the next of `answers`, the last one for ever; notes what was asked for.
 
     An answer is a status, or a dict: `content`; `stop`, after how many bytes of the body to hang up; `ranges`, whether
-    Range is heeded; `length`, `etag`, what it says of the file; `to`, where it redirects; `raw`, all that it sends.
+    Range is heeded; `length`, `etag`, what it says of the file; `to`, where it redirects; `raw`, all that it
+    sends; `for_ever`, what it sends again and again after that.
     """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.answers, self.asked = [{}], []
+        self.answers, self.asked, self.over = [{}], [], threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}/set%20one.zip"
 
 
@@ -48,6 +50,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if "raw" in answer:
             self.wfile.write(answer["raw"])
+            with suppress(OSError):  # who asked has hung up
+                while "for_ever" in answer and not self.server.over.wait(0.01):
+                    self.wfile.write(answer["for_ever"])
             return
         if "to" in answer:
             self.send_response(302)
@@ -77,6 +82,7 @@ def server():
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
+        server.over.set()
         server.shutdown()
         thread.join()
 
@@ -98,8 +104,31 @@ def fetched(server, tmp_path):
 BREAK = {"stop": 300_000}
 
 
-def test_what_broke_off_goes_on_where_it_was(fetched):
-    assert fetched(BREAK, BREAK, {}) == (CONTENT, [None, "bytes=300000-", "bytes=600000-"], [1, 1])
+OTHER = BREAK | {"content": b"z" * 900_000}
+NO_TAG, WEAK = {"etag": ""}, {"etag": 'W/"weak"'}
+REST, AGAIN = "bytes=300000-", [1]
+TRIED = {
+    "goes on where it broke off": ([BREAK, BREAK, {}], [None, REST, "bytes=600000-"], [1, 1]),
+    "a server without ranges sends all of it again": ([BREAK, {"ranges": False}], [None, REST], AGAIN),
+    "without a version to ask for": ([BREAK | NO_TAG, NO_TAG], [None, None], AGAIN),
+    "with a weak one": ([BREAK | WEAK, WEAK], [None, None], AGAIN),
+    "If-Range not heeded, as the ETag says": (
+        [OTHER, {"etag": '"two"', "heedless": True}, {}],
+        [None, REST, None],
+        None,
+    ),
+    "If-Range not heeded, as the checksum says": ([OTHER, {"heedless": True}, {}], [None, REST, None], None),
+    "a part longer than the file": ([BREAK, 416, {}], [None, REST, None], [1, 2]),
+    "what may pass is waited for ever longer": ([429, 500, 503, {}], [None] * 4, [1, 2, 4]),
+    "redirected": ([302, {}], [None, None], []),
+}
+
+
+@pytest.mark.parametrize(("answers", "asked", "pauses"), TRIED.values(), ids=TRIED)
+def test_the_file_arrives_whole_by_these_requests(fetched, answers, asked, pauses):
+    content, *how = fetched(*answers)
+    assert content == CONTENT
+    assert how == [asked, pauses or how[1]]
 
 
 def test_a_file_that_has_arrived_is_not_fetched_again_unless_it_was_damaged(fetched, tmp_path):
@@ -111,40 +140,10 @@ def test_a_file_that_has_arrived_is_not_fetched_again_unless_it_was_damaged(fetc
     assert (content, len(asked)) == (CONTENT, 2)
 
 
-def test_a_server_without_ranges_or_without_a_version_sends_all_of_it_again(fetched):
-    assert fetched(BREAK, {"ranges": False}) == (CONTENT, [None, "bytes=300000-"], [1])
-
-
-@pytest.mark.parametrize("etag", ["", 'W/"weak"'])
-def test_without_a_version_to_ask_for_it_starts_anew(fetched, etag):
-    assert fetched(BREAK | {"etag": etag}, {"etag": etag}) == (CONTENT, [None, None], [1])
-
-
 def test_a_file_that_changes_between_tries_is_never_mixed(fetched):
     other = b"z" * len(CONTENT)
     changed = {"content": other, "etag": '"two"'}
     assert fetched(BREAK, changed, sha256=None)[0] == other
-
-
-@pytest.mark.parametrize("etag", ['"two"', '"one"'])
-def test_a_server_that_heeds_range_but_not_if_range_is_found_out(fetched, etag):
-    """It sends the rest of another version: seen by its ETag, or, if that is the same, by the checksum."""
-    content, asked, _ = fetched(BREAK | {"content": b"z" * 900_000}, {"etag": etag, "heedless": True}, {"etag": etag})
-    assert content == CONTENT
-    assert asked == [None, "bytes=300000-", None]
-
-
-def test_a_part_that_is_longer_than_the_file_is_dropped(fetched):
-    assert fetched(BREAK, 416, {}) == (CONTENT, [None, "bytes=300000-", None], [1, 2])
-
-
-@pytest.mark.parametrize("passing", [429, 500, 503])
-def test_what_may_pass_is_waited_for_ever_longer(fetched, passing):
-    assert fetched(passing, passing, passing, {})[::2] == (CONTENT, [1, 2, 4])
-
-
-def test_redirections_are_followed(fetched):
-    assert fetched(302, {})[0] == CONTENT
 
 
 def refusal(fetched, tmp_path, *answers, **options):
@@ -229,12 +228,26 @@ def test_what_the_disk_has_no_room_for_is_refused_before_and_a_body_without_end_
     assert sum(path.stat().st_size for path in (tmp_path / "downloads").iterdir()) < 100  # a name of a version
 
 
-def test_a_body_that_crawls_is_given_up_though_each_try_brings_some_bytes(fetched, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch_module, "PERIOD", 0)  # each chunk is judged
-    monkeypatch.setattr(fetch_module, "CHUNK", 1000)
-    said = refusal(fetched, tmp_path, {})
-    assert "(fewer than 65,536 bytes in 0 s; 5,000 bytes so far); check the network" in said
-    assert server.asked == [None, *(f"bytes={n}000-" for n in range(1, TRIES))]
+CRAWLING = {
+    "a header": (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "headers of a later answer": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a length of a chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n1;", b"x"),
+    "lines after the body": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n", b"x: y\r\n"),
+    "the body": (b"HTTP/1.1 200 OK\r\n\r\nx", b"x"),
+}
+
+
+@pytest.mark.parametrize("start, rest", CRAWLING.values(), ids=CRAWLING)
+def test_an_answer_that_crawls_for_ever_is_given_up(fetched, server, tmp_path, monkeypatch, start, rest):
+    monkeypatch.setattr(fetch_module, "PERIOD", 0.1)
+    said = refusal(fetched, tmp_path, {"raw": start, "for_ever": rest})
+    assert "(fewer than 65,536 bytes in 0 s; " in said
+    assert len(server.asked) == TRIES
+
+
+def test_what_a_server_says_does_nothing_in_a_terminal(fetched, capsys):
+    fetched(answer(status="503 \x1b[2J\x9b31mgone"), {})
+    assert capsys.readouterr().err == r"download: HTTP 503 \x1b[2J\x9b31mgone, after 0 bytes; again in 1 s" + "\n"
 
 
 def test_no_server_and_no_address_end_in_one_line(tmp_path):

@@ -250,9 +250,11 @@ def test_an_encrypted_zip_is_refused(tmp_path):
 def test_two_members_of_one_name_and_giants_are_refused(tmp_path, kind, monkeypatch):
     doubled = pack(IMAGE | {"./cat/1.png": b"x"}, tmp_path / "doubled", kind)
     assert "two members are called cat/1.png" in refusal(doubled, tmp_path / "out")
-    monkeypatch.setattr(unpack, "MOST_BYTES", 99)
-    giant = pack(IMAGE, tmp_path / "giant", kind)
-    assert "cat/1.png unpacks to 100 bytes, more than 99" in refusal(giant, tmp_path / "out2")
+    for name, limit in (("cat/1.png", "MOST_BYTES"), ("labels.csv", "MOST_CSV_BYTES")):
+        giant = pack({name: bytes(100)}, tmp_path / "giant", kind)
+        with monkeypatch.context() as patched:
+            patched.setattr(unpack, limit, 99)
+            assert f"{name} unpacks to 100 bytes, more than 99" in refusal(giant, tmp_path / "out2")
 
 
 def test_a_zip_that_holds_more_or_less_than_it_declares_is_refused(tmp_path):
@@ -324,7 +326,7 @@ def zip_of_one_body(path, members, size):
 
 
 def test_an_archive_that_unpacks_to_far_more_than_it_holds_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(unpack, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(unpack, "FREE_BYTES", 1 << 20)
     zeros = bytes(1 << 20)
     paths = [zip_of_one_body(tmp_path / "overlapping.zip", 20, 1 << 20)]
     paths.append(pack({f"a/{n}.png": zeros for n in range(3)}, tmp_path / "images", "zip"))

@@ -234,25 +234,23 @@ def oxford_iiit_pet(root):
     return ["Abyssinian", "Shiba Inu"], found
 
 
+def a_file_each(folder, names, *splits):
+    """Write one image for each split and class."""
+    files = [f"{name}/{split}.jpg" for split in splits for name in names]
+    return sorted(names), {f"{Path(file).stem}/{file}": image(folder / file) for file in files}
+
+
 def food101(root):
-    found = {}
     for split in ("train", "test"):
-        text(
-            root / f"food-101/meta/{split}.json",
-            json.dumps({name: [f"{name}/{split}"] for name in ("waffles", "apple_pie")}),
-        )
-        for name in ("waffles", "apple_pie"):
-            found[f"{split}/{name}/{split}.jpg"] = image(root / f"food-101/images/{name}/{split}.jpg")
-    return ["apple_pie", "waffles"], found
+        listed = {name: [f"{name}/{split}"] for name in ("waffles", "apple_pie")}
+        text(root / f"food-101/meta/{split}.json", json.dumps(listed))
+    return a_file_each(root / "food-101/images", ["waffles", "apple_pie"], "train", "test")
 
 
 def dtd(root):
-    found = {}
     for split in ("train", "val", "test"):
         text(root / f"dtd/dtd/labels/{split}3.txt", f"zigzagged/{split}.jpg", f"banded/{split}.jpg")
-        for name in ("zigzagged", "banded"):
-            found[f"{split}/{name}/{split}.jpg"] = image(root / f"dtd/dtd/images/{name}/{split}.jpg")
-    return ["banded", "zigzagged"], found
+    return a_file_each(root / "dtd/dtd/images", ["zigzagged", "banded"], "train", "val", "test")
 
 
 def split_folders(root, folder, names, suffix, classes=(), **splits):

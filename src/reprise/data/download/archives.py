@@ -25,8 +25,8 @@ from reprise.data.formats.raw import shown
 from reprise.runtime.checksums import naming
 from reprise.runtime.errors import OF_THE_DISK, UserError, reason
 
-MOST_BYTES = 256 << 20  # of one member
-MOST_RATIO = 200  # of unpacked to packed bytes, beyond MOST_BYTES: images hardly shrink
+MOST_BYTES, MOST_CSV_BYTES = 256 << 20, 64 << 20  # of one member
+MOST_RATIO, FREE_BYTES = 200, 16 << 20  # of unpacked to packed bytes, as images hardly shrink; from these bytes on
 MOST_HEADER_BYTES = 1 << 20  # of a tar member's long name or attributes
 # what damaged archives raise; NotImplementedError: compressed by a method that Python does not know; RecursionError: a
 # member has thousands of headers
@@ -181,14 +181,15 @@ def _check_member(name: str, seen: Mapping[str, object], size: int, tree: str) -
         return
     if name in seen:
         raise UserError(f"{tree}: two members are called {shown(name)}; pack it again with one")
-    if not 0 <= size <= MOST_BYTES:
-        raise UserError(f"{tree}: {shown(name)} unpacks to {size:,} bytes, more than {MOST_BYTES:,}; remove it")
+    most = MOST_CSV_BYTES if is_suffix(name, {".csv"}) else MOST_BYTES
+    if not 0 <= size <= most:
+        raise UserError(f"{tree}: {shown(name)} unpacks to {size:,} bytes, more than {most:,}; remove it")
 
 
 def _check_total(unpacked: int, file: BinaryIO, tree: str) -> None:
     """Raise UserError where an archive unpacks to more than images do."""
     packed = os.fstat(file.fileno()).st_size
-    if unpacked > max(MOST_BYTES, packed * MOST_RATIO):
+    if unpacked > max(FREE_BYTES, packed * MOST_RATIO):
         raise UserError(
             f"{tree}: its {packed:,} bytes unpack to {unpacked:,} or more: a decompression bomb? If it is none, unpack "
             "it and set data.name: folder"

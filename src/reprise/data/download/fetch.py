@@ -7,14 +7,17 @@ is asked for the rest of that version only (RFC 9110, If-Range), and anything el
 import hashlib
 import re
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
@@ -22,11 +25,11 @@ from tqdm import tqdm
 from reprise.data.formats.images import kind_of
 from reprise.runtime.atomic import Lock
 from reprise.runtime.checksums import file_sha256, naming
-from reprise.runtime.errors import UserError, reason
+from reprise.runtime.errors import UserError, reason, say
 
 TRIES = 5  # without LEAST bytes more, one after the other
 TIMEOUT = 30  # seconds without a byte
-PERIOD, LEAST = 60, 1 << 16  # seconds, and the bytes that have to come in them
+PERIOD, LEAST = 60.0, 1 << 16  # seconds, and the bytes that have to come in them
 CHUNK = 1 << 18
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP errors that may be over soon
 
@@ -43,10 +46,7 @@ def fetch(url: str, sha256: str | None, folder: Path, sleep: Callable[[float], N
     page, another checksum, or when no try gets further.
     """
     sha256 = sha256 and sha256.lower()
-    try:
-        file_name = unquote(urlsplit(url).path).rpartition("/")[2]
-    except ValueError as error:
-        raise UserError(f"data.url = {url}: not an address ({error}); correct it") from None
+    file_name = unquote(re.split("[?#]", url)[0]).rpartition("/")[2]
     name = re.sub(r"[^\w.-]", "_", file_name)[-80:] or "archive"
     key = hashlib.sha256(f"{url}\n{sha256}".encode()).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def _fetch(url: str, sha256: str | None, path: Path, sleep: Callable[[float], No
                 "network and run it again, which goes on from there, or bring the file here and set data.path to it"
             )
         seconds = 2 ** (failures - 1)
-        print(f"download: {said}, after {partial.size:,} bytes; again in {seconds} s", file=sys.stderr)
+        say(f"download: {said}, after {partial.size:,} bytes; again in {seconds} s", file=sys.stderr)
         sleep(seconds)
 
 
@@ -131,9 +131,8 @@ def _try(url: str, partial: Partial) -> bool:
     wanted = partial.version
     have = partial.size if wanted else 0
     headers = {"User-Agent": "reprise"} | ({"Range": f"bytes={have}-", "If-Range": wanted} if have else {})
-    response: HTTPResponse
     try:
-        with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
+        with _crawling_ends(partial), urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
             start, total = _extent(response)
             etag = response.headers.get("ETag", "")  # a weak one names no version to the byte
             version = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
@@ -153,6 +152,29 @@ def _try(url: str, partial: Partial) -> bool:
     return start > 0
 
 
+@contextmanager
+def _crawling_ends(partial: Partial) -> Iterator[None]:
+    """Raise BrokenOffError where too few bytes of the body come, be it that only headers do; in the main thread."""
+    seen = partial.size
+
+    def look(*_: object) -> None:
+        nonlocal seen
+        if partial.size < seen + LEAST:
+            raise BrokenOffError(f"fewer than {LEAST:,} bytes in {PERIOD:.0f} s")
+        seen = partial.size
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, PERIOD, PERIOD)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def _extent(response: HTTPResponse) -> tuple[int, int | None]:
     """Return where the body starts in the file, and the file's length if the server states it."""
     if response.status == HTTPStatus.PARTIAL_CONTENT:
@@ -166,14 +188,14 @@ def _extent(response: HTTPResponse) -> tuple[int, int | None]:
 
 
 def _receive(response: HTTPResponse, url: str, partial: Partial, start: int, total: int | None) -> None:
-    """Append the body to the part, with a progress bar on a terminal. Raises BrokenOffError where it crawls.
+    """Append the body to the part, with a progress bar on a terminal.
 
     Raises UserError for an HTML page, and for more than half of the free disk: the images need as much again.
     """
     most = start + shutil.disk_usage(partial.path.parent).free // 2
     bar = tqdm(desc="download", initial=start, total=total, unit="B", unit_scale=True, leave=False, disable=None)
     with bar, partial.path.open("ab") as file:
-        due, seen, chunk = time.monotonic() + PERIOD, start, b" "
+        chunk = b" "
         while max(file.tell(), total or 0) <= most and (chunk := response.read1(CHUNK)):
             if not file.tell() and kind_of(chunk) == "HTML":
                 partial.discard()
@@ -184,14 +206,10 @@ def _receive(response: HTTPResponse, url: str, partial: Partial, start: int, tot
             with naming(partial.path):
                 file.write(chunk)
             bar.update(len(chunk))
-            if time.monotonic() >= due:
-                if file.tell() < seen + LEAST:
-                    raise BrokenOffError(f"fewer than {LEAST:,} bytes in {PERIOD} s")
-                due, seen = time.monotonic() + PERIOD, file.tell()
         with naming(partial.path):
             file.flush()
-    if chunk and not total:
-        partial.discard()
     if chunk:
+        if not total:
+            partial.discard()
         size = f"is {total:,} bytes long" if total else "does not end"
         raise UserError(f"data.url = {url}: {size}; there is room for {most:,} and their images; free some space")

@@ -20,7 +20,7 @@ from reprise.data.download.torchvision_sets import TORCHVISION_SETS, download_to
 from reprise.data.formats.raw import UNSPLIT, RawImage, Source, encode_array, shown, write_archive
 from reprise.params.schema import SourceParams
 from reprise.runtime.checksums import file_sha256
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import UserError, say
 
 
 def download(source: SourceParams, destination: Path, downloads: Path, root: Path = Path()) -> Source:
@@ -103,7 +103,8 @@ def _own_archive(source: SourceParams, path: Path, destination: Path, downloads:
 
 def _own_images(name: str, files: Files, destination: Path, origin: dict[str, str] | None = None) -> Source:
     images, notes = lay_out(files.names, files.read, files.tree)
-    print(*(f"download: {note}\n" for note in notes), sep="", end="", file=sys.stderr)
+    for note in notes:
+        say(f"download: {note}", file=sys.stderr)
     classes = sorted({image.class_name for image in images})
     return write_archive(destination, name, classes, _read_files(files, images), origin)
 

@@ -228,8 +228,8 @@ def moved(kind: Any, mirror: str) -> dict[str, Any]:
             return type(value)(map(move, value))
         return value
 
-    attributes = {key: value for part in reversed(kind.__mro__) for key, value in vars(part).items()}
-    return {key: move(value) for key, value in attributes.items() if not key.startswith("__") and move(value) != value}
+    attributes = inspect.getmembers(kind)
+    return {key: move(value) for key, value in attributes if not key.startswith("__") and move(value) != value}
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from reprise.data.prepare.splits import assign_splits, identify
 from reprise.data.prepare.workers import spread
 from reprise.params.schema import PrepareParams
 from reprise.runtime.checksums import file_sha256, naming, write_sealed
-from reprise.runtime.errors import UserError, first
+from reprise.runtime.errors import UserError, first, say
 
 LISTED = 50  # bad images named in an error; the rest are counted
 MANY_IMAGES, MANY_BYTES = 10_000, 32 << 20  # below both, one process is done before others have started
@@ -84,7 +84,7 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
     )
     write_sealed(destination / "metadata.json", metadata.model_dump(exclude_none=True))
     for warning in findings.warnings():
-        print(f"preprocess: warning: {warning}", file=sys.stderr)
+        say(f"preprocess: warning: {warning}", file=sys.stderr)
     return metadata, findings
 
 
