@@ -34,6 +34,13 @@ PARAMS = Path(__file__).with_name("fixtures") / "params.yaml"  # as they come, w
 OWN = re.compile(r"params\.yaml|dvc\.lock|.*\.dvc|\.dvc/config|(data|metrics)/(.*/)?[^/.][^/]*|models/README\.md")
 GPU = torch.cuda.is_available()
 
+# Python runs this at each start of a stage.
+RECORD_IMPORTS = """
+import atexit, os, sys
+from pathlib import Path
+atexit.register(lambda: Path(os.environ["IMPORTS"], Path(sys.argv[0]).stem).write_text("\\n".join(sys.modules)))
+"""
+
 # Two epochs on a tenth of the digits: the whole pipeline in seconds. The default model is tiny already.
 TINY = [
     "data.test_fraction=0.8",
@@ -176,11 +183,15 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 
 @pytest.fixture(scope="session")
 def reproduced_once(once: Callable[[str, Callable[[Path], object]], Path]) -> Workspace:
-    """A tiny clone after `dvc repro` and a commit; tests copy it."""
+    """A tiny clone after `dvc repro` and a commit; tests copy it. imports/STAGE beside it: its modules."""
 
     def make(path: Path) -> None:
         clone = tiny_clone(path)
-        clone.run("dvc", "repro")
+        recorder, imports = path / "src/sitecustomize.py", path.with_name("imports")
+        recorder.write_text(RECORD_IMPORTS)
+        imports.mkdir()
+        clone.run("dvc", "repro", IMPORTS=str(imports))
+        recorder.unlink()
         clone.commit()
 
     return Workspace(once("pipeline", make))

@@ -36,7 +36,7 @@ def slowed(monkeypatch):
 def test_the_time_goes_where_it_was_spent(part, owner, name, share, digits, tiny_params, slowed):
     slowed(owner, name)
     params = tiny_params("train.batch_size=60")
-    measured = profile(digits, params.model, params.train, steps=60)
+    measured = profile(digits, params.model, params.train, steps=12)
     assert measured.parts == {**dict.fromkeys(PARTS, 0.0), part: 0.25}
     assert measured.share == share  # the bare loop has the same optimizer, but no `learn`
 
@@ -60,7 +60,7 @@ def test_an_epoch_of_few_steps_is_enough(digits, tiny_params):
 def test_accumulated_batches_share_a_step_in_training_and_bare_loop(overrides, digits, tiny_params, slowed):
     slowed(torch.optim.AdamW, "step")
     params = tiny_params(*overrides)
-    measured = profile(digits, params.model, params.train, steps=60)
+    measured = profile(digits, params.model, params.train, steps=12)
     assert 0 < measured.parts["optimizer"] <= 0.125
     assert sum(measured.parts.values()) == measured.parts["optimizer"]
     assert measured.share == 1

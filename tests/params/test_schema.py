@@ -13,7 +13,7 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import modify_yaml
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reprise.data.download.torchvision_sets import TORCHVISION_SETS
@@ -281,16 +281,6 @@ def fitting(tree):
 TREES = allowed(Params).map(fitting)
 
 
-def texts(tree):
-    """Yield every key and text of a tree."""
-    if isinstance(tree, dict):
-        yield from (text for item in tree.items() for part in item for text in texts(part))
-    elif isinstance(tree, list):
-        yield from (text for part in tree for text in texts(part))
-    elif isinstance(tree, str):
-        yield tree
-
-
 def quick(examples):
     slow = [HealthCheck.too_slow]  # to draw from the whole schema, on a busy machine
     return settings(deadline=None, derandomize=True, max_examples=examples, suppress_health_check=slow)
@@ -311,24 +301,18 @@ def outcome(content, overrides=()):
     return lines
 
 
-@quick(40)
+@quick(15)
 @given(TREES)
-def test_whatever_is_allowed_comes_back_from_yaml_as_it_was(tree):
+def test_whatever_is_allowed_comes_back_from_yaml_and_from_the_file_as_dvc_rewrites_it(tree):
     params = Params.model_validate(tree)
     assert repr(outcome(as_yaml(params))) == repr(params)
-
-
-@quick(40)
-@given(TREES)
-def test_whatever_is_allowed_comes_back_from_the_file_as_dvc_rewrites_it(tree):
-    assume(not {"\x85", "\u2028", "\u2029"} & set("".join(texts(tree))))  # DVC's writer folds these into blanks
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "params.yaml"
         path.write_bytes(PARAMS.read_bytes())
         with modify_yaml(path) as kept:  # comments and order stay
             for section, values in tree.items():
                 kept[section].update(values)
-        assert repr(load_params(path)) == repr(Params.model_validate(tree))
+        assert repr(load_params(path)) == repr(params)
 
 
 def test_what_an_experiment_sets_arrives(tmp_path):
@@ -342,7 +326,7 @@ def test_what_an_experiment_sets_arrives(tmp_path):
     assert (params.data.mirror, params.model.kwargs) == (None, {"drop_rate": 1e-5})
 
 
-@quick(100)
+@quick(40)
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_bytes_end_in_params_or_a_refusal(content):
     outcome(content)
@@ -356,7 +340,7 @@ SNIPPETS = [
 ]  # fmt: skip
 
 
-@quick(80)
+@quick(25)
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 40), st.sampled_from(SNIPPETS)), min_size=1, max_size=6))
 def test_a_mangled_file_ends_in_params_or_a_refusal(changes):
     text = PARAMS.read_text()
@@ -373,7 +357,7 @@ LEAVES = [
 ]  # fmt: skip
 
 
-@quick(80)
+@quick(25)
 @given(
     st.sampled_from(LEAVES),
     FREE | st.floats() | st.dates() | st.binary(max_size=9) | st.sets(st.integers(), max_size=3),
@@ -404,11 +388,10 @@ HOSTILE = {
     "no such character": ('a: "\\UFFFFFFFF"', "not readable as YAML"),
     "no such version": (f"%YAML {'1' * 5000}.1\n--- a", "not readable as YAML"),
     "escape sequence": ("a: \x1b[2J", "not readable as YAML: unacceptable character"),
-    "long key": (f"? {'k' * 1_000_000}\n: 1\n" * 2, "(1,000,059 characters)"),
+    "long key": (f"? {'k' * 100_000}\n: 1\n" * 2, "(100,059 characters)"),
     "key twice": ("".join(f"key{n}: 1\n" for n in range(3000)) + "key1: 2\n", 'found duplicate key "key1"'),
     "many keys": ("".join(f"key{n}: 1\n" for n in range(3000)), "and 2,984 more"),
-    "700,000 keys": ("".join(f"k{n}: 1\n" for n in range(700_000)), "in line 25000: more than 50,000 values"),
-    "700,000 lists": ("[" + "[]," * 700_000 + "]", "more than 50,000 values"),
+    "700,000 keys and lists": ("k: []\n" * 700_000, "in line 25000: more than 50,000 values"),
     "a list as key": ("? [a, b]\n: 1", "there is no such parameter"),
     "two documents": ("a: 1\n---\nb: 2", "found another document"),
     "no section": ("- a\n- b", "expected the sections"),
@@ -468,7 +451,7 @@ KEYS = ["train.lr", "model.name", "model.kwargs", "model.kwargs.a.b", "data.mirr
 VALUES = TEXT | st.lists(st.sampled_from(SNIPPETS), max_size=4).map("".join)
 
 
-@quick(80)
+@quick(25)
 @given(st.lists(st.builds("{}={}".format, st.sampled_from(KEYS) | TEXT, VALUES) | TEXT, min_size=1, max_size=3))
 def test_any_overrides_end_in_params_or_a_refusal(overrides):
     outcome(PARAMS.read_bytes(), overrides)
