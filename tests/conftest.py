@@ -16,7 +16,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("HF_HUB_OFFLINE", None)  # read when the hub's library loads; tests bring a hub of their own
 
 import pytest
-import torch
 from filelock import FileLock
 
 from reprise.data.download.sources import download
@@ -32,7 +31,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PARAMS = Path(__file__).with_name("fixtures") / "params.yaml"  # as they come, whatever the project's own are by now
 # what belongs to the project in which the tests run: its data, results, remote; no test looks at it
 OWN = re.compile(r"params\.yaml|dvc\.lock|.*\.dvc|\.dvc/config|(data|metrics)/(.*/)?[^/.][^/]*|models/README\.md")
-GPU = torch.cuda.is_available()
 
 # Python runs this at each start of a stage.
 RECORD_IMPORTS = """
@@ -219,8 +217,10 @@ def on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
     Fixtures of a module or a session come before this; they use the default, `portable`, which is the CPU's.
     """
+    import torch  # not above: the process that hands tests to the workers needs no torch
+
     if request.node.get_closest_marker("gpu"):
-        if not GPU:
+        if not torch.cuda.is_available():
             pytest.skip("torch sees no GPU here")
         return
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

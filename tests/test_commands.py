@@ -1,14 +1,19 @@
 """What a person types: `python src/train.py`, `python src/eval.py`, make, and every command of the README."""
 
-import hashlib
+import fcntl
 import importlib.metadata
 import json
 import os
+import pty
 import re
 import runpy
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +24,7 @@ from reprise.repo.project import Project
 from reprise.repo.runs import RESULT, find_unfinished, prepared_data, run_folder
 from reprise.runtime.errors import UserError
 from reprise.runtime.signals import Stopped
+from reprise.training.train import train
 from tests.conftest import PARAMS, ROOT, tiny_clone
 from tests.test_pipeline import photos, refused
 
@@ -258,12 +264,12 @@ def test_sanity_prints_a_table_and_its_exit_code_says_whether_all_is_well(
     assert not list((reproduced.path / "runs").glob("*/params.yaml"))
 
 
-def test_print_config_is_a_params_yaml_of_what_would_be_trained(reproduced, tmp_path):
+def test_print_config_is_a_params_yaml_of_what_would_be_trained(reproduced_once, tmp_path):
     command = ["python", "src/train.py", "--preset", "finetune-photos", "--print-config", "train.lr=0.25"]
     resolved = tmp_path / "params.yaml"
-    resolved.write_text(reproduced.run(*command).stdout)
+    resolved.write_text(reproduced_once.run(*command).stdout)
     preset = ROOT / "presets/finetune-photos.yaml"
-    assert load_params(resolved) == load_params(reproduced.path / "params.yaml", ["train.lr=0.25"], preset)
+    assert load_params(resolved) == load_params(reproduced_once.path / "params.yaml", ["train.lr=0.25"], preset)
 
 
 def test_help_shows_every_parameter_as_it_stands_in_params_yaml(reproduced):
@@ -299,45 +305,37 @@ def test_a_preset_is_written_and_shown(reproduced, monkeypatch, capsys):
         (["src/eval.py", "nowhere.safetensors"], "no model there"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(reproduced, command, said):
-    ended = script(reproduced, *command)
+def test_a_mistake_on_the_command_line_is_one_line(reproduced_once, command, said):
+    ended = script(reproduced_once, *command)
     assert ended.startswith("error: ")
     assert said in ended
     assert "\n" not in ended.replace("\n  ", "")
-    assert not list(reproduced.path.glob("runs/*/params.yaml"))  # a mistake leaves no run
+    assert not list(reproduced_once.path.glob("runs/*/params.yaml"))  # a mistake leaves no run
 
 
-def test_the_stage_starts_from_given_weights_and_in_a_terminal_there_is_a_bar(reproduced):
-    import fcntl
-    import pty
-    import struct
-    import termios
-
+def test_in_a_terminal_there_is_a_bar_with_epoch_loss_accuracy_and_rate(digits, tiny_params, monkeypatch):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-    first = (reproduced.path / "models/model.safetensors").read_bytes()
-    (reproduced.path / "data/weights/mine.safetensors").write_bytes(first)
-    reproduced.set("train.epochs=5")
-    command = [sys.executable, "stages/train.py"]
-    environment = {**os.environ, "PYTHONPATH": "src"}
-    process = subprocess.Popen(command, cwd=reproduced.path, stdout=theirs, stderr=theirs, env=environment)
-    os.close(theirs)
-    shown = b""
-    try:
-        while chunk := os.read(ours, 4096):
-            shown += chunk
-    except OSError:  # how Linux says that the other end was closed
-        pass
+    shown = []
+
+    def read():
+        with suppress(OSError):  # how Linux says that the other end was closed
+            while chunk := os.read(ours, 4096):
+                shown.append(chunk)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    params = tiny_params("train.epochs=9")
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        train(digits, params.model, params.train)
+        print("the end", file=terminal)
+    reader.join()
     os.close(ours)
-    assert process.wait() == 0
-    assert b"starting from mine.safetensors; not loaded: nothing" in shown
-    card = json.loads((reproduced.path / "models/model.json").read_text())
-    assert card["training"]["start"]["sha256"] == hashlib.sha256(first).hexdigest()
-    *bars, last = shown.decode().replace("\r\n", "\n").strip().split("\n")[-1].split("\r")
-    assert last.startswith("train: test_resnet, best epoch")
-    assert "\n" not in "".join(bars)
+    *bars, last = b"".join(shown).decode().replace("\r\n", "\n").strip().split("\n")[-1].split("\r")
+    assert last == "the end"  # on the line of the bars, which are gone
     assert re.search(
-        r"epoch \d/5  loss \d\.\d{4}  val acc 0\.\d{4} \|.*\| +\d+%, .* images/s, 00:\d\d left", "\n".join(bars)
+        r"epoch \d/9  loss \d\.\d{4}  val acc 0\.\d{4} \|.*\| +\d+%, .* images/s, 00:\d\d left", "\n".join(bars)
     )
 
 
@@ -347,17 +345,17 @@ def make(workspace, *arguments, **environment):
     return workspace.run("make", f"VENV={sys.prefix}", "-o", ready, *arguments, **environment)
 
 
-def test_make_alone_lists_every_target_with_its_help(reproduced):
-    listed = [line.split()[0] for line in make(reproduced, **ALONE).stdout.splitlines()]
+def test_make_alone_lists_every_target_with_its_help(reproduced_once):
+    listed = [line.split()[0] for line in make(reproduced_once, **ALONE).stdout.splitlines()]
     phony = re.search(r"\.PHONY: (.*)", (ROOT / "Makefile").read_text())[1].split()
     assert listed == phony
 
 
-def test_make_repro_needs_no_activated_environment_and_does_nothing_the_second_time(reproduced):
-    done = make(reproduced, "repro", **ALONE)
+def test_make_repro_needs_no_activated_environment_and_does_nothing_the_second_time(reproduced_once):
+    done = make(reproduced_once, "repro", **ALONE)
     assert done.stdout.splitlines()[-1] == "Data and pipelines are up to date."
     assert "Running stage" not in done.stdout
-    assert reproduced.clean()
+    assert reproduced_once.clean()
 
 
 def readme_commands():

@@ -109,6 +109,7 @@ def test_the_real_pipeline_gives_the_same_bytes_twice_and_those_committed(reprod
     assert reproduced.clean()
 
 
+@pytest.mark.slow
 def test_every_planted_dependence_is_named_by_stage_and_file(tmp_path):
     done = reproduce(stand_in(tmp_path / "stand-in", **PLANTED))
     assert done.returncode == 1
