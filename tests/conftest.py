@@ -40,11 +40,7 @@ atexit.register(lambda: Path(os.environ["IMPORTS"], Path(sys.argv[0]).stem).writ
 """
 
 # Two epochs on a tenth of the digits: the whole pipeline in seconds. The default model is tiny already.
-TINY = [
-    "data.test_fraction=0.8",
-    "train.epochs=2",
-    "train.batch_size=16",
-]
+TINY = ["data.test_fraction=0.8", "train.epochs=2", "train.batch_size=16"]
 
 
 def data_params(**changes: Any) -> DataParams:
@@ -87,12 +83,7 @@ class Workspace:
     def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command there; its output is captured."""
         done = subprocess.run(
-            command,
-            cwd=self.path,
-            env=self.environment() | environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
+            command, cwd=self.path, env=self.environment() | environment, capture_output=True, text=True, timeout=300
         )
         if check and done.returncode:
             pytest.fail(
@@ -146,11 +137,16 @@ def fresh_clone(path: Path) -> Workspace:
             shutil.copy2(ROOT / name, path / name)
     (path / "metrics").mkdir(exist_ok=True)
     shutil.copy(PARAMS, path / "params.yaml")
-    clone = Workspace(path)
-    clone.run("git", "init", "--quiet", "--initial-branch", "main")
-    clone.run("git", "config", "user.name", "Test")
-    clone.run("git", "config", "user.email", "test@example.invalid")
-    return clone
+    return new_repository(path)
+
+
+def new_repository(path: Path) -> Workspace:
+    """Return a folder as a Git repository with nothing committed."""
+    workspace = Workspace(path)
+    workspace.run("git", "init", "--quiet", "--initial-branch", "main")
+    workspace.run("git", "config", "user.name", "Test")
+    workspace.run("git", "config", "user.email", "test@example.invalid")
+    return workspace
 
 
 def tiny_clone(path: Path) -> Workspace:
@@ -202,13 +198,15 @@ def reproduced(reproduced_once: Workspace, tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """Prepared digits of 32 x 32: about a tenth to train, a tenth to validate, the rest to test."""
-    folder = tmp_path_factory.mktemp("digits")
-    params = data_params(test_fraction=0.8)
-    download(params, folder / "raw", folder / "downloads")
-    preprocess(folder / "raw", folder / "processed", params)
-    return folder / "processed"
+
+    def make(path: Path) -> None:
+        params = data_params(test_fraction=0.8)
+        download(params, path / "raw", path / "downloads")
+        preprocess(path / "raw", path / "processed", params)
+
+    return once("digits", make) / "processed"
 
 
 @pytest.fixture(autouse=True)

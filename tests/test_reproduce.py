@@ -8,7 +8,7 @@ import yaml
 
 from reprise.repo.project import Project
 from reprise.repo.reproduce import BOTH, DIRECTORY_ORDER, PREFIX, check_surroundings
-from tests.conftest import PARAMS, ROOT, Workspace
+from tests.conftest import PARAMS, ROOT, new_repository
 from tests.test_pipeline import refused
 
 STEADY = "Path(out).write_text('-'.join(sorted(p.name + p.read_text() for p in Path('data/own').iterdir())))"
@@ -71,10 +71,7 @@ def stand_in(path, **planted):
         previous = outs[:1]
     (path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
     (path / ".gitignore").write_text("__pycache__\n/data/own/*.jpg\n")
-    workspace = Workspace(path)
-    workspace.run("git", "init", "--quiet")
-    workspace.run("git", "config", "user.name", "Test")
-    workspace.run("git", "config", "user.email", "test@example.invalid")
+    workspace = new_repository(path)
     workspace.run("dvc", "init", "--quiet")
     shutil.copy(ROOT / ".dvc/config", path / ".dvc/config")
     workspace.commit()

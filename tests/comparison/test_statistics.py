@@ -56,11 +56,8 @@ def test_welch_is_scipys_and_one_run_borrows_the_others_spread():
 
 @pytest.mark.parametrize(
     ("images", "one", "other"),
-    [
-        (360, 0.02, 0.03),
-        pytest.param(1000, 0.05, 0.08, marks=pytest.mark.slow),
-        pytest.param(250, 0.2, 0.1, marks=pytest.mark.slow),
-    ],
+    [(360, 0.02, 0.03)]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in ((1000, 0.05, 0.08), (250, 0.2, 0.1))],
 )
 def test_the_bootstrap_interval_of_the_accuracies_covers_the_truth(images, one, other):
     interval = cache(statistics.accuracy_difference)

@@ -175,14 +175,8 @@ def test_help_has_a_line_for_every_parameter_with_value_meaning_type_and_bounds(
     lines = help_text(load_params(PARAMS, ["train.lr=0.25"])).splitlines()
     assert {line.split(" = ")[0].strip() for line in lines} == flat(yaml.safe_load(PARAMS.read_text())).keys()
     assert "  train.lr = 0.25: learning rate at its peak (a number > 0 and <= 100)" in lines
-    assert (
-        '  data.channels = "auto": 1: gray, 3: RGB, auto: 1 where all images are gray, otherwise 3 (one of'
-        in "\n".join(lines)
-    )
-
-
-def test_every_parameter_has_help():
-    lines = help_text(load_params(PARAMS)).splitlines()
+    channels = '  data.channels = "auto": 1: gray, 3: RGB, auto: 1 where all images are gray, otherwise 3 (one of'
+    assert channels in "\n".join(lines)
     assert [line for line in lines if ": None (" in line or ":  (" in line] == []
 
 
@@ -192,9 +186,7 @@ TREE = yaml.safe_load(PARAMS.read_text())
 # YAML's rarer line breaks, which DVC's writer leaves bare, are no part of any name
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x85\u2028\u2029"), max_size=20)
 # what reads as null, a switch or a number in model.kwargs is not a text there, quoted or not
-PLAIN = TEXT.filter(
-    lambda text: text.lower() not in ("", "~", "null", "yes", "no", "on", "off", "true", "false")
-).filter(lambda text: not re.search("[0-9]", text))
+PLAIN = TEXT.filter(lambda text: not re.search("^(|~|null|yes|no|on|off|true|false)$|[0-9]", text, re.IGNORECASE))
 FREE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | PLAIN,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
@@ -246,14 +238,8 @@ def allowed(kind, constraints=(), key=""):
         case builtins.int:
             return st.integers(least, most if "lt" not in bounds else most - 1)
         case builtins.float:
-            return st.floats(
-                least,
-                most,
-                exclude_min="gt" in bounds,
-                exclude_max="lt" in bounds,
-                allow_nan=False,
-                allow_infinity=False,
-            )
+            finite = {"allow_nan": False, "allow_infinity": False}
+            return st.floats(least, most, exclude_min="gt" in bounds, exclude_max="lt" in bounds, **finite)
     return {bool: st.booleans(), str: NOT_BLANK, type(None): st.none()}[kind]
 
 
