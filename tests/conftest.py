@@ -202,6 +202,7 @@ def digits(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """Prepared digits of 32 x 32: about a tenth to train, a tenth to validate, the rest to test."""
 
     def make(path: Path) -> None:
+        path.mkdir()
         params = data_params(test_fraction=0.8)
         download(params, path / "raw", path / "downloads")
         preprocess(path / "raw", path / "processed", params)
