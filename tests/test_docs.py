@@ -78,12 +78,8 @@ def pointers(settings):
 
 
 @pytest.mark.parametrize("name", DOCS)
-def test_every_link_leads_to_a_file_and_a_heading(name):
+def test_every_link_leads_to_a_file_and_a_heading_and_every_path_in_code_exists(name):
     assert broken_links(name, read(name)) == []
-
-
-@pytest.mark.parametrize("name", DOCS)
-def test_every_path_in_code_exists(name):
     assert missing_paths(read(name)) == []
 
 

@@ -17,13 +17,10 @@ from tests.test_pipeline import refused
 # stand in for the real ones, which have tests of their own: a comparison that finds a regression, and its report
 STAND_INS = {
     "compare": """
-class Comparison:
-    regressed = True
+from types import SimpleNamespace
 
 def compare(project, base, head):
-    found = Comparison()
-    found.base = base
-    return found
+    return SimpleNamespace(base=base, regressed=True)
 """,
     "report": """
 def write(found, folder):

@@ -415,9 +415,8 @@ def test_a_wrong_value_of_any_length_is_not_printed_whole_and_takes_one_line(val
 
 @pytest.mark.parametrize("value", ["1e999", "-.inf", ".nan", "[1, {b: .nan}]"])
 def test_a_number_that_is_none_is_refused_in_free_form_values_too(value):
-    assert re.search(
-        r"model\.kwargs\.a.* is not allowed: Input should be a finite", refusal(PARAMS, [f"model.kwargs.a={value}"])
-    )
+    said = refusal(PARAMS, [f"model.kwargs.a={value}"])
+    assert re.search(r"model\.kwargs\.a.* is not allowed: Input should be a finite", said)
 
 
 def test_a_number_without_end_is_not_read():

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -123,21 +124,16 @@ def test_caps_of_a_shell_do_not_reach_a_machine_run_whose_bits_are_others_than_p
 
 
 def test_the_lesser_cpu_is_noticed_by_the_libraries():
+    def shown(*command):
+        run = partial(subprocess.run, command, capture_output=True, text=True)
+        return [run(env=environment).stdout for environment in ({}, LESSER_CPU)]
+
     features = "from numpy._core._multiarray_umath import __cpu_features__ as all; print(sum(all.values()))"
-    counts = [
-        int(subprocess.run([sys.executable, "-c", features], env=environment, capture_output=True, text=True).stdout)
-        for environment in ({}, LESSER_CPU)
-    ]
-    assert counts[0] - counts[1] >= len(LESSER_CPU["NPY_DISABLE_CPU_FEATURES"].split()) > 0
+    all_of_them, fewer = map(int, shown(sys.executable, "-c", features))
+    assert all_of_them - fewer >= len(LESSER_CPU["NPY_DISABLE_CPU_FEATURES"].split()) > 0
     if LOADER.exists():
-        platforms = [
-            re.findall(
-                r"active\[.*",
-                subprocess.run([LOADER, "--list-diagnostics"], env=environment, capture_output=True, text=True).stdout,
-            )
-            for environment in ({}, LESSER_CPU)
-        ]
-        assert platforms[0] != platforms[1]
+        one, other = (re.findall(r"active\[.*", said) for said in shown(LOADER, "--list-diagnostics"))
+        assert one != other
 
 
 STEPS = """
