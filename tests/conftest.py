@@ -16,7 +16,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("HF_HUB_OFFLINE", None)  # read when the hub's library loads; tests bring a hub of their own
 
 import pytest
-import torch
 from filelock import FileLock
 
 from reprise.data.download.sources import download
@@ -32,14 +31,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PARAMS = ROOT / "src/reprise/params/defaults.yaml"  # whatever the project's own are by now
 # what belongs to the project in which the tests run: its data, results, remote; no test looks at it
 OWN = re.compile(r"params\.yaml|dvc\.lock|.*\.dvc|\.dvc/config|(data|metrics)/(.*/)?[^/.][^/]*|models/README\.md")
-GPU = torch.cuda.is_available()
+
+# Python runs this at each start of a stage.
+RECORD_IMPORTS = """
+import atexit, os, sys
+from pathlib import Path
+atexit.register(lambda: Path(os.environ["IMPORTS"], Path(sys.argv[0]).stem).write_text("\\n".join(sys.modules)))
+"""
 
 # Two epochs on a tenth of the digits: the whole pipeline in seconds. The default model is tiny already.
-TINY = [
-    "data.test_fraction=0.8",
-    "train.epochs=2",
-    "train.batch_size=16",
-]
+TINY = ["data.test_fraction=0.8", "train.epochs=2", "train.batch_size=16"]
 
 
 def data_params(**changes: Any) -> DataParams:
@@ -82,12 +83,7 @@ class Workspace:
     def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command there; its output is captured."""
         done = subprocess.run(
-            command,
-            cwd=self.path,
-            env=self.environment() | environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
+            command, cwd=self.path, env=self.environment() | environment, capture_output=True, text=True, timeout=300
         )
         if check and done.returncode:
             pytest.fail(
@@ -141,11 +137,16 @@ def fresh_clone(path: Path) -> Workspace:
             shutil.copy2(ROOT / name, path / name)
     (path / "metrics").mkdir(exist_ok=True)
     shutil.copy(PARAMS, path / "params.yaml")
-    clone = Workspace(path)
-    clone.run("git", "init", "--quiet", "--initial-branch", "main")
-    clone.run("git", "config", "user.name", "Test")
-    clone.run("git", "config", "user.email", "test@example.invalid")
-    return clone
+    return new_repository(path)
+
+
+def new_repository(path: Path) -> Workspace:
+    """Return a folder as a Git repository with nothing committed."""
+    workspace = Workspace(path)
+    workspace.run("git", "init", "--quiet", "--initial-branch", "main")
+    workspace.run("git", "config", "user.name", "Test")
+    workspace.run("git", "config", "user.email", "test@example.invalid")
+    return workspace
 
 
 def tiny_clone(path: Path) -> Workspace:
@@ -176,11 +177,15 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 
 @pytest.fixture(scope="session")
 def reproduced_once(once: Callable[[str, Callable[[Path], object]], Path]) -> Workspace:
-    """A tiny clone after `dvc repro` and a commit; tests copy it."""
+    """A tiny clone after `dvc repro` and a commit; tests copy it. imports/STAGE beside it: its modules."""
 
     def make(path: Path) -> None:
         clone = tiny_clone(path)
-        clone.run("dvc", "repro")
+        recorder, imports = path / "src/sitecustomize.py", path.with_name("imports")
+        recorder.write_text(RECORD_IMPORTS)
+        imports.mkdir()
+        clone.run("dvc", "repro", IMPORTS=str(imports))
+        recorder.unlink()
         clone.commit()
 
     return Workspace(once("pipeline", make))
@@ -193,13 +198,16 @@ def reproduced(reproduced_once: Workspace, tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """Prepared digits of 32 x 32: about a tenth to train, a tenth to validate, the rest to test."""
-    folder = tmp_path_factory.mktemp("digits")
-    params = data_params(test_fraction=0.8)
-    download(params, folder / "raw", folder / "downloads")
-    preprocess(folder / "raw", folder / "processed", params)
-    return folder / "processed"
+
+    def make(path: Path) -> None:
+        path.mkdir()
+        params = data_params(test_fraction=0.8)
+        download(params, path / "raw", path / "downloads")
+        preprocess(path / "raw", path / "processed", params)
+
+    return once("digits", make) / "processed"
 
 
 @pytest.fixture(autouse=True)
@@ -208,8 +216,10 @@ def on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
     Fixtures of a module or a session come before this; they use the default, `portable`, which is the CPU's.
     """
+    import torch  # not above: the process that hands tests to the workers needs no torch
+
     if request.node.get_closest_marker("gpu"):
-        if not GPU:
+        if not torch.cuda.is_available():
             pytest.skip("torch sees no GPU here")
         return
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -67,14 +67,8 @@ def test_what_befalls_a_model_in_a_process_of_its_own_is_told(work, limit, said)
     assert timm_models.said(timm_models.apart(work, limit=limit)) == said
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("test_vit4", {"outcome": "passes", "size": 160, "device": "meta"}),
-        ("lambda_resnet26t", {"outcome": "passes", "size": 256, "device": "meta"}),
-    ],
-)
-def test_models_are_built_without_memory(name, expected):
+@pytest.mark.parametrize(("name", "size"), [("test_vit4", 160), ("lambda_resnet26t", 256)])
+def test_models_are_built_without_memory(name, size):
     row = timm_models.built(name)
-    assert {key: row[key] for key in expected} == expected
+    assert (row["outcome"], row["size"], row["device"]) == ("passes", size, "meta")
     assert "flops" not in row or row["flops"] > row["parameters"] > 0

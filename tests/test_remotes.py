@@ -1,17 +1,12 @@
 """A DVC remote hands the results on: a second clone has model and metrics without running anything."""
 
 import shutil
-import sys
 
 import pytest
 
 from tests.conftest import Workspace
+from tests.test_commands import make
 from tests.test_pipeline import ran
-
-
-def make(workspace, target):
-    """Run make with this environment in place of .venv, taken as ready."""
-    return workspace.run("make", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.ready", target)
 
 
 @pytest.mark.slow

@@ -6,10 +6,13 @@ import shutil
 import pytest
 import yaml
 
-from tests.conftest import PARAMS, ROOT, Workspace
+from reprise.repo.project import Project
+from reprise.repo.reproduce import BOTH, DIRECTORY_ORDER, PREFIX, check_surroundings
+from tests.conftest import PARAMS, ROOT, new_repository
 from tests.test_pipeline import refused
 
 STEADY = "Path(out).write_text('-'.join(sorted(p.name + p.read_text() for p in Path('data/own').iterdir())))"
+CPUS = "Path(out).write_text(str(len(os.sched_getaffinity(0))))"
 FIRST_NAME = "line 1: 'a.jpg' -> 'c.jpg'"
 # stage: {what it writes into its out: what is said of it}
 PLANTED = {
@@ -19,12 +22,14 @@ PLANTED = {
         "Path(out).write_text(next(os.walk('data/own'))[2][0])": FIRST_NAME,
         "Path(out).write_text(next(Path('data').glob('own/*')).name)": FIRST_NAME,
     },
-    "hashing": {"Path(out).write_text(str(hash('x')))": r"line 1: '-?\d+' -> '-?\d+'"},
-    "clock": {"Path(out).write_text(time.strftime('%H', time.localtime(0)))": "line 1: '00' -> '14'"},
-    "language": {"Path(out).write_text(locale.setlocale(locale.LC_ALL, ''))": "line 1: 'C.UTF-8' -> 'C'"},
-    "mask": {"Path(out).write_text(oct(os.umask(0)))": "line 1: '0o22' -> '0o77'"},
-    "place": {"Path(out).write_text(Path.cwd().name)": "line 1: 'a' -> 'one level deeper'"},
-    "workers": {"Path(out).write_text(str(len(os.sched_getaffinity(0))))": r"line 1: '\d+' -> '1'"},
+    "surroundings": {
+        "Path(out).write_text(str(hash('x')))": r"line 1: '-?\d+' -> '-?\d+'",
+        "Path(out).write_text(time.strftime('%H', time.localtime(0)))": "line 1: '00' -> '14'",
+        "Path(out).write_text(locale.setlocale(locale.LC_ALL, ''))": "line 1: 'C.UTF-8' -> 'C'",
+        "Path(out).write_text(Path.cwd().name)": "line 1: 'a' -> 'one level deeper'",
+        CPUS: r"line 1: '\d+' -> '1'",
+        "Path(out).write_text(oct(os.umask(0)))": "line 1: '0o22' -> '0o77'",
+    },
     "formats": {
         "Path(out).mkdir(); [Path(out, name).touch() for name in ('a', 'b')[: 1 + second]]": "only in the second",
         "save({'a': np.ones(1), 'head': np.array([1, 2.0 + second])}, out)": "tensor head: 1 of 2 elements, by up to 1",
@@ -66,10 +71,7 @@ def stand_in(path, **planted):
         previous = outs[:1]
     (path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
     (path / ".gitignore").write_text("__pycache__\n/data/own/*.jpg\n")
-    workspace = Workspace(path)
-    workspace.run("git", "init", "--quiet")
-    workspace.run("git", "config", "user.name", "Test")
-    workspace.run("git", "config", "user.email", "test@example.invalid")
+    workspace = new_repository(path)
     workspace.run("dvc", "init", "--quiet")
     shutil.copy(ROOT / ".dvc/config", path / ".dvc/config")
     workspace.commit()
@@ -104,6 +106,7 @@ def test_the_real_pipeline_gives_the_same_bytes_twice_and_those_committed(reprod
     assert reproduced.clean()
 
 
+@pytest.mark.slow
 def test_every_planted_dependence_is_named_by_stage_and_file(tmp_path):
     done = reproduce(stand_in(tmp_path / "stand-in", **PLANTED))
     assert done.returncode == 1
@@ -115,7 +118,7 @@ def test_every_planted_dependence_is_named_by_stage_and_file(tmp_path):
         for number, (body, said) in enumerate(bodies.items()):
             out = out_of(stage, number, body)
             report = re.search(rf"^{stage} +{out}: .*\n( .*\n)*", done.stdout, re.MULTILINE)[0]
-            if stage != "steady" and not (stage == "workers" and one_cpu):
+            if stage != "steady" and not (body == CPUS and one_cpu):
                 assert " 1 differ\n" in report, out
                 said = rf"\n +{out}(/b)?: {said}\n"
                 assert re.search(said, report), report
@@ -125,6 +128,7 @@ def test_every_planted_dependence_is_named_by_stage_and_file(tmp_path):
     assert re.search(r"dvc.lock: line \d+: ", done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_in_the_other_surroundings_only_is_told(tmp_path):
     body = "Path(out).write_text('' if os.environ['LC_ALL'] == 'C.UTF-8' else 1 / 0)"
     done = reproduce(stand_in(tmp_path / "stand-in", fragile=[body]))
@@ -134,18 +138,17 @@ def test_a_stage_that_fails_in_the_other_surroundings_only_is_told(tmp_path):
     assert last.startswith("error: `dvc repro` failed in run 2 of 2, see above; it ran in TZ=LINT-14 LC_ALL=C ")
 
 
-def test_surroundings_that_do_not_differ_are_no_proof(tmp_path):
-    workspace = stand_in(tmp_path / "stand-in", steady=[STEADY])
-    source = workspace.path / "src/reprise/repo/reproduce.py"
-    first, second = re.findall(r"    (Surroundings\(.*\)),\n", source.read_text())
-    source.write_text(source.read_text().replace(second, first.replace('"a"', '"b"')))
-    workspace.commit()
-    done = reproduce(workspace)
-    assert done.returncode == 1
-    said = done.stderr.splitlines()[-1].split(": ")[1]
-    assert said.startswith("the two surroundings do not differ in ")
+def test_surroundings_that_do_not_differ_are_no_proof(tmp_path, monkeypatch):
+    first, _ = BOTH
+    monkeypatch.setattr("reprise.repo.reproduce.BOTH", (first, first))
+    clones = [Project(tmp_path / PREFIX / name) for name in "ab"]
+    for clone in clones:
+        (clone.root / "src").mkdir(parents=True)
+        (clone.root / "src/sitecustomize.py").write_text(DIRECTORY_ORDER)
+    with pytest.raises(RuntimeError, match="the two surroundings do not differ in ") as refusal:
+        check_surroundings(clones)
     for fact in ("directory order", "hash seed", "locale", "time zone", "umask"):
-        assert fact in said
+        assert fact in str(refusal.value).partition(": ")[0]
 
 
 @pytest.mark.slow

@@ -56,6 +56,7 @@ def test_the_linters_find_nothing(check, path):
         (security, ".github/workflows/review.yml", "contents: read\nconcurrency", "contents: write\nconcurrency"),
     ],
 )
+@pytest.mark.slow
 def test_the_linters_would_find_it(tmp_path, check, name, old, new):
     text = (ROOT / name).read_text()
     assert old in text

@@ -73,6 +73,7 @@ print(digest(1, 32), digest(3, 28), digest(3, 28, "train.augment.flip=true"))
 """
 
 
+@pytest.mark.slow
 def test_the_bits_of_the_default_run_are_what_they_were():
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(

@@ -72,7 +72,7 @@ def serving(answer):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
@@ -156,10 +156,7 @@ def test_no_site_is_one_line_and_a_redirect_does_not_carry_the_token_away(kind):
         ("# 1 heading", "# 1 heading"),
         ("a <!-- hides the rest", "a &lt;!-- hides the rest"),
         ("<script>x</script><img src=x>", "&lt;script>x&lt;/script>&lt;img src=x>"),
-        (
-            "<details><summary>more</summary>\n\nx\n</details>",
-            "<details><summary>more</summary>\n\nx\n</details>",
-        ),
+        ("<details><summary>more</summary>\n\nx\n</details>", "<details><summary>more</summary>\n\nx\n</details>"),
         ("<details open onclick=x>", "&lt;details open onclick=x>"),
         ("![curves](curves.svg) ![x][y]", "curves !\u200b[x]\u200b[y]"),
         ("fine\n/approve\n  /merge\r\n/close", "fine\n\u200b/approve\n  \u200b/merge\n\u200b/close"),

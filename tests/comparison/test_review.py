@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from reprise.comparison.review import bars
+from reprise.comparison.review import bars, merge_base
+from reprise.repo.project import Project
+from reprise.runtime.errors import UserError
 from tests.comparison.test_comments import Site, serving
 from tests.conftest import ROOT, Workspace, fresh_clone
 from tests.test_pipeline import refused
@@ -17,13 +19,10 @@ from tests.test_pipeline import refused
 # stand in for the real ones, which have tests of their own: a comparison that finds a regression, and its report
 STAND_INS = {
     "compare": """
-class Comparison:
-    regressed = True
+from types import SimpleNamespace
 
 def compare(project, base, head):
-    found = Comparison()
-    found.base = base
-    return found
+    return SimpleNamespace(base=base, regressed=True)
 """,
     "report": """
 def write(found, folder):
@@ -53,10 +52,14 @@ stages:
 """
 
 
-@pytest.fixture(scope="module")
-def branch_once(tmp_path_factory):
+@pytest.fixture(scope="session")
+def branch_once(once):
     """A branch with a change and its results; beside it a bare remote with its main."""
-    branch = fresh_clone(tmp_path_factory.mktemp("review") / "clone")
+    return Workspace(once("review", make_branch))
+
+
+def make_branch(path):
+    branch = fresh_clone(path)
     for name, code in STAND_INS.items():
         (branch.path / f"src/reprise/comparison/{name}.py").write_text(code)
     (branch.path / "dvc.yaml").write_text(PIPELINE)
@@ -69,7 +72,6 @@ def branch_once(tmp_path_factory):
     branch.set("train.lr=0.5")
     branch.run("dvc", "repro")
     branch.commit()
-    return branch
 
 
 @pytest.fixture
@@ -187,15 +189,14 @@ def test_results_that_do_not_come_out_again_fail(branch):
     metrics.write_text(json.dumps(written | {"accuracy": 0.999}, indent=2) + "\n")  # too good, and recorded as such
     lock.write_text(lock.read_text().replace(before, branch.run("md5sum", str(metrics)).stdout.split()[0]))
     branch.commit()
-    assert results(review(branch))["dvc.lock is fresh"] is True
     page = review(branch, "--reproduce")
-    assert results(page)["reproduced"] is False
+    assert results(page) == {"dvc.lock is fresh": True, "reproduced": False, "compared": True}
     assert "other bytes than dvc.lock records: metrics/test.json" in page
 
 
 def test_the_base_must_be_there(branch, tmp_path):
-    said = refused(branch.run("python", "-m", "reprise", "review", "--base", "nowhere", check=False))
-    assert "nowhere: no such branch, here or at origin" in said
+    with pytest.raises(UserError, match="nowhere: no such branch, here or at origin"):
+        merge_base(Project(branch.path), "origin", "nowhere")
     branch.run("git", "push", "--quiet", "origin", "try")
     address = f"file://{tmp_path}/remote.git"  # by a path, Git would copy the whole history
     branch.run("git", "clone", "--quiet", "--branch", "try", "--depth=1", address, str(tmp_path / "shallow"))
@@ -205,7 +206,8 @@ def test_the_base_must_be_there(branch, tmp_path):
     assert "fetch-depth: 0" in said
     branch.run("git", "checkout", "--quiet", "--orphan", "alone")
     branch.commit()
-    assert "no commit in common" in refused(branch.run("python", "-m", "reprise", "review", check=False))
+    with pytest.raises(UserError, match="no commit in common"):
+        merge_base(Project(branch.path), "origin", "main")
 
 
 @pytest.mark.slow

@@ -54,7 +54,11 @@ def test_welch_is_scipys_and_one_run_borrows_the_others_spread():
         statistics.welch([1, 3], [2])
 
 
-@pytest.mark.parametrize(("images", "one", "other"), [(360, 0.02, 0.03), (1000, 0.05, 0.08), (250, 0.2, 0.1)])
+@pytest.mark.parametrize(
+    ("images", "one", "other"),
+    [(360, 0.02, 0.03)]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in ((1000, 0.05, 0.08), (250, 0.2, 0.1))],
+)
 def test_the_bootstrap_interval_of_the_accuracies_covers_the_truth(images, one, other):
     interval = cache(statistics.accuracy_difference)
     drawn = np.random.default_rng(1).multinomial(images, [one, other, 1 - one - other], size=2000).tolist()

@@ -9,6 +9,8 @@ from reprise.diagnostics.profile import PARTS, Profile, profile
 from reprise.runtime.errors import UserError
 from reprise.training.steps import ChunkedClassifier
 
+MLP = "model.name=mlp"  # the quickest network
+
 
 @pytest.fixture
 def slowed(monkeypatch):
@@ -35,8 +37,8 @@ def slowed(monkeypatch):
 )
 def test_the_time_goes_where_it_was_spent(part, owner, name, share, digits, tiny_params, slowed):
     slowed(owner, name)
-    params = tiny_params("train.batch_size=60")
-    measured = profile(digits, params.model, params.train, steps=60)
+    params = tiny_params(MLP, "train.batch_size=60")
+    measured = profile(digits, params.model, params.train, steps=12)
     assert measured.parts == {**dict.fromkeys(PARTS, 0.0), part: 0.25}
     assert measured.share == share  # the bare loop has the same optimizer, but no `learn`
 
@@ -60,8 +62,8 @@ def test_an_epoch_of_few_steps_is_enough(asked, seen, digits, tiny_params):
 @pytest.mark.parametrize("overrides", [["train.accumulate=2"], ["train.accumulate=3", "train.batch_size=90"]])
 def test_accumulated_batches_share_a_step_in_training_and_bare_loop(overrides, digits, tiny_params, slowed):
     slowed(torch.optim.AdamW, "step")
-    params = tiny_params(*overrides)
-    measured = profile(digits, params.model, params.train, steps=60)
+    params = tiny_params(MLP, *overrides)
+    measured = profile(digits, params.model, params.train, steps=12)
     assert 0 < measured.parts["optimizer"] <= 0.125
     assert sum(measured.parts.values()) == measured.parts["optimizer"]
     assert measured.share == 1
@@ -77,9 +79,15 @@ def test_what_ends_a_training_or_freezes_it_for_a_while_does_neither_to_the_prof
 
     monkeypatch.setattr(ChunkedClassifier, "learn", watched)
     params = tiny_params(
-        "train.batch_size=90", "train.early_stopping=1", "train.lr=1e-9", "train.freeze_epochs=1", "train.devices=2"
+        MLP,
+        "train.batch_size=90",
+        "train.early_stopping=1",
+        "train.lr=1e-9",
+        "train.freeze_epochs=1",
+        "train.devices=2",
     )
-    assert profile(digits, params.model, params.train, steps=100).step > 0
+    measured = profile(digits, params.model, params.train, steps=100)
+    assert (measured.batch_size, measured.step > 0, 0 < measured.share < 5) == (90, True, True)
     assert len(trained) >= 2 * (2 * 3 + 1)  # two steps of each round, marked or not, and of the first
     assert all(trained)
 

@@ -40,8 +40,7 @@ def test_precision_recall_and_f1_agree_with_scikit_learn(measured):
     assert [result.metrics[name] for name in ("precision", "recall", "f1")] == pytest.approx(macro[:3], rel=1e-5)
     each = precision_recall_fscore_support(labels, logits.argmax(1), average=None)
     rows = [(row.precision, row.recall, row.f1, row.images) for row in result.per_class]
-    for got, wanted in zip(rows, zip(*each, strict=True), strict=True):
-        assert got == pytest.approx(wanted, rel=1e-5)
+    assert np.array(rows) == pytest.approx(np.array(each).T, rel=1e-5)
 
 
 def test_further_metrics_of_torchmetrics_come_by_name(measured):
@@ -171,8 +170,10 @@ def test_counting_never_raises_and_leaves_the_network_as_it_was(network, flops, 
     [
         "pit_ti_224",
         "vit_base_patch16_siglip_224",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("tnt_s_legacy_patch16_224", "cait_xxs24_224")),
-        pytest.param("vit_pe_core_tiny_patch16_384", marks=pytest.mark.slow),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("tnt_s_legacy_patch16_224", "cait_xxs24_224", "vit_pe_core_tiny_patch16_384")
+        ),
     ],
 )
 def test_flops_of_a_trained_network_are_those_of_one_that_records_gradients(name, capsys):
@@ -184,15 +185,12 @@ def test_flops_of_a_trained_network_are_those_of_one_that_records_gradients(name
     assert capsys.readouterr().err == ""
 
 
-def test_an_evaluation_without_flops_is_shown_and_written(measured, tmp_path):
+def test_an_evaluation_without_flops_is_shown(measured):
     *_, result = measured
     metrics = {"accuracy": 0.5, "images": 1234, "flops": None}
     assert replace(result, metrics=metrics).table() == (
         "  accuracy          0.5000\n  images             1,234\n  flops               none"
     )
-    files = [tmp_path / name for name in ("metrics", "classes", "confusion", "predictions")]
-    replace(result, metrics=metrics).save(*files)
-    assert files[0].read_text() == '{\n  "accuracy": 0.5,\n  "images": 1234,\n  "flops": null\n}\n'
 
 
 class Echo(nn.Module):

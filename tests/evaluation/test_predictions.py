@@ -7,19 +7,7 @@ import pytest
 
 from reprise.evaluation.predictions import read_predictions, write_predictions
 
-NAMES = [
-    "=1+1",
-    "+cat",
-    "-dog",
-    "@bee",
-    "\tx",
-    "'=1",
-    "''+x",
-    "'quoted'",
-    "plain",
-    "=cmd|' /C calc'!A0",
-    "-0.5",
-]
+NAMES = ["=1+1", "+cat", "-dog", "@bee", "\tx", "'=1", "''+x", "'quoted'", "plain", "=cmd|' /C calc'!A0", "-0.5"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,6 +6,7 @@ import tempfile
 import time
 import types
 import typing
+from operator import attrgetter
 from pathlib import Path
 from typing import get_args, get_origin
 
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import modify_yaml
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reprise.data.download.torchvision_sets import TORCHVISION_SETS
@@ -38,32 +39,29 @@ def refusal(*arguments):
 
 
 @pytest.mark.parametrize(
-    ("written", "read"),
+    ("old", "written", "key", "read"),
     [
-        ("lr: 1e-05", 1e-05),  # what `-S train.lr=1e-5` leaves; plain YAML 1.1 reads a text
-        ("lr: 1e-5", 1e-05),
-        ("lr: .5", 0.5),
-        ("lr: 1", 1.0),
-        ("lr: '0.25'", 0.25),
+        # what `-S train.lr=1e-5` leaves; plain YAML 1.1 reads a text
+        *(("lr: 0.003", f"lr: {text}", "train.lr", 1e-5) for text in ("1e-05", "1e-5")),
+        ("lr: 0.003", "lr: .5", "train.lr", 0.5),
+        ("lr: 0.003", "lr: 1", "train.lr", 1.0),
+        ("lr: 0.003", "lr: '0.25'", "train.lr", 0.25),
+        *(
+            ("name: test_resnet", f"name: {name}", "model.name", name.strip("'"))
+            for name in ("no", "123", "true", "null_net", "on", "1:30", "'1e5'", "'007'")
+        ),
+        *(
+            (f"{key}: {old}", f"{key}: {written}", f"{section}.{key}", read)
+            for section, key, old in (("model", "pretrained", "false"), ("train.augment", "flip", "auto"))
+            for written, read in {"no": False, "yes": True, "False": False, "on": True, "1": True}.items()
+        ),
+        *(("mirror: ", f"mirror: {blank} ", "data.mirror", None) for blank in ("", "null", "~")),
     ],
 )
-def test_numbers_mean_what_was_typed(tmp_path, written, read):
-    assert load_params(edited(tmp_path, "lr: 0.003", written)).train.lr == read
-
-
-@pytest.mark.parametrize("name", ["no", "123", "true", "null_net", "on", "1:30", "'1e5'", "'007'"])
-def test_a_name_that_looks_like_something_else_stays_a_name(tmp_path, name):
-    assert load_params(edited(tmp_path, "name: test_resnet", f"name: {name}")).model.name == name.strip("'")
-
-
-@pytest.mark.parametrize(("written", "read"), [("no", False), ("yes", True), ("False", False), ("on", True)])
-def test_switches_take_every_spelling(tmp_path, written, read):
-    assert load_params(edited(tmp_path, "pretrained: false", f"pretrained: {written}")).model.pretrained is read
-
-
-@pytest.mark.parametrize("written", ["", "null", "~"])
-def test_a_blank_is_null_where_null_is_allowed(tmp_path, written):
-    assert load_params(edited(tmp_path, "mirror: ", f"mirror: {written} ")).data.mirror is None
+def test_a_value_means_what_was_typed_by_the_type_of_its_parameter(tmp_path, old, written, key, read):
+    value = attrgetter(key)(load_params(edited(tmp_path, old, written)))
+    assert value == read
+    assert isinstance(value, type(read))
 
 
 def test_a_blank_is_refused_where_a_value_is_needed(tmp_path):
@@ -123,22 +121,14 @@ def test_overrides_reach_nested_and_free_form_keys():
         ("train.augment.crop=1.5", "train.augment.crop = 1.5 is not allowed: expected a whole number >= 0"),
         ("train.augment.mixup=-1", "train.augment.mixup = -1 is not allowed: expected a number >= 0 and <= 100"),
         ("data.fold=3", "fold = 3 is not allowed: expected 0 as long as folds is null"),
+        (
+            "train.augment.crop=4 train.augment.resized_crop=0.5",
+            "train.augment: crop and resized_crop both cut a window out of the image; set one of them to 0",
+        ),
     ],
 )
 def test_a_wrong_override_is_refused_with_its_key_and_what_is_allowed(override, said):
-    assert said in refusal(PARAMS, [override])
-
-
-def test_two_kinds_of_crop_at_once_are_refused():
-    message = refusal(PARAMS, ["train.augment.crop=4", "train.augment.resized_crop=0.5"])
-    assert "train.augment: crop and resized_crop both cut a window out of the image; set one of them to 0" in message
-
-
-@pytest.mark.parametrize(
-    ("typed", "read"), [("auto", "auto"), ("on", True), ("1", True), ("no", False), ("False", False)]
-)
-def test_a_switch_with_auto_takes_every_spelling(typed, read):
-    assert load_params(PARAMS, [f"train.augment.flip={typed}"]).train.augment.flip is read
+    assert said in refusal(PARAMS, override.split())
 
 
 def test_every_wrong_value_is_named_at_once():
@@ -185,14 +175,8 @@ def test_help_has_a_line_for_every_parameter_with_value_meaning_type_and_bounds(
     lines = help_text(load_params(PARAMS, ["train.lr=0.25"])).splitlines()
     assert {line.split(" = ")[0].strip() for line in lines} == flat(yaml.safe_load(PARAMS.read_text())).keys()
     assert "  train.lr = 0.25: learning rate at its peak (a number > 0 and <= 100)" in lines
-    assert (
-        '  data.channels = "auto": 1: gray, 3: RGB, auto: 1 where all images are gray, otherwise 3 (one of'
-        in "\n".join(lines)
-    )
-
-
-def test_every_parameter_has_help():
-    lines = help_text(load_params(PARAMS)).splitlines()
+    channels = '  data.channels = "auto": 1: gray, 3: RGB, auto: 1 where all images are gray, otherwise 3 (one of'
+    assert channels in "\n".join(lines)
     assert [line for line in lines if ": None (" in line or ":  (" in line] == []
 
 
@@ -202,9 +186,7 @@ TREE = yaml.safe_load(PARAMS.read_text())
 # YAML's rarer line breaks, which DVC's writer leaves bare, are no part of any name
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x85\u2028\u2029"), max_size=20)
 # what reads as null, a switch or a number in model.kwargs is not a text there, quoted or not
-PLAIN = TEXT.filter(
-    lambda text: text.lower() not in ("", "~", "null", "yes", "no", "on", "off", "true", "false")
-).filter(lambda text: not re.search("[0-9]", text))
+PLAIN = TEXT.filter(lambda text: not re.search("^(|~|null|yes|no|on|off|true|false)$|[0-9]", text, re.IGNORECASE))
 FREE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | PLAIN,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
@@ -256,14 +238,8 @@ def allowed(kind, constraints=(), key=""):
         case builtins.int:
             return st.integers(least, most if "lt" not in bounds else most - 1)
         case builtins.float:
-            return st.floats(
-                least,
-                most,
-                exclude_min="gt" in bounds,
-                exclude_max="lt" in bounds,
-                allow_nan=False,
-                allow_infinity=False,
-            )
+            finite = {"allow_nan": False, "allow_infinity": False}
+            return st.floats(least, most, exclude_min="gt" in bounds, exclude_max="lt" in bounds, **finite)
     return {bool: st.booleans(), str: NOT_BLANK, type(None): st.none()}[kind]
 
 
@@ -279,16 +255,6 @@ def fitting(tree):
 
 
 TREES = allowed(Params).map(fitting)
-
-
-def texts(tree):
-    """Yield every key and text of a tree."""
-    if isinstance(tree, dict):
-        yield from (text for item in tree.items() for part in item for text in texts(part))
-    elif isinstance(tree, list):
-        yield from (text for part in tree for text in texts(part))
-    elif isinstance(tree, str):
-        yield tree
 
 
 def quick(examples):
@@ -311,24 +277,18 @@ def outcome(content, overrides=()):
     return lines
 
 
-@quick(40)
+@quick(15)
 @given(TREES)
-def test_whatever_is_allowed_comes_back_from_yaml_as_it_was(tree):
+def test_whatever_is_allowed_comes_back_from_yaml_and_from_the_file_as_dvc_rewrites_it(tree):
     params = Params.model_validate(tree)
     assert repr(outcome(as_yaml(params))) == repr(params)
-
-
-@quick(40)
-@given(TREES)
-def test_whatever_is_allowed_comes_back_from_the_file_as_dvc_rewrites_it(tree):
-    assume(not {"\x85", "\u2028", "\u2029"} & set("".join(texts(tree))))  # DVC's writer folds these into blanks
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "params.yaml"
         path.write_bytes(PARAMS.read_bytes())
         with modify_yaml(path) as kept:  # comments and order stay
             for section, values in tree.items():
                 kept[section].update(values)
-        assert repr(load_params(path)) == repr(Params.model_validate(tree))
+        assert repr(load_params(path)) == repr(params)
 
 
 def test_what_an_experiment_sets_arrives(tmp_path):
@@ -342,7 +302,7 @@ def test_what_an_experiment_sets_arrives(tmp_path):
     assert (params.data.mirror, params.model.kwargs) == (None, {"drop_rate": 1e-5})
 
 
-@quick(100)
+@quick(40)
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_bytes_end_in_params_or_a_refusal(content):
     outcome(content)
@@ -356,7 +316,7 @@ SNIPPETS = [
 ]  # fmt: skip
 
 
-@quick(80)
+@quick(25)
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 40), st.sampled_from(SNIPPETS)), min_size=1, max_size=6))
 def test_a_mangled_file_ends_in_params_or_a_refusal(changes):
     text = PARAMS.read_text()
@@ -373,7 +333,7 @@ LEAVES = [
 ]  # fmt: skip
 
 
-@quick(80)
+@quick(25)
 @given(
     st.sampled_from(LEAVES),
     FREE | st.floats() | st.dates() | st.binary(max_size=9) | st.sets(st.integers(), max_size=3),
@@ -404,11 +364,10 @@ HOSTILE = {
     "no such character": ('a: "\\UFFFFFFFF"', "not readable as YAML"),
     "no such version": (f"%YAML {'1' * 5000}.1\n--- a", "not readable as YAML"),
     "escape sequence": ("a: \x1b[2J", "not readable as YAML: unacceptable character"),
-    "long key": (f"? {'k' * 1_000_000}\n: 1\n" * 2, "(1,000,059 characters)"),
-    "key twice": ("".join(f"key{n}: 1\n" for n in range(3000)) + "key1: 2\n", 'found duplicate key "key1"'),
-    "many keys": ("".join(f"key{n}: 1\n" for n in range(3000)), "and 2,984 more"),
-    "700,000 keys": ("".join(f"k{n}: 1\n" for n in range(700_000)), "in line 25000: more than 50,000 values"),
-    "700,000 lists": ("[" + "[]," * 700_000 + "]", "more than 50,000 values"),
+    "long key": (f"? {'k' * 100_000}\n: 1\n" * 2, "(100,059 characters)"),
+    "key twice": ("".join(f"key{n}: 1\n" for n in range(900)) + "key1: 2\n", 'found duplicate key "key1"'),
+    "many keys": ("".join(f"key{n}: 1\n" for n in range(900)), "and 884 more"),
+    "700,000 keys and lists": ("k: []\n" * 700_000, "in line 1000: more than 2,000 values"),
     "a list as key": ("? [a, b]\n: 1", "there is no such parameter"),
     "two documents": ("a: 1\n---\nb: 2", "found another document"),
     "no section": ("- a\n- b", "expected the sections"),
@@ -418,7 +377,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_documents_are_refused_at_once(name):
+def test_hostile_documents_are_refused_at_once(name, monkeypatch):
+    monkeypatch.setattr("reprise.params.load.MOST_VALUES", 2_000)
     document, said = HOSTILE[name]
     started = time.process_time()
     assert said in "\n".join(outcome(document))
@@ -444,8 +404,8 @@ def test_an_alias_of_one_value_is_that_value(tmp_path):
     assert (params.data.seed, params.train.seed) == (7, 7)
 
 
-@pytest.mark.parametrize("value", ["x" * 1_000_000, "'" + "line\n\n" * 100_000 + "'", "[" + "x, " * 20_000 + "]"])
-def test_a_wrong_value_of_a_megabyte_is_not_printed_whole_and_takes_one_line(value):
+@pytest.mark.parametrize("value", ["x" * 1_000_000, "'" + "line\n\n" * 10_000 + "'", "[" + "x, " * 2_000 + "]"])
+def test_a_wrong_value_of_any_length_is_not_printed_whole_and_takes_one_line(value):
     text = PARAMS.read_text().replace("schedule: onecycle", "schedule: 1").replace("image_size: 32", "image_size: 7")
     first, second, third = outcome(text.replace("lr: 0.003", f"lr: {value}"))
     assert "data.image_size = 7 is not allowed" in first
@@ -455,9 +415,8 @@ def test_a_wrong_value_of_a_megabyte_is_not_printed_whole_and_takes_one_line(val
 
 @pytest.mark.parametrize("value", ["1e999", "-.inf", ".nan", "[1, {b: .nan}]"])
 def test_a_number_that_is_none_is_refused_in_free_form_values_too(value):
-    assert re.search(
-        r"model\.kwargs\.a.* is not allowed: Input should be a finite", refusal(PARAMS, [f"model.kwargs.a={value}"])
-    )
+    said = refusal(PARAMS, [f"model.kwargs.a={value}"])
+    assert re.search(r"model\.kwargs\.a.* is not allowed: Input should be a finite", said)
 
 
 def test_a_number_without_end_is_not_read():
@@ -468,7 +427,7 @@ KEYS = ["train.lr", "model.name", "model.kwargs", "model.kwargs.a.b", "data.mirr
 VALUES = TEXT | st.lists(st.sampled_from(SNIPPETS), max_size=4).map("".join)
 
 
-@quick(80)
+@quick(25)
 @given(st.lists(st.builds("{}={}".format, st.sampled_from(KEYS) | TEXT, VALUES) | TEXT, min_size=1, max_size=3))
 def test_any_overrides_end_in_params_or_a_refusal(overrides):
     outcome(PARAMS.read_bytes(), overrides)

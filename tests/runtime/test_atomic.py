@@ -76,10 +76,7 @@ def test_the_scrap_of_a_killed_process_is_cleared(tmp_path):
         (UserError("params.yaml: train.lr"), "error: params.yaml: train.lr"),
         (OSError(errno.ENOSPC, "No space left on device", "out"), "error: out: No space left on device"),
         (OSError(errno.EFBIG, "File too large", "out"), "error: out: File too large; the file system or a limit"),
-        (
-            OSError(errno.EIO, "Input/output error", "in"),
-            "error: in: Input/output error; the disk or its connection fails",
-        ),
+        (OSError(errno.EIO, "Input/output error", "in"), "error: in: Input/output error; the disk or its connection"),
         (MemoryError(), "error: out of memory"),
         (Stopped(signal.SIGTERM), 143),
     ],

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
 from reprise.runtime import environment as process
 from tests.conftest import ROOT
@@ -19,60 +18,63 @@ def python(code, **environment):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=own | environment, timeout=120)
 
 
+MODES = ("portable", "auto", "machine", "off")
+# Each mode in copies of one process: before it loads torch, and after.
 SHOW = """
 import gc, json, os
 from reprise.runtime.environment import before_torch, after_torch
-before_torch({threads}, {mode!r})
-resting = not gc.isenabled()
+
+def in_a_copy(show, mode):
+    if os.fork():
+        return os.wait()
+    print(json.dumps(show(mode)), flush=True)
+    os._exit(0)
+
+def before(mode):
+    before_torch(2, mode)
+    names = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "CUBLAS_WORKSPACE_CONFIG", "OMP_WAIT_POLICY"
+    return [[os.environ.get(name) for name in names], sorted(os.environ.keys() & {shell!r}), gc.isenabled()]
+
+def after(mode):
+    after_torch(2, mode)
+    from reprise.runtime.device import device, resolve_reproducible
+    conv = torch.nn.Conv2d(16, 32, 3, padding=1)
+    conv(torch.randn(64, 16, 32, 32)).mean().backward()  # under the shell's limit of threads it would never end
+    return {{
+        "threads": torch.get_num_threads(), "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "means": [resolve_reproducible(mode), device(mode)], "capability": torch.backends.cpu.get_cpu_capability(),
+        "fp32": [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32],
+        "collector": [gc.isenabled(), gc.get_freeze_count() > 100_000],
+    }}
+
+for mode in {modes!r}:
+    in_a_copy(before, mode)
+before_torch(2, "portable")
 import torch
-after_torch({threads}, {mode!r})
-from reprise.runtime.device import device, resolve_reproducible
-names = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "CUBLAS_WORKSPACE_CONFIG"
-print(json.dumps({{
-    "threads": torch.get_num_threads(), "deterministic": torch.are_deterministic_algorithms_enabled(),
-    "policy": os.environ["OMP_WAIT_POLICY"], "settings": [os.environ.get(name) for name in names],
-    "means": [resolve_reproducible({mode!r}), device({mode!r})],
-    "fp32": [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32],
-    "collector": [resting, gc.isenabled(), gc.get_freeze_count() > 100_000],
-    "capability": torch.backends.cpu.get_cpu_capability(),
-}}))
+torch.use_deterministic_algorithms(True)  # what this loads is loaded once
+for mode in {modes!r}:
+    in_a_copy(after, mode)
 """
 CAPS = ["avx2", "AVX2", "COMPATIBLE", ":4096:8"]
 
 
-@pytest.mark.parametrize(
-    ("mode", "threads", "settings", "means"),
-    [
-        ("portable", 2, CAPS, ["portable", "cpu"]),
-        ("auto", 1, CAPS, ["portable", "cpu"]),  # there is no GPU
-        ("machine", 1, [None, None, None, ":4096:8"], ["machine", "cpu"]),
-        ("off", 1, [None] * 4, ["off", "cpu"]),
-    ],
-)
-def test_each_mode_sets_what_it_promises_whatever_the_shell_has_set(mode, threads, settings, means):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="tries each mode in a copy of one process")
+def test_each_mode_sets_what_it_promises_whatever_the_shell_has_set():
+    limits = {"OMP_THREAD_LIMIT": "1", "OMP_DYNAMIC": "true", "MKL_DYNAMIC": "true", "DNNL_DEFAULT_FPMATH_MODE": "BF16"}
     shell = {"CUDA_VISIBLE_DEVICES": "", "ATEN_CPU_CAPABILITY": "default", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
-    shown = json.loads(python(SHOW.format(threads=threads, mode=mode), **shell).stdout)
-    capability = shown.pop("capability")
-    assert shown == {
-        "threads": threads, "deterministic": mode != "off", "policy": "passive", "settings": settings, "means": means,
-        "fp32": ["highest", False], "collector": [True, True, True],
-    }  # fmt: skip
-    if settings == CAPS and platform.machine() in ("x86_64", "AMD64"):
-        assert capability == "AVX2"
-
-
-def test_a_shells_limits_of_threads_and_precision_do_not_reach_the_training():
-    shell = {"OMP_THREAD_LIMIT": "1", "OMP_DYNAMIC": "true", "MKL_DYNAMIC": "true", "DNNL_DEFAULT_FPMATH_MODE": "BF16"}
-    shown = """
-import os
-from reprise.runtime.environment import before_torch
-before_torch(2, "machine")
-import torch
-conv = torch.nn.Conv2d(16, 32, 3, padding=1)
-conv(torch.randn(64, 16, 32, 32)).mean().backward()  # under that limit of threads it would never end
-print(torch.get_num_threads(), sorted(os.environ.keys() & {names!r}))
-"""
-    assert python(shown.format(names=set(shell)), **shell).stdout == "2 []\n"
+    shown = python(SHOW.format(shell=set(limits), modes=MODES), **shell, **limits)
+    lines = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert len(lines) == 2 * len(MODES), shown.stderr
+    # there is no GPU, so `auto` is portable
+    settings = [CAPS, CAPS, [None, None, None, ":4096:8"], [None] * 4]
+    assert lines[: len(MODES)] == [[[*each, "passive"], [], False] for each in settings]
+    for mode, line in zip(MODES, lines[len(MODES) :], strict=True):
+        if line.pop("capability") != "AVX2":
+            assert platform.machine() not in ("x86_64", "AMD64")
+        assert line == {
+            "threads": 2, "deterministic": mode != "off", "means": ["portable" if mode == "auto" else mode, "cpu"],
+            "fp32": ["highest", False], "collector": [True, True],
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize(("missing", "asked"), [("libcuda.so.1", 0), ("nothing", 1)])
@@ -148,6 +150,7 @@ WANTED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="tries each way in a copy of one process")
 def test_scipys_signals_load_only_where_somebody_wants_them():
     done = python(SIGNALS.format(cases=["", *WANTED]))
@@ -176,18 +179,8 @@ STARTUP = {
 }
 
 
-def test_each_stage_imports_these_heavy_modules_and_no_others(tmp_path, tiny_params):
-    params = tiny_params("train.epochs=1")
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump()))
-    (tmp_path / "data/own").mkdir(parents=True)
-    (tmp_path / "data/weights").mkdir()
-    for name in ("dvc.yaml", "src", "stages"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    for stage, allowed in STARTUP.items():
-        command = [sys.executable, "-X", "importtime", str(ROOT / f"stages/{stage}.py")]
-        environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": os.environ["PATH"]}
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120)
-        assert done.returncode == 0, done.stderr[-2000:]
-        modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
-        imported = modules | {name.partition(".")[0] for name in modules}
-        assert imported & HEAVY == allowed, stage
+@pytest.mark.parametrize("stage", STARTUP)
+def test_each_stage_imports_these_heavy_modules_and_no_others(stage, reproduced_once):
+    modules = reproduced_once.path.with_name("imports").joinpath(stage).read_text().split()
+    imported = {*modules, *(name.partition(".")[0] for name in modules)}
+    assert imported & HEAVY == STARTUP[stage]

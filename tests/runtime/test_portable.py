@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,9 @@ LESSER_CPU = {
     "JSIMD_FORCENONE": "1",
     "OPENBLAS_CORETYPE": "Nehalem",
 }
-SHELLS = {
-    "much": {
+SURROUNDINGS = {
+    "a lesser CPU": LESSER_CPU,
+    "much in the shell": {
         "ATEN_CPU_CAPABILITY": "avx512",
         "ONEDNN_MAX_CPU_ISA": "ALL",
         "MKL_CBWR": "AUTO",
@@ -42,7 +44,7 @@ SHELLS = {
         "MKL_NUM_THREADS": "7",
         "OMP_WAIT_POLICY": "active",
     },
-    "little": {
+    "little in the shell": {
         "ATEN_CPU_CAPABILITY": "default",
         "ONEDNN_MAX_CPU_ISA": "SSE41",
         "MKL_CBWR": "SSE4_2",
@@ -98,13 +100,9 @@ def differing(one: dict[str, bytes], two: dict[str, bytes]) -> list[str]:
     return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
 
 
-def test_a_lesser_cpu_gives_the_same_bytes_in_every_out(photos, native):
-    assert differing(native, outs(photos, *STAGES, **LESSER_CPU)) == []
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_what_the_shell_has_set_changes_no_byte(photos, native, shell):
-    assert differing(native, outs(photos, *STAGES, **SHELLS[shell])) == []
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_neither_a_lesser_cpu_nor_what_the_shell_has_set_changes_a_byte(photos, native, name):
+    assert differing(native, outs(photos, *STAGES, **SURROUNDINGS[name])) == []
 
 
 needs_avx512 = pytest.mark.skipif(
@@ -126,21 +124,16 @@ def test_caps_of_a_shell_do_not_reach_a_machine_run_whose_bits_are_others_than_p
 
 
 def test_the_lesser_cpu_is_noticed_by_the_libraries():
+    def shown(*command):
+        run = partial(subprocess.run, command, capture_output=True, text=True)
+        return [run(env=environment).stdout for environment in ({}, LESSER_CPU)]
+
     features = "from numpy._core._multiarray_umath import __cpu_features__ as all; print(sum(all.values()))"
-    counts = [
-        int(subprocess.run([sys.executable, "-c", features], env=environment, capture_output=True, text=True).stdout)
-        for environment in ({}, LESSER_CPU)
-    ]
-    assert counts[0] - counts[1] >= len(LESSER_CPU["NPY_DISABLE_CPU_FEATURES"].split()) > 0
+    all_of_them, fewer = map(int, shown(sys.executable, "-c", features))
+    assert all_of_them - fewer >= len(LESSER_CPU["NPY_DISABLE_CPU_FEATURES"].split()) > 0
     if LOADER.exists():
-        platforms = [
-            re.findall(
-                r"active\[.*",
-                subprocess.run([LOADER, "--list-diagnostics"], env=environment, capture_output=True, text=True).stdout,
-            )
-            for environment in ({}, LESSER_CPU)
-        ]
-        assert platforms[0] != platforms[1]
+        one, other = (re.findall(r"active\[.*", said) for said in shown(LOADER, "--list-diagnostics"))
+        assert one != other
 
 
 STEPS = """

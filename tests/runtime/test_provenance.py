@@ -2,9 +2,6 @@
 
 import json
 import platform
-import shutil
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,37 +21,11 @@ on_linux_x86 = pytest.mark.skipif(
 )
 TRAINING = ROOT / "src/reprise/training/train.py"
 
-RECORD = """
-import json, sys
-from reprise.runtime.environment import before_torch
-before_torch(1, sys.argv[1])
-from reprise.runtime.provenance import trace
-print(trace(sys.argv[1], 1, "cpu", {"b": 1, "a": [2, 3]}, b"data", "reprise.training.train").model_dump_json())
-"""
-
-
-def record(folder: Path, mode: str, **environment: str) -> dict:
-    """Return the record of a process of its own, with a copy of the package in a folder."""
-    shutil.copytree(ROOT / "src/reprise", folder / "src/reprise", ignore=shutil.ignore_patterns("__pycache__"))
-    done = subprocess.run(
-        [sys.executable, "-c", RECORD, mode],
-        cwd=folder,
-        env={"PYTHONPATH": str(folder / "src"), "HOME": str(folder), **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
-
 
 @pytest.fixture(scope="module")
-def portable(tmp_path_factory):
-    return record(tmp_path_factory.mktemp("one"), "portable", PYTHONHASHSEED="1", TZ="UTC")
-
-
-def test_two_processes_in_two_folders_record_the_same(portable, tmp_path):
-    assert record(tmp_path / "elsewhere", "portable", PYTHONHASHSEED="2", TZ="Asia/Tokyo", LC_ALL="C") == portable
+def portable(reproduced_once):
+    """The record of the pipeline's training; that another folder's is equal: tests/test_commands.py."""
+    return json.loads((reproduced_once.path / "models/model.json").read_text())["provenance"]
 
 
 def test_the_code_digest_changes_with_each_file_that_training_imports_and_with_no_other(portable):
