@@ -91,7 +91,7 @@ def test_a_comment_points_to_a_file_that_exists_and_says_something_of_the_parame
 
 
 def test_a_broken_link_path_or_pointer_is_found():
-    page = "# A `b`, c\n# A b, c\n[1](#a-b-c) [2](#a-b-c-1) [3](#a-b-c-2) [4](../README.md#share-and-review)\n"
+    page = "# A `b`, c\n# A b, c\n[1](#a-b-c) [2](#a-b-c-1) [3](#a-b-c-2) [4](../README.md#your-project)\n"
     page += "[5](../README.md#no) [6](README.md) [7](https://a.b/c#d)\n```\n# not one [8](no.md)\n```\n[9](#not-one)"
     assert broken_links("docs/page.md", page) == ["#a-b-c-2", "../README.md#no", "README.md", "#not-one"]
     code = "`python src/train.py x=1` `stages/*.py` `src/reprise/` `tests/no.py::test`\n```sh\npython src/no.py\n```\n"
