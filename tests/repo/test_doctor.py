@@ -327,3 +327,17 @@ def test_a_healthy_workspace_needs_nothing(breakable, tmp_path):
     never_run = type(breakable)(tmp_path / "never run")
     assert doctor(never_run) == "nothing to do\n"
     assert not (never_run.path / ".dvc/tmp").exists()
+
+
+def test_a_change_that_git_does_not_see_is_shown_to_it(reproduced):
+    file = reproduced.path / "params.yaml"
+    before = file.read_text()
+    reproduced.run("dvc", "exp", "run", "-S", "train.lr=bad", check=False)  # a file of the same size
+    assert "lr: bad" in file.read_text()
+    assert reproduced.clean()  # which is wrong: if it is not so any more, this finding can go
+    said = doctor(reproduced)
+    assert said.startswith("params.yaml: changed, and `git status` does not see it")
+    assert not reproduced.clean()
+    reproduced.run("git", "checkout", ".")
+    assert file.read_text() == before
+    assert doctor(reproduced) == "nothing to do\n"

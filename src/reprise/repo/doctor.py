@@ -6,6 +6,7 @@ Examining only reads; each finding carries its repair.
 """
 
 import math
+import os
 import re
 import shutil
 import sys
@@ -19,7 +20,7 @@ from reprise.repo.processes import at_rest, git_at_work, owners, rwlocks, scratc
 from reprise.repo.project import EXPERIMENT, Project
 from reprise.repo.stashes import SEEN, Leftover, applied, dvcs_stashes, forgotten, is_mapping, overwritten, set_aside
 from reprise.runtime.atomic import Lock, remove
-from reprise.runtime.errors import UserError, say
+from reprise.runtime.errors import UserError, listed, say
 
 EXEC = "refs/exps/exec"
 # a healthy run leaves EXEC_HEAD and EXEC_APPLY; the others live only while an experiment runs in the workspace
@@ -35,7 +36,13 @@ def examine(project: Project, published: list[Path]) -> Iterator[Leftover]:
 
     Call it within `at_rest`: whatever is locked then is locked by a dead process.
     """
-    for find in (*IN_THE_WAY, _queue, _scratch_folders, _rwlocks):  # the locks come last: others read them
+    for find in (
+        *IN_THE_WAY,
+        _hidden_edits,
+        _queue,
+        _scratch_folders,
+        _rwlocks,
+    ):  # the locks come last: others read them
         yield from find(project)
     yield from _partials(project, published)
 
@@ -210,6 +217,23 @@ def _fail_task(project: Project, commit: str) -> None:
     for path in (scratch(project) / "exps/run").glob(f"{commit}*/{commit}*.json"):
         _note_death(path)
     project.dvc("queue", "kill", commit)
+
+
+def _hidden_edits(project: Project) -> Iterator[Leftover]:
+    """Find changed files that `git status` takes for unchanged: DVC notes their time and size in Git's index."""
+    entries = [entry.partition("\t") for entry in project.git("ls-files", "--stage", "-z").split("\0")[:-1]]
+    blobs = {path: stage.split()[1] for stage, _, path in entries if stage.startswith("100") and "\n" not in path}
+    files = [path for path in blobs if (project.root / path).is_file()]
+    hashed = project.git("hash-object", "--stdin-paths", stdin="".join(f"{path}\n" for path in files)).split()
+    other = {path for path, now in zip(files, hashed, strict=True) if blobs[path] != now}
+    if hidden := sorted(other - set(project.changed())):
+
+        def touch() -> None:
+            for path in hidden:
+                os.utime(project.root / path)
+
+        problem = f"{listed(hidden)}: changed, and `git status` does not see it, nor does `git checkout` put it back"
+        yield Leftover(problem, "make Git look again", touch)
 
 
 def _scratch_folders(project: Project) -> Iterator[Leftover]:

@@ -219,7 +219,7 @@ class Verification:
         elif here and out.use_cache:
             self.checkouts.append(quoted)
         elif here and self._in_head(out):
-            self.steps[1].append(f"git checkout HEAD -- {quoted}")
+            self.steps[1].append(f"rm -f {quoted} && git checkout HEAD -- {quoted}")  # Git may take it for unchanged
         elif here:
             return "repro"
         return None
