@@ -139,7 +139,7 @@ def confusion_difference(classes: Sequence[str], changed: Sequence[tuple[str, st
     number = {name: index for index, name in enumerate(classes)}
     size = cell * len(classes)
     parts = [
-        label(10, 20, "confusions: head less base", extra="font-weight='bold'"),
+        label(10, 20, "confusions: head minus base", extra="font-weight='bold'"),
         label(10, 38, "rows: label, columns: prediction; red: more now"),
         f"<rect x='{left}' y='{top}' width='{size}' height='{size}' {BLANK}/>",
     ]

@@ -80,7 +80,7 @@ def markdown(found: Comparison, files: set[str]) -> str:
         *_flips("Wrong before, right now", found.fixed, picture("fixed.png", "wrong before, right now")),
         "## Confusions",
         _confusions(found),
-        picture("confusion.svg", "confusions, head less base"),
+        picture("confusion.svg", "confusions, head minus base"),
         "## Calibration",
         _calibration(found),
         picture("reliability.svg", "accuracy by confidence of both"),
