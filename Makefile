@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro check verify reproduce review history pull push doctor test test-slow test-product torture lint format schema lock bench clean
+.PHONY: help setup repro verify reproduce check history pull push doctor test test-slow test-product torture lint format schema lock bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,7 @@ reproduce: setup  ## run the committed pipeline twice from scratch and compare e
 check: setup  ## your project's gate, as CI runs it: dvc.lock, files, bars, comparison with main (ARGS=--reproduce)
 	@python -m reprise review $(ARGS)
 
+.PHONY: review
 review: check
 
 history: setup  ## show the test metrics over the commits of this branch (ARGS names metrics)

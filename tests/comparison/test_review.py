@@ -190,7 +190,12 @@ def test_results_that_do_not_come_out_again_fail(branch):
     lock.write_text(lock.read_text().replace(before, branch.run("md5sum", str(metrics)).stdout.split()[0]))
     branch.commit()
     page = review(branch, "--reproduce")
-    assert results(page) == {"dvc.lock is fresh": True, "reproduced": False, "compared": True}
+    assert results(page) == {
+        "dvc.lock is fresh": True,
+        "reproduced": False,
+        "files are intact": True,
+        "compared": True,
+    }
     assert "other bytes than dvc.lock records: metrics/test.json" in page
 
 

@@ -211,7 +211,7 @@ def test_what_was_edited_since_is_named_as_such(reproduced):
     (reproduced.path / "src/reprise/loader/batches.py").unlink()
     pipeline = (reproduced.path / "dvc.yaml").read_text()
     pipeline = pipeline.replace("python stages/evaluate.py", "python -B stages/evaluate.py")
-    pipeline = pipeline.replace("    - stages/preprocess.py\n", "    - stages/preprocess.py\n    - Makefile\n")
+    pipeline = pipeline.replace("stages/preprocess.py]", "stages/preprocess.py, Makefile]")
     (reproduced.path / "dvc.yaml").write_text(pipeline)
     reproduced.set("data.seed=5", "train.lr=0.5")
     lock = yaml.safe_load((reproduced.path / "dvc.lock").read_text())
@@ -228,7 +228,8 @@ def test_what_was_edited_since_is_named_as_such(reproduced):
         f"Makefile, stage preprocess: added{since}",
         f"params.yaml data.seed, stage preprocess: modified{since}",
         f"params.yaml train, stage train: modified{since}",
-        f"src/reprise/loader/batches.py, stage train: missing{since}",
+        *(f"params.yaml {section}, stage check: modified{since}" for section in ("data", "train")),
+        *(f"src/reprise/loader/batches.py, stage {stage}: missing{since}" for stage in ("check", "train")),
         f"src/reprise/loader/batches.py, stage evaluate: missing{since}",
         f"dvc.yaml, stage evaluate: command modified{since}",
     }
@@ -249,7 +250,7 @@ def test_a_fresh_clone_is_told_to_reproduce_and_broken_records_are_one_line(repr
     fresh = Workspace(tmp_path / "fresh")
     found, way_out = verify(fresh)
     outs_without_metrics = {"data/raw", "data/processed", "models/model.safetensors", "models/model.json"}
-    outs_without_metrics |= {"data/report", "data/predictions.csv"}
+    outs_without_metrics |= {"data/report", "data/predictions.csv", "data/records/check.txt"}
     outs_without_metrics |= {f"data/records/{stage}.json" for stage in ("download", "preprocess", "evaluate")}
     assert found == dict.fromkeys(
         outs_without_metrics, "missing here and in the cache: not pulled or not reproduced yet"
