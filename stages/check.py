@@ -7,12 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from reprise.params.dependencies import Dependencies, load_record, param_values, record_path
+from reprise.params.load import load_params
+from reprise.params.reset import DEFAULTS
 from reprise.params.schema import Params
 from reprise.runtime.atomic import publishing
 from reprise.runtime.environment import before_torch
 from reprise.runtime.errors import UserError, one_line_errors
 
-# what timm has to judge; that takes seconds, and is not asked where the last model was made with the same
+# what timm has to judge; that takes seconds, and is not asked where it is the last model's, or the default
 BUILDING = ("model.", "data.image_size", "data.channels", "train.optimizer", "train.schedule", "train.layer_decay")
 
 
@@ -36,13 +38,15 @@ def main() -> None:
 
 
 def is_known(params: Params) -> bool:
-    """Return whether the published model was built with the same settings."""
-    known: dict[str, object] = {}
+    """Return whether the published model was built with the same settings, or they are the defaults."""
+    known: dict[str, object] = dict(param_values(load_params(DEFAULTS)))
+    asked = {name: value for name, value in param_values(params).items() if name.startswith(BUILDING)}
+    if asked.items() <= known.items():
+        return True
     for stage in ("preprocess", "train"):
         with suppress(FileNotFoundError, ValueError):
             record = load_record(Path(record_path(stage)))
             known |= record.params if record else {}
-    asked = {name: value for name, value in param_values(params).items() if name.startswith(BUILDING)}
     return asked.items() <= known.items()
 
 
