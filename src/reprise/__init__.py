@@ -10,6 +10,9 @@ model, training, evaluation, repo, comparison, diagnostics, cli.
 import sys
 from importlib import import_module
 
+if sys.platform == "win32":
+    raise ImportError("Reprise needs a POSIX system, such as Linux: on Windows run it in WSL 2")
+
 import reprise.runtime.code  # noqa: F401  first: it looks at the code before the rest is loaded
 from reprise.runtime.torchvision_repair import TorchvisionRepair
 

@@ -184,3 +184,10 @@ def test_each_stage_imports_these_heavy_modules_and_no_others(stage, reproduced_
     modules = reproduced_once.path.with_name("imports").joinpath(stage).read_text().split()
     imported = {*modules, *(name.partition(".")[0] for name in modules)}
     assert imported & HEAVY == STARTUP[stage]
+
+
+def test_windows_is_refused_in_a_line_that_names_the_way_out():
+    code = "import sys; sys.platform = 'win32'; import reprise"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].endswith("on Windows run it in WSL 2")
+    assert done.returncode == 1
