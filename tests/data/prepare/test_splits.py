@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from reprise.data.formats.raw import RawArchive, RawImage, write_archive
-from reprise.data.prepare.splits import assign_splits, identify
+from reprise.data.prepare.splits import assign_splits, identify, missed_shares
 from reprise.runtime.errors import UserError
 from tests.conftest import data_params
 
@@ -232,3 +232,75 @@ def test_a_group_in_two_of_the_sources_own_splits_is_refused(tmp_path):
     raw = archive(tmp_path / "raw", ("train", "a", "p1_0.png", b"0"), ("test", "a", "p1_1.png", b"1"))
     with pytest.raises(UserError, match="group p1 lies in two of the data's own splits, train and test; move"):
         identify(raw, r"p\d+")
+
+
+def grouped(sizes, val_fraction=0.1, test_fraction=0.2, seed=0, folds=None, fold=0):
+    """Return {group: split} of {(group, class): images}, and what `missed_shares` says."""
+    rows = [pair for pair, size in sizes.items() for _ in range(size)]
+    changes = {"val_fraction": val_fraction, "test_fraction": test_fraction, "seed": seed, "folds": folds, "fold": fold}
+    params = PARAMS.model_copy(update={**changes, "group": "g"})
+    groups, names = (list(column) for column in zip(*rows, strict=True))
+    splits = assign_splits(groups, names, ["unsplit"] * len(rows), params)
+    return dict(zip(groups, splits, strict=True)), missed_shares(splits, names, ["unsplit"] * len(rows), params)
+
+
+def unequal(seed, groups=20):
+    sizes = np.minimum(np.random.default_rng(seed).pareto(1.1, (4, groups)) * 4 + 4, 150).astype(int)
+    return {
+        (f"{name}{number}", name): int(size)
+        for name, of in zip("abcd", sizes, strict=True)
+        for number, size in enumerate(of)
+    }
+
+
+def count(splits, sizes, split, name=""):
+    return sum(size for (group, of), size in sizes.items() if splits[group] == split and name in (of, ""))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_groups_of_unequal_size_meet_the_shares_of_splits_and_of_classes(seed):
+    sizes = unequal(seed)
+    splits, _ = grouped(sizes, seed=seed)
+    for split, share in (("test", 0.2), ("val", 0.1)):
+        assert abs(count(splits, sizes, split) / sum(sizes.values()) - share) < 0.04  # by hash alone: up to 0.34
+        for name in "abcd":
+            total = sum(size for (_, of), size in sizes.items() if of == name)
+            assert abs(count(splits, sizes, split, name) / total - share) < 0.13
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_an_added_image_or_group_moves_few_groups_and_none_of_other_classes(seed):
+    sizes = unequal(seed)
+    before, _ = grouped(sizes)
+    for added in ({("a0", "a"): sizes["a0", "a"] + 1}, {("new", "a"): 8}):
+        after, _ = grouped(sizes | added)
+        moved = {group for group in before if before[group] != after[group]}
+        assert len(moved) <= 4
+        assert all(group.startswith("a") for group in moved)
+    assert grouped(dict(reversed(sizes.items())))[0] == before
+
+
+def test_folds_of_groups_share_out_every_group_once_and_validate():
+    sizes = {group: min(size, 12) for group, size in unequal(0).items()}
+    runs = [grouped(sizes, folds=5, fold=fold)[0] for fold in range(5)]
+    assert all(sum(run[group] == "test" for run in runs) == 1 for group in runs[0])
+    for run in runs:
+        assert 0.07 < count(run, sizes, "val") / sum(sizes.values()) < 0.13
+
+
+def test_shares_that_groups_miss_are_told_with_figures():
+    sizes = {("a1", "a"): 50, ("a2", "a"): 50, ("a3", "a"): 48, **{(f"b{number}", "b"): 10 for number in range(10)}}
+    splits, missed = grouped(sizes)
+    assert {splits["a1"], splits["a2"], splits["a3"]} == {"train", "val", "test"}
+    figures = {split: (count(splits, sizes, split), count(splits, sizes, split, "a")) for split in ("test", "val")}
+    assert missed == [
+        *(
+            f"{split} has {figures[split][0]} of 248 images of all, {share} % asked".replace(" %", "%")
+            for split, share in (("test", 20), ("val", 10))
+        ),
+        *(
+            f"{split} has {figures[split][1]} of 148 images of class a, {share}% asked"
+            for split, share in (("test", 20), ("val", 10))
+        ),
+    ]
+    assert grouped({(f"{name}{number}", name): 10 for name in "ab" for number in range(10)})[1] == []

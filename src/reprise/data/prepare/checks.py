@@ -24,6 +24,7 @@ class Findings:
     splits: 0, 1, 2 as in SPLITS, or -1 for an image that cannot be read. twins: by kind, before any leak was dropped.
     similar_bits: in how many of 128 similar images may differ, see `bits_of_similar`. peaks: see `Decoded`; depth: the
     bits in use of images of 16. dropped: {row: reason}. complaints: {row: what the libraries said} of images left.
+    missed: see `missed_shares`.
     """
 
     archive: RawArchive
@@ -37,6 +38,7 @@ class Findings:
     depth: int
     dropped: dict[int, str] = field(default_factory=dict)
     complaints: dict[int, str] = field(default_factory=dict)
+    missed: list[str] = field(default_factory=list)
 
     def leaks(self) -> dict[int, int]:
         """Return {row: row of its twin in a later split}; equal goes before similar, test before val."""
@@ -105,6 +107,8 @@ class Findings:
         if two := list(self.two_labels("equal").items()):
             one = f"{shown(self.ids[two[0][0]])}, {self.relation(*two[0])}"
             lines.append(f"{images(len(two))} under two labels, the first: {one}; correct the labels")
+        if self.missed:
+            lines.append(f"{first(self.missed, NAMED, '; ')}; smaller groups or another data.seed may come nearer")
         if missing := [f"{shown(name)} in {split}" for name, split in self.missing()]:
             lines.append(f"no images of class {first(missing, NAMED)}")
         dark = int(np.count_nonzero((self.peaks > 0) & (self.peaks < 1 << 12)))

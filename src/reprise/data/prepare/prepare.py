@@ -16,7 +16,7 @@ from reprise.data.formats.packed import SPLITS, Metadata, Split
 from reprise.data.formats.raw import RawArchive, image_id, shown
 from reprise.data.prepare.checks import Findings, check, images
 from reprise.data.prepare.packing import all_gray, channel_statistics, pack, take_out
-from reprise.data.prepare.splits import assign_splits, identify
+from reprise.data.prepare.splits import assign_splits, identify, missed_shares
 from reprise.data.prepare.workers import spread
 from reprise.params.schema import PrepareParams
 from reprise.runtime.checksums import file_sha256, naming, write_sealed
@@ -57,6 +57,7 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
     placed = np.array([SPLITS.index(split) for split in splits])
     placed[list(bad)] = -1
     findings = check(archive, ids, placed, labels, seen, params.bits)
+    findings.missed.extend(missed_shares(splits, class_names, given, params))
     findings.dropped.update(bad)
     findings.complaints.update((row, said) for row, said in wrong.items() if row not in bad)
     if params.depth == "auto":

@@ -63,6 +63,7 @@ def _overview(findings: Findings) -> list[str]:
         f"- left out: {dropped['corrupt']:,} that cannot be read, {dropped['leaks']:,} that a later split has too",
         *([f"- {findings.range()}"] if findings.peaks.any() else []),
         f"- imbalance: the largest class of train has {metrics['imbalance']:g} times the images of the smallest",
+        *(f"- groups: {text(line)}" for line in findings.missed[:LISTED]),
         *(f"- no images of class {text(name)} in {split}" for name, split in findings.missing()[:LISTED]),
     ]
 

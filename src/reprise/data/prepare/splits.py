@@ -1,14 +1,19 @@
 """Splits: a hash of the seed and an image's identity decides whether it trains, validates or tests.
 
-Its identity is its content or, where groups are asked for, its group. Each one's split follows from its own hash alone,
-so added images move no others, and neither names, nor the order of the files, nor the platform play a part; equal
-images, and all images of a group, land together. Only a class so small that its hashes leave a split without it borrows
-images from another split; in such a class, and what shares its groups, added images can cause moves.
+Its identity is its content or, where groups are asked for, its group. Without groups, each one's split follows from its
+own hash alone, so added images move no others, and neither names, nor the order of the files, nor the platform play a
+part; equal images, and all images of a group, land together. Only a class so small that its hashes leave a split
+without it borrows images from another split; in such a class, and what shares its groups, added images cause moves.
+
+Groups are few and unequal, so their sizes count as well: the groups of a class lie side by side in the order of their
+hashes, and each goes to the split that asks for the place of its middle. An added image or group moves those alone
+that lie at the ends of a split, of its own class.
 """
 
 import hashlib
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import cast
 
@@ -69,26 +74,57 @@ def assign_splits(
     `unsplit`. Splits that the source has are kept as they are; the missing ones are taken from `unsplit` or, where
     there is none, from `train`: an image whose hash u, uniform in [0, 1), is below test_fraction tests, the next
     val_fraction validate. With folds, floor(u * folds) is the image's fold; the chosen one tests or, where the source
-    has a test split, validates. Every class gets an image in each of these splits; UserError names those with too few.
+    has a test split, validates. With groups, see `_by_group`. Every class gets an image in each of these splits;
+    UserError names those with too few.
     """
-    has = set(given)
-    pool = UNSPLIT if UNSPLIT in has else "train"
-    missing: list[Split] = [split for split in ("test", "val") if split not in has]
-    if params.folds is not None and not missing:
+    pool, shares = _asked(given, params)
+    if params.folds is not None and not shares:
         raise UserError("data.folds: the data have test and val splits of their own: nothing to fold; set it to null")
 
-    classes_of: dict[str, set[str]] = defaultdict(set)
+    images: dict[str, Counter[str]] = defaultdict(Counter)
     for identity, class_name, split in zip(identities, class_names, given, strict=True):
         if split == pool:
-            classes_of[identity].add(class_name)
-    ranks = {identity: _uniform(params.seed, identity) for identity in classes_of}
-    ranked = dict(sorted(classes_of.items(), key=lambda item: (ranks[item[0]], item[0])))
-    shares = {split: params.test_fraction if split == "test" else params.val_fraction for split in missing}
+            images[identity][class_name] += 1
+    grouped = params.group is not None
+    ranks = {identity: _uniform(params.seed, identity) for identity in images}
+    order = sorted(images, key=lambda identity: (grouped and images[identity].total(), ranks[identity], identity))
     place = _by_share if params.folds is None else partial(_by_fold, folds=params.folds, fold=params.fold)
     splits = {identity: place(rank, shares) for identity, rank in ranks.items()}
-    _give_each_class_one(splits, ranked, sorted(set(class_names)), [*missing, "train"])
+    if grouped:
+        splits = _by_group(images, ranks, shares, params.fold)
+    classes_of = {identity: set(images[identity]) for identity in order}
+    _give_each_class_one(splits, classes_of, sorted(set(class_names)), [*shares, "train"])
     pairs = zip(identities, given, strict=True)
     return [splits[identity] if split == pool else cast(Split, split) for identity, split in pairs]
+
+
+def _asked(given: list[str], params: PrepareParams) -> tuple[str, dict[Split, float]]:
+    """Return the split that the source gives images from, and the share of them that each missing split asks for."""
+    missing: list[Split] = [split for split in ("test", "val") if split not in given]
+    shares = {split: params.test_fraction if split == "test" else params.val_fraction for split in missing}
+    if params.folds is not None and missing:
+        shares[missing[0]] = 1 / params.folds
+    return UNSPLIT if UNSPLIT in given else "train", shares
+
+
+def missed_shares(splits: list[Split], class_names: list[str], given: list[str], params: PrepareParams) -> list[str]:
+    """Return in words where groups miss the shares asked for: by more than a tenth.
+
+    Of a split a tenth of its share (10 % asked: less than 9 %, more than 11 %), of a class, which has fewer groups, a
+    tenth of its images (20 % asked: less than 10 %, more than 30 %). Without groups, shares vary as by chance.
+    """
+    pool, shares = _asked(given, params)
+    found: Counter[tuple[str, str]] = Counter()  # ("", ""): all images
+    for name, split, was in zip(class_names, splits, given, strict=True):
+        if was == pool and params.group is not None:
+            found.update([("", ""), ("", split), (name, ""), (name, split)])
+    missed = []
+    for name, total in sorted((name, total) for (name, split), total in found.items() if not split):
+        for split, share in shares.items():
+            if abs(found[name, split] - share * total) > total / 10 * (1 if name else share):
+                of = f"class {shown(name)}" if name else "all"
+                missed.append(f"{split} has {found[name, split]:,} of {total:,} images of {of}, {share:.0%} asked")
+    return missed
 
 
 def _uniform(seed: int, identity: str) -> float:
@@ -114,6 +150,43 @@ def _by_fold(rank: float, shares: dict[Split, float], folds: int, fold: int) -> 
         return held_out
     share_of_rest = shares["val"] * folds / (folds - 1) if others else 0.0
     return "val" if rank * folds - own < share_of_rest else "train"
+
+
+def _by_group(
+    images: Mapping[str, Counter[str]], ranks: Mapping[str, float], shares: Mapping[Split, float], fold: int
+) -> dict[str, Split]:
+    """Place groups of unequal size: the first split is filled, then the second from what is left.
+
+    images: of each group, by class. fold: which part of its share the first split takes, from 0.
+    """
+    splits: dict[str, Split] = dict.fromkeys(images, "train")
+    left = 1.0
+    for split, share in shares.items():
+        rest = [group for group, so_far in splits.items() if so_far == "train"]
+        for group, middle in _side_by_side(rest, images, ranks, share / left).items():
+            if int(middle * left / share) == fold:
+                splits[group] = split
+        left, fold = left - share, 0
+    return splits
+
+
+def _side_by_side(
+    groups: Iterable[str], images: Mapping[str, Counter[str]], ranks: Mapping[str, float], share: float
+) -> dict[str, float]:
+    """Return the middle in (0, 1) of each group, among those of its most frequent class by number of images.
+
+    Groups that exceed the share by themselves come last, the others in the order of their hashes.
+    """
+    lines: dict[str, list[str]] = defaultdict(list)
+    for group in groups:
+        lines[max(sorted(images[group]), key=images[group].__getitem__)].append(group)
+    middles = {}
+    for line in lines.values():
+        begin, total = 0, sum(images[group].total() for group in line)
+        for group in sorted(line, key=lambda group: (images[group].total() > share * total, ranks[group], group)):
+            middles[group] = (begin + images[group].total() / 2) / total
+            begin += images[group].total()
+    return middles
 
 
 def _give_each_class_one(
