@@ -1,5 +1,6 @@
 """Stage 1: bring the raw images in, as one archive in data/raw."""
 
+import sys
 from pathlib import Path
 
 from reprise.data.download.sources import download
@@ -14,6 +15,11 @@ def main() -> None:
     outs = Path("data/raw"), Path("data/records/download.json")
     with publishing(*outs, check=dependencies.check) as (raw, record):
         params = dependencies.begin()
+        if params.data.source.is_own and Path(params.data.source.path).is_absolute():
+            what = (
+                "is absolute; dvc.lock records it, and it is found on this machine alone: use a relative one, or a link"
+            )
+            print(f"download: warning: data.path = {params.data.source.path} {what}", file=sys.stderr)
         source = download(params.data.source, raw, Path("data/.downloads"))
         dependencies.record().save(record)
     print(f"download: {source.name}, {source.images:,} images in {len(source.classes)} classes -> data/raw")

@@ -33,7 +33,8 @@ def main() -> None:
         result = evaluate(network, card, data, params.evaluate.batch_size, bins, params.evaluate.metrics)
         result.save(*outs)
         trained_with = card.record.params if card.record else {}
-        page.write_text(model_card(card, load_metadata(data), trained_with, result), encoding="utf-8")
+        text = model_card(card, load_metadata(data), trained_with, result, params.data.title)
+        page.write_text(text, encoding="utf-8")
         dependencies.record().save(record)
     print(f"evaluate: {card.architecture.model_name} on {len(result.ids):,} test images -> metrics/test.json")
     print(result.table())

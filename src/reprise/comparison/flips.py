@@ -1,12 +1,14 @@
 """The images that only one of two models has right, by name and on a sheet to look at."""
 
 import json
+from base64 import b64encode
 from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from reprise.comparison.pictures import BLANK, GONE, NEW, document, label
 from reprise.comparison.verdict import Answers
 from reprise.repo.revisions import PROCESSED, Revision
 
@@ -39,36 +41,36 @@ def flips(answers: Answers, ids: list[str], fixed: bool) -> list[Flip]:
 
 
 def sheet(revision: Revision, shown: list[Flip], fixed: bool) -> bytes | None:
-    """Return a PNG of these images, numbered, with both predictions; None if the images are not available."""
+    """Return an SVG of these images, numbered, with both predictions; None if the images are not available.
+
+    Captions are in the fonts of the reader, which have all scripts. Images smaller than a tile are enlarged by a whole
+    number.
+    """
     ids, packed = (revision.out(f"{PROCESSED}/test_{part}") for part in ("ids.json", "images.npy"))
     if ids is None or packed is None or not shown:
         return None
     row_of = {name: row for row, name in enumerate(json.loads(ids.read_bytes()))}
     images = np.load(packed, mmap_mode="r", allow_pickle=False)
-    columns = min(COLUMNS, len(shown))
-    rows = -(-len(shown) // columns)
-    canvas = Image.new("RGB", (columns * (TILE + 8) + 8, rows * (TILE + CAPTION + 8) + 8), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    columns, parts = min(COLUMNS, len(shown)), []
     for index, flip in enumerate(shown):
         if flip.id not in row_of:
             return None
         x, y = 8 + index % columns * (TILE + 8), 8 + index // columns * (TILE + CAPTION + 8)
         pixels = np.asarray(images[row_of[flip.id]])
-        tile = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
-        size = tile.width * max(1, TILE // tile.width) if tile.width <= TILE else TILE  # pixels stay square and sharp
-        sharp = Image.Resampling.NEAREST if tile.width <= TILE else Image.Resampling.BOX
-        canvas.paste(tile.resize((size, size), sharp), (x, y))
+        tile = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        if tile.width > TILE:
+            tile = tile.resize((TILE, TILE), Image.Resampling.BOX)
+        size, content = tile.width * (TILE // tile.width), BytesIO()
+        tile.save(content, "PNG", optimize=True)
+        link = f"data:image/png;base64,{b64encode(content.getvalue()).decode()}"
+        place = f"x='{x}' y='{y}' width='{size}' height='{size}'"
         was, now = (flip.base, flip.head) if fixed else (flip.label, flip.head)
-        draw.text((x, y + TILE + 1), _fit(draw, font, f"{index + 1}: {was}"), "black", font)
-        draw.text((x, y + TILE + 14), _fit(draw, font, f"-> {now}"), "#2a8a4a" if fixed else "#c0392b", font)
-    content = BytesIO()
-    canvas.quantize(256).save(content, "PNG", optimize=True)
-    return content.getvalue()
-
-
-def _fit(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, caption: str) -> str:
-    """Return as much of a caption as fits below a tile; `?` for letters that the font lacks."""
-    caption = caption.encode("latin-1", "replace").decode("latin-1")
-    while draw.textlength(caption, font) > TILE:
-        caption = caption[:-1]
-    return caption
+        parts += [
+            f"<image {place} style='image-rendering:pixelated' href='{link}'/><rect {place} {BLANK}/>",
+            f"<svg x='{x}' y='{y + TILE}' width='{TILE}' height='{CAPTION}'>",  # cuts a long caption off
+            label(0, 13, f"{index + 1}: {was}")
+            + label(0, 26, f"\u2192 {now}", extra=f"fill='{GONE if fixed else NEW}'"),
+            "</svg>",
+        ]
+    height = -(-len(shown) // columns) * (TILE + CAPTION + 8) + 8
+    return document(columns * (TILE + 8) + 8, height, parts).encode()

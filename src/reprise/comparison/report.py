@@ -11,7 +11,7 @@ from reprise.comparison.compare import Comparison
 from reprise.comparison.flips import SHOWN, Flip, sheet
 from reprise.comparison.verdict import LEVEL, POWER, Interval
 from reprise.runtime.intervals import wilson
-from reprise.runtime.markup import HIDDEN, table, text
+from reprise.runtime.markup import HIDDEN, html, table, text
 
 ROWS = 20  # of a table: classes, confusions, names; the rest is counted
 PARAM_ROWS = 60
@@ -29,7 +29,7 @@ def summary(found: Comparison) -> str:
 
 
 def write(found: Comparison, folder: Path) -> Path:
-    """Write `report.md` and its pictures into a folder, made if need be; return the page's path."""
+    """Write `report.md`, `report.html` and their pictures into a folder, made if need be; return the first's path."""
     folder.mkdir(parents=True, exist_ok=True)
     files = _pictures(found)
     for name, content in files.items():
@@ -38,6 +38,7 @@ def write(found: Comparison, folder: Path) -> Path:
             (folder / name).write_bytes(content)
     page = folder / "report.md"
     page.write_text(markdown(found, {name for name, content in files.items() if content}), encoding="utf-8")
+    page.with_suffix(".html").write_text(html(page.read_text(encoding="utf-8")), encoding="utf-8")
     return page
 
 
@@ -47,8 +48,8 @@ def _pictures(found: Comparison) -> dict[str, bytes | None]:
     named = dict.fromkeys(name for label, guess, _, _ in found.confusions for name in (label, guess))
     confusion = pictures.confusion_difference(sorted(list(named)[:ROWS]), found.confusions)
     return {
-        "broken.png": sheet(found.head, found.broken[:SHOWN], fixed=False),
-        "fixed.png": sheet(found.head, found.fixed[:SHOWN], fixed=True),
+        "broken.svg": sheet(found.head, found.broken[:SHOWN], fixed=False),
+        "fixed.svg": sheet(found.head, found.fixed[:SHOWN], fixed=True),
         "curves.svg": pictures.curves(base, head).encode() if base or head else None,
         "classes.svg": pictures.class_bars(found.classes[:ROWS]).encode(),
         "reliability.svg": pictures.reliability(*found.calibrations).encode(),
@@ -76,8 +77,8 @@ def markdown(found: Comparison, files: set[str]) -> str:
         picture("classes.svg", "recall by class of both"),
         "## Images",
         f"{len(found.broken):,} {images}, {len(found.fixed):,} the reverse; those first of which head is surest.",
-        *_flips("Right before, wrong now", found.broken, picture("broken.png", "right before, wrong now")),
-        *_flips("Wrong before, right now", found.fixed, picture("fixed.png", "wrong before, right now")),
+        *_flips("Right before, wrong now", found.broken, picture("broken.svg", "right before, wrong now")),
+        *_flips("Wrong before, right now", found.fixed, picture("fixed.svg", "wrong before, right now")),
         "## Confusions",
         _confusions(found),
         picture("confusion.svg", "confusions, head minus base"),

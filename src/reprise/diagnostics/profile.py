@@ -9,10 +9,11 @@ optimizer step.
 """
 
 import copy
+import io
 import math
 import statistics
 import time
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,11 @@ def profile(
 ) -> Profile:
     """Train for about `steps` batches with the given params, discard the result, and return the time of each part.
 
-    weights: the path of `model.weights`. Raises what `train` raises.
+    What the training says is left out, for it is of STEADY's epochs. weights: the path of
+    `model.weights`. Raises what `train` raises.
     """
     clock = _Clock(max(2, steps // (3 * ROUND)), params.accumulate)
-    with suppress(_EnoughError):
+    with suppress(_EnoughError), redirect_stderr(io.StringIO()):
         train(processed, model, params.model_copy(update=STEADY), weights=weights, options=Options(callbacks=[clock]))
     parts = {name: statistics.median(clock.parts[name]) for name in PARTS}
     batch_size = len(clock.batches[0][1])  # less than that of the params where the split is

@@ -9,24 +9,38 @@ from reprise.data.formats.packed import Metadata
 from reprise.evaluation.calibration import Calibration
 from reprise.evaluation.evaluate import Evaluation, shown
 from reprise.model.artifact import ModelCard
+from reprise.model.pretrained import published_license
 from reprise.params.load import flat
 from reprise.runtime.intervals import wilson
 from reprise.runtime.markup import table, text
 
+# as their publishers state it; of other data sets it is not known here
+LICENSES = {
+    **dict.fromkeys(("clevr_classification", "digits", "semeion"), "CC BY 4.0"),
+    **dict.fromkeys(("kmnist", "oxford_iiit_pet"), "CC BY-SA 4.0"),
+    **dict.fromkeys(("eurosat", "fashion_mnist", "omniglot"), "MIT"),
+    "pcam": "CC0",
+}
+UNKNOWN = "not known"
 FEW = 100  # a class with fewer test images is named among the limits
 
 
-def model_card(card: ModelCard, metadata: Metadata, settings: dict[str, Any], evaluation: Evaluation) -> str:
-    """Return the page; settings: the parameters of model and training, {section: {name: value}}."""
+def model_card(
+    card: ModelCard, metadata: Metadata, settings: dict[str, Any], evaluation: Evaluation, title: str | None = None
+) -> str:
+    """Return the page.
+
+    settings: the parameters of model and training, {section: {name: value}}; title: of the data, in place of its name.
+    """
     name, images = card.architecture.model_name, len(evaluation.labels)
     right = int(evaluation.confusion.diag().sum())
     return "\n\n".join(
         [
-            f"# {text(name)}, trained on {text(card.training.data)}",
+            f"# {text(name)}, trained on {text(title or card.training.data)}",
             f"{_share(right, images)} of {images:,} test images are classified correctly (95 % interval: Wilson's). "
             "Written by the stage `evaluate`; `model.json` holds what is needed to use the weights.",
             "## Data",
-            _properties(_data(card, metadata)),
+            _properties(_data(card, metadata, title)),
             "## Training",
             _training(card, settings),
             "## Metrics",
@@ -43,11 +57,12 @@ def model_card(card: ModelCard, metadata: Metadata, settings: dict[str, Any], ev
     ) + "\n"  # fmt: skip
 
 
-def _data(card: ModelCard, metadata: Metadata) -> dict[str, str]:
+def _data(card: ModelCard, metadata: Metadata, title: str | None) -> dict[str, str]:
     kept, seen = card.preprocessing.image_size, card.architecture.image_size
     size = f"{kept} x {kept}" + (f", resized to {seen} x {seen}" if seen != kept else "")
     return {
-        "data set": metadata.data,
+        "data set": f"{title} ({metadata.data})" if title else metadata.data,
+        "license of the data": LICENSES.get(metadata.data, UNKNOWN),
         "classes": f"{len(metadata.classes):,}",
         **{f"{split} images": f"{count:,}" for split, count in metadata.counts.items()},
         "left out": f"{metadata.dropped:,}",
@@ -59,7 +74,9 @@ def _data(card: ModelCard, metadata: Metadata) -> dict[str, str]:
 
 def _training(card: ModelCard, settings: dict[str, Any]) -> str:
     origin = card.training.start
-    start = f"the weights {text(origin.source)} (SHA-256 {origin.sha256})" if origin else "random weights"
+    terms = text((card.training.pretrained and published_license(card.architecture.model_name)) or UNKNOWN)
+    weights = origin and f"the weights {text(origin.source)} (license: {terms}; SHA-256 {origin.sha256})"
+    start = weights or "random weights"
     averaged = "averaged " if card.training.averaged else ""
     return (
         f"From {start}, seed {card.training.seed}; these are the {averaged}weights of epoch {card.training.epoch}, "

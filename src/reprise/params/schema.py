@@ -146,6 +146,8 @@ class PrepareParams(Section):
 class DataParams(PrepareParams, SourceParams):
     """The images: each stage takes its own part of the section."""
 
+    title: str | None = param("what the model's card calls the data; null: data.name", min_length=1)
+
     @property
     def source(self) -> SourceParams:
         """What the stage `download` reads."""

@@ -1,4 +1,4 @@
-"""Markdown with escaped text: no name of a class, a file or a branch becomes markup, a link or a mention."""
+"""Markdown with escaped text, and its HTML: no name of a class, file or branch becomes markup, a link or a mention."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -11,6 +11,7 @@ ACTIVE = re.compile(
 # controls, breaks, what has no width or turns the direction of writing, halves of surrogates
 HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 NUMBER = re.compile(r"[-+]?\d[\d.,]*( .*)?|-?")
+STYLE = "body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{border:1px solid #ccc;padding:.2em .6em}"
 APART = "&#8203;"  # zero-width space: sites look for mentions and links in the text as shown, after the entities
 
 
@@ -35,3 +36,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     columns = list(zip(*cells, strict=True)) or [()] * len(header)
     rule = ["---:" if column and all(map(NUMBER.fullmatch, column)) else "---" for column in columns]
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *cells])
+
+
+def html(markdown: str) -> str:
+    """Return a Markdown page as one of HTML, which any browser opens; tags in the Markdown are shown, not obeyed."""
+    from markdown_it import MarkdownIt
+
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    return f"<!doctype html>\n<meta charset='utf-8'>\n<title>Report</title>\n<style>{STYLE}</style>\n{body}"

@@ -1,4 +1,4 @@
-"""The data report: findings as a Markdown page and pictures; equal findings give equal bytes.
+"""The data report: findings as a Markdown page, its HTML twin and pictures; equal findings give equal bytes.
 
 The pictures are PNG without compression, whose bytes would depend on the version of zlib.
 """
@@ -14,15 +14,16 @@ from reprise.data.prepare.checks import Findings
 from reprise.data.prepare.decode import decode
 from reprise.data.prepare.duplicates import MOST_BITS
 from reprise.runtime.checksums import naming
-from reprise.runtime.markup import table, text
+from reprise.runtime.markup import html, table, text
 
-SIDE, EXAMPLES = 48, 8  # pixels of a picture, pictures of a class
+SIDE, EXAMPLES = 64, 8  # pixels of a picture, pictures of a class
+FRAME = 200  # gray
 CLASSES, PAIRS, ACROSS = 200, 48, 12  # classes with pictures; pairs drawn, in a row of them
 LISTED = 1000  # lines of one list
 
 
 def write_report(findings: Findings, folder: Path) -> None:
-    """Write `report.md` and its pictures into a new folder."""
+    """Write `report.md`, `report.html` and their pictures into a new folder."""
     folder.mkdir()
     leaks = list(findings.leaks().items())
     lines = [*_overview(findings), *_classes(findings, folder), *_duplicates(findings)]
@@ -44,9 +45,10 @@ def write_report(findings: Findings, folder: Path) -> None:
         lines += ["", "## Left out", "", "All of them are listed in `data/processed/dropped.json`.", ""]
         dropped = sorted(findings.dropped.items())
         lines += _bullets([f"{text(findings.ids[row])}: {text(reason)}" for row, reason in dropped])
-    path = folder / "report.md"
-    with naming(path):
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    page = "\n".join(lines) + "\n"
+    for path, content in ((folder / "report.md", page), (folder / "report.html", html(page))):
+        with naming(path):
+            path.write_text(content, encoding="utf-8")
 
 
 def _overview(findings: Findings) -> list[str]:
@@ -114,12 +116,18 @@ def _bullets(lines: Sequence[str]) -> list[str]:
 
 
 def _strip(findings: Findings, rows: Iterable[int], places: int) -> np.ndarray:
-    """Return images side by side, uint8 (SIDE, places * (SIDE + 2), 3)."""
+    """Return framed images side by side, uint8 (SIDE + 2, places * (SIDE + 4), 3).
+
+    Small ones are enlarged by a whole number, so that every pixel is a square.
+    """
     members = list(findings.archive.members)
-    strip = np.full((SIDE, places * (SIDE + 2), 3), 255, np.uint8)
+    strip = np.full((SIDE + 2, places * (SIDE + 4), 3), 255, np.uint8)
     for place, row in enumerate(rows):
-        left = place * (SIDE + 2)
-        strip[:, left : left + SIDE] = decode(findings.archive.read(members[row]), SIDE, 3, "fit", findings.depth)[0]
+        side = min(SIDE, int(findings.sizes[row].max()))
+        pixels = decode(findings.archive.read(members[row]), side, 3, "fit", findings.depth)[0]
+        enlarged = pixels.repeat(SIDE // side, axis=0).repeat(SIDE // side, axis=1)
+        framed = np.pad(enlarged, ((1, 1), (1, 1), (0, 0)), constant_values=FRAME)
+        strip[: len(framed), place * (SIDE + 4) :][:, : len(framed)] = framed
     return strip
 
 

@@ -13,7 +13,7 @@ that lie at the ends of a split, of its own class.
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import cast
 
@@ -21,6 +21,8 @@ from reprise.data.formats.packed import Split
 from reprise.data.formats.raw import UNSPLIT, RawArchive, image_id, shown
 from reprise.params.schema import PrepareParams
 from reprise.runtime.errors import UserError
+
+ByClass = dict[str, Counter[str]]  # of each identity its images by class
 
 
 def identify(archive: RawArchive, group: str | None = None) -> list[str]:
@@ -81,7 +83,7 @@ def assign_splits(
     if params.folds is not None and not shares:
         raise UserError("data.folds: the data have test and val splits of their own: nothing to fold; set it to null")
 
-    images: dict[str, Counter[str]] = defaultdict(Counter)
+    images: ByClass = defaultdict(Counter)
     for identity, class_name, split in zip(identities, class_names, given, strict=True):
         if split == pool:
             images[identity][class_name] += 1
@@ -152,40 +154,36 @@ def _by_fold(rank: float, shares: dict[Split, float], folds: int, fold: int) -> 
     return "val" if rank * folds - own < share_of_rest else "train"
 
 
-def _by_group(
-    images: Mapping[str, Counter[str]], ranks: Mapping[str, float], shares: Mapping[Split, float], fold: int
-) -> dict[str, Split]:
+def _by_group(images: ByClass, ranks: Mapping[str, float], shares: dict[Split, float], fold: int) -> dict[str, Split]:
     """Place groups of unequal size: the first split is filled, then the second from what is left.
 
-    images: of each group, by class. fold: which part of its share the first split takes, from 0.
+    fold: which part of its share the first split takes, from 0.
     """
     splits: dict[str, Split] = dict.fromkeys(images, "train")
     left = 1.0
     for split, share in shares.items():
-        rest = [group for group, so_far in splits.items() if so_far == "train"]
-        for group, middle in _side_by_side(rest, images, ranks, share / left).items():
+        rest = {group: images[group] for group, so_far in splits.items() if so_far == "train"}
+        for group, middle in _side_by_side(rest, ranks, share / left).items():
             if int(middle * left / share) == fold:
                 splits[group] = split
         left, fold = left - share, 0
     return splits
 
 
-def _side_by_side(
-    groups: Iterable[str], images: Mapping[str, Counter[str]], ranks: Mapping[str, float], share: float
-) -> dict[str, float]:
+def _side_by_side(images: ByClass, ranks: Mapping[str, float], share: float) -> dict[str, float]:
     """Return the middle in (0, 1) of each group, among those of its most frequent class by number of images.
 
     Groups that exceed the share by themselves come last, the others in the order of their hashes.
     """
     lines: dict[str, list[str]] = defaultdict(list)
-    for group in groups:
-        lines[max(sorted(images[group]), key=images[group].__getitem__)].append(group)
-    middles = {}
+    for group, counts in images.items():
+        lines[max(sorted(counts), key=counts.__getitem__)].append(group)
+    sizes, middles = {group: counts.total() for group, counts in images.items()}, {}
     for line in lines.values():
-        begin, total = 0, sum(images[group].total() for group in line)
-        for group in sorted(line, key=lambda group: (images[group].total() > share * total, ranks[group], group)):
-            middles[group] = (begin + images[group].total() / 2) / total
-            begin += images[group].total()
+        begin, total = 0, sum(map(sizes.__getitem__, line))
+        for group in sorted(line, key=lambda group: (sizes[group] > share * total, ranks[group], group)):
+            middles[group] = (begin + sizes[group] / 2) / total
+            begin += sizes[group]
     return middles
 
 

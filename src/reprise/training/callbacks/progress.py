@@ -1,4 +1,4 @@
-"""What a person sees of a training: a live bar in a terminal, one plain line an epoch anywhere else."""
+"""What a person sees of a training: one plain line an epoch and, in a terminal, a live bar below them."""
 
 import sys
 import time
@@ -24,7 +24,6 @@ class Progress(BatchObserver):
     batch_size: int
     steps: int
     stream: TextIO = field(default_factory=lambda: sys.stderr)
-    val_acc: str = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Open the bar, over all images of all epochs; a resumed training begins where it was."""
@@ -51,7 +50,7 @@ class Progress(BatchObserver):
         self.images += self.batch_size
         if self.bar.update(self.batch_size):
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            self.bar.set_description_str(f"{epoch}  loss {float(loss) * pl_module.accumulate:.4f}{self.val_acc} ")
+            self.bar.set_description_str(f"{epoch}  loss {float(loss) * pl_module.accumulate:.4f} ")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the epoch's clock: the rate counts training alone."""
@@ -60,12 +59,11 @@ class Progress(BatchObserver):
         self.seconds = time.monotonic() - self.started
 
     def epoch_ended(self, epoch: int, epochs: int, train_loss: float, val_accuracy: float, best: bool) -> None:
-        """Print the epoch's line where there is no bar; show its validation accuracy in the bar where there is one."""
-        self.val_acc = f"  val acc {val_accuracy:.4f}"
-        line = f"epoch {epoch}/{epochs}  loss {train_loss:.4f}{self.val_acc}"
-        if self.bar.disable:
-            rate = self.images / max(self.seconds, 1e-9)
-            print(f"{line}  {rate:,.0f} images/s{'  best so far' if best else ''}", file=self.stream, flush=True)
+        """Print the epoch's line, above the bar where there is one."""
+        line = f"epoch {epoch}/{epochs}  loss {train_loss:.4f}  val acc {val_accuracy:.4f}"
+        rate = self.images / max(self.seconds, 1e-9)
+        tqdm.write(f"{line}  {rate:,.0f} images/s{'  best so far' if best else ''}", file=self.stream)
+        self.stream.flush()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the bar."""
