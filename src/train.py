@@ -75,8 +75,7 @@ def main() -> int:
         say(f"train: {result.summary()} -> {PROJECT.short(run)}")
         if debug.overfit:
             right = result.best.val_accuracy
-            said = "succeeded" if right == 1 else "FAILED, look for a bug, or train for more epochs"
-            say(f"overfit: {said}: {right:.1%} of the images memorized")
+            say(f"overfit: {right:.1%} right, {'succeeded' if right == 1 else 'FAILED: train longer or find the bug'}")
     return 0
 
 

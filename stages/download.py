@@ -1,6 +1,5 @@
 """Stage 1: bring the raw images in, as one archive in data/raw."""
 
-import sys
 from pathlib import Path
 
 from reprise.data.download.sources import download
@@ -16,10 +15,8 @@ def main() -> None:
     with publishing(*outs, check=dependencies.check) as (raw, record):
         params = dependencies.begin()
         if params.data.source.is_own and Path(params.data.source.path).is_absolute():
-            what = (
-                "is absolute; dvc.lock records it, and it is found on this machine alone: use a relative one, or a link"
-            )
-            print(f"download: warning: data.path = {params.data.source.path} {what}", file=sys.stderr)
+            why = "dvc.lock records it, and other machines lack it; a relative path, or a link, would do"
+            print(f"download: warning: data.path = {params.data.source.path} is absolute: {why}")
         source = download(params.data.source, raw, Path("data/.downloads"))
         dependencies.record().save(record)
     print(f"download: {source.name}, {source.images:,} images in {len(source.classes)} classes -> data/raw")

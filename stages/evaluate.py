@@ -33,8 +33,9 @@ def main() -> None:
         result = evaluate(network, card, data, params.evaluate.batch_size, bins, params.evaluate.metrics)
         result.save(*outs)
         trained_with = card.record.params if card.record else {}
-        text = model_card(card, load_metadata(data), trained_with, result, params.data.title)
-        page.write_text(text, encoding="utf-8")
+        metadata = load_metadata(data)
+        named = metadata.model_copy(update={"data": params.data.title or metadata.data})
+        page.write_text(model_card(card, named, trained_with, result), encoding="utf-8")
         dependencies.record().save(record)
     print(f"evaluate: {card.architecture.model_name} on {len(result.ids):,} test images -> metrics/test.json")
     print(result.table())

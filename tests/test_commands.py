@@ -237,7 +237,10 @@ def test_debug_modes_of_the_command_line(reproduced):
     assert epochs_of(done.stderr) == ["1"]
     assert not list((reproduced.path / "runs").glob("*/*"))
     done = reproduced.run("python", "src/train.py", "train.epochs=1", "--overfit", "2", "--detect-anomaly")
-    assert re.search(r"-> runs/[-\d_]+-debug$", done.stdout.strip())
+    assert re.search(r"-> runs/[-\d_]+-debug\noverfit: \d\d?\.\d% right, FAILED: train longer", done.stdout.strip())
+    learn = [f"train.augment.{name}=0" for name in ("rotate", "scale", "shift")]
+    done = reproduced.run("python", "src/train.py", "train.epochs=25", "--overfit", "1", *learn)
+    assert done.stdout.endswith("overfit: 100.0% right, succeeded\n")
     reproduced.run("python", "src/train.py", "train.epochs=1", "--limit", "0.5", "train.lr=0.01")
     assert "accuracy" in reproduced.run("python", "src/eval.py", "runs/latest").stdout
     assert reproduced.clean()
@@ -330,11 +333,11 @@ def test_in_a_terminal_there_is_a_bar_with_epoch_loss_accuracy_and_rate(digits, 
         print("the end", file=terminal)
     reader.join()
     os.close(ours)
-    *bars, last = b"".join(shown).decode().replace("\r\n", "\n").strip().split("\n")[-1].split("\r")
-    assert last == "the end"  # on the line of the bars, which are gone
-    assert re.search(
-        r"epoch \d/9  loss \d\.\d{4}  val acc 0\.\d{4} \|.*\| +\d+%, .* images/s, 00:\d\d left", "\n".join(bars)
-    )
+    lines = b"".join(shown).decode().replace("\r\n", "\n").strip().split("\n")
+    assert lines[-1].split("\r")[-1] == "the end"  # on the line of the bar, which is gone
+    assert re.search(r"epoch \d/9  loss \d\.\d{4} \|.*\| +\d+%, .* images/s, 00:\d\d left", "\n".join(lines))
+    stay = [line.split("\r")[-1] for line in lines[:-1] if "val acc" in line]  # what the bar does not overwrite
+    assert [line[:9] for line in stay] == [f"epoch {epoch}/9" for epoch in range(1, 10)]
 
 
 def make(workspace, *arguments, **environment):

@@ -1,5 +1,6 @@
 """Revisions as Git and DVC hold them, compared: what is common, what is said, and what a mistake ends in."""
 
+import io
 import json
 import re
 import shutil
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import time
 import zlib
+from base64 import b64decode
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -59,9 +62,24 @@ def test_the_command_names_the_class_that_broke_shows_its_images_and_exits_with_
     listed = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert len(listed) == 24
     assert {(label, before, after) for _, _, label, before, after, _ in listed} == {("ant", "ant", "bee")}
-    sheet = np.asarray(Image.open(tmp_path / "out/broken.png").convert("L"))
+    sheet = (tmp_path / "out/broken.svg").read_text()
+    tiles = re.findall(r"width='96' height='96' style='image-rendering:pixelated' href='.*?base64,(.*?)'", sheet)
+    assert len(tiles) == 24
     pixel = zlib.crc32(listed[0][1].removeprefix("ant/").encode()) % 256  # the first tile is the first image listed
-    assert np.abs(sheet[8:104, 8:104].astype(int) - pixel).mean() < 3
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(b64decode(tiles[0])))), np.full((8, 8), pixel))
+    twin = (tmp_path / "out/report.html").read_text()
+    pictures = set(re.findall(r'<img src="(.*?)"', twin))
+    assert "broken.svg" in pictures
+    assert pictures == {path.name for path in (tmp_path / "out").glob("*.svg")}
+
+
+def test_captions_of_a_sheet_are_in_any_script(project, tmp_path):
+    names = ["Blüte", "κύκλος", "щука"]
+    project.state(answers(5, 5, "Blüte", "щука"), classes=names).commit()
+    project.state(answers(3, 7, "Blüte", "κύκλος"), classes=names).commit("head")
+    write(compare(project.path, "main", "head"), tmp_path)
+    root = ElementTree.fromstring((tmp_path / "broken.svg").read_text())
+    assert [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")][:2] == ["1: Blüte", "→ κύκλος"]
 
 
 def test_the_workspace_is_a_revision_and_says_that_it_is_not_committed(project):
@@ -238,7 +256,7 @@ def test_outs_come_from_the_remote_where_the_cache_lacks_them(project, tmp_path)
         config.write(f"    remote = there\n['remote \"there\"']\n    url = {tmp_path / 'remote'}\n")
     found = compare(project.path, "main", "head")
     assert found.verdict.fixed == 4
-    assert "fixed.png" in {path.name for path in write(found, tmp_path / "out").parent.iterdir()}
+    assert "fixed.svg" in {path.name for path in write(found, tmp_path / "out").parent.iterdir()}
 
 
 def test_a_remote_of_a_kind_that_is_not_installed_is_a_mistake_told_in_a_line(project):

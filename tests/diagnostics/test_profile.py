@@ -52,11 +52,12 @@ def test_the_table_says_it_in_words():
 
 
 @pytest.mark.parametrize(("asked", "seen"), [(90, 90), (500, 180)])
-def test_an_epoch_of_few_steps_is_enough(asked, seen, digits, tiny_params):
+def test_an_epoch_of_few_steps_is_enough(asked, seen, digits, tiny_params, capsys):
     params = tiny_params(f"train.batch_size={asked}")  # two steps, or all images in one
     measured = profile(digits, params.model, params.train, steps=1)
     assert measured.batch_size == seen
     assert 0 < measured.share < 5
+    assert "epoch" not in capsys.readouterr().err  # those of the profile are not the params'
 
 
 @pytest.mark.parametrize("overrides", [["train.accumulate=2"], ["train.accumulate=3", "train.batch_size=90"]])

@@ -8,11 +8,12 @@ import re
 import pytest
 import torch
 
+from reprise.data.download.torchvision_sets import TORCHVISION_SETS
 from reprise.data.formats.packed import Metadata
 from reprise.evaluation.calibration import calibration
 from reprise.evaluation.evaluate import ClassRow, Evaluation
-from reprise.evaluation.model_page import model_card
-from reprise.model.artifact import Architecture, ModelCard, Preprocessing, Training
+from reprise.evaluation.model_page import LICENSES, model_card
+from reprise.model.artifact import Architecture, ModelCard, Origin, Preprocessing, Training
 from reprise.runtime.intervals import wilson
 from reprise.runtime.provenance import Provenance
 
@@ -23,7 +24,14 @@ PREDICTED = [0] * 9 + [1] + [1, 1, 0, 0]
 
 
 def page(
-    classes=("cat", "dog", "owl"), data="pets", settings=None, confusion=((9, 1, 0), (2, 2, 0), (0, 0, 0)), **more
+    classes=("cat", "dog", "owl"),
+    data="pets",
+    settings=None,
+    confusion=((9, 1, 0), (2, 2, 0), (0, 0, 0)),
+    start=None,
+    title=None,
+    pretrained=False,
+    **more,
 ):
     probabilities = torch.full((14, 3), 0.0)
     for row, (guess, confidence) in enumerate(zip(PREDICTED, CONFIDENCE, strict=True)):
@@ -41,7 +49,7 @@ def page(
         architecture=Architecture(model_name="resnet18", num_classes=3, in_chans=3, image_size=32, kwargs={}),
         classes=list(classes),
         preprocessing=Preprocessing(image_size=32, channels=3, mean=[0.5] * 3, std=[0.5] * 3),
-        training=Training(data=data, splits_sha256="s", pretrained=False, epoch=4, seed=7),
+        training=Training(data=data, splits_sha256="s", pretrained=pretrained, start=start, epoch=4, seed=7),
         provenance=Provenance(
             reproducible="portable", threads=1, device="cpu", cpu_capability="AVX2", packages={"torch": "2.13.0"},
             params_sha256="p", data_sha256="d", code_sha256="c",
@@ -49,7 +57,7 @@ def page(
         weights_sha256="w",
     )  # fmt: skip
     metadata = Metadata(
-        data=data, classes=list(classes), image_size=32, channels=3, mean=[0.5] * 3, std=[0.5] * 3,
+        data=title or data, classes=list(classes), image_size=32, channels=3, mean=[0.5] * 3, std=[0.5] * 3,
         counts={"train": 100, "val": 10, "test": 14}, dropped=2, source_sha256="a", splits_sha256="s", sha256={},
     )  # fmt: skip
     return model_card(card, metadata, settings or {"train": {"lr": 0.003}}, evaluation)
@@ -68,6 +76,23 @@ def test_shares_come_with_wilsons_interval_and_a_class_without_images_claims_not
     assert "Classes without a test image: 1;" in said
     assert "in a later split too: 2 images." in said
     assert "Weakest" not in page(confusion=((10, 0, 0), (0, 4, 0), (0, 0, 0)))  # nothing is weak here
+
+
+def test_licenses_of_data_and_weights_are_named_or_said_to_be_unknown():
+    weights = Origin(source="timm/resnet18", revision="r", sha256="w")
+    assert "| license of the data | CC BY 4.0 |" in page(data="digits", title="My digits")
+    assert "| license of the data | not known |" in page(title="digits")
+    assert LICENSES.keys() <= {*TORCHVISION_SETS, "digits"}
+    assert "From the weights timm/resnet18 (license: apache-2.0; SHA-256 w)" in page(start=weights, pretrained=True)
+    assert "(license: not known; SHA-256 w)" in page(start=weights)  # a file, whoever made it
+    assert "From random weights" in page()
+
+
+def test_own_data_have_the_name_that_they_are_given():
+    said = page(data="folder", title="Leaves of <2025>")
+    assert said.startswith("# resnet18, trained on Leaves of &#60;2025&#62;\n")
+    assert "| data set | Leaves of &#60;2025&#62; |" in said
+    assert page(data="folder").startswith("# resnet18, trained on folder\n")
 
 
 def test_a_metric_that_could_not_be_had_is_none():

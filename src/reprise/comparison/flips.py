@@ -58,19 +58,16 @@ def sheet(revision: Revision, shown: list[Flip], fixed: bool) -> bytes | None:
         x, y = 8 + index % columns * (TILE + 8), 8 + index // columns * (TILE + CAPTION + 8)
         pixels = np.asarray(images[row_of[flip.id]])
         tile = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        if tile.width > TILE:
-            tile = tile.resize((TILE, TILE), Image.Resampling.BOX)
+        tile.thumbnail((TILE, TILE), Image.Resampling.BOX)  # never larger
         size, content = tile.width * (TILE // tile.width), BytesIO()
         tile.save(content, "PNG", optimize=True)
         link = f"data:image/png;base64,{b64encode(content.getvalue()).decode()}"
         place = f"x='{x}' y='{y}' width='{size}' height='{size}'"
-        was, now = (flip.base, flip.head) if fixed else (flip.label, flip.head)
         parts += [
             f"<image {place} style='image-rendering:pixelated' href='{link}'/><rect {place} {BLANK}/>",
             f"<svg x='{x}' y='{y + TILE}' width='{TILE}' height='{CAPTION}'>",  # cuts a long caption off
-            label(0, 13, f"{index + 1}: {was}")
-            + label(0, 26, f"\u2192 {now}", extra=f"fill='{GONE if fixed else NEW}'"),
-            "</svg>",
+            label(0, 13, f"{index + 1}: {flip.base if fixed else flip.label}"),
+            label(0, 26, f"\u2192 {flip.head}", extra=f"fill='{GONE if fixed else NEW}'") + "</svg>",
         ]
-    height = -(-len(shown) // columns) * (TILE + CAPTION + 8) + 8
-    return document(columns * (TILE + 8) + 8, height, parts).encode()
+    rows = -(-len(shown) // columns)
+    return document(columns * (TILE + 8) + 8, rows * (TILE + CAPTION + 8) + 8, parts).encode()

@@ -5,11 +5,12 @@ The same arguments give the same bytes.
 
 from typing import Any
 
+from timm import get_pretrained_cfg
+
 from reprise.data.formats.packed import Metadata
 from reprise.evaluation.calibration import Calibration
 from reprise.evaluation.evaluate import Evaluation, shown
 from reprise.model.artifact import ModelCard
-from reprise.model.pretrained import published_license
 from reprise.params.load import flat
 from reprise.runtime.intervals import wilson
 from reprise.runtime.markup import table, text
@@ -21,26 +22,20 @@ LICENSES = {
     **dict.fromkeys(("eurosat", "fashion_mnist", "omniglot"), "MIT"),
     "pcam": "CC0",
 }
-UNKNOWN = "not known"
 FEW = 100  # a class with fewer test images is named among the limits
 
 
-def model_card(
-    card: ModelCard, metadata: Metadata, settings: dict[str, Any], evaluation: Evaluation, title: str | None = None
-) -> str:
-    """Return the page.
-
-    settings: the parameters of model and training, {section: {name: value}}; title: of the data, in place of its name.
-    """
+def model_card(card: ModelCard, metadata: Metadata, settings: dict[str, Any], evaluation: Evaluation) -> str:
+    """Return the page; settings: the parameters of model and training, {section: {name: value}}."""
     name, images = card.architecture.model_name, len(evaluation.labels)
     right = int(evaluation.confusion.diag().sum())
     return "\n\n".join(
         [
-            f"# {text(name)}, trained on {text(title or card.training.data)}",
+            f"# {text(name)}, trained on {text(metadata.data)}",
             f"{_share(right, images)} of {images:,} test images are classified correctly (95 % interval: Wilson's). "
             "Written by the stage `evaluate`; `model.json` holds what is needed to use the weights.",
             "## Data",
-            _properties(_data(card, metadata, title)),
+            _properties(_data(card, metadata)),
             "## Training",
             _training(card, settings),
             "## Metrics",
@@ -57,12 +52,12 @@ def model_card(
     ) + "\n"  # fmt: skip
 
 
-def _data(card: ModelCard, metadata: Metadata, title: str | None) -> dict[str, str]:
+def _data(card: ModelCard, metadata: Metadata) -> dict[str, str]:
     kept, seen = card.preprocessing.image_size, card.architecture.image_size
     size = f"{kept} x {kept}" + (f", resized to {seen} x {seen}" if seen != kept else "")
     return {
-        "data set": f"{title} ({metadata.data})" if title else metadata.data,
-        "license of the data": LICENSES.get(metadata.data, UNKNOWN),
+        "data set": metadata.data,
+        "license of the data": LICENSES.get(card.training.data, "not known"),
         "classes": f"{len(metadata.classes):,}",
         **{f"{split} images": f"{count:,}" for split, count in metadata.counts.items()},
         "left out": f"{metadata.dropped:,}",
@@ -74,9 +69,9 @@ def _data(card: ModelCard, metadata: Metadata, title: str | None) -> dict[str, s
 
 def _training(card: ModelCard, settings: dict[str, Any]) -> str:
     origin = card.training.start
-    terms = text((card.training.pretrained and published_license(card.architecture.model_name)) or UNKNOWN)
-    weights = origin and f"the weights {text(origin.source)} (license: {terms}; SHA-256 {origin.sha256})"
-    start = weights or "random weights"
+    published = get_pretrained_cfg(card.architecture.model_name) if card.training.pretrained else None
+    terms = f"license: {text((published and published.license) or 'not known')}"
+    start = f"the weights {text(origin.source)} ({terms}; SHA-256 {origin.sha256})" if origin else "random weights"
     averaged = "averaged " if card.training.averaged else ""
     return (
         f"From {start}, seed {card.training.seed}; these are the {averaged}weights of epoch {card.training.epoch}, "

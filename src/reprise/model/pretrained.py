@@ -93,11 +93,6 @@ def _layers(names: Any) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names or ())
 
 
-def published_license(model_name: str) -> str | None:
-    """Return the license that timm states for its weights of a model; None where it states none."""
-    return _config(model_name).license
-
-
 def unavailable(model_name: str, error: Exception) -> UserError:
     """Return the error for published weights that cannot be fetched, with the first line of the reason."""
     why = (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from reprise.data.prepare.prepare import preprocess
 from reprise.data.prepare.report import write_report
 from reprise.data.prepare.signatures import difference_hash, signatures
 from reprise.runtime.errors import UserError
+from reprise.runtime.markup import html
 from reprise.runtime.markup import text as escaped
 from tests.conftest import data_params
 
@@ -175,12 +177,39 @@ def test_the_page_names_everything_and_its_pictures_exist(tmp_path):
     assert "at most 18 of 128 bits" in text
     assert "fewer than the usual" not in text
     names = {path.name for path in (tmp_path / "report").iterdir()}
-    assert names == {"class_0.png", "class_1.png", "leaks.png", "report.md"}
+    assert names == {"class_0.png", "class_1.png", "leaks.png", "report.md", "report.html"}
     with Image.open(tmp_path / "report/leaks.png") as picture:
         pixels = np.asarray(picture)
-    assert pixels.shape == (96, 600, 3)
-    assert np.array_equal(pixels[:48, :48], pixels[48:, :48])  # the equal pair
-    assert not np.array_equal(pixels[:48, 100:148], pixels[48:, 100:148])  # the similar one
+    twin = (tmp_path / "report/report.html").read_text(encoding="utf-8")
+    assert set(re.findall(r'src="(.*?)"', twin)) == names - {"report.md", "report.html"}
+    assert '<td>cat</td>\n<td style="text-align:right">8</td>' in twin
+    assert "<b>" not in html("<b>" + escaped("<b>"))
+    assert pixels.shape == (132, 12 * 68, 3)
+    assert np.array_equal(pixels[:66, :68], pixels[66:, :68])  # the equal pair
+    assert not np.array_equal(pixels[:66, 136:202], pixels[66:, 136:202])  # the similar one
+
+
+@pytest.mark.parametrize(("side", "factor"), [(8, 8), (28, 2), (40, 1), (64, 1)])
+def test_small_pictures_are_enlarged_by_whole_pixels_and_a_white_one_has_a_frame(tmp_path, side, factor):
+    noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    own = [raw("train", "cat", "a", noise), raw("train", "cat", "white", np.full_like(noise, 255))]
+    _, findings = checked(tmp_path, [*own, *clean(1)])
+    page(findings, tmp_path / "report")
+    cats = [name for name in findings.ids if "/cat/" in name]
+    sheet, whole = np.asarray(Image.open(tmp_path / "report/class_0.png")), factor * side
+    for name, pixels in (("a", noise), ("white", np.full_like(noise, 255))):
+        left = cats.index(f"train/cat/{name}.ppm") * 68
+        shown = sheet[: whole + 2, left : left + whole + 2]
+        expected = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+        assert np.array_equal(shown, np.pad(expected, ((1, 1), (1, 1), (0, 0)), constant_values=200))
+
+
+def test_shares_that_groups_miss_are_warned_of_and_reported(tmp_path, capsys):
+    names = [f"{name}{group}-{index}" for name in "ab" for group in range(3) for index in range(9)]
+    images = [raw("unsplit", name[0], name, photo(number)) for number, name in enumerate(names)]
+    text = page(checked(tmp_path, images, ("a", "b"), group=r"[ab]\d")[1], tmp_path / "report")
+    assert "\n- groups: val has 18 of 54 images, 20% asked\n" in text
+    assert "warning: test has 18 of 54 images, 30% asked; val has 18" in capsys.readouterr().err
 
 
 def test_the_page_says_so_where_similar_images_cannot_be_told(tmp_path):

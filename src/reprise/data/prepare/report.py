@@ -17,7 +17,6 @@ from reprise.runtime.checksums import naming
 from reprise.runtime.markup import html, table, text
 
 SIDE, EXAMPLES = 64, 8  # pixels of a picture, pictures of a class
-FRAME = 200  # gray
 CLASSES, PAIRS, ACROSS = 200, 48, 12  # classes with pictures; pairs drawn, in a row of them
 LISTED = 1000  # lines of one list
 
@@ -126,7 +125,7 @@ def _strip(findings: Findings, rows: Iterable[int], places: int) -> np.ndarray:
         side = min(SIDE, int(findings.sizes[row].max()))
         pixels = decode(findings.archive.read(members[row]), side, 3, "fit", findings.depth)[0]
         enlarged = pixels.repeat(SIDE // side, axis=0).repeat(SIDE // side, axis=1)
-        framed = np.pad(enlarged, ((1, 1), (1, 1), (0, 0)), constant_values=FRAME)
+        framed = np.pad(enlarged, ((1, 1), (1, 1), (0, 0)), constant_values=200)  # gray
         strip[: len(framed), place * (SIDE + 4) :][:, : len(framed)] = framed
     return strip
 

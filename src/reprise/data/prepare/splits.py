@@ -14,7 +14,6 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from functools import partial
 from typing import cast
 
 from reprise.data.formats.packed import Split
@@ -87,15 +86,13 @@ def assign_splits(
     for identity, class_name, split in zip(identities, class_names, given, strict=True):
         if split == pool:
             images[identity][class_name] += 1
-    grouped = params.group is not None
     ranks = {identity: _uniform(params.seed, identity) for identity in images}
-    order = sorted(images, key=lambda identity: (grouped and images[identity].total(), ranks[identity], identity))
-    place = _by_share if params.folds is None else partial(_by_fold, folds=params.folds, fold=params.fold)
-    splits = {identity: place(rank, shares) for identity, rank in ranks.items()}
-    if grouped:
+    by_size = params.group is not None
+    images = dict(sorted(images.items(), key=lambda item: (by_size and item[1].total(), ranks[item[0]], item[0])))
+    splits = {identity: _by_hash(rank, shares, params) for identity, rank in ranks.items()}
+    if by_size:
         splits = _by_group(images, ranks, shares, params.fold)
-    classes_of = {identity: set(images[identity]) for identity in order}
-    _give_each_class_one(splits, classes_of, sorted(set(class_names)), [*shares, "train"])
+    _give_each_class_one(splits, images, sorted(set(class_names)), [*shares, "train"])
     pairs = zip(identities, given, strict=True)
     return [splits[identity] if split == pool else cast(Split, split) for identity, split in pairs]
 
@@ -124,8 +121,8 @@ def missed_shares(splits: list[Split], class_names: list[str], given: list[str],
     for name, total in sorted((name, total) for (name, split), total in found.items() if not split):
         for split, share in shares.items():
             if abs(found[name, split] - share * total) > total / 10 * (1 if name else share):
-                of = f"class {shown(name)}" if name else "all"
-                missed.append(f"{split} has {found[name, split]:,} of {total:,} images of {of}, {share:.0%} asked")
+                of = f" of class {shown(name)}" * bool(name)
+                missed.append(f"{split} has {found[name, split]:,} of {total:,} images{of}, {share:.0%} asked")
     return missed
 
 
@@ -135,23 +132,21 @@ def _uniform(seed: int, identity: str) -> float:
     return (int.from_bytes(digest[:8]) >> 11) / 2**53
 
 
-def _by_share(rank: float, shares: dict[Split, float]) -> Split:
-    below = 0.0
-    for split, share in shares.items():
-        below += share
-        if rank < below:
-            return split
-    return "train"
-
-
-def _by_fold(rank: float, shares: dict[Split, float], folds: int, fold: int) -> Split:
-    """Place by fold; what is uniform in [0, 1) within each fold decides who validates among the others."""
+def _by_hash(rank: float, shares: dict[Split, float], params: PrepareParams) -> Split:
+    """Place by share or by fold; what is uniform in [0, 1) within each fold decides who validates among the others."""
+    if params.folds is None:
+        below = 0.0
+        for split, share in shares.items():
+            below += share
+            if rank < below:
+                return split
+        return "train"
     held_out, *others = shares
-    own = int(rank * folds)
-    if own == fold:
+    own = int(rank * params.folds)
+    if own == params.fold:
         return held_out
-    share_of_rest = shares["val"] * folds / (folds - 1) if others else 0.0
-    return "val" if rank * folds - own < share_of_rest else "train"
+    share_of_rest = shares["val"] * params.folds / (params.folds - 1) if others else 0.0
+    return "val" if rank * params.folds - own < share_of_rest else "train"
 
 
 def _by_group(images: ByClass, ranks: Mapping[str, float], shares: dict[Split, float], fold: int) -> dict[str, Split]:
@@ -188,7 +183,7 @@ def _side_by_side(images: ByClass, ranks: Mapping[str, float], share: float) -> 
 
 
 def _give_each_class_one(
-    splits: dict[str, Split], classes_of: dict[str, set[str]], classes: list[str], needed: list[Split]
+    splits: dict[str, Split], classes_of: ByClass, classes: list[str], needed: list[Split]
 ) -> None:
     """Move the first identities of `classes_of` into splits where a class has none, out of splits that can spare them.
 

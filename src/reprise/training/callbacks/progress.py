@@ -63,7 +63,6 @@ class Progress(BatchObserver):
         line = f"epoch {epoch}/{epochs}  loss {train_loss:.4f}  val acc {val_accuracy:.4f}"
         rate = self.images / max(self.seconds, 1e-9)
         tqdm.write(f"{line}  {rate:,.0f} images/s{'  best so far' if best else ''}", file=self.stream)
-        self.stream.flush()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the bar."""
