@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro verify reproduce check history pull push doctor test test-slow test-product torture lint format schema lock bench clean
+.PHONY: help setup repro verify reproduce check history plots pull push doctor test test-slow test-product torture lint format schema lock bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,16 @@ review: check
 
 history: setup  ## show the test metrics over the commits of this branch (ARGS names metrics)
 	@python -m reprise history $(ARGS)
+
+# DVC's own page loads Vega from a CDN; this one holds it
+VEGA := import vl_convert as v; print("<meta charset=utf-8><title>Plots</title><script>{", \
+  v.javascript_bundle("window.vegaEmbed = vegaEmbed"), "}</script>{plot_divs}")
+plots: setup  ## draw DVC's plots on one page that opens without a network: runs/plots/index.html
+	@mkdir -p runs
+	@python -c 'import vl_convert' 2>/dev/null || \
+	  { echo "error: this needs Vega: $(BIN)/python -m pip install vl-convert-python" >&2; exit 1; }
+	@python -c '$(VEGA)' > runs/plots.template
+	@dvc plots show --html-template runs/plots.template --out runs/plots
 
 pull: setup  ## fetch data, model and known runs from the DVC remote
 	@dvc pull --run-cache
