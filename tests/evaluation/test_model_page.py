@@ -4,16 +4,17 @@ import csv
 import io
 import json
 import re
+from typing import get_args
 
 import pytest
 import torch
 
-from reprise.data.download.torchvision_sets import TORCHVISION_SETS
 from reprise.data.formats.packed import Metadata
 from reprise.evaluation.calibration import calibration
 from reprise.evaluation.evaluate import ClassRow, Evaluation
 from reprise.evaluation.model_page import LICENSES, model_card
 from reprise.model.artifact import Architecture, ModelCard, Origin, Preprocessing, Training
+from reprise.params.schema import DataSet
 from reprise.runtime.intervals import wilson
 from reprise.runtime.provenance import Provenance
 
@@ -82,7 +83,7 @@ def test_licenses_of_data_and_weights_are_named_or_said_to_be_unknown():
     weights = Origin(source="timm/resnet18", revision="r", sha256="w")
     assert "| license of the data | CC BY 4.0 |" in page(data="digits", title="My digits")
     assert "| license of the data | not known |" in page(title="digits")
-    assert LICENSES.keys() <= {*TORCHVISION_SETS, "digits"}
+    assert LICENSES.keys() <= {*get_args(DataSet)}
     assert "From the weights timm/resnet18 (license: apache-2.0; SHA-256 w)" in page(start=weights, pretrained=True)
     assert "(license: not known; SHA-256 w)" in page(start=weights)  # a file, whoever made it
     assert "From random weights" in page()

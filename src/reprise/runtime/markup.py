@@ -11,7 +11,7 @@ ACTIVE = re.compile(
 # controls, breaks, what has no width or turns the direction of writing, halves of surrogates
 HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 NUMBER = re.compile(r"[-+]?\d[\d.,]*( .*)?|-?")
-STYLE = "body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{border:1px solid #ccc;padding:.2em .6em}"
+STYLE = "body{font:15px sans-serif;max-width:60em;margin:auto}table{border-collapse:collapse}td,th{border:1px solid}"
 APART = "&#8203;"  # zero-width space: sites look for mentions and links in the text as shown, after the entities
 
 
