@@ -6,8 +6,8 @@ part; equal images, and all images of a group, land together. Only a class so sm
 without it borrows images from another split; in such a class, and what shares its groups, added images cause moves.
 
 Groups are few and unequal, so their sizes count as well: the groups of a class lie side by side in the order of their
-hashes, and each goes to the split that asks for the place of its middle. An added image or group moves those alone
-that lie at the ends of a split, of its own class.
+hashes, and each goes to the split that asks for the place of its middle. An added image or group moves few others: of
+its own class those that lie at the ends of a split, and one that grows larger than the share.
 """
 
 import hashlib
