@@ -233,7 +233,7 @@ def test_the_users_own_images_train_a_classifier(reproduced):
     photos(reproduced.path / "data/own", each=13)
     assert "download" in ran(reproduced.run("dvc", "repro"))  # new images are noticed
     reproduced.set("data.title=Pets at home")
-    assert ran(reproduced.run("dvc", "repro")) == ["check", "evaluate"]
+    assert ran(reproduced.run("dvc", "repro")) == ["evaluate"]
     assert "trained on Pets at home\n" in (reproduced.path / "models/README.md").read_text()
     reproduced.set(f"data.path={reproduced.path / 'data/own'}")
     assert "own is absolute: dvc.lock records it" in reproduced.run("dvc", "repro", "download").stdout
