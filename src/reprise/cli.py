@@ -126,11 +126,15 @@ def review(options: Namespace) -> int:
         say(f"review: posted, {post_page(options.post, os.environ)}")
         return 0
     from reprise.comparison.review import artifact_link, merge_base, review
+    from reprise.repo.revisions import Revision
 
     project, variables = here(), os.environ
     out = options.out or project.root / "runs/review"
     named = (variables.get(name) for name in ("GITHUB_BASE_REF", "CI_MERGE_REQUEST_TARGET_BRANCH_NAME"))
     base = merge_base(project, options.remote, options.base or next(filter(None, named), "main"))
+    if not options.base and base.commit == project.git("rev-parse", "HEAD").strip() and not project.changed("HEAD"):
+        parent = project.git("rev-parse", "--verify", "--quiet", "HEAD^", check=False).strip()  # on main itself
+        base = Revision(project, "HEAD^", parent) if parent else base
     artifact = artifact_link(project.short(out), variables)
     page, passed = review(project, base, out, artifact, options.reproduce, bool(options.fail_on))
     path = out / "comment.md"
@@ -221,7 +225,7 @@ def clean(options: Namespace) -> None:
     from reprise.repo.processes import at_rest
 
     project = here()
-    with at_rest(project):  # DVC's collection takes its lock itself
+    with at_rest(project):  # DVC's collection takes its lock itself, after this
         places = holdings(project, options.checkpoints)
     for path, taken, what, remove in places:
         if remove and options.yes:
@@ -321,7 +325,7 @@ def preset(options: Namespace) -> None:
 
 
 @command(argument("--reset", nargs="*", metavar="KEY", help="put these back; without a name, all"))
-def params(options: Namespace) -> None:
+def params(options: Namespace) -> int:
     """Show which parameters differ from the last commit and from the defaults, and put them back.
 
     reprise params
@@ -337,20 +341,24 @@ def params(options: Namespace) -> None:
 
     project = here()
     path = project.root / "params.yaml"
-    text = path.read_text(encoding="utf-8")
+    text = project.read(path.name)
+    if not text:
+        raise UserError("params.yaml: no such file, or an empty one; `git checkout HEAD -- params.yaml` brings it back")
     committed = project.read(path.name, "HEAD")
     trees = [parse(committed), parse(DEFAULTS.read_text(encoding="utf-8"))]
     if options.reset is None:
         for name, (value, committed, default) in differing(parse(text), *trees).items():
             before = f"last commit {committed}, " if value != committed else ""
             say(f"{name}: {value} ({before}default {default})")
-    else:
-        keys = options.reset or list(differing(parse(text), trees[0]))
-        say(replace(path, reset(text, keys, committed, trees[1])) or "params.yaml: nothing to put back")
-        if restored := restore_outs(project):
-            say(f"came back: {', '.join(restored)}")
-        if project.dvc_shown("repro", "--quiet", "--single-item", "check") and stale(project):
-            say("`dvc repro` makes the results of these params; those that were made before come from DVC's cache")
+        return 0
+    keys = options.reset or list(differing(parse(text), trees[0]))
+    say(replace(path, reset(text, keys, committed, trees[1])) or "params.yaml: nothing to put back")
+    if restored := restore_outs(project):
+        say(f"came back: {', '.join(restored)}")
+    allowed = project.dvc_shown("repro", "--quiet", "--single-item", "check")
+    if allowed and stale(project):
+        say("`dvc repro` makes the results of these params; those that were made before come from DVC's cache")
+    return int(not allowed)
 
 
 @command(OVERRIDES)

@@ -79,13 +79,20 @@ class Pairing:
         if not rows:
             none = "none of the shared classes" if same else "none"
             why = f"no common images: {sizes}, and {none} is in both; compare revisions of the same data"
-            raise UserError(why) if self.same_raw else OtherDataError(why)
+            raise UserError(why) if same or self._shares_images() else OtherDataError(why)
         if len(rows) < max(len(one.ids), len(other.ids)):
             self.notes.append(f"The test sets differ: {sizes}. Only the {len(rows):,} that both have are compared.")
         changed = sum(one.labels[row] != other.labels[column] for row, column in rows)
         if changed:
             self.notes.append(f"{changed:,} of these have a new label: both models are judged by that of {self.head}.")
         return np.array(rows).T, [name for name in other.classes if name in labels]
+
+    def _shares_images(self) -> bool:
+        """Return whether the two have an image of any split in common, by content or by name."""
+        if self.same_raw or self.contents is None:
+            return self.same_raw or not set(self.base.predictions.ids).isdisjoint(self.head.predictions.ids)
+        base, head = self.contents
+        return not (base.keys().isdisjoint(head) and set(base.values()).isdisjoint(head.values()))
 
     def data_changes(self) -> dict[str, list[tuple[str, ...]]] | None:
         """Return {change: images}, each image as (name,) or (name, before, after), of all splits.

@@ -62,7 +62,7 @@ def review(
     params = load_params(project.root / "params.yaml").review
     fail_on_regression |= params.fail_on == "regression"
     gate, report = comparison(project, base, out, fail_on_regression)
-    gates += [intact(verify(project).mismatches), *bars(Revision(project), params.require), gate]
+    gates += [intact(verify(project).mismatches), *bars(Revision(project), params.require, base), gate]
     rows = [[each.name, "passed" if each.passed else "**failed**", each.said] for each in gates]
     parts = [
         f"## Review of {text(head)} against {text(f'{str(base.commit)[:7]} ({base.name})')}",
@@ -137,17 +137,21 @@ def intact(found: list[Mismatch]) -> Gate:
     return Gate("files are intact", False, f"`make verify` says the way out: {named}")
 
 
-def bars(head: Revision, required: list[str]) -> list[Gate]:
-    """Return the check whether the metrics reach the bars of `review.require`, if there are any."""
+def bars(head: Revision, required: list[str], base: Revision) -> list[Gate]:
+    """Return the check whether the metrics reach the bars of `review.require`, if there are any, and what they were."""
     missed = []
+    before = base.params.get("review.require") or []
+    off = [f"review.fail_on is no longer {was}" for was in [base.params.get("review.fail_on")] if was]
+    off = off if off and not head.params.get("review.fail_on") else []
+    gone = off + [f"{bar} is no longer asked for" for bar in before if bar not in required]
     for bar in required:
         name, sign, number = re.split(r" *(>=|<=) *", bar)
         value = head.all_metrics.get(name)
         distance = float(value) - float(number) if isinstance(value, int | float) else math.nan
         if not (distance >= 0 if sign == ">=" else distance <= 0):
             missed.append(f"{bar}, but {'it is not measured' if value is None else f'it is {value}'}")
-    said = ", ".join(map(text, missed or required))
-    return [Gate("bars", not missed, f"missed: {said}" if missed else said)] if required else []
+    said = ", ".join(map(text, [*(missed or required), *gone]))
+    return [Gate("bars", not missed, f"missed: {said}" if missed else said)] if required or gone else []
 
 
 def first_data(project: Project, base: Revision) -> tuple[Gate, str]:
@@ -171,7 +175,8 @@ def comparison(project: Project, base: Revision, out: Path, fail_on_regression: 
     except OtherDataError:
         return first_data(project, base)
     except UserError as error:
-        if base.params.get("data.name") != Revision(project).params.get("data.name"):  # the base's outs were not pushed
+        names = [revision.params.get("data.name") for revision in (base, Revision(project))]
+        if names[0] == "digits" != names[1]:  # which a clone of Reprise begins with, and nobody has pushed
             return first_data(project, base)
         say(f"error: {error}", file=sys.stderr)
         said = text(error)

@@ -1,5 +1,6 @@
 """Which values of params.yaml differ from the last commit's and from the defaults, and their way back."""
 
+import copy
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,9 +17,12 @@ from reprise.runtime.errors import UserError, brief
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 
 
-def parse(text: str) -> dict[str, Any]:
-    """Return params as a tree; an empty one for text that is none."""
-    tree = YAML(typ="safe", pure=True).load(text)
+def parse(text: str, name: str = "params.yaml") -> dict[str, Any]:
+    """Return params as a tree; an empty one for an empty text. Raises UserError for what is no YAML."""
+    try:
+        tree = YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        raise UserError(f"{name}: not readable as YAML; `git checkout HEAD -- {name}` puts it back") from None
     return tree if isinstance(tree, dict) else {}
 
 
@@ -27,8 +31,8 @@ def differing(*trees: dict[str, Any]) -> dict[str, list[str]]:
     flats = [flat(tree, whole=FREE) for tree in trees]
     found = {}
     for name in dict.fromkeys(name for values in flats for name in values):
-        if any(_at(values, name, whole=True) != _at(flats[0], name, whole=True) for values in flats):
-            shown = (json.dumps(values[name], default=str) if name in values else "-" for values in flats)
+        shown = [_as_text(values[name]) if name in values else "-" for values in flats]
+        if len(set(shown)) > 1:
             found[name] = [brief(value, 40) for value in shown]
     return found
 
@@ -38,33 +42,35 @@ def reset(text: str, keys: Sequence[str], committed: str, defaults: dict[str, An
 
     The value is that of the committed text or, if it is that already, the default; a key that is not there goes. Where
     all is as committed then, it is that text, for DVC loses comments beside what it adds to. Raises UserError for a key
-    that is nowhere.
+    that is nowhere, and where a comment would be lost.
     """
-    trees = parse(committed), defaults
+    here = parse(text)
+    trees = [tree for tree in (parse(committed), defaults) if tree]
+    values = {}
+    for key in dict.fromkeys(_whole(here, key) for key in keys):
+        now, *others = (_at(tree, key) for tree in (here, *trees))
+        if not (now or any(others)):
+            raise UserError(f"--reset: there is no parameter {brief(key)!r}{near_miss(key, all_keys(Params))}")
+        values[key] = next((value for value in others if _as_text(value) != _as_text(now)), now)
 
-    def put_back(here: Any) -> None:
-        for key in keys:
-            now, *others = (_at(tree, key) for tree in (here, *trees))
-            if not (now or any(others)):
-                hint = near_miss(key, all_keys(Params))
-                raise UserError(f"--reset: there is no parameter {brief(key)!r}{hint}")
+    def put_back(tree: Any) -> None:
+        for key, value in values.items():
             *sections, name = key.split(".")
-            section = here
+            section = tree
             for part in sections:
-                section = section[part] if isinstance(section.get(part), dict) else section.setdefault(part, {})
-            there = next((value for value in others if value != now), now)
-            if there:
-                section[name] = there[0]
+                section = section.setdefault(part, {})
+            if value:
+                section[name] = copy.deepcopy(value[0])
             else:
-                section.pop(name)
+                section.pop(name, None)
 
-    target = parse(text)
-    put_back(target)
-    if target == trees[0] and comments(text) <= comments(committed):
+    put_back(here)
+    if _as_text(here) == _as_text(parse(committed)) and comments(text) <= comments(committed):
         return committed
     after = edited(text, put_back)
-    with suppress(YAMLError):
-        if parse(after) == target:
+    own_lines = {line for line in text.splitlines() if line.lstrip().startswith("#")}
+    with suppress(UserError):
+        if _as_text(parse(after)) == _as_text(here) and own_lines <= set(after.splitlines()):
             return after
     raise UserError("params.yaml: comments are in the way; edit it, or `git checkout HEAD -- params.yaml`")
 
@@ -74,9 +80,23 @@ def comments(text: str) -> set[str]:
     return {line.partition("#")[2] for line in text.splitlines()}
 
 
-def _at(tree: Any, key: str, whole: bool = False) -> list[Any]:
-    """Return the value at a dotted key, in a list; an empty list where there is none. whole: the key is one name."""
-    for part in [key] if whole else key.split("."):
+def _as_text(value: Any) -> str:
+    """Return a value as text, by which `false` is not 0."""
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _whole(tree: dict[str, Any], key: str) -> str:
+    """Return a key, or the section around it that is no section in a tree."""
+    parts = key.split(".")
+    for depth in range(1, len(parts)):
+        if (found := _at(tree, ".".join(parts[:depth]))) and not isinstance(found[0], dict):
+            return ".".join(parts[:depth])
+    return key
+
+
+def _at(tree: Any, key: str) -> list[Any]:
+    """Return the value at a dotted key, in a list; an empty list where there is none."""
+    for part in key.split("."):
         if not isinstance(tree, dict) or part not in tree:
             return []
         tree = tree[part]

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reprise.repo.project import Project
-from reprise.runtime.atomic import remove
+from reprise.runtime.atomic import Lock, remove
+from reprise.runtime.errors import UserError
 
 
 class Holding(NamedTuple):
@@ -19,14 +20,24 @@ class Holding(NamedTuple):
 
 
 def holdings(project: Project, checkpoints: bool = False) -> list[Holding]:
-    """Return what takes space, first what may go; checkpoints: whether those of stopped trainings may go as well."""
+    """Return what takes space, first what may go; checkpoints: whether those of stopped trainings may go as well.
+
+    Raises UserError while a training of src/train.py runs.
+    """
     root = project.root
+    runs = [path for path in (root / "runs").glob("*") if path.is_dir() and not path.is_symlink()]
+    for run in runs:
+        lock = Lock(run)
+        if not lock.acquire(wait=False):
+            raise UserError(f"{project.short(run)}: a training is at work there; wait for it, or stop it")
+        lock.release()
     cache = Path(project.dvc("cache", "dir").strip())
-    own = cache.resolve().is_relative_to(root)
+    own = cache.resolve().is_relative_to(root) and not project.git("stash", "list")
     # every commit's, so that comparisons and reviews with any of them still work
     collect = partial(project.dvc_shown, "gc", "--workspace", "--all-commits", "--all-experiments", "--force")
-    shared = "outs; shared with other projects: `dvc gc --projects` cleans it, see its help"
-    of_cache = "outs; those that no commit and no experiment has may go" if own else shared
+    may = "outs; those that no commit and no experiment has may go, and what lets `dvc repro` repeat their runs unrun"
+    left = "outs, left alone: of other projects too (`dvc gc --projects`), or of what is in `git stash list`"
+    of_cache = may if own else left
     stopped = "from which stopped trainings go on" + "; without them they begin anew" * checkpoints
     found = [
         (root / "data/.downloads", "downloads, fetched again when they are needed", True),
@@ -35,7 +46,6 @@ def holdings(project: Project, checkpoints: bool = False) -> list[Holding]:
     ]
     places = [Holding(path, size(path), what, partial(remove, path) if may else None) for path, what, may in found]
     places.append(Holding(cache, size(cache), of_cache, collect if own else None))
-    runs = [path for path in (root / "runs").glob("*") if path.is_dir() and not path.is_symlink()]
     kept = [path for path in sorted(runs) if path.name not in ("data", "checkpoints")]
     places += [Holding(path, size(path), "yours; `rm -r` removes it", None) for path in kept]
     return sorted((place for place in places if place.size), key=lambda place: place.remove is None)

@@ -221,11 +221,17 @@ def _fail_task(project: Project, commit: str) -> None:
 
 def _hidden_edits(project: Project) -> Iterator[Leftover]:
     """Find changed files that `git status` takes for unchanged: DVC notes their time and size in Git's index."""
-    entries = [entry.partition("\t") for entry in project.git("ls-files", "--stage", "-z").split("\0")[:-1]]
-    blobs = {path: stage.split()[1] for stage, _, path in entries if stage.startswith("100") and "\n" not in path}
-    files = [path for path in blobs if (project.root / path).is_file()]
-    hashed = project.git("hash-object", "--stdin-paths", stdin="".join(f"{path}\n" for path in files)).split()
-    other = {path for path, now in zip(files, hashed, strict=True) if blobs[path] != now}
+    entries = [entry.partition("\t") for entry in project.git("ls-files", "-v", "--stage", "-z").split("\0")[:-1]]
+    # "H": not one that a person told Git not to look at
+    blobs = {path: stage.split()[2] for stage, _, path in entries if stage.startswith("H 100")}
+    files = [path for path in blobs if path.isprintable() and path[0] != '"' and (project.root / path).is_file()]
+    names = "".join(f"{path}\n" for path in files)
+    # Git keeps CRLF that are in the index already, whatever its filters would make of them
+    hashed = [
+        project.git("hash-object", *way, "--stdin-paths", stdin=names, check=False).split()
+        for way in ([], ["--no-filters"])
+    ]
+    other = {path for path, *now in zip(files, *hashed, strict=False) if blobs[path] not in now}
     if hidden := sorted(other - set(project.changed())):
 
         def touch() -> None:
