@@ -1,0 +1,238 @@
+"""Parts of the user's own: docs/parts.md as it stands runs, what cannot be loaded is refused, nothing is stale."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+
+from reprise.augment.pipeline import augment_own
+from reprise.evaluation.evaluate import extra_metric, find_metrics
+from reprise.model.backbone import load_model
+from reprise.runtime import parts
+from reprise.runtime.errors import UserError
+from reprise.runtime.parts import load_part, part_sha256
+from reprise.training.losses import LOSSES, find_loss
+from reprise.training.module import LitClassifier
+from reprise.training.setup import own_callbacks
+from tests.conftest import ROOT, Workspace, tiny_clone
+
+PAGE = (ROOT / "docs/parts.md").read_text()
+FILES = {name: code for name, code in re.findall(r"```python\n# (project/\w+\.py)\n(.*?)```", PAGE, re.DOTALL)}
+ALL, SOURCE = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+MODEL, LOSS = "project/models.py:tiny_net", "project/losses.py:Squared"
+
+
+def write(root, **files):
+    """Write files of project/ below a root, by their names without the suffix."""
+    for name, code in files.items():
+        (root / "project").mkdir(exist_ok=True)
+        (root / f"project/{name}.py").write_text(code)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A root with the page's parts, which stands in for this repository's."""
+    write(tmp_path, **{name[len("project/") : -len(".py")]: code for name, code in FILES.items()})
+    monkeypatch.setattr(parts, "ROOT", tmp_path)
+    monkeypatch.setattr(load_part, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(part_sha256, "__defaults__", (tmp_path,))
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "project"]:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A tiny clone with the page's files, after its commands."""
+    clone = tiny_clone(tmp_path_factory.mktemp("parts") / "clone")
+    for name, code in FILES.items():
+        (clone.path / name).write_text(code)
+    done = clone.run("sh", "-e", "-c", ALL)
+    clone.commit()
+    return clone, done
+
+
+def results(clone):
+    card, metrics = (json.loads((clone.path / name).read_text()) for name in ("models/model.json", "metrics/test.json"))
+    return card, metrics, (clone.path / "models/model.safetensors").read_bytes()
+
+
+def test_the_page_runs_with_all_parts_at_once_and_the_card_names_the_models_code(made):
+    clone, done = made
+    card, metrics, _ = results(clone)
+    assert "epoch 2: step " in done.stdout
+    assert card["architecture"]["model_name"] == MODEL
+    assert card["architecture"]["code_sha256"] == part_sha256(MODEL, clone.path)
+    assert metrics["accuracy"] <= metrics["top3"] <= metrics["top5_accuracy"]
+    assert "project" in card["record"]["inputs"]
+    assert clone.run("python", "-m", "reprise", "verify").returncode == 0
+    assert not list(clone.path.glob("project/__pycache__"))
+
+
+def test_a_stage_of_ones_own_makes_the_images(tmp_path):
+    clone = tiny_clone(tmp_path / "clone")
+    (clone.path / "project/source.py").write_text(FILES["project/source.py"])
+    clone.run("sh", "-e", "-c", SOURCE)
+    assert json.loads((clone.path / "models/model.json").read_text())["classes"] == ["bright", "dark"]
+    clone.commit()
+    assert clone.run("python", "-m", "reprise", "verify").returncode == 0
+
+
+def test_an_edited_part_makes_the_stages_stale_and_the_model_is_refused_until_it_is_put_back(made, tmp_path):
+    clone = made[0].copy(tmp_path / "clone")
+    file = clone.path / "project/models.py"
+    file.write_text(file.read_text().replace("relu()", "tanh()"))
+    assert {"check", "train", "evaluate"} <= json.loads(clone.run("dvc", "status", "--json").stdout).keys()
+    refused = clone.run("python", "src/eval.py", check=False)
+    assert refused.returncode == 1 and f"needs {MODEL} as it was in training" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert clone.run("python", "-m", "reprise", "verify", check=False).returncode == 1
+    clone.run("git", "checkout", "-q", "project")
+    assert "eval: project/models.py:tiny_net" in clone.run("python", "src/eval.py").stdout
+
+
+def test_a_part_that_does_not_exist_is_refused_before_an_out_is_lost(made, tmp_path):
+    clone = made[0].copy(tmp_path / "clone")
+    before = results(clone)
+    for value in ("train.loss=project/losses.py:Square", "train.callbacks=[project/none.py:Tell]"):
+        refused = clone.run("dvc", "exp", "run", "-S", value, check=False)
+        assert refused.returncode and "no such" in refused.stderr and "Traceback" not in refused.stderr
+        assert results(clone) == before
+
+
+@pytest.mark.slow
+def test_a_killed_training_with_own_parts_ends_in_the_bits_of_one_and_begins_anew_with_others(made, tmp_path):
+    clone = made[0].copy(tmp_path / "clone")
+    crash = "os.environ.get('CRASH') == str(trainer.global_step) and os._exit(9)"
+    hook = f"    def on_train_batch_start(self, trainer, *_):\n        {crash}\n"
+    write(clone.path, crash=f"import lightning, os\nclass Crash(lightning.Callback):\n{hook}")
+    clone.commit()
+    callbacks = "train.callbacks=[project/crash.py:Crash]"
+    command = ("python", "src/train.py", "train.checkpoint_every.minutes=0", callbacks, "train.augment.mixup=0.2")
+    model = clone.path / "runs/latest/model.safetensors"
+    clone.run(*command)
+    whole = model.read_bytes()
+    assert clone.run(*command, check=False, CRASH="13").returncode == 9
+    losses = clone.path / "project/losses.py"
+    losses.write_text(losses.read_text().replace("square()", "abs()"))
+    assert "continuing" not in clone.run(*command).stderr
+    assert model.read_bytes() != whole
+    clone.run("git", "checkout", "-q", "project")
+    assert "continuing in epoch" in clone.run(*command).stderr
+    assert model.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("project/losses.py:Nothing", "the file has no such name; it has: Squared$"),
+        ("project/none.py:Squared", "no such part; .* project/losses.py, "),
+        ("project/../project/losses.py:Squared", "no such part"),
+        ("project//etc/losses.py:Squared", "no such part"),
+        ("project/losses.py", "expected project/FILE.py:NAME"),
+        ("project/linked.py:Squared", "a link; only what lies in project/ itself"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_in_one_line(part, said, root):
+    if "linked" in part:
+        (root / "outside.py").write_text(FILES["project/losses.py"])
+        (root / "project/linked.py").symlink_to(root / "outside.py")
+    with pytest.raises(UserError, match=said) as error:
+        load_part(part, root)
+    assert "\n" not in str(error.value)
+
+
+def test_a_part_sees_the_folder_alone_as_it_is_now_and_a_digest_covers_what_it_imports(root, tmp_path_factory):
+    write(root, a="from .b import VALUE\n", b="VALUE = 1\n")
+    assert load_part("project/a.py:VALUE", root) == 1
+    before = part_sha256("project/a.py:VALUE", root)
+    write(root, b="VALUE = 2  # same size, same second\n")
+    assert part_sha256("project/a.py:VALUE", root) != before
+    other = tmp_path_factory.mktemp("other")
+    write(other, a="VALUE = 3\n")
+    assert load_part("project/a.py:VALUE", other) == 3
+    with pytest.raises(ZeroDivisionError):  # with its traceback
+        write(other, c="1 / 0\n")
+        load_part("project/c.py:x", other)
+
+
+def test_losses_take_smoothed_mixed_and_weighted_targets(root):
+    logits, labels = torch.randn(6, 3, generator=torch.manual_seed(0)), torch.tensor([0, 1, 2, 2, 1, -100])
+    counted = labels >= 0
+    probabilities = logits.softmax(dim=1)
+    known = probabilities[counted, labels[counted]]
+    weight = torch.tensor([0.5, 1.0, 4.0])
+    lit = LitClassifier(torch.nn.Identity(), 3).train()
+    lit.own_loss = find_loss("focal")
+    focal = -((1 - known) ** 2) * known.log()
+    assert lit.step((logits, labels))[0].item() == pytest.approx(focal.mean().item(), rel=1e-5)
+    lit.criterion.weight = weight
+    weights = weight[labels[counted]]
+    assert lit.step((logits, labels))[0].item() == pytest.approx(((focal * weights).sum() / weights.sum()).item())
+    lit.criterion.weight, lit.criterion.label_smoothing, lit.own_loss = None, 0.3, find_loss(LOSS)
+    smooth = 0.7 * torch.nn.functional.one_hot(labels[counted], 3) + 0.1
+    expected = (probabilities[counted] - smooth).square().sum(dim=1).mean()
+    assert lit.step((logits, labels))[0].item() == pytest.approx(expected.item(), rel=1e-5)
+    plain = torch.nn.functional.cross_entropy(logits, labels)
+    assert lit.eval().step((logits, labels))[0].item() == pytest.approx(plain.item())
+    assert LOSSES["bce"](torch.zeros(1, 4), torch.eye(4)[:1]).tolist() == pytest.approx([0.693147])
+
+
+def test_an_augmentation_draws_by_its_generator_whatever_stream_it_takes(root):
+    write(
+        root,
+        drawn="import random, numpy, torch\ndef drawn(images, generator):\n"
+        "    return images + torch.rand(1, generator=generator) + torch.rand(1) + random.random() + numpy.random.rand()\n",
+    )
+    part, images = {"drawn": load_part("project/drawn.py:drawn", root)}, torch.zeros(2, 1, 4, 4)
+    state = torch.get_rng_state()
+    first, again, other = (
+        augment_own(images, part, lambda _, n=n: torch.Generator().manual_seed(n)) for n in (1, 1, 2)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(state, torch.get_rng_state())  # that of dropout
+
+
+@pytest.mark.parametrize(
+    ("refused", "code", "said"),
+    [
+        (find_loss, "x = lambda logits, targets: logits.sum()", "expected the loss of each image"),
+        (
+            find_loss,
+            "import torch\nclass x(torch.nn.Linear):\n    def __init__(self): super().__init__(1, 1)",
+            "nothing would train",
+        ),
+        (lambda part: find_metrics([part, part]), "x = max", "always there or of torchmetrics"),
+        (lambda part: extra_metric(part, torch.ones(2, 2), torch.ones(2)), "x = lambda *a: a", "not one number"),
+    ],
+)
+def test_a_part_that_is_not_what_it_has_to_be_is_refused(refused, code, said, root):
+    write(root, part=code)
+    with pytest.raises(UserError, match=said):
+        refused("project/part.py:x")
+
+
+def test_names_of_other_metrics_and_states_of_callbacks_are_refused(root, tiny_params):
+    write(
+        root,
+        part="import lightning\ndef auroc(*_): return 1\ndef accuracy(*_): return 1\n"
+        "class Kept(lightning.Callback):\n    def state_dict(self): return {1: 2}\n",
+    )
+    for name in ("auroc", "accuracy"):
+        with pytest.raises(UserError, match=f"a metric {name} is always there or of torchmetrics"):
+            find_metrics([f"project/part.py:{name}"])
+    for name in ("Kept", "auroc"):
+        with pytest.raises((UserError, TypeError), match="state_dict|missing|no lightning.Callback"):
+            own_callbacks(tiny_params(f"train.callbacks=[project/part.py:{name}]").train)
+
+
+def test_a_model_runs_code_from_elsewhere_only_on_request(made, root, tmp_path_factory):
+    clone, elsewhere = made[0], tmp_path_factory.mktemp("elsewhere")
+    files = clone.path / "models/model.safetensors", clone.path / "models/model.json"
+    with pytest.raises(UserError, match=r"needs project/models.py:tiny_net as it was in training; .* has none"):
+        load_model(*files, project=elsewhere)
+    network, card = load_model(*files, project=clone.path)
+    assert card.architecture.model_name == MODEL
+    assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
