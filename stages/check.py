@@ -21,15 +21,13 @@ def main() -> None:
     dependencies = Dependencies.of_stage("check")
     with publishing(Path("data/records/check.txt"), check=dependencies.check) as (out,):
         params = dependencies.begin()
-        if "project/" in str(params) or params.evaluate.metrics or not is_known(params):
+        if "project/" in str(params) or not is_known(params):
             before_torch(params.train.threads, params.train.reproducible)
-            from reprise.evaluation.evaluate import find_metrics
             from reprise.training.setup import check_settings
 
             weights = Path(params.model.weights)
             given = weights.is_file() or any(path.name[0] != "." for path in weights.glob("*"))
             try:
-                find_metrics(params.evaluate.metrics)
                 check_settings(params, not (given or params.model.pretrained))
             except UserError as error:
                 way_out = "put back what it was: `reprise params` shows it, `reprise params --reset KEY` does it"

@@ -105,11 +105,10 @@ def augment_own(images: Tensor, parts: Mapping[str, Callable[..., Tensor]], gene
     """
     for name, part in parts.items():
         generator = generators(f"own/{name}")
-        seed = generator.initial_seed()
-        random.seed(seed)
-        np.random.seed(seed)
+        random.seed(generator.initial_seed())
+        np.random.seed(generator.initial_seed())
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(generator.initial_seed())
             images = part(images, generator)
     return images
 

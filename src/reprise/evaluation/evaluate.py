@@ -25,13 +25,11 @@ from reprise.model.backbone import TIMMBackbone, count_flops
 from reprise.model.convolutions import repaired
 from reprise.runtime.device import device
 from reprise.runtime.errors import UserError, listed, nearest
-from reprise.runtime.parts import create_part, is_part, load_part
+from reprise.runtime.parts import create_part, is_part
 
 # torchmetrics' metrics that need images of the class, and those that need images of other classes too
 OF_IMAGES = ("accuracy", "average_precision", "hamming_distance", "recall")
 OF_IMAGES_AND_OTHERS = ("auroc", "logauc")
-# what `summarize` computes
-ALWAYS = ["accuracy", "loss", "top5_accuracy", "precision", "recall", "f1", "ece", "images", "parameters", "flops"]
 
 
 @dataclass(frozen=True)
@@ -103,12 +101,12 @@ def evaluate(
     calibration_bins: int,
     extra: Sequence[str] = (),
 ) -> Evaluation:
-    """Measure a model on the test split of packed data; extra: further metrics, see `find_metrics`.
+    """Measure a model on the test split of packed data; extra: further metrics, see `extra_metric`.
 
     Raises UserError if the data have other classes, another image size, other channels or other splits than those the
     model was trained on, or for an extra metric that cannot be computed.
     """
-    metadata, further = load_metadata(processed), find_metrics(extra)
+    metadata = load_metadata(processed)
     size, channels = card.preprocessing.image_size, card.preprocessing.channels
     if (card.classes, size, channels) != (metadata.classes, metadata.image_size, metadata.channels):
         raise UserError(
@@ -127,31 +125,12 @@ def evaluate(
     batches = EvalBatches(split, own, batch_size, image_size=card.architecture.image_size)
     logits, labels = predict(network, batches, device(card.provenance.reproducible))
     result = summarize(network, card, split, logits, labels, calibration_bins)
-    for name, part in further.items():
-        result.metrics[name] = extra_metric(part, result.probabilities, labels)
-    return result
-
-
-def find_metrics(names: Sequence[str]) -> dict[str, str]:
-    """Return the further metrics {name in test.json: name in params.yaml}; loads those of the user's own.
-
-    Raises UserError for one that does not exist, and for one whose name is another's.
-    """
-    from torchmetrics.functional import classification
-
-    known = [key.removeprefix("multiclass_") for key in dir(classification) if key.startswith("multiclass_")]
-    found: dict[str, str] = {}
-    for name in names:
+    for name in extra:
         key = name.partition(":")[2] if is_part(name) else name
-        if key in (*ALWAYS, *found) or (key in known and is_part(name)):
-            raise UserError(f"evaluate.metrics: {name}: a metric {key} is always there or of torchmetrics; remove it")
-        if is_part(name):
-            load_part(name)
-        elif name not in known:
-            near = ", ".join(nearest(name, known) or known)
-            raise UserError(f"evaluate.metrics: torchmetrics has no multiclass {name!r}; it has {near}")
-        found[key] = name
-    return found
+        if key in (*result.metrics, "top5_accuracy"):
+            raise UserError(f"evaluate.metrics: {key} is always there; remove or rename {name}")
+        result.metrics[key] = extra_metric(name, result.probabilities, labels)
+    return result
 
 
 def _other_classes(trained: list[str], given: list[str]) -> str:
@@ -165,19 +144,24 @@ def _other_classes(trained: list[str], given: list[str]) -> str:
 
 
 def extra_metric(name: str, probabilities: Tensor, labels: Tensor) -> float | None:
-    """Return a multiclass metric of torchmetrics, with its defaults, or the user's own; None if it is undefined.
+    """Return a multiclass metric of torchmetrics, with its defaults, or one of the user's own; None if undefined.
 
     name: without the prefix, e.g. auroc for `multiclass_auroc`; probabilities: (N, classes); labels: (N,). Averages
-    over the classes leave out those for which the metric is undefined. Raises UserError for a metric that is not one
-    number. One of the user's own gets copies of labels and probabilities, as NumPy arrays.
+    over the classes leave out those for which the metric is undefined. Raises UserError for a name that torchmetrics
+    does not have and for a metric that is not one number. One of the user's own gets copies of labels and
+    probabilities as NumPy arrays; it may not have the name of one of torchmetrics.
     """
-    if is_part(name):
-        value = create_part(name)(labels.numpy().copy(), probabilities.numpy().copy())
-        if not hasattr(value, "__float__") or getattr(value, "shape", ()) != ():
-            raise UserError(f"evaluate.metrics: {name} gives {type(value).__name__}, not one number")
-        return _rounded(value)
     from torchmetrics.functional import classification
 
+    known = [key.removeprefix("multiclass_") for key in dir(classification) if key.startswith("multiclass_")]
+    if is_part(name):
+        value = create_part(name)(labels.numpy().copy(), probabilities.numpy().copy())
+        if name.partition(":")[2] in known or not hasattr(value, "__float__") or getattr(value, "shape", ()) != ():
+            raise UserError(f"evaluate.metrics: {name} gives no number, or has the name of a metric of torchmetrics")
+        return _rounded(value)
+    if name not in known:
+        near = nearest(name, known)
+        raise UserError(f"evaluate.metrics: torchmetrics has no multiclass {name!r}; it has {', '.join(near or known)}")
     metric, classes = getattr(classification, f"multiclass_{name}"), probabilities.shape[1]
     images = labels.bincount(minlength=classes)
     claims = probabilities.argmax(dim=1).bincount(minlength=classes)

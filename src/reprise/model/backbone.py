@@ -220,9 +220,10 @@ def load_model(weights_path: Path, card_path: Path, project: Path = ROOT) -> tup
     card = load_card(card_path)
     architecture, name = card.architecture, card.architecture.model_name
     if is_part(name):
-        if (found := part_sha256(name, project)) is None or found != architecture.code_sha256:
-            what = f"needs {name} as it was in training; {project}/project has {'other code' if found else 'none'}"
-            raise UserError(f"{card_path}: {what}; copy that code there, or name the project that has it: `project=`")
+        if part_sha256(name, project) != architecture.code_sha256:
+            raise UserError(
+                f"{card_path}: needs {name} as in training, unlike {project}; `project=` names another root"
+            )
         architecture = architecture.model_copy(update={"model_name": timm_name(name, project)})
     try:
         if UNTRACKED & set(architecture.kwargs):

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, fi
 
 from reprise.runtime.environment import Reproducibility
 from reprise.runtime.errors import brief
-from reprise.runtime.parts import PATTERN
 
 if TYPE_CHECKING:
     FreeForm = dict[str, Any]
@@ -37,8 +36,7 @@ Resize = Literal["stretch", "fit", "crop"]
 Processors = Annotated[int, Field(ge=1, le=256)] | Literal["auto"]
 Bar = Annotated[str, Field(pattern=r"^[\w.]+ *(>=|<=) *-?\d+(\.\d+)?$")]
 Side = Annotated[int, Field(ge=8, le=1024)]
-LossName = Literal["cross_entropy", "focal", "bce"]
-Own = Annotated[str, Field(pattern=PATTERN)]
+Own = Annotated[str, Field(pattern=r"^project/.+\.py:\w+$")]
 
 
 def param(description: str, **constraints: Any) -> Any:
@@ -243,7 +241,9 @@ class TrainParams(Section):
     balance: Literal["none", "weights", "sampling"] = param(
         "for classes of unequal size; weights: rare ones count more in the loss; sampling: are drawn more"
     )
-    loss: LossName | Own = param("of training; cross_entropy, focal, bce or project/FILE.py:NAME")
+    loss: Literal["cross_entropy", "focal", "bce"] | Own = param(
+        "of training; cross_entropy, focal, bce or project/FILE.py:NAME"
+    )
     label_smoothing: float = param("share of the target spread over all classes", ge=0, lt=1)
     augment: AugmentParams
     start_size: Side | None = param(

@@ -37,9 +37,8 @@ def closure(sources: Mapping[str, bytes], path: str) -> set[str]:
         imports = [(path, *found) for path in todo for found in IMPORT.findall(code_without_comments(sources[path]))]
         todo = set()
         for path, module, names in imports:
-            name = module.decode().lstrip(".")
-            dots = len(module) - len(name.encode())
-            parts = [*path.split("/")[: -dots or 0], *filter(None, name.split("."))]
+            dots = len(module) - len(module.lstrip(b"."))
+            parts = [*path.split("/")[: -dots or 0], *filter(None, module.decode().split("."))]
             modules = ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
             modules += ["/".join([*parts, name.decode()]) for name in re.findall(rb"\w+", names)]
             files = {f"{name}{end}" for name in modules for end in (".py", "/__init__.py")}

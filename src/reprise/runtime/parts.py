@@ -3,7 +3,6 @@
 Nothing is loaded from anywhere else; an `__init__.py` is not run. What the user's code raises keeps its traceback.
 """
 
-import re
 import sys
 from importlib import import_module, invalidate_caches
 from pathlib import Path
@@ -13,8 +12,6 @@ from typing import Any
 from reprise.runtime.checksums import listing_md5, md5_listing
 from reprise.runtime.code import LOADED, ROOT, code_sha256, read_code
 from reprise.runtime.errors import UserError, listed
-
-PATTERN = r"^project(/[A-Za-z_]\w*)+\.py:[A-Za-z_]\w*$"
 
 
 def is_part(name: str) -> bool:
@@ -30,13 +27,12 @@ def load_part(part: str, root: Path = ROOT) -> Any:
     file, _, name = part.partition(":")
     folder = root.resolve() / "project"
     files = sorted(folder.rglob("*.py"))
-    if not re.fullmatch(PATTERN, part) or root.resolve() / file not in files:
+    if root.resolve() / file not in files:
         known = listed([path.relative_to(folder.parent).as_posix() for path in files])
         raise UserError(f"{part}: no such part; expected project/FILE.py:NAME, files are: {known or 'none'}")
     if links := [str(path) for path in (folder, *folder.rglob("*")) if path.is_symlink()]:
         raise UserError(f"{links[0]}: a link; only what lies in project/ itself is loaded")
-    package = sys.modules.get("project")
-    if package is None or list(package.__path__) != [str(folder)]:
+    if list(getattr(sys.modules.get("project"), "__path__", ())) != [str(folder)]:
         for loaded in [each for each in sys.modules if each.partition(".")[0] == "project"]:
             del sys.modules[loaded]
         sys.dont_write_bytecode = True  # Python tells an edited file from its bytecode by second and size alone

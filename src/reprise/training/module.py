@@ -23,7 +23,6 @@ from reprise.augment.functional import one_hot
 from reprise.loader.batches import IGNORE_INDEX, mask_outputs
 from reprise.model.backbone import TIMMBackbone
 from reprise.runtime.errors import UserError
-from reprise.training.losses import Loss
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 ScheduleFactory = Callable[[Optimizer], Any]
@@ -68,7 +67,7 @@ class LitClassifier(LightningModule):
         self.optimizer: Any = optimizer
         self.scheduler: Any = scheduler
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing, ignore_index=IGNORE_INDEX)
-        self.own_loss: Loss | None = None  # of training, in place of cross-entropy
+        self.own_loss: Any = None  # of training, in place of cross-entropy
         self.plain_criterion = nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX)
         # NaN shows in the mean; "disable", which should do that, takes no weights in torchmetrics 1.9
         self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy=math.nan) for _ in range(3))

@@ -153,8 +153,7 @@ def provenance_of(
         "train": params.model_dump(exclude={"threads", "reproducible", "checkpoint_every", "loggers"}),
         **terms,
     }
-    if "project/" in str(deciding):
-        deciding["project"] = project_md5()
+    deciding |= {"project": project_md5()} if "project/" in str(deciding) else {}
     data = metadata.model_dump_json().encode()
     assert params.threads != "auto" and params.precision != "auto", "both are resolved before"
     reproducible, device = resolve_reproducible(params.reproducible), resolve_device(params)

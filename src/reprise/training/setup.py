@@ -16,7 +16,7 @@ from reprise.model.networks import timm_name
 from reprise.model.pretrained import find_pretrained
 from reprise.params.schema import ModelParams, Params, TrainParams
 from reprise.runtime.errors import UserError
-from reprise.runtime.parts import create_part
+from reprise.runtime.parts import create_part, is_part
 from reprise.training.debug import Debug
 from reprise.training.losses import find_loss
 from reprise.training.optim import create_optimizer, create_schedule
@@ -107,7 +107,7 @@ def check_settings(params: Params, random_weights: bool) -> None:
     timm_name(params.model.name)
     find_loss(params.train.loss)
     own_callbacks(params.train)
-    for name in params.train.augment.own:
+    for name in (*params.train.augment.own, *filter(is_part, params.evaluate.metrics)):
         create_part(name)
     network: nn.Module = nn.Linear(2, 2)
     if random_weights:
