@@ -205,7 +205,11 @@ MEASURED = torch.ones(2, 2), torch.ones(2)
         ("x = lambda logits, targets: logits.sum()", find_loss, "expected the loss of each image"),
         (TAKES_NONE, find_loss, "which nothing would train"),
         ("x = lambda *_: [1]", lambda part: extra_metric(part, *MEASURED), "gives no number"),
-        ("auroc = max", lambda _: extra_metric("project/part.py:auroc", *MEASURED), "the name of a metric of torchm"),
+        (
+            "auroc = lambda *_: 1",
+            lambda _: extra_metric("project/part.py:auroc", *MEASURED),
+            "the name of a metric of torchm",
+        ),
         (KEPT, lambda part: own_callbacks(TRAIN.model_copy(update={"callbacks": [part]})), "has a state_dict"),
         ("x = 1", lambda part: own_callbacks(TRAIN.model_copy(update={"callbacks": [part]})), "no lightning.Callb"),
         ("x = 1", timm_name, "put timm's @register_model above it"),

@@ -219,12 +219,9 @@ def load_model(weights_path: Path, card_path: Path, project: Path = ROOT) -> tup
     """
     card = load_card(card_path)
     architecture, name = card.architecture, card.architecture.model_name
-    if is_part(name):
-        if part_sha256(name, project) != architecture.code_sha256:
-            raise UserError(
-                f"{card_path}: needs {name} as in training, unlike {project}; `project=` names another root"
-            )
-        architecture = architecture.model_copy(update={"model_name": timm_name(name, project)})
+    if part_sha256(name, project) != architecture.code_sha256:
+        raise UserError(f"{card_path}: needs {name} as in training, unlike {project}; `project=` names another root")
+    architecture = architecture.model_copy(update={"model_name": timm_name(name, project)})
     try:
         if UNTRACKED & set(architecture.kwargs):
             raise ValueError("it names weights of its own")
