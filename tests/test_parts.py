@@ -85,7 +85,7 @@ def test_a_part_that_is_missing_costs_no_out_and_an_edited_one_is_seen_until_it_
         refused.returncode and "no such name; it has: Squared" in refused.stderr and "Traceback" not in refused.stderr
     )
     assert results(clone) == before
-    clone.run("git", "reset", "-q", "--hard")
+    clone.set(f"train.loss={LOSS}")  # Git may take the refused value, of equal size, for the committed one
     write(clone.path, models=OWN["models"].replace("relu()", "tanh()"))
     assert {"check", "train", "evaluate"} <= json.loads(clone.run("dvc", "status", "--json").stdout).keys()
     assert clone.run("python", "-m", "reprise", "verify", check=False).returncode == 1
