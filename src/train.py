@@ -56,7 +56,7 @@ def main() -> int:
             say(f"train: {result.summary()}; a fast run for bugs, nothing is kept")
         return 0
     scratch = None if debug.deciding() else RUNS / "checkpoints"
-    watched = [PROJECT.short(processed), params.model.weights]
+    watched = [PROJECT.short(processed), params.model.weights, "project"]
     dependencies = Dependencies("stages/train.py", watched, ["model", "train"], PROJECT.root, KEPT)
     dependencies.begin(params)
     with runs.run_folder(RUNS, params, resumed, debug=scratch is None) as run:

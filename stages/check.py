@@ -23,7 +23,7 @@ def main() -> None:
     dependencies = Dependencies.of_stage("check")
     with publishing(Path("data/records/check.txt"), check=dependencies.check) as (out,):
         params = dependencies.begin()
-        if not is_known(params):
+        if "project/" in str(params) or not is_known(params):
             before_torch(params.train.threads, params.train.reproducible)
             from reprise.training.setup import check_settings
 

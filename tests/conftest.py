@@ -30,7 +30,9 @@ for signum in (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):  # a job in the ba
 ROOT = Path(__file__).resolve().parent.parent
 PARAMS = ROOT / "src/reprise/params/defaults.yaml"  # whatever the project's own are by now
 # what belongs to the project in which the tests run: its data, results, remote; no test looks at it
-OWN = re.compile(r"params\.yaml|dvc\.lock|.*\.dvc|\.dvc/config|(data|metrics)/(.*/)?[^/.][^/]*|models/README\.md")
+OWN = re.compile(
+    r"params\.yaml|dvc\.lock|.*\.dvc|\.dvc/config|(data|metrics)/(.*/)?[^/.][^/]*|models/README\.md|project/(?!README\.md).*"
+)
 
 # Python runs this at each start of a stage.
 RECORD_IMPORTS = """
@@ -50,7 +52,7 @@ def data_params(**changes: Any) -> DataParams:
 
 def augmentation(**changes):
     """Params of an augmentation with these changes and no others."""
-    still = dict.fromkeys(AugmentParams.model_fields, 0) | {"flip": False, "policy": "none"}
+    still = dict.fromkeys(AugmentParams.model_fields, 0) | {"flip": False, "policy": "none", "own": []}
     return AugmentParams(**(still | changes))
 
 

@@ -202,6 +202,8 @@ SPECIAL = {  # what a pattern allows, and what no other value forbids
     **dict.fromkeys(["data.val_fraction", "data.test_fraction"], st.floats(0, 0.49, exclude_min=True)),
     "model.name": TEXT.filter(bool) | st.sampled_from(["no", "null", "1e5", "007", "~", "0x1f", "1:30"]),
     "train.accelerator": st.sampled_from(["auto", "cpu"]),
+    "train.loss": st.sampled_from(["focal", "project/a.py:b"]),
+    **dict.fromkeys(["train.callbacks", "train.augment.own"], st.lists(st.just("project/a.py:b"), max_size=2)),
     **dict.fromkeys(["data.fold", "train.warmup_epochs"], st.just(0)),
     **dict.fromkeys(["train.devices", "train.num_nodes"], st.just(1)),
 }

@@ -6,7 +6,8 @@ draw. The caller chooses which images are mirrored.
 """
 
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -93,6 +94,22 @@ def augment(images: Tensor, params: AugmentParams, generators: Generators, mirro
         middle_y, middle_x = uniform("cutout", 2)
         side = torch.full_like(middle_x, params.cutout)
         images.masked_fill_(transforms.box(middle_y, middle_x, side, *images.shape[2:]), 0)
+    return images
+
+
+def augment_own(images: Tensor, parts: Mapping[str, Callable[..., Tensor]], generators: Generators) -> Tensor:
+    """Apply augmentations of the user's own, {name: part}: images float32 (N, C, H, W) in, the same out.
+
+    Each is called with the images and a generator on the CPU; what draws from the random streams of torch, NumPy or
+    Python instead finds them seeded alike.
+    """
+    for name, part in parts.items():
+        generator = generators(f"own/{name}")
+        random.seed(generator.initial_seed())
+        np.random.seed(generator.initial_seed())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator.initial_seed())
+            images = part(images, generator)
     return images
 
 

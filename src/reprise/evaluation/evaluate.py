@@ -25,6 +25,7 @@ from reprise.model.backbone import TIMMBackbone, count_flops
 from reprise.model.convolutions import repaired
 from reprise.runtime.device import device
 from reprise.runtime.errors import UserError, listed, nearest
+from reprise.runtime.parts import create_part, is_part
 
 # torchmetrics' metrics that need images of the class, and those that need images of other classes too
 OF_IMAGES = ("accuracy", "average_precision", "hamming_distance", "recall")
@@ -100,7 +101,7 @@ def evaluate(
     calibration_bins: int,
     extra: Sequence[str] = (),
 ) -> Evaluation:
-    """Measure a model on the test split of packed data; extra: names of torchmetrics, see `extra_metric`.
+    """Measure a model on the test split of packed data; extra: further metrics, see `extra_metric`.
 
     Raises UserError if the data have other classes, another image size, other channels or other splits than those the
     model was trained on, or for an extra metric that cannot be computed.
@@ -125,9 +126,10 @@ def evaluate(
     logits, labels = predict(network, batches, device(card.provenance.reproducible))
     result = summarize(network, card, split, logits, labels, calibration_bins)
     for name in extra:
-        if name in result.metrics:
-            raise UserError(f"evaluate.metrics: {name} is always there; remove it")
-        result.metrics[name] = extra_metric(name, result.probabilities, labels)
+        key = name.partition(":")[2] if is_part(name) else name
+        if key in (*result.metrics, "top5_accuracy"):
+            raise UserError(f"evaluate.metrics: {key} is always there; remove or rename {name}")
+        result.metrics[key] = extra_metric(name, result.probabilities, labels)
     return result
 
 
@@ -142,15 +144,21 @@ def _other_classes(trained: list[str], given: list[str]) -> str:
 
 
 def extra_metric(name: str, probabilities: Tensor, labels: Tensor) -> float | None:
-    """Return a multiclass metric of torchmetrics, with its defaults; None if it is undefined.
+    """Return a multiclass metric of torchmetrics, with its defaults, or one of the user's own; None if undefined.
 
     name: without the prefix, e.g. auroc for `multiclass_auroc`; probabilities: (N, classes); labels: (N,). Averages
     over the classes leave out those for which the metric is undefined. Raises UserError for a name that torchmetrics
-    does not have and for a metric that is not one number.
+    does not have and for a metric that is not one number. One of the user's own gets copies of labels and
+    probabilities as NumPy arrays; it may not have the name of one of torchmetrics.
     """
     from torchmetrics.functional import classification
 
     known = [key.removeprefix("multiclass_") for key in dir(classification) if key.startswith("multiclass_")]
+    if is_part(name):
+        value = create_part(name)(labels.numpy().copy(), probabilities.numpy().copy())
+        if name.partition(":")[2] in known or not hasattr(value, "__float__") or getattr(value, "shape", ()) != ():
+            raise UserError(f"evaluate.metrics: {name} gives no number, or has the name of a metric of torchmetrics")
+        return _rounded(value)
     if name not in known:
         near = nearest(name, known)
         raise UserError(f"evaluate.metrics: torchmetrics has no multiclass {name!r}; it has {', '.join(near or known)}")

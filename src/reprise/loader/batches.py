@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from reprise.augment.functional import resized, to_unit
-from reprise.augment.pipeline import augment, mix, resolve_augmentation
+from reprise.augment.pipeline import augment, augment_own, mix, resolve_augmentation
 from reprise.data.formats.packed import Metadata, PackedSplit
 from reprise.loader.images import Images
 from reprise.params.schema import TrainParams
 from reprise.runtime.device import to_device
 from reprise.runtime.errors import UserError
+from reprise.runtime.parts import create_part
 
 IGNORE_INDEX = -100  # the default of torch's cross_entropy, which leaves such targets out
 
@@ -142,6 +143,7 @@ class TrainBatches:
         self.batch_size, self.seed = min(params.batch_size, len(split) // world), params.seed
         self.balanced = params.balance == "sampling"
         self.augmentation = resolve_augmentation(params.augment, metadata)
+        self.own = {name: create_part(name) for name in params.augment.own}
         self.steps = len(split) // self.batch_size // world
         self.epoch = 0
         self.begin = (0, 0)
@@ -173,6 +175,7 @@ class TrainBatches:
             generators = partial(self.generator, epoch, number)
             mirror = None if mirrored is None else mirrored[places]
             images = augment(self.images[rows], self.augmentation, generators, mirror)
+            images = augment_own(images, self.own, generators)
             targets = to_device(self.labels[rows], self.images.device)
             if self.augmentation.mixup or self.augmentation.cutmix:
                 images, targets = mix(images, targets, self.classes, self.augmentation, generators)

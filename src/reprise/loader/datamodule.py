@@ -25,7 +25,8 @@ class PackedDataModule(LightningDataModule):
         self, folder: Path | str, batch_size: int = 64, augment: AugmentParams | None = None, seed: int = 0
     ) -> None:
         super().__init__()
-        still: dict[str, Any] = {**dict.fromkeys(AugmentParams.model_fields, 0), "flip": False, "policy": "none"}
+        still: dict[str, Any] = dict.fromkeys(AugmentParams.model_fields, 0)
+        still |= {"flip": False, "policy": "none", "own": []}
         given: dict[str, Any] = {"batch_size": batch_size, "augment": augment or AugmentParams(**still), "seed": seed}
         self.folder, self.params = Path(folder), TrainParams.model_construct(**given, balance="none")
         self.metadata = load_metadata(self.folder)

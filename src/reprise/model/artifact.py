@@ -18,13 +18,17 @@ class Part(BaseModel):
 
 
 class Architecture(Part):
-    """The arguments of TIMMBackbone that rebuild the network, and the height and width of its input in pixels."""
+    """The arguments of TIMMBackbone that rebuild the network, and the height and width of its input in pixels.
+
+    code_sha256: of the file that model_name names and those of `project/` that it imports; None for a model of timm's.
+    """
 
     model_name: str
     num_classes: int
     in_chans: int
     image_size: int
     kwargs: dict[str, Any]
+    code_sha256: str | None = None
 
 
 class Preprocessing(Part):

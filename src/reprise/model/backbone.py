@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reprise.data.formats.packed import Metadata
 from reprise.model.artifact import Architecture, ModelCard, load_card
-from reprise.model.networks import check_name
+from reprise.model.networks import timm_name
 from reprise.model.pretrained import (
     PretrainedWeights,
     classifier_prefixes,
@@ -32,6 +32,7 @@ from reprise.model.pretrained import (
 from reprise.params.schema import ModelParams
 from reprise.runtime.checksums import file_sha256, write_sealed
 from reprise.runtime.errors import UserError, reason, say
+from reprise.runtime.parts import ROOT, is_part, part_sha256
 
 # arguments of timm.create_model that are no part of model.kwargs
 DECIDED = {"num_classes", "in_chans", "pretrained", "model_name"}
@@ -50,12 +51,12 @@ class TIMMBackbone(nn.Module):
         self, model_name: str = "efficientnet_b0", pretrained: bool = True, num_classes: int = 3, **kwargs: Any
     ) -> None:
         super().__init__()
-        check_name(model_name)
+        name = timm_name(model_name)
         quiet_hub()
         building = {name: value for name, value in kwargs.items() if name not in UNTRACKED}
         self.arguments = {"model_name": model_name, "num_classes": num_classes, **building}
         try:
-            self.model = timm.create_model(model_name, pretrained=pretrained, num_classes=num_classes, **kwargs)
+            self.model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
         except (OSError, RuntimeError) as error:
             if not pretrained or (isinstance(error, RuntimeError) and "pretrained" not in str(error)):
                 raise
@@ -73,7 +74,6 @@ def adapt(params: ModelParams, metadata: Metadata, pretrained: PretrainedWeights
     The size is that of `model.image_size`; `auto`: that of the pretrained weights, or else the data's. Raises
     UserError for an unknown name and for `model.kwargs` that the data or other parameters determine.
     """
-    check_name(params.name)
     kwargs = dict(params.kwargs)
     for names, why in ((DECIDED, "set by the data or another parameter"), (UNTRACKED, "it brings untracked weights")):
         if refused := names & set(kwargs):
@@ -81,11 +81,11 @@ def adapt(params: ModelParams, metadata: Metadata, pretrained: PretrainedWeights
     size = params.image_size
     if size == "auto":
         size = (pretrained.image_size if pretrained else None) or metadata.image_size
-    config = timm.get_pretrained_cfg(params.name)
+    config = timm.get_pretrained_cfg(timm_name(params.name))
     if config is not None and config.fixed_input_size:
         kwargs.setdefault("img_size", size)
     given = {"num_classes": len(metadata.classes), "in_chans": metadata.channels, "image_size": size}
-    return Architecture(model_name=params.name, kwargs=kwargs, **given)
+    return Architecture(model_name=params.name, kwargs=kwargs, code_sha256=part_sha256(params.name), **given)
 
 
 def build(architecture: Architecture, pretrained: PretrainedWeights | None = None) -> TIMMBackbone:
@@ -131,9 +131,9 @@ def create_network(
     torch.manual_seed(seed)
     try:
         network = build(architecture, pretrained)
-    except (UserError, MemoryError):
-        raise
     except Exception as error:  # timm raises whatever a wrong argument provokes deep inside a model
+        if is_part(params.name) or isinstance(error, UserError | MemoryError):
+            raise
         why = reason(error)[:300]
         if pretrained is not None and "state_dict" in str(error):
             raise UserError(f"{pretrained.origin.source}: not weights of {params.name} ({why})") from None
@@ -151,9 +151,9 @@ def check_takes(network: TIMMBackbone, architecture: Architecture, size: int, pa
     try:
         with torch.no_grad():
             logits = network.eval()(torch.zeros(2, architecture.in_chans, size, size))
-    except MemoryError:
-        raise
     except Exception as error:  # whatever the network runs into
+        if is_part(name) or isinstance(error, MemoryError):
+            raise
         other = _what_it_takes(architecture) if size == architecture.image_size else ""
         way_out = other or f"raise {parameter}, look at model.kwargs or choose another model"
         why = f" ({reason(error)[:300]})" if str(error) else ""
@@ -165,7 +165,7 @@ def check_takes(network: TIMMBackbone, architecture: Architecture, size: int, pa
 
 def _what_it_takes(architecture: Architecture) -> str:
     """Return which images a model takes, with the parameters for them: RGB ones, of timm's own size, or both."""
-    given, config = architecture.image_size, timm.get_pretrained_cfg(architecture.model_name)
+    given, config = architecture.image_size, timm.get_pretrained_cfg(timm_name(architecture.model_name))
     own = config.input_size[-1] if config else given
     for channels, size in ((3, given), (architecture.in_chans, own), (3, own)):
         with suppress(Exception):  # this one neither
@@ -212,10 +212,16 @@ def save_model(network: TIMMBackbone, card: ModelCard, weights_path: Path, card_
     write_sealed(card_path, card.model_dump(mode="json"))
 
 
-def load_model(weights_path: Path, card_path: Path) -> tuple[TIMMBackbone, ModelCard]:
-    """Load a published model for evaluation. Raises UserError if a file is missing, altered or of another model."""
+def load_model(weights_path: Path, card_path: Path, project: Path = ROOT) -> tuple[TIMMBackbone, ModelCard]:
+    """Load a published model for evaluation. Raises UserError if a file is missing, altered or of another model.
+
+    project: the root of the project whose code runs if the model needs some; it must be what the model was made with.
+    """
     card = load_card(card_path)
-    architecture = card.architecture
+    architecture, name = card.architecture, card.architecture.model_name
+    if part_sha256(name, project) != architecture.code_sha256:
+        raise UserError(f"{card_path}: needs {name} as in training, unlike {project}; `project=` names another root")
+    architecture = architecture.model_copy(update={"model_name": timm_name(name, project)})
     try:
         if UNTRACKED & set(architecture.kwargs):
             raise ValueError("it names weights of its own")

@@ -2,12 +2,13 @@
 
 timm's networks halve the image five times, which leaves one pixel of 28. `digits_cnn` reaches 99 % on MNIST in 4 epochs
 (benchmarks/mnist.py). `resnet8`, for color images, follows the networks of speed records on CIFAR-10
-(benchmarks/cifar10.py). `check_name` looks a model up among these and timm's.
+(benchmarks/cifar10.py). `timm_name` looks a model up among these and timm's.
 """
 
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -18,17 +19,26 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from reprise.runtime.errors import UserError, nearest
+from reprise.runtime.parts import ROOT, is_part, load_part
 
 
-def check_name(name: str) -> None:
-    """Raise UserError, with the nearest names, for a model or a tag of weights that timm does not have."""
+def timm_name(name: str, root: Path = ROOT) -> str:
+    """Return the name that timm has a model by; of one of the user's own below a root, once its code is loaded.
+
+    Raises UserError, with the nearest names, for a model or a tag of weights that timm does not have.
+    """
+    if is_part(name):
+        own, model = load_part(name, root), name.partition(":")[2]
+        if not timm.is_model(model) or timm.model_entrypoint(model) is not own:
+            raise UserError(f"model.name = {name!r}: not registered; put timm's @register_model above it")
+        return model
     architecture, _, tag = name.partition(".")
     if timm.is_model(architecture):
         tags = timm.list_pretrained(f"{architecture}.*")
         if tag and name not in tags:
             known = ", ".join(tags) or "none"
             raise UserError(f"model.name = {name!r}: timm has no weights of that tag; it has {known}")
-        return
+        return name
     if ":" in name or "/" in name:
         hint = "the last part may be a model of timm's, for model.pretrained: true; other weights go into data/weights"
         raise UserError(f"model.name = {name!r}: an address, not a model; {hint}")

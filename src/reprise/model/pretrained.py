@@ -19,7 +19,7 @@ from timm.models._hub import download_cached_file
 from torch import Tensor, nn
 
 from reprise.model.artifact import Origin, load_card
-from reprise.model.networks import check_name
+from reprise.model.networks import timm_name
 from reprise.params.schema import ModelParams
 from reprise.runtime.checksums import file_sha256
 from reprise.runtime.errors import UserError, listed, reason
@@ -85,7 +85,7 @@ class PretrainedWeights:
 
 def _config(model_name: str) -> PretrainedCfg:
     """Return timm's configuration of a model's weights; an empty one for a model without weights."""
-    return timm.get_pretrained_cfg(model_name) or PretrainedCfg()
+    return timm.get_pretrained_cfg(timm_name(model_name)) or PretrainedCfg()
 
 
 def _layers(names: Any) -> tuple[str, ...]:
@@ -138,7 +138,7 @@ def find_pretrained(params: ModelParams, weights_path: Path | None) -> Pretraine
 
     weights_path: of `model.weights`. Raises UserError if both `model.weights` and `model.pretrained` give some.
     """
-    check_name(params.name)
+    timm_name(params.name)
     given = weights_of_file(weights_path, params.name) if weights_path else None
     if given and params.pretrained:
         raise UserError(f"model.weights holds {given.origin.source}, and model.pretrained is true: choose one of them")

@@ -36,6 +36,7 @@ Resize = Literal["stretch", "fit", "crop"]
 Processors = Annotated[int, Field(ge=1, le=256)] | Literal["auto"]
 Bar = Annotated[str, Field(pattern=r"^[\w.]+ *(>=|<=) *-?\d+(\.\d+)?$")]
 Side = Annotated[int, Field(ge=8, le=1024)]
+Own = Annotated[str, Field(pattern=r"^project/.+\.py:\w+$")]
 
 
 def param(description: str, **constraints: Any) -> Any:
@@ -162,7 +163,7 @@ class DataParams(PrepareParams, SourceParams):
 class ModelParams(Section):
     """The network and the weights that it starts from."""
 
-    name: str = param("any classification model of timm, e.g. resnet18 or efficientnet_b0", min_length=1)
+    name: str = param("any classification model of timm, e.g. resnet18; or project/FILE.py:NAME", min_length=1)
     pretrained: bool = param("start from the weights that timm publishes (fetched from the model hub)")
     weights: str = param(
         "weights to start from, .safetensors or torch's; or a folder with one, if it is empty: random ones",
@@ -194,6 +195,7 @@ class AugmentParams(Section):
     cutout: float = param("side of a black square, as a share of the image's side; 0: off", ge=0, lt=1)
     mixup: float = param("blend pairs of images and labels by shares from Beta(mixup, mixup); 0: off", ge=0, le=100)
     cutmix: float = param("paste a part of another image, with its share of the label; as mixup; 0: off", ge=0, le=100)
+    own: list[Own] = param("of your own, after the others: project/FILE.py:NAME, see docs/parts.md")
 
     @model_validator(mode="after")
     def _one_kind_of_crop(self) -> Self:
@@ -241,6 +243,9 @@ class TrainParams(Section):
     balance: Literal["none", "weights", "sampling"] = param(
         "for classes of unequal size; weights: rare ones count more in the loss; sampling: are drawn more"
     )
+    loss: Literal["cross_entropy", "focal", "bce"] | Own = param(
+        "of training; cross_entropy, focal, bce or project/FILE.py:NAME"
+    )
     label_smoothing: float = param("share of the target spread over all classes", ge=0, lt=1)
     augment: AugmentParams
     start_size: Side | None = param(
@@ -271,6 +276,7 @@ class TrainParams(Section):
     loggers: list[LoggerName] = param(
         "of tensorboard, wandb, mlflow, dvclive: also log there (extras to install); changes no result"
     )
+    callbacks: list[Own] = param("Lightning's, of your own, made without arguments: project/FILE.py:NAME")
 
     @model_validator(mode="after")
     def _values_that_fit(self) -> Self:
@@ -298,7 +304,7 @@ class EvaluateParams(Section):
 
     batch_size: int = param("images per forward pass", ge=1, le=65_536)
     calibration_bins: int = param("confidence bins of the expected calibration error", ge=1, le=1000)
-    metrics: list[str] = param("further metrics, torchmetrics' multiclass ones, e.g. auroc, cohen_kappa")
+    metrics: list[str] = param("further metrics, torchmetrics' multiclass ones, e.g. auroc; or project/FILE.py:NAME")
 
 
 class ReviewParams(Section):

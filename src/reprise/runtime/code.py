@@ -19,9 +19,9 @@ IMPORT = re.compile(rb"^\s*(?:from|import)\s+([\w.]+)(?:\s+import\s+(\([^)]*\)|[
 
 
 def read_code(root: Path) -> dict[str, bytes]:
-    """Return {path relative to the root: content} of the library and the scripts, without editors' hidden files."""
+    """Return {path relative to the root: content} of library, scripts and `project/`, without editors' hidden files."""
     code: dict[str, bytes] = {}
-    for pattern in ("stages/*.py", "src/*.py", "src/reprise/**/*.py"):
+    for pattern in ("stages/*.py", "src/*.py", "src/reprise/**/*.py", "project/**/*.py"):
         for path in root.glob(pattern):
             if not path.name.startswith("."):
                 with suppress(FileNotFoundError):  # it was just removed or replaced
@@ -34,13 +34,15 @@ def closure(sources: Mapping[str, bytes], path: str) -> set[str]:
     found, todo = set[str](), {path} & sources.keys()
     while todo:
         found |= todo
-        imports = [found for path in todo for found in IMPORT.findall(code_without_comments(sources[path]))]
+        imports = [(path, *found) for path in todo for found in IMPORT.findall(code_without_comments(sources[path]))]
         todo = set()
-        for module, names in imports:
-            parts = module.decode().split(".")
+        for path, module, names in imports:
+            dots = len(module) - len(module.lstrip(b"."))
+            parts = [*path.split("/")[: -dots or 0], *filter(None, module.decode().split("."))]
             modules = ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
             modules += ["/".join([*parts, name.decode()]) for name in re.findall(rb"\w+", names)]
-            todo |= {f"src/{name}{end}" for name in modules for end in (".py", "/__init__.py")} & sources.keys() - found
+            files = {f"{name}{end}" for name in modules for end in (".py", "/__init__.py")}
+            todo |= {f"{base}{file}" for base in ("src/", "") for file in files} & sources.keys() - found
     return found
 
 

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MaxMetric, MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from reprise.augment.functional import one_hot
 from reprise.loader.batches import IGNORE_INDEX, mask_outputs
 from reprise.model.backbone import TIMMBackbone
 from reprise.runtime.errors import UserError
@@ -66,6 +67,7 @@ class LitClassifier(LightningModule):
         self.optimizer: Any = optimizer
         self.scheduler: Any = scheduler
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing, ignore_index=IGNORE_INDEX)
+        self.own_loss: Any = None  # of training, in place of cross-entropy
         self.plain_criterion = nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX)
         # NaN shows in the mean; "disable", which should do that, takes no weights in torchmetrics 1.9
         self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy=math.nan) for _ in range(3))
@@ -121,11 +123,17 @@ class LitClassifier(LightningModule):
             logits = self.forward(images)
         logits = logits.float()
         criterion = self.criterion if self.training else self.plain_criterion
-        if targets.ndim == 1:
+        own_loss = self.own_loss if self.training else None
+        if targets.ndim == 1 and own_loss is None:
             return criterion(logits, targets), logits, targets
+        targets = targets if targets.ndim == 2 else one_hot(targets, logits.shape[1])
         counted = targets.any(dim=1)
         weight, smoothing = criterion.weight, criterion.label_smoothing
-        losses = cross_entropy(logits, targets, weight, label_smoothing=smoothing, reduction="none")
+        if own_loss is None:
+            losses = cross_entropy(logits, targets, weight, label_smoothing=smoothing, reduction="none")
+        else:
+            losses = own_loss(logits, (1 - smoothing) * targets + smoothing / logits.shape[1])
+            losses = losses if weight is None else losses * (targets @ weight)
         # with class weights a mean over those of the labels, as for labels that are not mixed
         weights = counted.sum() if weight is None else (targets @ weight).sum()
         loss = torch.where(counted, losses, 0).sum() / weights

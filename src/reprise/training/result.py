@@ -16,6 +16,7 @@ from reprise.params.resolve import resolve_device
 from reprise.params.schema import ModelParams, TrainParams
 from reprise.runtime.device import resolve_reproducible
 from reprise.runtime.errors import UserError, listed, say
+from reprise.runtime.parts import project_md5
 from reprise.runtime.provenance import Provenance, trace
 from reprise.training.callbacks.best_epoch import BestEpoch, EpochRow
 from reprise.training.checkpoint import Checkpoints, read_checkpoint
@@ -152,6 +153,7 @@ def provenance_of(
         "train": params.model_dump(exclude={"threads", "reproducible", "checkpoint_every", "loggers"}),
         **terms,
     }
+    deciding |= {"project": project_md5()} if "project/" in str(deciding) else {}
     data = metadata.model_dump_json().encode()
     assert params.threads != "auto" and params.precision != "auto", "both are resolved before"
     reproducible, device = resolve_reproducible(params.reproducible), resolve_device(params)

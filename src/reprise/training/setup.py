@@ -6,16 +6,19 @@ One place for `train` and the checks before it, so that they look at what will b
 from functools import partial
 from pathlib import Path
 
+from lightning import Callback
 from torch import nn
 
 from reprise.data.formats.packed import Metadata, Unaltered, load_metadata, load_split
 from reprise.loader.batches import EvalBatches, Process, TrainBatches, class_weights, growing_sizes
 from reprise.model.backbone import TIMMBackbone, check_takes, create_network
-from reprise.model.networks import check_name
+from reprise.model.networks import timm_name
 from reprise.model.pretrained import find_pretrained
 from reprise.params.schema import ModelParams, Params, TrainParams
 from reprise.runtime.errors import UserError
+from reprise.runtime.parts import create_part, is_part
 from reprise.training.debug import Debug
+from reprise.training.losses import find_loss
 from reprise.training.optim import create_optimizer, create_schedule
 from reprise.training.steps import ChunkedClassifier
 
@@ -65,6 +68,7 @@ class Assembly:
         lit = lit_classifier(network or self.network, classes, self.params, self.batches.steps)
         if self.params.balance == "weights":
             lit.criterion.weight = class_weights(self.batches.labels, classes)
+        lit.own_loss = find_loss(self.params.loss)
         return lit
 
 
@@ -86,12 +90,25 @@ def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps:
     )
 
 
+def own_callbacks(params: TrainParams) -> list[Callback]:
+    """Return the callbacks of the user's own. Raises UserError for what is none."""
+    made = [create_part(name) for name in params.callbacks]
+    for name, callback in zip(params.callbacks, made, strict=True):
+        if not isinstance(callback, Callback) or type(callback).state_dict is not Callback.state_dict:
+            raise UserError(f"train.callbacks: {name} is no lightning.Callback, or has a state_dict, which is not kept")
+    return made
+
+
 def check_settings(params: Params, random_weights: bool) -> None:
-    """Raise UserError for names and arguments of network, optimizer and schedule that no data make right.
+    """Raise UserError for names and arguments of network, optimizer, schedule and own parts that no data make right.
 
     random_weights: whether the training begins with such; pretrained ones decide the size of the images.
     """
-    check_name(params.model.name)
+    timm_name(params.model.name)
+    find_loss(params.train.loss)
+    own_callbacks(params.train)
+    for name in (*params.train.augment.own, *filter(is_part, params.evaluate.metrics)):
+        create_part(name)
     network: nn.Module = nn.Linear(2, 2)
     if random_weights:
         channels = 3 if params.data.channels == "auto" else params.data.channels

@@ -221,8 +221,9 @@ def chunks(trainer: Trainer, batches: TrainBatches) -> Chunks:
     """Return the loader for a trainer: single batches for several processes, and if a callback hooks into batches."""
     foreign = [each for each in trainer.callbacks if not isinstance(each, BatchObserver)]  # type: ignore[attr-defined]
     single = trainer.world_size > 1 or any(_overridden(foreign, name) for name in HOOKS)
-    on_cpu = trainer.strategy.root_device.type == "cpu"
-    return Chunks(batches, single, on_cpu and 2 * torch.get_num_threads() * trainer.num_devices <= cpus())
+    # own augmentations draw from torch's own stream, which `StatelessDropout` seeds for the step
+    ahead = trainer.strategy.root_device.type == "cpu" and not batches.own
+    return Chunks(batches, single, ahead and 2 * torch.get_num_threads() * trainer.num_devices <= cpus())
 
 
 def prepared_ahead(batches: Iterable[Any]) -> Iterator[Any]:

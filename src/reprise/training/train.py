@@ -38,7 +38,7 @@ from reprise.training.debug import Debug
 from reprise.training.distributed import EndTogether, SharedBuffers, ddp_strategy, failure, processes, slurm_environment
 from reprise.training.loggers import LearningRate
 from reprise.training.result import FinishedRun, TrainResult, card_of, provenance_of, report_pretrained
-from reprise.training.setup import Assembly
+from reprise.training.setup import Assembly, own_callbacks
 from reprise.training.steps import PlateauSchedule, StatelessDropout, chunks
 from reprise.training.summary import summary
 from reprise.training.threads import resolve_threads
@@ -139,7 +139,7 @@ def _resolve(params: TrainParams, rank: int) -> tuple[TrainParams, Process]:
 def _fit(made: Assembly, best: BestEpoch, checkpoints: Checkpoints | None, options: Options) -> None:
     """Run Lightning's Trainer over the epochs that the checkpoints have not seen."""
     params, several = made.params, made.process.world > 1
-    losses = FiniteLoss(params.lr)
+    losses, own = FiniteLoss(params.lr), own_callbacks(params)
     with StopSignals(deferred=True) as signals:
         callbacks = [
             StatelessDropout(params.seed),
@@ -147,6 +147,7 @@ def _fit(made: Assembly, best: BestEpoch, checkpoints: Checkpoints | None, optio
             losses,
             LearningRate(),
             *([FrozenBackbone(made.network.model, params.freeze_epochs)] if params.freeze_epochs else []),
+            *own,
             *([best.average] if best.average else []),
             best,
             PlateauSchedule(),
