@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro check verify reproduce review history pull push doctor test test-slow test-product torture lint format schema lock bench clean
+.PHONY: help setup repro check verify reproduce review start update history pull push doctor test test-slow test-product torture lint format schema lock bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,12 @@ check: setup  ## your project's gate, as CI runs it: dvc.lock, files, bars, comp
 	@python -m reprise review $(ARGS)
 
 review: check
+
+start: setup  ## make this clone a project of your own, in one commit (NAME="Our flowers")
+	@python -m reprise start "$(or $(NAME),$(error name it: make start NAME="Our flowers"))"
+
+update: setup  ## merge a newer version of Reprise into your project (ARGS="--to 1.2.0")
+	@python -m reprise update $(ARGS)
 
 history: setup  ## show the test metrics over the commits of this branch (ARGS names metrics)
 	@python -m reprise history $(ARGS)

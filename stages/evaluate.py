@@ -32,8 +32,8 @@ def main() -> None:
         data, bins = Path("data/processed"), params.evaluate.calibration_bins
         result = evaluate(network, card, data, params.evaluate.batch_size, bins, params.evaluate.metrics)
         result.save(*outs)
-        trained_with = card.record.params if card.record else {}
-        page.write_text(model_card(card, load_metadata(data), trained_with, result), encoding="utf-8")
+        trained_with, title = card.record.params if card.record else {}, params.evaluate.title
+        page.write_text(model_card(card, load_metadata(data), trained_with, result, title), encoding="utf-8")
         dependencies.record().save(record)
     print(f"evaluate: {card.architecture.model_name} on {len(result.ids):,} test images -> metrics/test.json")
     print(result.table())
