@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro check verify reproduce review start update history pull push doctor test test-slow test-product torture lint format schema lock bench clean
+.PHONY: help setup repro check verify reproduce review history pull push doctor test test-slow test-product torture lint format schema lock bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,7 @@ check: setup  ## your project's gate, as CI runs it: dvc.lock, files, bars, comp
 
 review: check
 
+.PHONY: start update
 start: setup  ## make this clone a project of your own, in one commit (NAME="Our flowers")
 	@python -m reprise start "$(or $(NAME),$(error name it: make start NAME="Our flowers"))"
 
