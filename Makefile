@@ -38,6 +38,13 @@ check: setup  ## your project's gate, as CI runs it: dvc.lock, files, bars, comp
 .PHONY: review
 review: check
 
+.PHONY: start update
+start: setup  ## make this clone a project of your own, in one commit (NAME="Our flowers")
+	@python -m reprise start "$(or $(NAME),$(error name it: make start NAME="Our flowers"))"
+
+update: setup  ## merge a newer version of Reprise into your project (ARGS="--to 1.2.0")
+	@python -m reprise update $(ARGS)
+
 history: setup  ## show the test metrics over the commits of this branch (ARGS names metrics)
 	@python -m reprise history $(ARGS)
 

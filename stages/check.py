@@ -14,8 +14,9 @@ from reprise.runtime.atomic import publishing
 from reprise.runtime.environment import before_torch
 from reprise.runtime.errors import UserError, one_line_errors
 
-# what timm has to judge; that takes seconds, and is not asked where it is the last model's, or the default
+# what timm and torchmetrics have to judge; that takes seconds, and is not asked where it is the last model's, or the default
 BUILDING = ("model.", "data.image_size", "data.channels", "train.optimizer", "train.schedule", "train.layer_decay")
+BUILDING += ("evaluate.metrics", "train.reproducible")
 
 
 def main() -> None:
@@ -25,12 +26,18 @@ def main() -> None:
         params = dependencies.begin()
         if "project/" in str(params) or not is_known(params):
             before_torch(params.train.threads, params.train.reproducible)
+            import torch
+
+            from reprise.evaluation.evaluate import extra_metric
             from reprise.training.setup import check_settings
 
             weights = Path(params.model.weights)
             given = weights.is_file() or any(path.name[0] != "." for path in weights.glob("*"))
             try:
-                check_settings(params, not (given or params.model.pretrained))
+                check_settings(params, given)
+                for name in params.evaluate.metrics:
+                    if not name.startswith("project/"):
+                        extra_metric(name, torch.full((4, 4), 0.25), torch.arange(4))
             except UserError as error:
                 way_out = "put back what it was: `reprise params` shows it, `reprise params --reset KEY` does it"
                 raise UserError(f"{error}\n{way_out}") from None
@@ -43,7 +50,7 @@ def is_known(params: Params) -> bool:
     asked = {name: value for name, value in param_values(params).items() if name.startswith(BUILDING)}
     if asked.items() <= known.items():
         return True
-    for stage in ("preprocess", "train"):
+    for stage in ("preprocess", "train", "evaluate"):
         with suppress(FileNotFoundError, ValueError):
             record = load_record(Path(record_path(stage)))
             known |= record.params if record else {}

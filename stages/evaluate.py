@@ -32,10 +32,9 @@ def main() -> None:
         data, bins = Path("data/processed"), params.evaluate.calibration_bins
         result = evaluate(network, card, data, params.evaluate.batch_size, bins, params.evaluate.metrics)
         result.save(*outs)
-        trained_with = card.record.params if card.record else {}
-        metadata = load_metadata(data)
+        trained_with, metadata = card.record.params if card.record else {}, load_metadata(data)
         named = metadata.model_copy(update={"data": params.data.title or metadata.data})
-        page.write_text(model_card(card, named, trained_with, result), encoding="utf-8")
+        page.write_text(model_card(card, named, trained_with, result, params.evaluate.title), encoding="utf-8")
         dependencies.record().save(record)
     print(f"evaluate: {card.architecture.model_name} on {len(result.ids):,} test images -> metrics/test.json")
     print(result.table())

@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PARAMS = ROOT / "src/reprise/params/defaults.yaml"  # whatever the project's own are by now
 # what belongs to the project in which the tests run: its data, results, remote; no test looks at it
 OWN = re.compile(
-    r"params\.yaml|dvc\.lock|.*\.dvc|\.dvc/config|(data|metrics)/(.*/)?[^/.][^/]*|models/README\.md|project/(?!README\.md).*"
+    r"params\.yaml|reprise\.json|dvc\.lock|.*\.dvc|\.dvc/config|(data|metrics)/(.*/)?[^/.][^/]*|models/README\.md"
+    r"|project/(?!README\.md).*"
 )
 
 # Python runs this at each start of a stage.

@@ -144,6 +144,37 @@ def review(options: Namespace) -> int:
     return int(not passed)
 
 
+@command(argument("name", help="the project's name, on its README and its model's card"))
+def start(options: Namespace) -> None:
+    """Make a clone of Reprise a project of your own, in one commit.
+
+    Records in reprise.json the version it begins with. The results on digits go; the README becomes the project's, that
+    of Reprise is docs/reprise.md.
+    """
+    from reprise.repo.versions import start
+
+    say(f"start: {start(here(), options.name)}; `git show --stat` lists what that changed")
+
+
+@command(
+    argument("source", nargs="?", help="remote, address or folder of Reprise (as reprise.json has it)"),
+    argument("--to", metavar="VERSION", default="", help="this version (the newest)"),
+)
+def update(options: Namespace) -> None:
+    """Merge a newer version of Reprise into your project, in one commit.
+
+    reprise update                          the newest version of where this project was cloned from
+    reprise update ../reprise --to 1.2.0
+
+    Values of params.yaml stay, new keys come in; data/, project/, metrics/, dvc.lock, README.md and the model's card
+    are not touched. Exits with 1 where other files conflict, with the merge unfinished.
+    """
+    from reprise.repo.versions import update
+
+    for line in update(here(), options.source, options.to):
+        say(f"update: {line}")
+
+
 @command()
 def verify(options: Namespace) -> int:
     """Name every file that is not as dvc.lock records it.
@@ -276,8 +307,7 @@ def folds(options: Namespace) -> None:
     """
     from reprise.repo.crossvalidation import finished_runs, summarize
 
-    summary = summarize(finished_runs(here()))
-    if not summary:
+    if not (summary := summarize(finished_runs(here()))):
         queue = "dvc exp run --queue -S data.folds=5 -S 'data.fold=0,1,2,3,4', then `dvc queue start`"
         raise UserError(f"this commit has no finished experiment with data.folds; queue them with {queue}")
     say(summary)

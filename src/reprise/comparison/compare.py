@@ -126,8 +126,9 @@ def _notes(base: Revision, head: Revision, verdict: Verdict, of_pairing: list[st
         notes.append(f"The workspace has uncommitted changes ({files}): nobody else can repeat this yet.")
     for revision in dict.fromkeys((base, head)):
         with suppress(UserError):  # of a pipeline that this DVC does not read
-            if stale := stale_code(revision.project, revision.commit):
-                notes.append(f"The results of {revision} are older than its {listed(stale, 5)}: run `dvc repro` there.")
+            if stale := {each for found in stale_code(revision.project, revision.commit).values() for each in found}:
+                what = listed(sorted(stale), 5)
+                notes.append(f"The results of {revision} are older than its {what}: run `dvc repro` there.")
     if base == head or (base.commit and base.commit == head.commit):
         notes.append("The two are one and the same revision.")
     if head.params.get("data.group"):

@@ -25,13 +25,19 @@ LICENSES = {
 FEW = 100  # a class with fewer test images is named among the limits
 
 
-def model_card(card: ModelCard, metadata: Metadata, settings: dict[str, Any], evaluation: Evaluation) -> str:
-    """Return the page; settings: the parameters of model and training, {section: {name: value}}."""
+def model_card(
+    card: ModelCard, metadata: Metadata, settings: dict[str, Any], evaluation: Evaluation, title: str | None = None
+) -> str:
+    """Return the page; settings: the parameters of model and training, {section: {name: value}}.
+
+    title: the project's name.
+    """
+    project = f"{text(title)}: " if title else ""
     name, images = card.architecture.model_name, len(evaluation.labels)
     right = int(evaluation.confusion.diag().sum())
     return "\n\n".join(
         [
-            f"# {text(name)}, trained on {text(metadata.data)}",
+            f"# {project}{text(name)}, trained on {text(metadata.data)}",
             f"{_share(right, images)} of {images:,} test images are classified correctly (95 % interval: Wilson's). "
             "Written by the stage `evaluate`; `model.json` holds what is needed to use the weights.",
             "## Data",

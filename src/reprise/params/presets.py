@@ -3,10 +3,11 @@
 import difflib
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 
 from reprise.params.load import load_params, overlay
 from reprise.runtime.atomic import publishing
@@ -39,14 +40,20 @@ def applied(preset: Path, params: Path) -> str:
 
 
 def edited(text: str, change: Callable[[Any], object]) -> str:
-    """Return a parameter file after a change of its tree, with its comments and order."""
+    """Return a parameter file after a change of its tree, with its comments and order.
+
+    Raises UserError where comments are in the way, so that it would read as something else.
+    """
     yaml = YAML()
     yaml.width = 4096  # no value is folded
     tree: Any = yaml.load(text)
     change(tree)
     out = io.StringIO()
     yaml.dump(tree, out)
-    return out.getvalue()
+    with suppress(YAMLError):
+        if YAML(typ="safe", pure=True).load(out.getvalue()) == tree:
+            return out.getvalue()
+    raise UserError("params.yaml: comments are in the way; edit it, or `git checkout HEAD -- params.yaml`")
 
 
 def rewrite(params: Path, folder: Path, name: str) -> str:

@@ -305,6 +305,7 @@ class EvaluateParams(Section):
     batch_size: int = param("images per forward pass", ge=1, le=65_536)
     calibration_bins: int = param("confidence bins of the expected calibration error", ge=1, le=1000)
     metrics: list[str] = param("further metrics, torchmetrics' multiclass ones, e.g. auroc; or project/FILE.py:NAME")
+    title: str | None = param("the project's name, on the model's card")
 
 
 class ReviewParams(Section):

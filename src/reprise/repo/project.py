@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from reprise.runtime.atomic import publishing
-from reprise.runtime.errors import UserError, reason
+from reprise.runtime.errors import UserError, listed, reason
 
 EXPERIMENT = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]+/.+")  # the ref of a finished one
 
@@ -139,6 +139,11 @@ class Project:
         """Return the paths of the project that `git diff` lists."""
         listed = self.git("diff", "--name-only", "--no-renames", "--relative", "-z", *arguments, check=False)
         return [path for path in listed.split("\0") if path]
+
+    def refuse_edits(self, why: str) -> None:
+        """Raise UserError if tracked files of the work tree have uncommitted changes; why: that matters."""
+        if changed := self.whole.changed("HEAD"):
+            raise UserError(f"uncommitted changes ({listed(changed, 3)}): {why}; `git commit` or `git stash` first")
 
     def refs(self, prefix: str) -> dict[str, str]:
         """Return {name: commit} of the refs below a prefix, the oldest commit first."""

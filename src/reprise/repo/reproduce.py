@@ -21,7 +21,7 @@ from reprise.repo.differences import difference, differences
 from reprise.repo.project import Project, environment
 from reprise.repo.revisions import Revision
 from reprise.repo.runs import write_params
-from reprise.runtime.errors import UserError, listed, say
+from reprise.runtime.errors import UserError, say
 
 PREFIX = "reproduce-"
 
@@ -117,9 +117,7 @@ def reproduce(project: Project, overrides: list[str]) -> str | None:
 
     Raises UserError if tracked files have uncommitted changes, which the clones would lack, and if a run fails.
     """
-    if changed := project.changed("HEAD"):
-        way_out = "the runs are of the commit; `git commit` or `git stash` first"
-        raise UserError(f"uncommitted changes ({listed(changed, 3)}): {way_out}")
+    project.refuse_edits("the runs are of the commit")
     with TemporaryDirectory(prefix=PREFIX) as temporary:
         clones = [clone_afresh(project, Path(temporary), place, overrides) for place in BOTH]
         say(f"reproduce: two clones that differ in {', '.join(check_surroundings(clones))}", file=sys.stderr)

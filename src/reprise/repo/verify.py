@@ -55,8 +55,8 @@ def stale(project: Project) -> list[Mismatch]:
     return _with_dvc(project, Verification.stale)
 
 
-def stale_code(project: Project, commit: str | None = None) -> list[str]:
-    """Return the code, params and commands that have changed since the stages ran, in the workspace or at a commit.
+def stale_code(project: Project, commit: str | None = None) -> dict[str, list[str]]:
+    """Return by stage the code, params and commands that have changed since it ran, in the workspace or at a commit.
 
     Needs no data, and takes DVC's word: a file of unchanged time and size is not hashed. Raises UserError as `verify`.
     """
@@ -125,13 +125,13 @@ class Verification:
                         self._find(file, name, f"{state}, not what dvc.lock records")
         return self.mismatches
 
-    def stale_code(self) -> list[str]:
+    def stale_code(self) -> dict[str, list[str]]:
         """Check code, params and commands; see the function `stale_code`."""
-        found = set()
-        for _, stage in self.stages:
-            found |= {path for path, _ in self._changed_params(stage)}
-            found |= {dep.def_path for dep in stage.deps if dep.def_path.startswith(CODE) and dep.status()}
-        return sorted(found)
+        found = {}
+        for name, stage in self.stages:
+            code = [dep.def_path for dep in stage.deps if dep.def_path.startswith(CODE) and dep.status()]
+            found[name] = [path for path, _ in self._changed_params(stage)] + code
+        return {name: changed for name, changed in found.items() if changed}
 
     def _changed_params(self, stage: Stage) -> list[tuple[str, str]]:
         """Return (what, how) of the command and the params that have changed since the stage ran."""

@@ -6,6 +6,7 @@ One place for `train` and the checks before it, so that they look at what will b
 from functools import partial
 from pathlib import Path
 
+import timm
 from lightning import Callback
 from torch import nn
 
@@ -99,21 +100,27 @@ def own_callbacks(params: TrainParams) -> list[Callback]:
     return made
 
 
-def check_settings(params: Params, random_weights: bool) -> None:
+def check_settings(params: Params, from_file: bool) -> None:
     """Raise UserError for names and arguments of network, optimizer, schedule and own parts that no data make right.
 
-    random_weights: whether the training begins with such; pretrained ones decide the size of the images.
+    from_file: whether the training begins with weights of a file, which decide the size of the images.
     """
-    timm_name(params.model.name)
+    model, size = params.model, params.data.image_size
+    published = timm.get_pretrained_cfg(timm_name(model.name))
     find_loss(params.train.loss)
     own_callbacks(params.train)
     for name in (*params.train.augment.own, *filter(is_part, params.evaluate.metrics)):
         create_part(name)
+    if model.pretrained:
+        if not (published and (published.hf_hub_id or published.url)):
+            raise UserError(f"model.pretrained = true: timm has no weights of {model.name}; set it to false")
+        size = published.input_size[-1]
     network: nn.Module = nn.Linear(2, 2)
-    if random_weights:
+    train = params.train.model_copy(update={"layer_decay": None})
+    if not from_file or model.image_size != "auto":
         channels = 3 if params.data.channels == "auto" else params.data.channels
-        data = Metadata.model_construct(classes=["a", "b"], image_size=params.data.image_size, channels=channels)
-        network = create_network(params.model, data, 0)[0].model
-    optimizer = create_optimizer(network, params.train)
+        data = Metadata.model_construct(classes=["a", "b"], image_size=size, channels=channels)
+        network, train = create_network(model.model_copy(update={"pretrained": False}), data, 0)[0].model, params.train
+    optimizer = create_optimizer(network, train)
     if params.train.schedule != "none":
         create_schedule(optimizer, params.train, 100)
