@@ -13,7 +13,7 @@ stopped or killed goes on where it was, by the same command or by --resume; a fi
 import argparse
 from pathlib import Path
 
-from reprise.cli import print_profile, print_sanity
+from reprise.commands.settings import print_profile, print_sanity
 from reprise.params.dependencies import KEPT, Dependencies
 from reprise.params.load import help_text, load_params
 from reprise.params.presets import find_preset

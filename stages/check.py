@@ -14,9 +14,11 @@ from reprise.runtime.atomic import publishing
 from reprise.runtime.environment import before_torch
 from reprise.runtime.errors import UserError, one_line_errors
 
-# what timm and torchmetrics have to judge; that takes seconds, and is not asked where it is the last model's, or the default
-BUILDING = ("model.", "data.image_size", "data.channels", "train.optimizer", "train.schedule", "train.layer_decay")
-BUILDING += ("evaluate.metrics", "train.reproducible")
+# what timm and torchmetrics judge; that takes seconds, and is not asked for the last model's values and the defaults
+BUILDING = (
+    *("model.", "data.image_size", "data.channels", "evaluate.metrics"),
+    *("train.optimizer", "train.schedule", "train.layer_decay", "train.reproducible"),
+)
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""The subcommands of `reprise`, by what they are for."""

@@ -1,0 +1,129 @@
+"""Is it better, and does it hold: comparisons, reviews, the course of experiments."""
+
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from reprise.commands.registry import argument, command, here
+from reprise.runtime.errors import UserError, say
+
+
+@command(
+    argument("base", nargs="?", default="main", help="compared with (main)"),
+    argument("head", nargs="?", default="workspace", help="what is new (workspace)"),
+    argument("--out", type=Path, help="folder for the report (runs/compare)"),
+    argument("--seeds", action="store_true", help="judge by all experiments over train.seed"),
+    argument("--fail-on", choices=["regression"], help="exit with 3 on a regression"),
+)
+def compare(options: Namespace) -> int:
+    """Say whether one revision's model is better than another's.
+
+    reprise compare                       the workspace against main
+    reprise compare main try-resnet18     branches, tags, commits, names of DVC experiments
+    reprise compare v1.0 workspace --fail-on regression
+
+    Says what changed and which images broke; writes report.md and its pictures. Exits with 0; with --fail-on regression
+    with 3 where HEAD is worse than BASE or has metrics that are no numbers.
+    """
+    from reprise.comparison.compare import compare
+    from reprise.comparison.report import summary, write
+
+    project = here()
+    found = compare(project, options.base, options.head, options.seeds)
+    page = write(found, options.out or project.root / "runs/compare")
+    say(summary(found))
+    say(f"compare: {found.head} against {found.base} -> {page}")
+    return 3 if options.fail_on and found.regressed else 0
+
+
+@command(
+    argument("--base", metavar="BRANCH", help="the branch to merge into (that of the pull request, or main)"),
+    argument("--remote", default="origin", help="the Git remote that has it (default: %(default)s)"),
+    argument("--reproduce", action="store_true", help="run every stage anew"),
+    argument("--fail-on", choices=["regression"], help="exit with 1 also if the model is worse"),
+    argument("--out", type=Path, help="folder to write to (runs/review)"),
+    argument("--post", type=Path, metavar="PAGE", help="only post this page"),
+)
+def review(options: Namespace) -> int:
+    """Review the branch that is checked out, as CI does, on one page.
+
+    reprise review                                   against main: runs/review/comment.md, report and pictures
+    reprise review --base develop --reproduce        against another branch; run the whole pipeline anew first
+    reprise review --post runs/review/comment.md     post the page as a comment, or update the one that is there
+
+    Outs come from the DVC remote or, where none is set up, from the pipeline itself. Exits with 1 if dvc.lock is stale,
+    if the results do not come out again, or if the comparison fails. Posting needs no packages, and these variables,
+    which CI sets: on GitHub GITHUB_API_URL, GITHUB_REPOSITORY, GITHUB_TOKEN and PULL_REQUEST (its number), on GitLab
+    CI_API_V4_URL, CI_MERGE_REQUEST_PROJECT_ID, CI_MERGE_REQUEST_IID and REVIEW_TOKEN.
+    """
+    if options.post:
+        from reprise.comparison.comments import post_page
+
+        say(f"review: posted, {post_page(options.post, os.environ)}")
+        return 0
+    from reprise.comparison.review import artifact_link, merge_base, review
+    from reprise.repo.revisions import Revision
+
+    project, variables = here(), os.environ
+    out = options.out or project.root / "runs/review"
+    named = (variables.get(name) for name in ("GITHUB_BASE_REF", "CI_MERGE_REQUEST_TARGET_BRANCH_NAME"))
+    base = merge_base(project, options.remote, options.base or next(filter(None, named), "main"))
+    if not options.base and base.commit == project.git("rev-parse", "HEAD").strip() and not project.changed("HEAD"):
+        parent = project.git("rev-parse", "--verify", "--quiet", "HEAD^", check=False).strip()  # on main itself
+        base = Revision(project, "HEAD^", parent) if parent else base
+    artifact = artifact_link(project.short(out), variables)
+    page, passed = review(project, base, out, artifact, options.reproduce, bool(options.fail_on))
+    path = out / "comment.md"
+    path.write_text(page, encoding="utf-8")
+    say(page)
+    say(f"review: {'passed' if passed else 'FAILED'} -> {path}", file=sys.stderr)
+    return int(not passed)
+
+
+@command()
+def experiments(options: Namespace) -> None:
+    """List the experiments of this commit: what each changed, and what it reached on which split.
+
+    `dvc exp show` lists them with every parameter, `dvc exp apply NAME` takes one over.
+    """
+    from reprise.comparison.history import EXPERIMENT_METRICS, experiment_points, table
+
+    say(table(experiment_points(here()), EXPERIMENT_METRICS, "experiment"))
+
+
+@command(argument("metric", nargs="*", help="a metric of metrics/test.json"))
+def history(options: Namespace) -> None:
+    """Show the test metrics over the commits of this branch, as table and picture.
+
+    reprise history                 accuracy, loss, F1 and calibration error -> runs/history.svg
+    reprise history ece flops       these metrics
+    """
+    from reprise.comparison.history import chosen, history, picture, table
+    from reprise.runtime.atomic import publishing
+
+    project = here()
+    points = history(project)
+    names = chosen(points, options.metric)
+    with publishing(project.root / "runs/history.svg") as (page,):
+        page.write_text(picture(points, names), encoding="utf-8")
+    say(table(points, names))
+    say(f"history: {len(points):,} point{'s' * (len(points) != 1)} -> runs/history.svg")
+    if project.is_shallow:
+        say("history: a shallow clone, earlier commits are missing: `git fetch --unshallow`", file=sys.stderr)
+
+
+@command()
+def folds(options: Namespace) -> None:
+    """Show mean and deviation over the folds of this commit's cross-validations.
+
+    dvc exp run --queue -S data.folds=5 -S 'data.fold=0,1,2,3,4'
+    dvc queue start
+    reprise folds
+    """
+    from reprise.repo.crossvalidation import finished_runs, summarize
+
+    if not (summary := summarize(finished_runs(here()))):
+        queue = "dvc exp run --queue -S data.folds=5 -S 'data.fold=0,1,2,3,4', then `dvc queue start`"
+        raise UserError(f"this commit has no finished experiment with data.folds; queue them with {queue}")
+    say(summary)
