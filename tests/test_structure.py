@@ -145,3 +145,24 @@ def test_what_hides_a_name_of_another_package_is_found(tmp_path):
     lines = ["import a._b", "from c._d import _e", "f()._g", "def h(x): return getattr(x, '_i')", "j(names='_k')"]
     file.write_text("\n".join([*lines, "class L:\n    def _m(self): self._n = other._m()", "from reprise.o import _p"]))
     assert underscored(file) == {"_b", "_d", "_e", "_g", "_i", "_k"}
+
+
+# arguments of lightning-hydra-template's module, and those of torchmetrics' and timm's interfaces
+MANY_ARGUMENTS = {"LitClassifier.__init__", "ChunkedClassifier.__init__", "MNISTLitModule.__init__"}
+
+
+def test_files_and_functions_are_short_and_take_few_arguments():
+    too_much = []
+    for path in [*SRC.rglob("*.py"), *(ROOT / "stages").glob("*.py")]:
+        text = path.read_text()
+        too_much += [path.name] * (text.count("\n") > 350)
+        for owner in ast.walk(ast.parse(text)):
+            for node in ast.iter_child_nodes(owner):
+                if isinstance(node, ast.FunctionDef):
+                    name = f"{getattr(owner, 'name', path.stem)}.{node.name}"
+                    given = [
+                        each.arg for each in (*node.args.args, *node.args.kwonlyargs) if each.arg not in ("self", "cls")
+                    ]
+                    too_much += [name] * (node.end_lineno - node.lineno > 60)
+                    too_much += [name] * (len(given) > 7 and name not in MANY_ARGUMENTS)
+    assert too_much == []

@@ -160,9 +160,17 @@ def test_an_altered_file_of_the_cache_is_named(branch):
 )
 def test_a_bar_is_reached_or_missed(bar, missed):
     measured = {"accuracy": 0.9, "data.dropped.corrupt": 0, "train.val_loss": 0.2, "auroc": None, "loss": float("nan")}
-    (gate,) = bars(SimpleNamespace(all_metrics=measured), [bar])
+    (gate,) = bars(SimpleNamespace(all_metrics=measured, params={}), [bar], SimpleNamespace(params={}))
     assert gate.passed is (missed is None)
     assert (missed or bar.partition(" ")[0]) in html.unescape(gate.said)
+
+
+def test_a_bar_that_the_branch_takes_away_is_named():
+    base = SimpleNamespace(params={"review.require": ["accuracy >= 0.9"], "review.fail_on": "regression"})
+    (gate,) = bars(SimpleNamespace(all_metrics={}, params={"review.fail_on": None}), [], base)
+    said = html.unescape(gate.said)
+    assert "review.fail_on is no longer regression" in said
+    assert "accuracy >= 0.9 is no longer asked for" in said
 
 
 @pytest.mark.slow

@@ -63,8 +63,12 @@ def reset(text: str, keys: Sequence[str], committed: str, defaults: dict[str, An
             else:
                 section.pop(name, None)
 
+    put_back(here)
+    if _as_text(here) == _as_text(parse(committed)) and comments(text) <= comments(committed):
+        return committed
     after = edited(text, put_back)
-    if {line for line in text.splitlines() if line.lstrip().startswith("#")} <= set(after.splitlines()):
+    own_lines = {line.strip() for line in text.splitlines() if line.lstrip().startswith("#")}
+    if own_lines <= {line.strip() for line in after.splitlines()}:
         return after
     raise UserError("params.yaml: comments would be lost; edit it, or `git checkout HEAD -- params.yaml`")
 
