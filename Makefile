@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro verify reproduce check history plots pull push doctor test test-slow test-product torture lint format schema lock bench clean
+.PHONY: help setup repro verify reproduce check start update history plots pull push doctor test test-slow test-product torture lint format schema lock bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

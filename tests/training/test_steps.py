@@ -25,6 +25,8 @@ EPOCH_HOOKS = ("on_train_start", "on_train_epoch_start", "on_validation_end", "o
 class Batches:
     """Without a length, as the pipeline's."""
 
+    own = ()
+
     steps, epoch = STEPS, 0
 
     def first_step(self, epoch):
