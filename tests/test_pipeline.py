@@ -261,7 +261,7 @@ def test_images_elsewhere_are_a_dependency_whether_imported_or_in_an_archive(rep
         reproduced.set(f"data.name={name}", f"data.path={path}")
         assert ran(reproduced.run("dvc", "repro", "download")) == ["download"]
         lock = yaml.safe_load((reproduced.path / "dvc.lock").read_text())["stages"]["download"]
-        assert lock["deps"][0]["path"] == path
+        assert path in [dep["path"] for dep in lock["deps"]]
         assert ran(reproduced.run("dvc", "repro", "download")) == []
     photos(reproduced.path / "photos", each=13)
     shutil.make_archive(str(reproduced.path / "own"), "gztar", reproduced.path / "photos")

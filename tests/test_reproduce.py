@@ -53,7 +53,7 @@ def out_of(stage, number, body):
 def stand_in(path, **planted):
     """Commit a repository with these stages, one after the other, and the library and the commands of this one."""
     path.mkdir(parents=True, exist_ok=True)
-    shutil.copy(PARAMS, path)
+    shutil.copy(PARAMS, path / "params.yaml")
     shutil.copytree(
         ROOT / "src", path / "src", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
     )

@@ -25,7 +25,7 @@ def test_a_longer_training_is_better_and_nothing_is_checked_out_to_say_so(reprod
     assert report.startswith("# Better: better (")
     assert "| train.epochs | 2 | 4 |" in report
     pictures = set(re.findall(r"!\[.*?\]\((.*?)\)", report))
-    assert pictures >= {"fixed.png", "curves.svg", "classes.svg", "reliability.svg", "confusion.svg"}
+    assert pictures >= {"fixed.svg", "curves.svg", "classes.svg", "reliability.svg", "confusion.svg"}
     assert all((out / name).stat().st_size > 500 for name in pictures)
     svgs = "".join(path.read_text() for path in out.glob("*.svg"))
     assert "http" not in svgs.replace("http://www.w3.org/2000/svg", "")
