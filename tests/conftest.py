@@ -32,7 +32,7 @@ PARAMS = ROOT / "src/reprise/params/defaults.yaml"  # whatever the project's own
 # what belongs to the project in which the tests run: its data, results, remote; no test looks at it
 OWN = re.compile(
     r"params\.yaml|reprise\.json|dvc\.lock|.*\.dvc|\.dvc/config|(data|metrics)/(.*/)?[^/.][^/]*|models/README\.md"
-    r"|project/(?!README\.md).*"
+    r"|project/(?!README\.md).*|data/\.gitignore"
 )
 
 # Python runs this at each start of a stage.
@@ -47,8 +47,8 @@ TINY = ["data.test_fraction=0.8", "train.epochs=2", "train.batch_size=16"]
 
 
 def data_params(**changes: Any) -> DataParams:
-    """Params of the data, as params.yaml has them, with these changes; both stages take their part of them."""
-    return DataParams(**(load_params(ROOT / "params.yaml").data.model_dump() | changes))
+    """Params of the data, the defaults with these changes; both stages take their part of them."""
+    return DataParams(**(load_params(PARAMS).data.model_dump() | changes))
 
 
 def augmentation(**changes):
@@ -60,7 +60,7 @@ def augmentation(**changes):
 def batch_params(batch_size: int, augment: AugmentParams, seed: int = 0, balance: str = "none") -> TrainParams:
     """Params of a training with such batches."""
     changes = {"batch_size": batch_size, "augment": augment, "seed": seed, "balance": balance}
-    return load_params(ROOT / "params.yaml").train.model_copy(update=changes)
+    return load_params(PARAMS).train.model_copy(update=changes)
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,8 @@ def fresh_clone(path: Path) -> Workspace:
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, path / name)
     (path / "metrics").mkdir(exist_ok=True)
+    (path / "data/own").mkdir(parents=True, exist_ok=True)
+    (path / "data/own/.gitkeep").touch()  # which a project with own images has no longer
     shutil.copy(PARAMS, path / "params.yaml")
     return new_repository(path)
 

@@ -16,7 +16,7 @@ from reprise.data.formats.raw import RawArchive
 from reprise.data.prepare.decode import decode
 from reprise.params.load import load_params
 from reprise.runtime.errors import UserError
-from tests.conftest import ROOT, data_params
+from tests.conftest import PARAMS, data_params
 
 
 def fetched(tmp_path, name, **options):
@@ -163,7 +163,7 @@ def test_a_mirror_is_a_web_address(tmp_path, mirror):
     with pytest.raises(
         UserError, match=r"data\.mirror = .* is not allowed: expected text or null \(http:// or https://"
     ):
-        load_params(ROOT / "params.yaml", [f"data.mirror={mirror}"])
+        load_params(PARAMS, [f"data.mirror={mirror}"])
 
 
 @pytest.mark.parametrize("key", ["mirror", "split"])

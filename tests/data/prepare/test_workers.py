@@ -13,7 +13,7 @@ import pytest
 from reprise.data.download.sources import encode_array
 from reprise.data.formats.raw import RawImage, write_archive
 from reprise.runtime.environment import cpus
-from tests.conftest import ROOT
+from tests.conftest import PARAMS
 from tests.data.prepare.test_prepare import raw_images
 
 # A stage with two workers. While one decodes an image of the first batch, and the other is stuck in the last batch,
@@ -62,7 +62,7 @@ def images():
 def run_stage(folder, happens):
     """Run the stage until it and all its workers have ended: they hold its output open."""
     write_archive(folder / "raw", "folder", ["cat", "dog"], images())
-    shutil.copy(ROOT / "params.yaml", folder)
+    shutil.copy(PARAMS, folder / "params.yaml")
     os.mkfifo(folder / "meeting")  # opened by one worker, it waits for the other
     (folder / "stage.py").write_text(STAGE.format(happens=happens))
     options = {"stdout": PIPE, "stderr": PIPE, "text": True, "start_new_session": True}
