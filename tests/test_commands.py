@@ -364,6 +364,7 @@ def readme_commands():
     return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
+@pytest.mark.product
 def test_the_lightning_script_of_the_readme_trains(digits, tmp_path, monkeypatch):
     (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "data").mkdir()
