@@ -88,13 +88,13 @@ def test_weights_of_the_hub_are_adapted_recorded_and_then_taken_from_the_cache(h
     start = find_pretrained(params(pretrained=True), None)
     assert (start.origin.source, start.origin.revision) == ("timm/test_resnet.r160_in1k", REVISION)
     assert start.origin.sha256 == hashlib.sha256(content).hexdigest()
-    grey, _ = create_network(params(pretrained=True), facts(channels=1), 0, start)
+    gray, _ = create_network(params(pretrained=True), facts(channels=1), 0, start)
     color, _ = create_network(params(pretrained=True), facts(channels=3), 0, start)
     original = weights_of(num_classes=1000, in_chans=3)
     assert torch.equal(color.model.conv1[0].weight, original["conv1.0.weight"])
-    assert torch.allclose(grey.model.conv1[0].weight, original["conv1.0.weight"].sum(1, keepdim=True), atol=1e-6)
-    assert torch.equal(grey.model.layer1[0].conv1.weight, original["layer1.0.conv1.weight"])
-    assert not_loaded(start, grey.model) == ["fc.weight", "fc.bias"]
+    assert torch.allclose(gray.model.conv1[0].weight, original["conv1.0.weight"].sum(1, keepdim=True), atol=1e-6)
+    assert torch.equal(gray.model.layer1[0].conv1.weight, original["layer1.0.conv1.weight"])
+    assert not_loaded(start, gray.model) == ["fc.weight", "fc.bias"]
     assert (start.mean, start.normalization(1)) == ([0.5] * 3, {"mean": [0.5], "std": [0.5]})
     asked = len(server.requests)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -1,9 +1,14 @@
 """`reprise clean` removes what nothing needs, and `reprise experiments` lists what each changed and reached."""
 
+import contextlib
 import json
 import re
 
-from reprise.repo.disk import size
+import pytest
+
+from reprise.cli import main
+from reprise.repo import disk
+from reprise.repo.disk import Holding, size
 
 
 def test_what_a_commit_or_an_experiment_needs_stays_and_the_rest_goes(reproduced):
@@ -41,3 +46,18 @@ def test_what_a_commit_or_an_experiment_needs_stays_and_the_rest_goes(reproduced
     assert reproduced.run("dvc", "status", "--json").stdout.strip() == "{}"
     reproduced.run("python", "-m", "reprise", "clean", "--yes", "--checkpoints")
     assert not (reproduced.path / "runs/checkpoints").exists()
+
+
+@pytest.mark.parametrize(("worked", "code"), [(False, 1), (True, 0), (None, 0)])
+def test_a_cache_that_dvc_could_not_clean_is_no_success(reproduced, monkeypatch, worked, code):
+    monkeypatch.setattr(disk, "holdings", lambda *_: [Holding(reproduced.path, 1, "outs", lambda: worked)])
+    with contextlib.chdir(reproduced.path):
+        assert main(["clean", "--yes"]) == code
+
+
+def test_params_without_a_difference_say_so(reproduced, capsys):
+    (reproduced.path / "params.yaml").write_bytes((reproduced.path / "src/reprise/params/defaults.yaml").read_bytes())
+    reproduced.commit()
+    with contextlib.chdir(reproduced.path):
+        assert main(["params"]) == 0
+    assert capsys.readouterr().out == "all params are those of the last commit, and the defaults\n"

@@ -98,17 +98,17 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the mean grey of the image; factor 0 gives plain grey, 1 changes nothing."""
+    """Blend with the mean gray of the image; factor 0 gives plain gray, 1 changes nothing."""
     return _blend(_luminance(images).mean(dim=(1, 2, 3), keepdim=True), images, factor)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image in grey; factor 0 gives grey, 1 changes nothing. Grey images are returned as they are."""
+    """Blend with the image in gray; factor 0 gives gray, 1 changes nothing. Gray images are returned as they are."""
     return images if images.shape[1] == 1 else _blend(_luminance(images), images, factor)
 
 
 def hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Rotate the hue by a share of the color circle, value and saturation kept. Grey images are returned as they are.
+    """Rotate the hue by a share of the color circle, value and saturation kept. Gray images are returned as they are.
 
     By the closed form of HSV to RGB: with k = (n + 6 hue) mod 6, channel n = 5, 3, 1 (red, green, blue) is value -
     chroma * max(0, min(k, 4 - k, 1)).

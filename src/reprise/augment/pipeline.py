@@ -32,7 +32,7 @@ NEVER_MIRRORED = {
 def resolve_augmentation(params: AugmentParams, metadata: Metadata) -> AugmentParams:
     """Return the params with `flip: auto` resolved for this data set.
 
-    Raises UserError if `crop` is not below the image size, or for saturation or hue of grey images.
+    Raises UserError if `crop` is not below the image size, or for saturation or hue of gray images.
     """
     if params.crop >= metadata.image_size:
         raise UserError(
@@ -41,7 +41,7 @@ def resolve_augmentation(params: AugmentParams, metadata: Metadata) -> AugmentPa
     for name in ("saturation", "hue"):
         if metadata.channels == 1 and getattr(params, name):
             value = f"train.augment.{name} = {getattr(params, name):g}"
-            raise UserError(f"{value}: the images are grey; set it to 0, or data.channels: 3")
+            raise UserError(f"{value}: the images are gray; set it to 0, or data.channels: 3")
     if params.flip != "auto":
         return params
     return params.model_copy(update={"flip": metadata.channels == 3 and metadata.data not in NEVER_MIRRORED})

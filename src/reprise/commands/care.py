@@ -109,11 +109,13 @@ def doctor(options: Namespace) -> int:
     argument("--yes", action="store_true", help="remove what may go"),
     argument("--checkpoints", action="store_true", help="those of stopped trainings may go as well"),
 )
-def clean(options: Namespace) -> None:
+def clean(options: Namespace) -> int:
     """Say what takes space on the disk, and remove what no commit and no experiment needs.
 
     reprise clean          what there is, and what of it may go
     reprise clean --yes    remove that
+
+    Exits with 1 if DVC could not clean its cache.
     """
     from reprise.repo.disk import holdings, size
     from reprise.repo.processes import at_rest
@@ -121,8 +123,10 @@ def clean(options: Namespace) -> None:
     project = here()
     with at_rest(project):  # DVC's collection takes its lock itself, after this
         places = holdings(project, options.checkpoints)
+    failed = False
     for path, taken, what, remove in places:
         if remove and options.yes:
-            remove()
+            failed |= remove() is False
             what = f"{(taken - size(path)) / 2**20:,.1f} MiB removed"
         say(f"{taken / 2**20:10,.1f} MiB  {project.short(path)}: {what}")
+    return int(failed)

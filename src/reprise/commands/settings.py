@@ -71,9 +71,11 @@ def params(options: Namespace) -> int:
     committed = project.read(path.name, "HEAD")
     trees = [parse(committed), parse(DEFAULTS.read_text(encoding="utf-8"))]
     if options.reset is None:
-        for name, (value, committed, default) in differing(parse(text), *trees).items():
-            before = f"last commit {committed}, " if value != committed else ""
-            say(f"{name}: {value} ({before}default {default})")
+        found = differing(parse(text), *trees)
+        for name, (value, before, default) in found.items():
+            say(f"{name}: {value} ({f'last commit {before}, ' if value != before else ''}default {default})")
+        if not found:
+            say("all params are those of the last commit, and the defaults")
         return 0
     keys = options.reset or list(differing(parse(text), trees[0]))
     say(replace(path, reset(text, keys, committed, trees[1])) or "params.yaml: nothing to put back")

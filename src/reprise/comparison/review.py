@@ -138,15 +138,14 @@ def intact(found: list[Mismatch]) -> Gate:
 
 
 def bars(head: Revision, required: list[str], base: Revision) -> list[Gate]:
-    """Return the check whether the metrics reach the bars of `review.require`, if there are any, and what they were."""
-    missed = []
-    before = base.params.get("review.require") or []
-    off = [f"review.fail_on is no longer {was}" for was in [base.params.get("review.fail_on")] if was]
-    off = off if off and not head.params.get("review.fail_on") else []
-    gone = off + [f"{bar} is no longer asked for" for bar in before if bar not in required]
+    """Return the check whether the metrics reach the bars of `review.require`, and what of base's is gone."""
+    missed, measured = [], head.all_metrics if required else {}
+    gone = [f"{bar} is no longer asked for" for bar in base.params.get("review.require") or [] if bar not in required]
+    if base.params.get("review.fail_on") and not head.params.get("review.fail_on"):
+        gone.insert(0, f"review.fail_on is no longer {base.params['review.fail_on']}")
     for bar in required:
         name, sign, number = re.split(r" *(>=|<=) *", bar)
-        value = head.all_metrics.get(name)
+        value = measured.get(name)
         distance = float(value) - float(number) if isinstance(value, int | float) else math.nan
         if not (distance >= 0 if sign == ">=" else distance <= 0):
             missed.append(f"{bar}, but {'it is not measured' if value is None else f'it is {value}'}")

@@ -67,7 +67,7 @@ def _data(card: ModelCard, metadata: Metadata) -> dict[str, str]:
         "classes": f"{len(metadata.classes):,}",
         **{f"{split} images": f"{count:,}" for split, count in metadata.counts.items()},
         "left out": f"{metadata.dropped:,}",
-        "input": f"{size}, {'grey' if card.preprocessing.channels == 1 else 'RGB'}, {card.preprocessing.resize}",
+        "input": f"{size}, {'gray' if card.preprocessing.channels == 1 else 'RGB'}, {card.preprocessing.resize}",
         "archive, SHA-256": metadata.source_sha256,
         "splits, SHA-256": metadata.splits_sha256,
     }

@@ -35,7 +35,7 @@ class Preprocessing(Part):
     """How an image becomes the network's input, in this order.
 
     Decode, rotate upright by EXIF, of 16-bit gray keep `value >> (depth - 8)` (None: a depth of 16), lay transparency
-    over white, convert to `channels` (1 grey, 3 RGB), resize to a square of image_size pixels (stretch; fit: the whole
+    over white, convert to `channels` (1 gray, 3 RGB), resize to a square of image_size pixels (stretch; fit: the whole
     image on black; crop: the largest square in the middle), scale to value_range, resize to the architecture's
     image_size if that differs, subtract mean and divide by std of each channel. docs/data.md has the roundings.
     """
