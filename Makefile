@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro verify reproduce check start update history plots pull push doctor test test-slow test-product torture lint format schema lock bench clean
+.PHONY: help setup repro verify reproduce check start update keep history plots pull push doctor test test-slow test-product torture lint format schema lock bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,12 +38,15 @@ check: setup  ## your project's gate, as CI runs it: dvc.lock, files, bars, comp
 .PHONY: review
 review: check
 
-.PHONY: start update
+.PHONY: start update keep
 start: setup  ## make this clone a project of your own, in one commit (NAME="Our flowers")
 	@python -m reprise start "$(or $(NAME),$(error name it: make start NAME="Our flowers"))"
 
 update: setup  ## merge a newer version of Reprise into your project (ARGS="--to 1.2.0")
 	@python -m reprise update $(ARGS)
+
+keep: setup  ## keep the trained model after a change of the code, if a short training changes no bit
+	@python -m reprise keep $(ARGS)
 
 history: setup  ## show the test metrics over the commits of this branch (ARGS names metrics)
 	@python -m reprise history $(ARGS)

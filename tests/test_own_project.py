@@ -1,4 +1,4 @@
-"""A stranger's path: own photographs, a kept idea, a remote, a colleague's clone, and both gates green in it."""
+"""A stranger's path: own photographs, a kept idea, a remote, a colleague's clone, an update, and both gates green."""
 
 import re
 
@@ -17,10 +17,21 @@ def gate(workspace, *arguments):
     return done.stdout
 
 
+def hermetic_tests_pass(workspace):
+    """Run those of the product's tests that are quick."""
+    hermetic = ("tests/params", "tests/test_structure.py", "tests/test_workflows.py", "tests/data/download")
+    workspace.run("python", "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *hermetic)
+    assert workspace.clean()
+
+
 @pytest.mark.slow
 def test_own_photographs_reach_a_second_clone_where_both_gates_are_green(reproduced, tmp_path):
+    upstream = reproduced.copy(tmp_path / "reprise")
+    upstream.run("git", "tag", "v0.0.1")
+    reproduced.run("git", "remote", "add", "origin", str(upstream.path))
+    reproduced.run("python", "-m", "reprise", "start", "Our photographs")
     reproduced.run("git", "init", "--quiet", "--bare", "--initial-branch", "main", str(tmp_path / "remote.git"))
-    reproduced.run("git", "remote", "add", "origin", str(tmp_path / "remote.git"))
+    reproduced.run("git", "remote", "set-url", "origin", str(tmp_path / "remote.git"))
     reproduced.run("git", "push", "--quiet", "origin", "main")
 
     reproduced.run("git", "checkout", "--quiet", "-b", "own")
@@ -49,6 +60,19 @@ def test_own_photographs_reach_a_second_clone_where_both_gates_are_green(reprodu
     page = gate(second, "--fail-on", "regression")
     assert re.search(r"\| compared \| passed \|", page)
     assert re.search("no difference shown|better", page)
-    hermetic = ("tests/params", "tests/test_structure.py", "tests/test_workflows.py", "tests/data/download")
-    second.run("python", "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *hermetic)
-    assert second.clean()
+    hermetic_tests_pass(second)
+
+    code = upstream.path / "src/reprise/training/optim.py"
+    code.write_text(code.read_text() + "\nNEW = 1\n")
+    upstream.commit()
+    upstream.run("git", "tag", "v9.0.0")
+    weights = (second.path / "models/model.safetensors").read_bytes()
+    second.run("git", "checkout", "--quiet", "-b", "newer")
+    said = second.run("python", "-m", "reprise", "update").stdout
+    assert "has to run check, train again" in said
+    second.run("python", "-m", "reprise", "keep", "--epochs", "1")
+    second.run("dvc", "repro")
+    assert (second.path / "models/model.safetensors").read_bytes() == weights
+    second.commit()
+    gate(second, "--fail-on", "regression")
+    hermetic_tests_pass(second)

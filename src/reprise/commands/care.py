@@ -38,6 +38,20 @@ def update(options: Namespace) -> None:
         say(f"update: {line}")
 
 
+@command(argument("--epochs", type=int, default=2, metavar="N", help="of the short trainings (2)"))
+def keep(options: Namespace) -> None:
+    """Keep the trained model after a change of the code, if a short training shows that no bit changes.
+
+    Trains for a few epochs by the code that trained the model and by the last commit's, on your data and params. Where
+    weights, history and metrics are the same bytes, dvc.lock and the model's card record that, and `dvc repro` does not
+    train again. Exits with 1, and nothing is recorded, if they differ, or if params or data have changed as well.
+    """
+    from reprise.repo.keep import keep
+
+    for line in keep(here(), options.epochs):
+        say(f"keep: {line}")
+
+
 @command()
 def verify(options: Namespace) -> int:
     """Name every file that is not as dvc.lock records it.

@@ -85,7 +85,8 @@ class Training(Part):
 class ModelCard(Part):
     """All that is needed to rebuild and use published weights.
 
-    weights_sha256: of the file of weights, "" until it is saved; record: what the training script depended on.
+    weights_sha256: of the file of weights, "" until it is saved; record: what the training script depended on; kept:
+    digests of earlier codes, from the one that trained it on; `reprise keep` showed the record's to train the same.
     """
 
     architecture: Architecture
@@ -95,6 +96,7 @@ class ModelCard(Part):
     provenance: Provenance
     weights_sha256: str = ""
     record: Record | None = None
+    kept: list[str] = []
 
 
 def load_card(path: Path) -> ModelCard:

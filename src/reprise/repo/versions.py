@@ -80,6 +80,8 @@ def update(project: Project, source: str | None = None, to: str = "") -> Iterato
     yield from (message, *said)
     if stages := stale_code(project) if project.read("dvc.lock") else {}:
         yield f"`dvc repro` has to run {', '.join(stages)} again, and what depends on their outs"
+        if "train" in stages:
+            yield "`reprise keep` keeps the trained model where a short training shows that no bit changes"
 
 
 def _fetched(project: Project, source: str, to: str) -> dict[str, str]:

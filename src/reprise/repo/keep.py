@@ -1,0 +1,107 @@
+"""Keep a trained model after a change of the code that provably changes no bit of its training.
+
+Both versions of the code run the stage `train` for a few epochs, on the project's own data and params. Where model,
+history and metrics come out byte for byte the same, the published model is recorded as one of the present code.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from reprise.model.artifact import load_card
+from reprise.params.dependencies import Dependencies, Record, record_path
+from reprise.params.presets import edited
+from reprise.repo.differences import difference
+from reprise.repo.project import Project, environment
+from reprise.runtime.atomic import publishing, remove
+from reprise.runtime.checksums import listing_md5, md5_listing, write_sealed
+from reprise.runtime.code import code_sha256, read_code
+from reprise.runtime.errors import UserError
+
+MADE = ("models/model.safetensors", "metrics/history.csv", "metrics/train.json")
+STAGE = "stages/train.py"
+
+
+def keep(project: Project, epochs: int = 2) -> Iterator[str]:
+    """Record the published model as one of HEAD's code if short trainings agree; yield what a person has to know.
+
+    epochs: of the short trainings. Prepared data are brought up to date first. The model's weights, and what its card
+    says of their training, stay as they are. Raises UserError, with nothing recorded, if more than the code has changed
+    since the model was trained, if the commit that recorded the model has another code than trained it, and if the
+    trainings differ.
+    """
+    project.refuse_edits("the code that is compared is the last commit's")
+    path = project.root / record_path("train")
+    card = load_card(path)
+    if not project.dvc_shown("repro", "preprocess"):
+        raise UserError("`dvc repro preprocess` failed, see above")
+    dependencies = Dependencies.of_stage("train", project.root)
+    dependencies.begin()
+    now, then = dependencies.record(), card.record
+    different = (
+        then.differences(project.root, "train", dependencies.all_params, now.inputs)
+        if then
+        else ["all: it has no record"]
+    )
+    if then is None or different not in ([], ["its code"]):
+        raise UserError(f"changed since the model was trained: {'; '.join(different)}; `dvc repro` trains it anew")
+    if different:
+        yield f"{_proven(project, then, epochs)} and HEAD train the same bits for {epochs} epochs: {', '.join(MADE)}"
+        kept = card.model_copy(update={"record": now, "kept": [*card.kept, then.code_sha256]})
+        with publishing(path, check=dependencies.check) as (partial,):
+            write_sealed(partial, kept.model_dump(mode="json"))
+    else:
+        yield "the code of the training has changed in nothing but comments, if at all"
+    project.dvc("commit", "--force", "train")
+    yield "the model is recorded as one of this code; `dvc repro` runs the stages after it, then commit"
+
+
+def _proven(project: Project, then: Record, epochs: int) -> str:
+    """Train by the code of a record and by HEAD's; return the commit of the first. Raises UserError as `keep` does."""
+    md5 = listing_md5(md5_listing(project.root / record_path("train")))
+    recorded = project.git("log", f"-S{md5}", "--format=%H", "--", "dvc.lock").split()
+    if not recorded:
+        raise UserError("dvc.lock was never committed with this model; commit it with the code that trained it")
+    before = recorded[-1]
+    with _tree(project, before) as old, _tree(project, "HEAD") as new:
+        if code_sha256(read_code(old), STAGE) != then.code_sha256:
+            raise UserError(f"commit {before[:7]}, where dvc.lock got this model, has not the code that trained it")
+        for tree in old, new:
+            _train(project, tree, epochs)
+        found = [(name, difference(old / name, new / name)) for name in MADE]
+    if first := next((f"{name}: {what}" for name, what in found if what), None):
+        raise UserError(f"the trainings differ, first in {first}; `dvc repro` trains the model anew")
+    return before[:7]
+
+
+@contextmanager
+def _tree(project: Project, revision: str) -> Iterator[Path]:
+    """Yield the project's folder in a work tree of the revision."""
+    with TemporaryDirectory(prefix="keep-") as temporary:
+        tree = Path(temporary, "tree")
+        project.git("worktree", "add", "--quiet", "--detach", str(tree), revision)
+        try:
+            yield tree / project.prefix
+        finally:
+            project.git("worktree", "remove", "--force", str(tree))
+
+
+def _train(project: Project, tree: Path, epochs: int) -> None:
+    """Run a tree's stage `train` on the project's data, for some epochs. Raises UserError if it fails."""
+
+    def shorten(params: Any) -> None:
+        params["train"]["epochs"] = min(epochs, params["train"]["epochs"])
+        params["train"]["warmup_epochs"] = min(epochs - 1, params["train"]["warmup_epochs"])
+
+    path = tree / "params.yaml"
+    path.write_text(edited(path.read_text("utf-8"), shorten), encoding="utf-8")
+    for name in ("data/processed", "data/weights"):
+        remove(tree / name)
+        (tree / name).symlink_to(project.root / name)
+    own = {**environment(), "PYTHONPATH": str(tree / "src"), "DVC_ROOT": str(tree)}
+    if subprocess.run([sys.executable, STAGE], cwd=tree, env=own, stdout=sys.stderr).returncode:
+        raise UserError(f"the training of {epochs} epochs failed in a tree of one of the two versions, see above")
