@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from reprise.model.artifact import load_card
-from reprise.params.dependencies import Dependencies
+from reprise.params.dependencies import Dependencies, param_values
+from reprise.params.load import load_params
+from reprise.params.reset import DEFAULTS
 from reprise.runtime.atomic import publishing
 from reprise.runtime.environment import after_torch, before_torch
 from reprise.runtime.errors import one_line_errors
@@ -34,7 +36,9 @@ def main() -> None:
         result.save(*outs)
         trained_with, metadata = card.record.params if card.record else {}, load_metadata(data)
         named = metadata.model_copy(update={"data": params.data.title or metadata.data})
-        page.write_text(model_card(card, named, trained_with, result, params.evaluate.title), encoding="utf-8")
+        defaults = param_values(load_params(DEFAULTS))
+        text = model_card(card, named, trained_with, result, params.evaluate.title, defaults)
+        page.write_text(text, encoding="utf-8")
         dependencies.record().save(record)
     print(f"evaluate: {card.architecture.model_name} on {len(result.ids):,} test images -> metrics/test.json")
     print(result.table())

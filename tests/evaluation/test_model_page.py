@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 import torch
+from huggingface_hub import ModelCard as HubCard
 
 from reprise.data.formats.packed import Metadata
 from reprise.evaluation.calibration import calibration
@@ -32,6 +33,7 @@ def page(
     start=None,
     title=None,
     pretrained=False,
+    defaults=None,
     **more,
 ):
     probabilities = torch.full((14, 3), 0.0)
@@ -61,7 +63,7 @@ def page(
         data=title or data, classes=list(classes), image_size=32, channels=3, mean=[0.5] * 3, std=[0.5] * 3,
         counts={"train": 100, "val": 10, "test": 14}, dropped=2, source_sha256="a", splits_sha256="s", sha256={},
     )  # fmt: skip
-    return model_card(card, metadata, settings or {"train": {"lr": 0.003}}, evaluation)
+    return model_card(card, metadata, settings or {"train": {"lr": 0.003}}, evaluation, None, defaults or {})
 
 
 def test_shares_come_with_wilsons_interval_and_a_class_without_images_claims_nothing():
@@ -91,7 +93,7 @@ def test_licenses_of_data_and_weights_are_named_or_said_to_be_unknown():
 
 def test_own_data_have_the_name_that_they_are_given():
     said = page(data="folder", title="Leaves of <2025>")
-    assert said.startswith("# resnet18, trained on Leaves of &#60;2025&#62;\n")
+    assert "\n# resnet18, trained on Leaves of &#60;2025&#62;\n" in said
     assert "| data set | Leaves of &#60;2025&#62; |" in said
 
 
@@ -111,7 +113,26 @@ def test_the_same_facts_give_the_same_page_and_names_stay_text():
     assert page() == page()
     said = page(classes=("a|b", "<img src=x>", "@all\n# x"), data="[x](http://y)", settings={"model": {"name": "`"}})
     for active in ("a|b", "<img", "@all", "\n# x", "[x]("):
-        assert active not in said
+        assert active not in said.partition("\n---\n")[2]
+
+
+def test_a_hub_reads_the_metadata_block_whatever_the_names_are():
+    name = 'a: "b"\n---\n# c\x7f\u2028é'
+    read = HubCard(page(data=name, f1=None)).data
+    assert (read.library_name, read.pipeline_tag) == ("timm", "image-classification")
+    (result,) = read.eval_results
+    assert result.dataset_name == 'a: "b"\n---\n# c??é'
+    assert (result.task_type, result.dataset_split) == ("image-classification", "test")
+    assert (result.metric_type, result.metric_value) == ("accuracy", 0.785714)
+
+
+def test_parameters_at_their_defaults_fold_away():
+    settings = {"train": {"lr": 0.003, "ema": 0.9, "epochs": 3}}
+    said = page(settings=settings, defaults={"train.lr": 0.003, "train.ema": None, "train.epochs": 2})
+    shown, _, folded = said.partition("<details><summary>1 at their defaults</summary>")
+    assert [name in shown for name in ("train.lr", "train.ema", "train.epochs")] == [False, True, True]
+    assert [name in folded for name in ("train.lr", "train.ema", "train.epochs")] == [True, False, False]
+    assert "<details>" not in page(settings=settings)
 
 
 def test_the_published_card_agrees_with_the_published_metrics(reproduced_once):

@@ -81,6 +81,22 @@ def review(options: Namespace) -> int:
     return int(not passed)
 
 
+@command(
+    argument("version", help="such as v1.2.0"),
+    argument("--anyway", action="store_true", help="even if it is worse than the last release, or not comparable"),
+)
+def release(options: Namespace) -> None:
+    """Give the model of the last commit a version: a Git tag such as model@v1.2.0, as GTO writes it.
+
+    Refused where files are not what dvc.lock records, and where the model is that of the last release or, by the paired
+    comparison, worse. `gto show` lists the versions, `dvc artifacts get` fetches one.
+    """
+    from reprise.comparison.release import release
+
+    for line in release(here(), options.version, options.anyway):
+        say(f"release: {line}")
+
+
 @command()
 def experiments(options: Namespace) -> None:
     """List the experiments of this commit: what each changed, and what it reached on which split.

@@ -155,10 +155,12 @@ def bars(head: Revision, required: list[str], base: Revision) -> list[Gate]:
 
 def first_data(project: Project, base: Revision) -> tuple[Gate, str]:
     """Return the check for data that the base has not, and in place of a comparison the data's report and the card."""
-    said = f"first data: nothing to compare with, {base.name} has no image of this test split"
+    verdict = f"first data: nothing to compare with, {base.name} has no image of this test split"
     pages = {"Data": "data/report/report.md", "Model": "models/README.md"}
-    shown = [f"<details><summary>{name}</summary>\n\n{project.read(path)}\n</details>" for name, path in pages.items()]
-    return Gate("compared", True, text(said)), "\n\n".join(shown)
+    # of a page without what stands before its title, such as a metadata block
+    read = {name: f"\n{project.read(path)}".partition("\n# ")[2] for name, path in pages.items()}
+    shown = [f"<details><summary>{name}</summary>\n\n# {said}\n</details>" for name, said in read.items()]
+    return Gate("compared", True, text(verdict)), "\n\n".join(shown)
 
 
 def comparison(project: Project, base: Revision, out: Path, fail_on_regression: bool) -> tuple[Gate, str]:

@@ -3,6 +3,9 @@
 The same arguments give the same bytes.
 """
 
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from timm import get_pretrained_cfg
@@ -13,7 +16,7 @@ from reprise.evaluation.evaluate import Evaluation, shown
 from reprise.model.artifact import ModelCard
 from reprise.params.load import flat
 from reprise.runtime.intervals import wilson
-from reprise.runtime.markup import table, text
+from reprise.runtime.markup import HIDDEN, table, text
 
 # as their publishers state it; of other data sets it is not known here
 LICENSES = {
@@ -27,24 +30,31 @@ FEW = 100  # a class with fewer test images is named among the limits
 
 
 def model_card(
-    card: ModelCard, metadata: Metadata, settings: dict[str, Any], evaluation: Evaluation, title: str | None = None
+    card: ModelCard,
+    metadata: Metadata,
+    settings: dict[str, Any],
+    evaluation: Evaluation,
+    title: str | None = None,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
-    """Return the page; settings: the parameters of model and training, {section: {name: value}}.
+    """Return the page, which begins with the metadata block of Hugging Face's model cards.
 
-    title: the project's name.
+    settings: the parameters of model and training, {section: {name: value}}; defaults: by dotted name, of which those
+    that stand so fold away. title: the project's name.
     """
     project = f"{text(title)}: " if title else ""
     name, images = card.architecture.model_name, len(evaluation.labels)
     right = int(evaluation.confusion.diag().sum())
     return "\n\n".join(
         [
+            _metadata(title or f"{name}-{metadata.data}", metadata, evaluation),
             f"# {project}{text(name)}, trained on {text(metadata.data)}",
             f"{_share(right, images)} of {images:,} test images are classified correctly (95 % interval: Wilson's). "
             "Written by the stage `evaluate`; `model.json` holds what is needed to use the weights.",
             "## Data",
             _properties(_data(card, metadata)),
             "## Training",
-            _training(card, settings),
+            _training(card, settings, defaults),
             "## Metrics",
             _metrics(evaluation, right, images),
             "## Classes",
@@ -75,15 +85,38 @@ def _data(card: ModelCard, metadata: Metadata) -> dict[str, str]:
     }
 
 
-def _training(card: ModelCard, settings: dict[str, Any]) -> str:
+def _metadata(name: str, metadata: Metadata, evaluation: Evaluation) -> str:
+    """Return what a hub reads (https://huggingface.co/docs/hub/model-cards): YAML, each value written as JSON."""
+    measured = {key: evaluation.metrics.get(key) for key in ("accuracy", "f1")}
+    result: dict[str, Any] = {
+        "task": {"type": "image-classification"},
+        "dataset": {"type": metadata.data, "name": metadata.data, "split": "test"},
+        "metrics": [{"type": key, "value": value} for key, value in measured.items() if value is not None],
+    }
+    block = {
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "timm"],
+        "metrics": [each["type"] for each in result["metrics"]],
+        "model-index": [{"name": name, "results": [result]}],
+    }
+    lines = [f"{key}: {HIDDEN.sub('?', json.dumps(value, ensure_ascii=False))}" for key, value in block.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _training(card: ModelCard, settings: dict[str, Any], defaults: Mapping[str, Any]) -> str:
     origin = card.training.start
     published = get_pretrained_cfg(card.architecture.model_name) if card.training.pretrained else None
     terms = f"license: {text((published and published.license) or 'not known')}"
     start = f"the weights {text(origin.source)} ({terms}; SHA-256 {origin.sha256})" if origin else "random weights"
     averaged = "averaged " if card.training.averaged else ""
+    values = flat(settings)
+    usual = {key: value for key, value in values.items() if key in defaults and defaults[key] == value}
+    own = {key: value for key, value in values.items() if key not in usual}
+    folded = f"\n\n<details><summary>{len(usual)} at their defaults</summary>\n\n{_properties(usual)}\n</details>"
     return (
         f"From {start}, seed {card.training.seed}; these are the {averaged}weights of epoch {card.training.epoch}, "
-        f"which validates best.\n\n{_properties(flat(settings))}"
+        f"which validates best.\n\n{_properties(own) if own else ''}{folded if usual else ''}"
     )
 
 

@@ -1,0 +1,67 @@
+"""A release: the model of a commit gets a version, if every file is as recorded and it is not worse than the last one.
+
+Versions are Git tags as GTO (https://github.com/treeverse/gto) writes them, such as `model@v1.2.0`, so that `gto show`
+and `dvc artifacts get` know them.
+"""
+
+import re
+from collections.abc import Iterator
+
+from reprise.comparison.compare import compare
+from reprise.comparison.pairing import OtherDataError
+from reprise.repo.project import Project
+from reprise.repo.revisions import Revision
+from reprise.repo.verify import stale, verify
+from reprise.runtime.errors import UserError, first, reason
+
+ARTIFACT = "model"  # in dvc.yaml
+WEIGHTS = "models/model.safetensors"
+
+
+def release(project: Project, version: str, anyway: bool = False) -> Iterator[str]:
+    """Tag HEAD's model with a version such as v1.2.0; yield what a person has to know.
+
+    anyway: even if it is worse than the last release, or cannot be compared with it. Raises UserError, with no tag
+    made, otherwise; also for uncommitted changes, files that are not what dvc.lock records, the model of the last
+    release, and a version that exists or is none.
+    """
+    project.refuse_edits("a release is a commit")
+    if wrong := stale(project) or verify(project).mismatches:
+        named = first([f"{path}, stage {stage}: {what}" for path, stage, what in wrong], 3)
+        raise UserError(f"not what dvc.lock records: {named}; `dvc repro` and commit, or see `make verify`")
+    folder = project.prefix.as_posix().removeprefix(".")
+    prefix = f"{folder}={ARTIFACT}@v" if folder else f"{ARTIFACT}@v"
+    tags = project.git("tag", "--sort=-version:refname", "--list", f"{prefix}[0-9]*").split()
+    last = next((tag for tag in tags if re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+", tag.removeprefix(prefix))), None)
+    said = _against(project, last, anyway) if last else "the first release"
+    metrics, version = Revision(project, "HEAD", "HEAD").metrics, version.removeprefix("v")
+    test = ", ".join(f"{name} {metrics.get(name)}" for name in ("accuracy", "loss"))
+    message = f"Release v{version} of {ARTIFACT}: test {test}; {said}"
+    import gto.api  # it comes with DVC
+    from gto.exceptions import GTOException
+
+    name = f"{folder}:{ARTIFACT}" if folder else ARTIFACT
+    try:
+        gto.api.register(str(project.top), name, "HEAD", f"v{version}", message)
+    except GTOException as error:
+        raise UserError(f"{version}: {reason(error)}") from None
+    yield message
+    yield f"`dvc push && git push origin {prefix}{version}` hands it on"
+
+
+def _against(project: Project, last: str, anyway: bool) -> str:
+    """Return the verdict on HEAD against the last release. Raises UserError if it stands in the way."""
+    base = Revision(project, last, project.git("rev-parse", f"{last}^{{commit}}").strip())
+    if base.md5(WEIGHTS) == Revision(project, "HEAD", "HEAD").md5(WEIGHTS):
+        raise UserError(f"the model is that of {last}; train another one, or use that release")
+    try:
+        found = compare(project, str(base.commit), "HEAD")
+    except OtherDataError as error:
+        said, refused = f"not comparable with {last}", f"{error}"
+    else:
+        verdict = found.verdict
+        said = f"{verdict.word} against {last}: {verdict.difference:+.4f} accuracy, p {verdict.p:.2g}"
+        refused = said if found.regressed else ""
+    if refused and not anyway:
+        raise UserError(f"{refused}; `--anyway` releases it all the same")
+    return said

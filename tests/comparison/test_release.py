@@ -1,0 +1,62 @@
+"""A version is given to what is verified, new and not worse than the last release, and to nothing else."""
+
+import re
+
+import pytest
+
+PREDICTIONS = "data/predictions.csv"
+
+
+def release(workspace, *arguments):
+    return workspace.run("python", "-m", "reprise", "release", *arguments, check=False)
+
+
+def refused(workspace, *arguments):
+    """Return the message of a release that fails, with no tag made."""
+    tags = workspace.run("git", "tag").stdout
+    done = release(workspace, *arguments)
+    assert done.returncode == 1, done.stdout
+    assert "Traceback" not in done.stderr
+    assert workspace.run("git", "tag").stdout == tags
+    return done.stderr
+
+
+def train(workspace, *overrides):
+    workspace.set(*overrides)
+    workspace.run("dvc", "repro")
+    workspace.commit()
+
+
+@pytest.mark.slow
+def test_a_release_is_a_tag_that_gto_lists_and_a_worse_model_gets_none_unless_asked_for(reproduced):
+    done = release(reproduced, "v1.2.0")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"Release v1.2.0 of model: test accuracy 0\.\d+, loss \d+\.\d+; the first release", done.stdout)
+    assert "git push origin model@v1.2.0" in done.stdout
+    assert reproduced.run("git", "cat-file", "-t", "model@v1.2.0").stdout == "tag\n"
+    assert "v1.2.0" in reproduced.run("gto", "show").stdout
+    for version in ("1.3.0", "v1.2.0"):
+        assert "is that of model@v1.2.0" in refused(reproduced, version)
+
+    train(reproduced, "train.lr=1e-8")
+    assert re.search(r"worse against model@v1.2.0: -0\.\d+ accuracy", refused(reproduced, "1.10.0"))
+    for version in ("1.2.0", "nonsense", "-1"):
+        assert f"{version}: " in refused(reproduced, "--anyway", "--", version)
+    assert release(reproduced, "1.10.0", "--anyway").returncode == 0
+    message = reproduced.run("git", "tag", "--list", "--format=%(contents)", "model@v1.10.0").stdout
+    assert "worse against model@v1.2.0" in message
+
+    train(reproduced, "train.lr=0.003", "train.seed=1")
+    assert "against model@v1.10.0: " in release(reproduced, "2.0.0").stdout
+
+
+def test_what_is_not_recorded_is_not_released(reproduced):
+    (reproduced.path / "metrics/test.json").write_text("{}")
+    assert "uncommitted changes (metrics/test.json)" in refused(reproduced, "v1.0.0")
+    reproduced.commit()
+    assert "not what dvc.lock records: metrics/test.json" in refused(reproduced, "v1.0.0")
+    reproduced.run("git", "revert", "--no-edit", "HEAD")
+    path = reproduced.path / PREDICTIONS
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"9")
+    assert f"not what dvc.lock records: {PREDICTIONS}" in refused(reproduced, "v1.0.0")
