@@ -24,7 +24,7 @@ def main() -> None:
         settings = provenance.threads, provenance.reproducible
         before_torch(*settings)
         from reprise.data.formats.packed import load_metadata
-        from reprise.evaluation.evaluate import evaluate
+        from reprise.evaluation.evaluate import check_budget, evaluate
         from reprise.evaluation.model_page import model_card
         from reprise.model.backbone import load_model
 
@@ -33,6 +33,7 @@ def main() -> None:
         network, card = load_model(weights, description)
         data, bins = Path("data/processed"), params.evaluate.calibration_bins
         result = evaluate(network, card, data, params.evaluate.batch_size, bins, params.evaluate.metrics)
+        check_budget(result.metrics, weights, params.evaluate.budget)
         result.save(*outs)
         trained_with, metadata = card.record.params if card.record else {}, load_metadata(data)
         named = metadata.model_copy(update={"data": params.data.title or metadata.data})

@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reprise.data.formats.packed import load_metadata
 from reprise.evaluation.calibration import calibration
-from reprise.evaluation.evaluate import evaluate, extra_metric, predict, summarize
+from reprise.evaluation.evaluate import check_budget, evaluate, extra_metric, predict, summarize
 from reprise.loader.batches import EvalBatches
 from reprise.model.backbone import count_flops, create_network
+from reprise.params.schema import BudgetParams
 from reprise.runtime.errors import UserError
 from tests.loader.test_batches import metadata, numbered
 from tests.model.test_backbone import card, facts, params
@@ -49,6 +50,21 @@ def test_further_metrics_of_torchmetrics_come_by_name(measured):
     assert kappa == pytest.approx(cohen_kappa_score(labels, logits.argmax(1)), rel=1e-5)
     auroc = roc_auc_score(labels, logits.softmax(1), multi_class="ovr")
     assert extra_metric("auroc", result.probabilities, labels) == pytest.approx(auroc, rel=1e-5)
+
+
+def test_a_model_beyond_its_budget_is_refused_with_every_excess(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(1_500_000))
+    budget = BudgetParams(parameters=1000, flops=10, size_mb=1.5)
+    check_budget({"parameters": 1000, "flops": 10}, weights, budget)
+    check_budget({"parameters": 10**9, "flops": None}, weights, BudgetParams(parameters=None, flops=None, size_mb=None))
+    with pytest.raises(UserError) as refused:
+        check_budget({"parameters": 1001, "flops": None}, weights, budget.model_copy(update={"size_mb": 1.4}))
+    assert str(refused.value) == (
+        "evaluate.budget.parameters = 1,000: this model needs 1,001; evaluate.budget.flops = 10: this model cannot be "
+        "counted; evaluate.budget.size_mb = 1.4: this model needs 1.5000; "
+        "take a smaller model.name, or raise the budget"
+    )
 
 
 @pytest.mark.parametrize(

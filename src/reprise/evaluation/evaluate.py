@@ -7,7 +7,7 @@ counts once.
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,7 @@ from reprise.loader.batches import EvalBatches, mask_outputs
 from reprise.model.artifact import ModelCard
 from reprise.model.backbone import TIMMBackbone, count_flops
 from reprise.model.convolutions import repaired
+from reprise.params.schema import BudgetParams
 from reprise.runtime.device import device
 from reprise.runtime.errors import UserError, listed, nearest
 from reprise.runtime.parts import create_part, is_part
@@ -131,6 +132,19 @@ def evaluate(
             raise UserError(f"evaluate.metrics: {key} is always there; remove or rename {name}")
         result.metrics[key] = extra_metric(name, result.probabilities, labels)
     return result
+
+
+def check_budget(metrics: Mapping[str, float | int | None], weights: Path, budget: BudgetParams) -> None:
+    """Raise UserError, naming each excess, for a model beyond its budget; weights: its file. Unknown FLOPs are one."""
+    needs = {"parameters": metrics["parameters"], "flops": metrics["flops"], "size_mb": weights.stat().st_size / 1e6}
+    allowed = {name: most for name, most in budget.model_dump().items() if most is not None}
+    beyond = [
+        f"evaluate.budget.{name} = {most:,}: this model {'needs ' + shown(need) if need else 'cannot be counted'}"
+        for name, most in allowed.items()
+        if (need := needs[name]) is None or need > most
+    ]
+    if beyond:
+        raise UserError(f"{'; '.join(beyond)}; take a smaller model.name, or raise the budget")
 
 
 def _other_classes(trained: list[str], given: list[str]) -> str:

@@ -299,6 +299,14 @@ class TrainParams(Section):
         return self
 
 
+class BudgetParams(Section):
+    """The most that the published model may need; `evaluate` refuses another one."""
+
+    parameters: int | None = param("weights of the network; null: any number", ge=1)
+    flops: int | None = param("floating-point operations for one image; null: any number", ge=1)
+    size_mb: float | None = param("megabytes (10^6) of model.safetensors; null: any", gt=0)
+
+
 class EvaluateParams(Section):
     """How the published model is measured; changes no training result."""
 
@@ -306,6 +314,7 @@ class EvaluateParams(Section):
     calibration_bins: int = param("confidence bins of the expected calibration error", ge=1, le=1000)
     metrics: list[str] = param("further metrics, torchmetrics' multiclass ones, e.g. auroc; or project/FILE.py:NAME")
     title: str | None = param("the project's name, on the model's card")
+    budget: BudgetParams
 
 
 class ReviewParams(Section):
