@@ -48,13 +48,9 @@ def check(params: Params, inputs: dict[str, str]) -> None:
         from reprise.data.download.sources import check_source
 
         check_source(params.data.source)
-    # always looked at: code of the user's own, a batch of one image, GPUs that this machine may lack
-    always = (
-        "project/" in str(params)
-        or train.batch_size == 1
-        or train.accelerator == "gpu"
-        or train.devices not in (1, "auto")
-    )
+    # always looked at: GPUs, which this machine may lack, code of the user's own, a batch of one image
+    gpus = train.accelerator == "gpu" or train.devices not in (1, "auto")
+    always = gpus or "project/" in str(params) or train.batch_size == 1
     asked = {name: value for name, value in (values | inputs).items() if name.startswith(BUILDING)}
     default = param_values(load_params(DEFAULTS)) | {str(WEIGHTS): listing_md5({})}
     if always or not (asked.items() <= default.items() or asked.items() <= (default | known).items()):
