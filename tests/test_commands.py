@@ -25,7 +25,7 @@ from reprise.repo.runs import RESULT, find_unfinished, prepared_data, run_folder
 from reprise.runtime.errors import UserError
 from reprise.runtime.signals import Stopped
 from reprise.training.train import train
-from tests.conftest import PARAMS, ROOT, tiny_clone
+from tests.conftest import PARAMS, ROOT, blocks, tiny_clone
 from tests.test_pipeline import photos, refused
 
 ALONE = {"PATH": "/usr/bin:/bin"}  # no environment activated
@@ -360,19 +360,29 @@ def test_make_repro_needs_no_activated_environment_and_does_nothing_the_second_t
 
 
 def readme_commands():
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+    lines = "".join(blocks("README.md", "sh")).splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip()]
 
 
 @pytest.mark.product
 def test_the_lightning_script_of_the_readme_trains(digits, tmp_path, monkeypatch):
-    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (script,) = blocks("README.md", "python")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/processed").symlink_to(digits)
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(script.replace("max_epochs=3", "max_epochs=1, logger=False"), names)
     assert names["module"].val_acc_best.compute() > 0
+
+
+@pytest.mark.product
+def test_the_script_for_a_cluster_runs_the_pipeline(reproduced_once, tmp_path):
+    (script,) = blocks("docs/project.md", "sh")
+    (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    script = f"PATH=$PATH:{tmp_path}\n{script.replace('.venv', sys.prefix)}"
+    done = reproduced_once.run("bash", "-ec", script, SLURM_SUBMIT_DIR=str(reproduced_once.path))
+    assert "Data and pipelines are up to date" in done.stdout
 
 
 # `make test` is what runs this very test, and CI calls both of the first two on a fresh clone
@@ -403,7 +413,7 @@ def test_every_command_of_the_readme_works_in_the_order_given(reproduced):
 
 @pytest.mark.product
 def test_the_readme_shows_what_the_committed_run_reached():
-    readme = (ROOT / "README.md").read_text()
+    (readme,) = blocks("README.md", "text")
     for name, value in json.loads((ROOT / "metrics/test.json").read_text()).items():
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
         if name in ("accuracy", "loss", "parameters"):

@@ -16,11 +16,11 @@ from reprise.runtime.parts import load_part, part_sha256
 from reprise.training.losses import LOSSES, find_loss
 from reprise.training.module import LitClassifier
 from reprise.training.setup import own_callbacks
-from tests.conftest import PARAMS, ROOT, tiny_clone
+from tests.conftest import PARAMS, blocks, tiny_clone
 
-PAGE = (ROOT / "docs/parts.md").read_text()
-OWN = dict(re.findall(r"```python\n# project/(\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
-ALL, SOURCE = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+NAMED = re.compile(r"# project/(\w+)\.py\n(.*)", re.DOTALL)
+OWN = dict(NAMED.fullmatch(block).groups() for block in blocks("docs/parts.md", "python"))
+ALL, SOURCE = blocks("docs/parts.md", "sh")
 MODEL, LOSS = "project/models.py:tiny_net", "project/losses.py:Squared"
 
 

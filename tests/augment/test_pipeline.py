@@ -227,19 +227,6 @@ def test_auto_mirrors_photos_and_leaves_digits_alone(data, channels, flip, mirro
     assert (found < 16) is mirrored
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"crop": 4}, "train.augment.crop = 4: padding must be below the image size, 4 pixels"),
-        ({"hue": 0.1}, "train.augment.hue = 0.1: the images are gray; set it to 0, or data.channels: 3"),
-        ({"saturation": 0.5}, "train.augment.saturation = 0.5: the images are gray"),
-    ],
-)
-def test_what_does_not_fit_the_images_is_refused(changes, said):
-    with pytest.raises(UserError, match=said):
-        resolve_augmentation(augmentation(**changes), metadata(channels=1))
-
-
 def center(images):
     """Return the centers of mass, (x, y) in -1..1."""
     line = (torch.arange(8) * 2 + 1) / 8 - 1

@@ -8,10 +8,10 @@ import subprocess
 import pytest
 
 from reprise.params import dependencies
-from reprise.params.dependencies import Dependencies
+from reprise.params.dependencies import KEPT, Dependencies
 from reprise.runtime.code import read_code
 from reprise.runtime.errors import UserError
-from tests.conftest import PARAMS, ROOT
+from tests.conftest import PARAMS, ROOT, blocks
 
 SCRIPT = "stages/preprocess.py"
 SPLITS, ERRORS = "src/reprise/data/prepare/splits.py", "src/reprise/runtime/errors.py"
@@ -84,6 +84,18 @@ def test_a_key_beside_others_of_the_users_own_is_another_value(root):
     replace(root / "params.yaml", "{eps: 1.0e-8}", "{eps: 1.0e-8, amsgrad: true}")
     with pytest.raises(UserError, match=r"optimizer_kwargs \(was {'eps': 1e-08}, is {'eps': 1e-08, 'amsgrad': True}"):
         begun.check()
+
+
+@pytest.mark.product
+def test_the_page_shows_what_is_said(root):
+    (shown,) = blocks("docs/reproducibility.md", "text")
+    replace(root / "params.yaml", "epochs: 12", "epochs: 5")
+    begun = Dependencies("stages/train.py", [], ["train"], root, KEPT)
+    begun.begin()
+    replace(root / "params.yaml", "epochs: 5", "epochs: 9")
+    with pytest.raises(UserError) as refused:
+        begun.check()
+    assert f"error: {refused.value}".startswith(" ".join(shown.split()))
 
 
 def test_an_editors_lock_file_is_no_code(begun, root):

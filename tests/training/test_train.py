@@ -305,9 +305,3 @@ def trained_on(digits, result):
     """Return the data's metadata with the mean and deviation that the model was trained with."""
     seen = result.card.preprocessing
     return load_metadata(digits).model_copy(update={"mean": seen.mean, "std": seen.std})
-
-
-def test_a_start_size_that_does_not_fit_is_refused(digits, tiny_params):
-    given = tiny_params("train.start_size=33")
-    with pytest.raises(UserError, match=r"train\.start_size = 33: images grow to 32; choose at most that"):
-        train(digits, given.model, given.train)
