@@ -14,7 +14,6 @@ WRONG = {  # what is set, and what is said
     "train.batch_size=1": "train.batch_size = 1: test_resnet normalizes over the batch; choose at least 2",
     "train.start_size=33": "train.start_size = 33: images grow to 32; choose at most that",
     "train.start_size=16 model.name=mlp": "mlp cannot take 16x16 images .* raise train.start_size",
-    "train.start_size=8 model.name=resnet8": "resnet8 cannot take 8x8 images .* raise train.start_size",
     "train.loggers=[wandb]": r"train.loggers: wandb is not installed; `pip install -e '\.\[wandb\]'`",
     "model.weights=data/weights/no.pth": "model.weights = data/weights/no.pth: no such file",
     "model.weights=runs/latest": "model.weights = runs/latest: the pipeline watches data/weights alone",
@@ -24,15 +23,16 @@ WRONG = {  # what is set, and what is said
     "train.augment.hue=0.1": "train.augment.hue = 0.1: the images are gray",
     "data.channels=1 data.name=cifar10 train.augment.saturation=0.5": "train.augment.saturation = 0.5: the images are",
     "train.augment.crop=32": "train.augment.crop = 32: padding must be below the image size",
-    "data.split=letters": "data.split = letters: digits has none to choose from",
+    "data.split=letters": "data.split = letters: digits has none to choose from; set data.split: null",
+    "data.mirror=http://m data.name=folder": "data.mirror = http://m: folder has none to choose from",
     "data.split=letters data.name=cifar10": "data.split = letters: cifar10 has no variants; set data.split: null",
     "data.split=leters data.name=emnist": "data.split = leters is not allowed: emnist has balanced, .*, mnist; null is",
     "data.mirror=http://m data.name=gtsrb": "data.mirror = http://m: torchvision cannot take gtsrb from elsewhere",
     "evaluate.metrics=[recall]": "evaluate.metrics: recall is the name of another metric",
     "evaluate.metrics=[auroc,auroc]": "evaluate.metrics: auroc is the name of another metric",
     "evaluate.metrics=[project/a.py:ece]": "ece is the name of another metric; remove or rename project/a.py:ece",
+    "evaluate.metrics=[project/a.py:auroc]": "evaluate.metrics: auroc is the name of another metric",
 }
-ALLOWED = ["train.batch_size=1 model.name=mlp", "train.augment.hue=0.1 data.name=cifar10", "evaluate.metrics=[auroc]"]
 
 
 @pytest.fixture
@@ -52,11 +52,6 @@ def test_what_a_later_stage_would_refuse_is_refused_with_the_way_back(overrides,
         check(overrides)
 
 
-@pytest.mark.parametrize("overrides", ALLOWED)
-def test_what_may_be_right_passes(overrides, check):
-    check(overrides)
-
-
 def test_other_weights_are_looked_at_though_no_param_has_changed(check, reproduced):
     weights = reproduced.path / "data/weights/mine.safetensors"
     weights.write_bytes((reproduced.path / "models/model.safetensors").read_bytes())
@@ -64,6 +59,8 @@ def test_other_weights_are_looked_at_though_no_param_has_changed(check, reproduc
     weights.write_bytes(b"weights")
     with pytest.raises(UserError, match=r"mine\.safetensors: not readable as weights"):
         check("train.epochs=3")
+    weights.unlink()
+    check("train.batch_size=1 model.name=mlp train.augment.hue=0.1 data.name=cifar10 evaluate.metrics=[auroc]")
 
 
 def test_the_names_that_no_further_metric_may_have_are_those_of_test_json(reproduced_once):
@@ -73,10 +70,7 @@ def test_the_names_that_no_further_metric_may_have_are_those_of_test_json(reprod
 def test_a_frozen_stage_does_not_take_the_check_out_of_order(reproduced):
     reproduced.run("dvc", "freeze", "preprocess")
     reproduced.set("train.batch_size=1")
-    before = (reproduced.path / "models/model.safetensors").stat()
-    assert "train.batch_size = 1: test_resnet normalizes" in refused(
-        reproduced.run("dvc", "repro", "train", check=False)
-    )
-    assert (reproduced.path / "models/model.safetensors").stat() == before
-    reproduced.set("train.batch_size=17")
-    assert reproduced.run("dvc", "repro", "train").returncode == 0
+    model = reproduced.path / "models/model.safetensors"
+    before, done = model.stat(), reproduced.run("dvc", "repro", "train", check=False)
+    assert "train.batch_size = 1: test_resnet normalizes" in refused(done)
+    assert model.stat() == before

@@ -1,12 +1,15 @@
 """What a person types: `python src/train.py`, `python src/eval.py`, make, and every command of the README."""
 
+import csv
 import fcntl
 import importlib.metadata
+import io
 import json
 import os
 import pty
 import re
 import runpy
+import shutil
 import signal
 import struct
 import subprocess
@@ -14,6 +17,7 @@ import sys
 import termios
 import threading
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -357,6 +361,26 @@ def test_make_repro_needs_no_activated_environment_and_does_nothing_the_second_t
     assert done.stdout.splitlines()[-1] == "Data and pipelines are up to date."
     assert "Running stage" not in done.stdout
     assert reproduced_once.clean()
+
+
+def test_make_plots_draws_this_run_on_a_page_that_loads_nothing(reproduced, tmp_path):
+    done, page = make(reproduced, "plots", check=False), reproduced.path / "runs/plots/index.html"
+    if not find_spec("vl_convert"):
+        assert done.returncode and "error: this needs Vega: " in done.stderr and not page.exists()
+        pytest.skip("vl-convert-python is not installed")
+    text, history = page.read_text(), (reproduced.path / "metrics/history.csv").read_text()
+    drawn = [json.loads(spec)["data"]["values"] for spec in re.findall(r"var spec = (.*);$", text, re.MULTILINE)]
+    assert len(drawn) == 5
+    losses = [row["val_loss"] for row in csv.DictReader(io.StringIO(history))]
+    assert losses in [[row.get("val_loss") for row in rows] for rows in drawn]
+    markup = re.sub(r"(<script[^>]*>).*?</script>", r"\1", text, flags=re.DOTALL)
+    assert not re.search(r"\b(src|href) *=|https?:", markup)
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not chromium:
+        pytest.skip("no Chromium is installed")
+    options = ("--headless", "--no-sandbox", f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=10000")
+    seen = reproduced.run(chromium, *options, "--dump-dom", page.as_uri()).stdout
+    assert len(re.findall(r'class="vega-embed.*?<svg [^>]*class="marks"', seen, re.DOTALL)) == 5
 
 
 def readme_commands():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reprise.augment.pipeline import augment_own
-from reprise.evaluation.evaluate import extra_metric, metric_keys
+from reprise.evaluation.evaluate import extra_metric
 from reprise.model.backbone import load_model
 from reprise.model.networks import timm_name
 from reprise.params.load import load_params
@@ -188,7 +188,6 @@ SCORED = torch.ones(2, 2), torch.ones(2)
         ("x = lambda logits, targets: logits.sum()", find_loss, "expected the loss of each image"),
         (TAKES_NONE, find_loss, "which nothing would train"),
         ("x = lambda *_: [1]", lambda part: extra_metric(part, *SCORED), "gives no number"),
-        ("auroc = 1", lambda _: metric_keys(["project/part.py:auroc"]), "auroc is the name of another metric"),
         (KEPT, lambda _: own_callbacks(CALLBACKS), "has a state_dict"),
         ("x = 1", lambda _: own_callbacks(CALLBACKS), r"no lightning\.Callback"),
         ("x = 1", timm_name, "put timm's @register_model above it"),

@@ -14,7 +14,6 @@ from reprise.augment import functional as transforms
 from reprise.augment.pipeline import augment, mix, resolve_augmentation
 from reprise.data.formats.packed import PackedSplit
 from reprise.loader.batches import IGNORE_INDEX, Process, TrainBatches, stateless_generator
-from reprise.runtime.errors import UserError
 from tests.conftest import ROOT, augmentation, batch_params
 from tests.loader.test_batches import metadata
 
