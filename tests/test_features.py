@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from reprise.commands.registry import COMMANDS
+from reprise.cli import COMMANDS
 from reprise.params.load import all_keys
 from reprise.params.schema import Params
 from tests.conftest import ROOT

@@ -72,7 +72,7 @@ def test_a_changed_parameter_or_weight_reruns_what_depends_on_it_and_nothing_els
         assert set(stale()) - {"check"} == set(STAGES[1:])
         reproduced.run("git", "checkout", "--quiet", ".")
         (reproduced.path / "data/weights/mine.safetensors").write_bytes(b"weights")
-        assert stale() == dict.fromkeys(("check", "train"), [{"changed deps": {"data/weights": "modified"}}])
+        assert stale() == {key: [{"changed deps": {"data/weights": "modified"}}] for key in ("check", "train")}
     assert reproduced.clean()  # weights are no part of Git
 
 
