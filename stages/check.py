@@ -9,54 +9,72 @@ from pathlib import Path
 from reprise.params.dependencies import Dependencies, load_record, param_values, record_path
 from reprise.params.load import load_params
 from reprise.params.reset import DEFAULTS
+from reprise.params.resolve import check_loggers, watched_weights
 from reprise.params.schema import Params
 from reprise.runtime.atomic import publishing
+from reprise.runtime.checksums import listing_md5
 from reprise.runtime.environment import before_torch
 from reprise.runtime.errors import UserError, one_line_errors
 
-# what timm and torchmetrics judge; that takes seconds, and is not asked for the last model's values and the defaults
+# what timm, torchmetrics and the network judge; that takes seconds, and is not asked for the last model's values and
+# the defaults
 BUILDING = (
-    *("model.", "data.image_size", "data.channels", "evaluate.metrics"),
-    *("train.optimizer", "train.schedule", "train.layer_decay", "train.reproducible"),
+    *("model.", "data/weights", "data.image_size", "data.channels", "evaluate.metrics"),
+    *("train.optimizer", "train.schedule", "train.layer_decay", "train.reproducible", "train.precision"),
+    *("train.compile", "train.start_size", "train.augment.crop", "train.augment.hue", "train.augment.saturation"),
 )
+WEIGHTS = Path("data/weights")
 
 
 def main() -> None:
-    """Read the params, have timm judge its own, publish."""
+    """Read the params, have the library judge them, publish."""
     dependencies = Dependencies.of_stage("check")
     with publishing(Path("data/records/check.txt"), check=dependencies.check) as (out,):
         params = dependencies.begin()
-        if "project/" in str(params) or not is_known(params):
-            before_torch(params.train.threads, params.train.reproducible)
-            import torch
-
-            from reprise.evaluation.evaluate import extra_metric
-            from reprise.training.setup import check_settings
-
-            weights = Path(params.model.weights)
-            given = weights.is_file() or any(path.name[0] != "." for path in weights.glob("*"))
-            try:
-                check_settings(params, given)
-                for name in params.evaluate.metrics:
-                    if not name.startswith("project/"):
-                        extra_metric(name, torch.full((4, 4), 0.25), torch.arange(4))
-            except UserError as error:
-                way_out = "put back what it was: `reprise params` shows it, `reprise params --reset KEY` does it"
-                raise UserError(f"{error}\n{way_out}") from None
+        try:
+            check(params, dependencies.record().inputs)
+        except UserError as error:
+            way_out = "put back what it was: `reprise params` shows it, `reprise params --reset KEY` does it"
+            raise UserError(f"{error}\n{way_out}") from None
         out.write_text("params.yaml is allowed\n", encoding="utf-8")
 
 
-def is_known(params: Params) -> bool:
-    """Return whether the published model was built with the same settings, or they are the defaults."""
-    known: dict[str, object] = dict(param_values(load_params(DEFAULTS)))
-    asked = {name: value for name, value in param_values(params).items() if name.startswith(BUILDING)}
-    if asked.items() <= known.items():
-        return True
-    for stage in ("preprocess", "train", "evaluate"):
+def check(params: Params, inputs: dict[str, str]) -> None:
+    """Raise UserError for params that a later stage would refuse; inputs: {path: MD5}, with data/weights among them."""
+    weights = watched_weights(params.model.weights, WEIGHTS)
+    train, values, known = params.train, param_values(params), last_used()
+    check_loggers(train.loggers)
+    if params.data.split or params.data.mirror:
+        from reprise.data.download.sources import check_source
+
+        check_source(params.data.source)
+    # always looked at: GPUs, which this machine may lack, code of the user's own, a batch of one image
+    gpus = train.accelerator == "gpu" or train.devices not in (1, "auto")
+    always = gpus or "project/" in str(params) or train.batch_size == 1
+    asked = {name: value for name, value in (values | inputs).items() if name.startswith(BUILDING)}
+    default = param_values(load_params(DEFAULTS)) | {str(WEIGHTS): listing_md5({})}
+    if always or not (asked.items() <= default.items() or asked.items() <= (default | known).items()):
+        before_torch(train.threads, train.reproducible)
+        from reprise.data.formats.packed import load_metadata
+        from reprise.evaluation.evaluate import check_metrics
+        from reprise.training.setup import check_settings
+
+        data, prepared = {name: value for name, value in values.items() if name.startswith("data.")}, None
+        if not params.data.is_own and data.items() <= known.items():  # the same public data set, prepared alike
+            with suppress(UserError):
+                prepared = load_metadata(Path("data/processed"))
+        check_settings(params, weights, prepared)
+        check_metrics(params.evaluate.metrics)
+
+
+def last_used() -> dict[str, object]:
+    """Return the params and inputs that the stages have run with, from their records."""
+    used: dict[str, object] = {}
+    for stage in ("download", "preprocess", "train", "evaluate"):
         with suppress(FileNotFoundError, ValueError):
             record = load_record(Path(record_path(stage)))
-            known |= record.params if record else {}
-    return asked.items() <= known.items()
+            used |= record.params | record.inputs if record else {}
+    return used
 
 
 if __name__ == "__main__":

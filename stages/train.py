@@ -10,10 +10,10 @@ from pathlib import Path
 
 from reprise.params.dependencies import KEPT, Dependencies
 from reprise.params.load import load_params
-from reprise.params.resolve import rank
+from reprise.params.resolve import rank, watched_weights
 from reprise.runtime.atomic import publishing
 from reprise.runtime.environment import after_torch, before_torch
-from reprise.runtime.errors import UserError, one_line_errors
+from reprise.runtime.errors import one_line_errors
 
 # in the folder of a queued or --temp experiment DVC names the repository, where the scratch outlives that folder
 RUNS = Path(os.environ.get("DVC_ROOT", ".")) / "runs"
@@ -27,12 +27,7 @@ def main() -> None:
     dependencies = Dependencies.of_stage("train", kept=KEPT)
     with nullcontext() if number else publishing(*targets, check=dependencies.check) as outs:
         params = dependencies.begin()
-        weights = Path(params.model.weights)
-        if not weights.resolve().is_relative_to(Path("data/weights").resolve()):
-            raise UserError(
-                f"model.weights = {weights}: the pipeline watches data/weights alone; copy it there, or use "
-                "`python src/train.py`, which takes weights from anywhere"
-            )
+        weights = watched_weights(params.model.weights, Path("data/weights"))
         dependencies.check_earlier("preprocess")
         before_torch(params.train.threads, params.train.reproducible)
         from reprise.training.loggers import create_loggers

@@ -35,6 +35,11 @@ OWN = re.compile(
     r"|project/(?!README\.md).*|data/\.gitignore"
 )
 
+# a fenced block of a page, and the comment before it that says why no test runs it
+BLOCK = re.compile(
+    r"(?P<why><!-- not run by a test: \S[^>]+ -->\n+)?^ *```(?P<language>.*)\n(?P<text>(?s:.*?))^ *```$", re.M
+)
+
 # Python runs this at each start of a stage.
 RECORD_IMPORTS = """
 import atexit, os, sys
@@ -44,6 +49,15 @@ atexit.register(lambda: Path(os.environ["IMPORTS"], Path(sys.argv[0]).stem).writ
 
 # Two epochs on a tenth of the digits: the whole pipeline in seconds. The default model is tiny already.
 TINY = ["data.test_fraction=0.8", "train.epochs=2", "train.batch_size=16"]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return all blocks of code of a page of this repository in a language, but those that say why no test runs them.
+
+    tests/test_docs.py finds the calls.
+    """
+    found = [match.groupdict() for match in BLOCK.finditer((ROOT / page).read_text())]
+    return [each["text"] for each in found if each["language"] == language and not each["why"]]
 
 
 def data_params(**changes: Any) -> DataParams:

@@ -1,12 +1,15 @@
 """What a person types: `python src/train.py`, `python src/eval.py`, make, and every command of the README."""
 
+import csv
 import fcntl
 import importlib.metadata
+import io
 import json
 import os
 import pty
 import re
 import runpy
+import shutil
 import signal
 import struct
 import subprocess
@@ -14,6 +17,7 @@ import sys
 import termios
 import threading
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,7 +29,7 @@ from reprise.repo.runs import RESULT, find_unfinished, prepared_data, run_folder
 from reprise.runtime.errors import UserError
 from reprise.runtime.signals import Stopped
 from reprise.training.train import train
-from tests.conftest import PARAMS, ROOT, tiny_clone
+from tests.conftest import PARAMS, ROOT, blocks, tiny_clone
 from tests.test_pipeline import photos, refused
 
 ALONE = {"PATH": "/usr/bin:/bin"}  # no environment activated
@@ -359,20 +363,50 @@ def test_make_repro_needs_no_activated_environment_and_does_nothing_the_second_t
     assert reproduced_once.clean()
 
 
+def test_make_plots_draws_this_run_on_a_page_that_loads_nothing(reproduced, tmp_path):
+    done, page = make(reproduced, "plots", check=False), reproduced.path / "runs/plots/index.html"
+    if not find_spec("vl_convert"):
+        assert done.returncode and "error: this needs Vega: " in done.stderr and not page.exists()
+        pytest.skip("vl-convert-python is not installed")
+    text, history = page.read_text(), (reproduced.path / "metrics/history.csv").read_text()
+    drawn = [json.loads(spec)["data"]["values"] for spec in re.findall(r"var spec = (.*);$", text, re.MULTILINE)]
+    assert len(drawn) == 5
+    losses = [row["val_loss"] for row in csv.DictReader(io.StringIO(history))]
+    assert losses in [[row.get("val_loss") for row in rows] for rows in drawn]
+    markup = re.sub(r"(<script[^>]*>).*?</script>", r"\1", text, flags=re.DOTALL)
+    assert not re.search(r"\b(src|href) *=|https?:", markup)
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not chromium:
+        pytest.skip("no Chromium is installed")
+    options = ("--headless", "--no-sandbox", f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=10000")
+    seen = reproduced.run(chromium, *options, "--dump-dom", page.as_uri()).stdout
+    assert len(re.findall(r'class="vega-embed.*?<svg [^>]*class="marks"', seen, re.DOTALL)) == 5
+
+
 def readme_commands():
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+    lines = "".join(blocks("README.md", "sh")).splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip()]
 
 
 @pytest.mark.product
 def test_the_lightning_script_of_the_readme_trains(digits, tmp_path, monkeypatch):
-    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (script,) = blocks("README.md", "python")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/processed").symlink_to(digits)
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(script.replace("max_epochs=3", "max_epochs=1, logger=False"), names)
     assert names["module"].val_acc_best.compute() > 0
+
+
+@pytest.mark.product
+def test_the_script_for_a_cluster_runs_the_pipeline(reproduced_once, tmp_path):
+    (script,) = blocks("docs/project.md", "sh")
+    (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    script = f"PATH=$PATH:{tmp_path}\n{script.replace('.venv', sys.prefix)}"
+    done = reproduced_once.run("bash", "-ec", script, SLURM_SUBMIT_DIR=str(reproduced_once.path))
+    assert "Data and pipelines are up to date" in done.stdout
 
 
 # `make test` is what runs this very test, and CI calls both of the first two on a fresh clone
@@ -403,7 +437,7 @@ def test_every_command_of_the_readme_works_in_the_order_given(reproduced):
 
 @pytest.mark.product
 def test_the_readme_shows_what_the_committed_run_reached():
-    readme = (ROOT / "README.md").read_text()
+    (readme,) = blocks("README.md", "text")
     for name, value in json.loads((ROOT / "metrics/test.json").read_text()).items():
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
         if name in ("accuracy", "loss", "parameters"):

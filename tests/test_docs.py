@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import BLOCK, ROOT
 
 pytestmark = pytest.mark.product
 LISTED = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -64,6 +64,13 @@ def missing_paths(markdown):
     return sorted(path for path in paths if not exists(path))
 
 
+def untested(page, taken):
+    """Return the blocks of code of a page whose language no test takes, and which do not say why."""
+    found = list(BLOCK.finditer(page))
+    assert len(found) == page.count("```") / 2 == len(FENCE.findall(page)), "a block in another form"
+    return [match["text"] for match in found if not match["why"] and match["language"] not in taken]
+
+
 def pointers(settings):
     """Return (key of the line, file) for each `see FILE` in a comment of a YAML file; key: "" where there is none."""
     found, parents = [], []
@@ -83,6 +90,12 @@ def test_every_link_leads_to_a_file_and_a_heading_and_every_path_in_code_exists(
     assert missing_paths(read(name)) == []
 
 
+@pytest.mark.parametrize("name", DOCS)
+def test_every_block_of_code_is_taken_by_a_test_or_says_why_not(name):
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert untested(read(name), re.findall(rf'\bblocks\("{re.escape(name)}", "(\w+)"\)', tests)) == []
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_comment_points_to_a_file_that_exists_and_says_something_of_the_parameter(name):
     for key, file in pointers(read(name)):
@@ -94,6 +107,8 @@ def test_a_broken_link_path_or_pointer_is_found():
     page = "# A `b`, c\n# A b, c\n[1](#a-b-c) [2](#a-b-c-1) [3](#a-b-c-2) [4](../README.md#your-project)\n"
     page += "[5](../README.md#no) [6](README.md) [7](https://a.b/c#d)\n```\n# not one [8](no.md)\n```\n[9](#not-one)"
     assert broken_links("docs/page.md", page) == ["#a-b-c-2", "../README.md#no", "README.md", "#not-one"]
+    why = "<!-- not run by a test: a picture -->\n```a\n1\n```\n"
+    assert untested(why + "```a\n2\n```\n ```sh\n3\n ```\n```\n4\n```", ["sh"]) == ["2\n", "4\n"]
     code = "`python src/train.py x=1` `stages/*.py` `src/reprise/` `tests/no.py::test`\n```sh\npython src/no.py\n```\n"
     assert missing_paths(code + "src/not-code.py") == ["src/no.py", "tests/no.py"]
     found = pointers("# see README.md.\na:\n  b: 1  # see docs/x.md\n  c: 1  # see below\nd: 2  # see NOTES")

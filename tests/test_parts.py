@@ -16,11 +16,11 @@ from reprise.runtime.parts import load_part, part_sha256
 from reprise.training.losses import LOSSES, find_loss
 from reprise.training.module import LitClassifier
 from reprise.training.setup import own_callbacks
-from tests.conftest import PARAMS, ROOT, tiny_clone
+from tests.conftest import PARAMS, blocks, tiny_clone
 
-PAGE = (ROOT / "docs/parts.md").read_text()
-OWN = dict(re.findall(r"```python\n# project/(\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
-ALL, SOURCE = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+NAMED = re.compile(r"# project/(\w+)\.py\n(.*)", re.DOTALL)
+OWN = dict(NAMED.fullmatch(block).groups() for block in blocks("docs/parts.md", "python"))
+ALL, SOURCE = blocks("docs/parts.md", "sh")
 MODEL, LOSS = "project/models.py:tiny_net", "project/losses.py:Squared"
 
 
@@ -188,7 +188,6 @@ SCORED = torch.ones(2, 2), torch.ones(2)
         ("x = lambda logits, targets: logits.sum()", find_loss, "expected the loss of each image"),
         (TAKES_NONE, find_loss, "which nothing would train"),
         ("x = lambda *_: [1]", lambda part: extra_metric(part, *SCORED), "gives no number"),
-        ("auroc = lambda *_: 1", lambda _: extra_metric("project/part.py:auroc", *SCORED), "or has the name"),
         (KEPT, lambda _: own_callbacks(CALLBACKS), "has a state_dict"),
         ("x = 1", lambda _: own_callbacks(CALLBACKS), r"no lightning\.Callback"),
         ("x = 1", timm_name, "put timm's @register_model above it"),

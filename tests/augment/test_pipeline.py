@@ -14,7 +14,6 @@ from reprise.augment import functional as transforms
 from reprise.augment.pipeline import augment, mix, resolve_augmentation
 from reprise.data.formats.packed import PackedSplit
 from reprise.loader.batches import IGNORE_INDEX, Process, TrainBatches, stateless_generator
-from reprise.runtime.errors import UserError
 from tests.conftest import ROOT, augmentation, batch_params
 from tests.loader.test_batches import metadata
 
@@ -225,19 +224,6 @@ def test_auto_mirrors_photos_and_leaves_digits_alone(data, channels, flip, mirro
     originals = torch.from_numpy(split.images).permute(0, 3, 1, 2) / 255
     found = sum(bool((images == original).flatten(1).all(1).any()) for original in originals)
     assert (found < 16) is mirrored
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"crop": 4}, "train.augment.crop = 4: padding must be below the image size, 4 pixels"),
-        ({"hue": 0.1}, "train.augment.hue = 0.1: the images are gray; set it to 0, or data.channels: 3"),
-        ({"saturation": 0.5}, "train.augment.saturation = 0.5: the images are gray"),
-    ],
-)
-def test_what_does_not_fit_the_images_is_refused(changes, said):
-    with pytest.raises(UserError, match=said):
-        resolve_augmentation(augmentation(**changes), metadata(channels=1))
 
 
 def center(images):

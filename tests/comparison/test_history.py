@@ -50,7 +50,7 @@ def test_each_change_of_the_metrics_is_a_line_and_a_dot_in_the_order_of_the_comm
     assert lines[-1].startswith("workspace ")
     circles = svg.findall(".//{*}circle")
     assert len(circles) == 3 + 2  # NaN is no dot
-    assert "<script>" not in text
+    assert "<script>" not in text and ">test accuracy<" in text
     assert len(svg.findall(".//{*}line")) == 3  # intervals, of accuracy only
     named = [label.text for label in svg.findall(".//{*}text") if "rotate" in label.get("transform", "")]
     assert named == [line.split()[0] for line in lines[1:]]
@@ -82,5 +82,5 @@ def test_no_metrics_and_a_shallow_clone_are_said(branch, tmp_path):
     done = shallow.run("python", "-m", "reprise", "history", PYTHONPATH=str(ROOT / "src"))
     assert "shallow clone" in done.stderr
     assert "0.6000" in done.stdout
-    assert done.stdout.splitlines()[-1] == "history: 1 point -> runs/history.svg"
+    assert done.stdout.splitlines()[-1] == "history: test metrics, 1 point -> runs/history.svg"
     assert (shallow.path / "runs/history.svg").read_text().startswith("<svg")

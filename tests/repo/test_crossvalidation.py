@@ -53,7 +53,7 @@ def test_mean_and_sample_standard_deviation_over_the_folds(repository):
         "",
         "| metric | mean | standard deviation |",
         "| --- | ---: | ---: |",
-        "| accuracy | 0.8500 | 0.0500 |",
+        "| test accuracy | 0.8500 | 0.0500 |",
     ]
 
 
@@ -78,15 +78,15 @@ def test_of_a_fold_that_ran_twice_the_newest_run_counts(repository, monkeypatch)
         run(repository, 1, accuracy)
     text = summary(repository)
     assert text.startswith("2 of 3 folds, missing: data.fold=2\n")
-    assert "| accuracy | 0.6000 | 0.2828 |" in text
+    assert "| test accuracy | 0.6000 | 0.2828 |" in text
 
 
 def test_a_metric_that_is_undefined_in_a_fold_is_averaged_over_the_others(repository):
     for fold, auroc in enumerate((None, 0.5, 0.7)):
         run(repository, fold, 0.8 + fold / 10, auroc=auroc, odd=None)
     assert summary(repository).splitlines()[4:] == [
-        "| accuracy | 0.9000 | 0.1000 |",
-        "| auroc (defined in 2 folds) | 0.6000 | 0.1414 |",
+        "| test accuracy | 0.9000 | 0.1000 |",
+        "| test auroc (defined in 2 folds) | 0.6000 | 0.1414 |",
     ]
 
 
@@ -100,6 +100,6 @@ def test_an_experiment_on_a_fold_is_found(reproduced):
     assert 500 < measured["images"] < 700
     text = reproduced.run("python", "-m", "reprise", "folds").stdout
     assert text.startswith("1 of 3 folds, missing: data.fold=0,1\n")
-    assert f"| accuracy | {measured['accuracy']:.4f} | - |" in text
+    assert f"| test accuracy | {measured['accuracy']:.4f} | - |" in text
     assert "| val_accuracy | " in text
-    assert "| images | " not in text
+    assert "| test images | " not in text

@@ -52,7 +52,7 @@ def test_every_epoch_is_logged_with_all_params_and_no_bit_changes(digits, tiny_p
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_that_is_not_installed_is_one_line_with_the_command(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("reprise.training.loggers.find_spec", lambda name: None)
+    monkeypatch.setattr("reprise.params.resolve.find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"{name} is not installed; `pip install -e '\.\[{name}\]'`"):
         create_loggers([name], tmp_path, "a run")
     assert f"\n{name} = [" in (ROOT / "pyproject.toml").read_text()
@@ -71,7 +71,7 @@ def test_dvclive_is_told_to_leave_dvc_yaml_and_experiments_alone(tmp_path, monke
     module.DVCLiveLogger = lambda run, **options: given.update(options) or DummyLogger()
     monkeypatch.setitem(sys.modules, "dvclive", package)
     monkeypatch.setitem(sys.modules, "dvclive.lightning", module)
-    monkeypatch.setattr("reprise.training.loggers.find_spec", lambda name: True)
+    monkeypatch.setattr("reprise.params.resolve.find_spec", lambda name: True)
     create_loggers(["dvclive"], tmp_path, "a run")
     assert given == {
         "dir": str(tmp_path / "dvclive"), "resume": True, "report": None, "save_dvc_exp": False, "dvcyaml": None,

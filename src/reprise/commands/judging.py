@@ -124,7 +124,7 @@ def history(options: Namespace) -> None:
     with publishing(project.root / "runs/history.svg") as (page,):
         page.write_text(picture(points, names), encoding="utf-8")
     say(table(points, names))
-    say(f"history: {len(points):,} point{'s' * (len(points) != 1)} -> runs/history.svg")
+    say(f"history: test metrics, {len(points):,} point{'s' * (len(points) != 1)} -> runs/history.svg")
     if project.is_shallow:
         say("history: a shallow clone, earlier commits are missing: `git fetch --unshallow`", file=sys.stderr)
 

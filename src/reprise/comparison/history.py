@@ -104,7 +104,7 @@ def _panel(points: Sequence[Point], name: str, top: int, width: int) -> list[str
     spans = [(index, point, span) for index, point in enumerate(points) if (span := _span(point.metrics, name))]
     known = [end for *_, span in spans for end in span] or [0.0, 1.0]
     across = width - LEFT - RIGHT
-    axes = Axes(LEFT, top, (across, HEIGHT), (0, across / STEP), (min(known), max(known)), name)
+    axes = Axes(LEFT, top, (across, HEIGHT), (0, across / STEP), (min(known), max(known)), f"test {name}")
     parts = axes.frame(across=False)
     for index, point, span in spans:
         x, y = axes.place((index, point.metrics[name]))

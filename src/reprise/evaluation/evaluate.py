@@ -31,6 +31,8 @@ from reprise.runtime.parts import create_part, is_part
 # torchmetrics' metrics that need images of the class, and those that need images of other classes too
 OF_IMAGES = ("accuracy", "average_precision", "hamming_distance", "recall")
 OF_IMAGES_AND_OTHERS = ("auroc", "logauc")
+# the metrics that every test.json has, but for top5_accuracy
+ALWAYS = ("accuracy", "loss", "top5_accuracy", "precision", "recall", "f1", "ece", "images", "parameters", "flops")
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def evaluate(
     Raises UserError if the data have other classes, another image size, other channels or other splits than those the
     model was trained on, or for an extra metric that cannot be computed.
     """
+    named = metric_keys(extra)
     metadata = load_metadata(processed)
     size, channels = card.preprocessing.image_size, card.preprocessing.channels
     if (card.classes, size, channels) != (metadata.classes, metadata.image_size, metadata.channels):
@@ -126,12 +129,35 @@ def evaluate(
     batches = EvalBatches(split, own, batch_size, image_size=card.architecture.image_size)
     logits, labels = predict(network, batches, device(card.provenance.reproducible))
     result = summarize(network, card, split, logits, labels, calibration_bins)
+    result.metrics.update({key: extra_metric(name, result.probabilities, labels) for key, name in named.items()})
+    return result
+
+
+def metric_keys(extra: Sequence[str]) -> dict[str, str]:
+    """Return {its key in test.json: the name in `evaluate.metrics`} of further metrics.
+
+    Raises UserError for a key that another metric has, torchmetrics' ones included.
+    """
+    keys: dict[str, str] = {}
+    if not extra:
+        return keys
+    from torchmetrics.functional import classification
+
     for name in extra:
         key = name.partition(":")[2] if is_part(name) else name
-        if key in (*result.metrics, "top5_accuracy"):
-            raise UserError(f"evaluate.metrics: {key} is always there; remove or rename {name}")
-        result.metrics[key] = extra_metric(name, result.probabilities, labels)
-    return result
+        if key in ALWAYS or key in keys or (is_part(name) and hasattr(classification, f"multiclass_{key}")):
+            raise UserError(f"evaluate.metrics: {key} is the name of another metric; remove or rename {name}")
+        keys[key] = name
+    return keys
+
+
+def check_metrics(extra: Sequence[str]) -> None:
+    """Raise UserError for further metrics that can be refused before there are predictions."""
+    for name in metric_keys(extra).values():
+        if is_part(name):
+            create_part(name)
+        else:
+            extra_metric(name, torch.full((4, 4), 0.25), torch.arange(4))
 
 
 def check_budget(metrics: Mapping[str, float | int | None], weights: Path, budget: BudgetParams) -> None:
@@ -163,16 +189,16 @@ def extra_metric(name: str, probabilities: Tensor, labels: Tensor) -> float | No
     name: without the prefix, e.g. auroc for `multiclass_auroc`; probabilities: (N, classes); labels: (N,). Averages
     over the classes leave out those for which the metric is undefined. Raises UserError for a name that torchmetrics
     does not have and for a metric that is not one number. One of the user's own gets copies of labels and
-    probabilities as NumPy arrays; it may not have the name of one of torchmetrics.
+    probabilities as NumPy arrays.
     """
     from torchmetrics.functional import classification
 
-    known = [key.removeprefix("multiclass_") for key in dir(classification) if key.startswith("multiclass_")]
     if is_part(name):
         value = create_part(name)(labels.numpy().copy(), probabilities.numpy().copy())
-        if name.partition(":")[2] in known or not hasattr(value, "__float__") or getattr(value, "shape", ()) != ():
-            raise UserError(f"evaluate.metrics: {name} gives no number, or has the name of a metric of torchmetrics")
+        if not hasattr(value, "__float__") or getattr(value, "shape", ()) != ():
+            raise UserError(f"evaluate.metrics: {name} gives no number")
         return _rounded(value)
+    known = [key.removeprefix("multiclass_") for key in dir(classification) if key.startswith("multiclass_")]
     if name not in known:
         near = nearest(name, known)
         raise UserError(f"evaluate.metrics: torchmetrics has no multiclass {name!r}; it has {', '.join(near or known)}")

@@ -1,9 +1,12 @@
-"""Resolves params on this machine: device, precision, and this process's rank among several."""
+"""Resolves params on this machine: device, precision, loggers, weights, and this process's rank among several."""
 
 import os
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
-from reprise.params.schema import Precision, TrainParams
+from reprise.params.schema import LoggerName, Precision, TrainParams
 from reprise.runtime.device import device, resolve_reproducible
 from reprise.runtime.errors import UserError
 from reprise.runtime.provenance import Reproducible
@@ -15,6 +18,23 @@ def resolve_device(params: TrainParams) -> Literal["cuda", "cpu"]:
     if params.accelerator == "gpu" and found == "cpu":
         raise UserError("train.accelerator = gpu: torch finds none here; choose auto or cpu")
     return "cpu" if params.accelerator == "cpu" else found
+
+
+def check_loggers(names: Iterable[LoggerName]) -> None:
+    """Raise UserError, with the command that installs it, for a logger that is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise UserError(f"train.loggers: {name} is not installed; `pip install -e '.[{name}]'`, or leave it out")
+
+
+def watched_weights(path: str, folder: Path) -> Path:
+    """Return the path of `model.weights`. Raises UserError unless it is in the folder, which the pipeline watches."""
+    if not Path(path).resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"model.weights = {path}: the pipeline watches {folder} alone; copy it there, or use "
+            "`python src/train.py`, which takes weights from anywhere"
+        )
+    return Path(path)
 
 
 def rank(params: TrainParams) -> int:

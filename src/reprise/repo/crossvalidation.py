@@ -47,7 +47,7 @@ def summarize(runs: list[Revision]) -> str:
 def _table(runs: list[Revision]) -> str:
     """Return the rows of all metrics, without counts, over the runs in which they are defined."""
     rows = []
-    metrics = [run.training | run.metrics for run in runs]
+    metrics = [run.training | {f"test {name}": value for name, value in run.metrics.items()} for run in runs]
     for name in dict.fromkeys(name for found in metrics for name in found):
         values = [value for found in metrics if isinstance(value := found.get(name), float)]
         if values:

@@ -5,25 +5,23 @@ settings everything stays in files. None changes a result.
 """
 
 from collections.abc import Callable, Iterable
-from importlib.util import find_spec
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from reprise.params.resolve import check_loggers
 from reprise.params.schema import LoggerName
-from reprise.runtime.errors import UserError
 
 
 def create_loggers(names: Iterable[LoggerName], folder: Path, run: str) -> list[Logger]:
     """Return a logger for each name, with its files in `folder/NAME`; run: the name that a service shows.
 
-    Raises UserError, with the command that installs it, for one that is not installed.
+    Raises UserError for one that is not installed.
     """
+    check_loggers(names)
     loggers = []
     for name in dict.fromkeys(names):
-        if find_spec(name) is None:
-            raise UserError(f"train.loggers: {name} is not installed; `pip install -e '.[{name}]'`, or leave it out")
         own = folder / name
         own.mkdir(parents=True, exist_ok=True)
         loggers.append(CREATE[name](own, run))

@@ -6,19 +6,22 @@ One place for `train` and the checks before it, so that they look at what will b
 from functools import partial
 from pathlib import Path
 
-import timm
 from lightning import Callback
 from torch import nn
 
+from reprise.augment.pipeline import resolve_augmentation
 from reprise.data.formats.packed import Metadata, Unaltered, load_metadata, load_split
 from reprise.loader.batches import EvalBatches, Process, TrainBatches, class_weights, growing_sizes
+from reprise.model.artifact import Architecture
 from reprise.model.backbone import TIMMBackbone, check_takes, create_network
-from reprise.model.networks import timm_name
 from reprise.model.pretrained import find_pretrained
+from reprise.params.resolve import resolve_device, resolve_precision
 from reprise.params.schema import ModelParams, Params, TrainParams
+from reprise.runtime.device import resolve_reproducible
 from reprise.runtime.errors import UserError
-from reprise.runtime.parts import create_part, is_part
+from reprise.runtime.parts import create_part
 from reprise.training.debug import Debug
+from reprise.training.distributed import processes
 from reprise.training.losses import find_loss
 from reprise.training.optim import create_optimizer, create_schedule
 from reprise.training.steps import ChunkedClassifier
@@ -51,17 +54,11 @@ class Assembly:
         splits = load_split(processed, "train"), load_split(processed, "val")
         train_split, val_split = debug.splits(*splits, params.batch_size * process.world, params.seed)
         self.network, self.architecture = create_network(model, self.metadata, params.seed, self.pretrained_weights)
-        size, start_size = self.architecture.image_size, params.start_size or self.architecture.image_size
-        if start_size > size:
-            raise UserError(f"train.start_size = {start_size}: images grow to {size}; choose at most that")
-        if start_size < size:
-            check_takes(self.network, self.architecture, start_size, "train.start_size")
-        sizes = growing_sizes(params.epochs, start_size, size)
+        size = self.architecture.image_size
+        sizes = growing_sizes(params.epochs, check_start_size(self.network, self.architecture, params.start_size), size)
         self.batches = TrainBatches(train_split, self.metadata, params, process, sizes)
         self.val_batches = EvalBatches(val_split, self.metadata, params.batch_size, process, size)
-        norms = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
-        if self.batches.batch_size == 1 and any(isinstance(part, norms) for part in self.network.modules()):
-            raise UserError(f"train.batch_size = 1: {model.name} normalizes over the batch; choose at least 2")
+        check_batch_size(self.network, self.architecture, self.batches.batch_size)
 
     def lit(self, network: TIMMBackbone | None = None) -> ChunkedClassifier:
         """Return the Lightning module around the network, or another, with the data's class weights if asked for."""
@@ -71,6 +68,41 @@ class Assembly:
             lit.criterion.weight = class_weights(self.batches.labels, classes)
         lit.own_loss = find_loss(self.params.loss)
         return lit
+
+
+def resolve(params: TrainParams, rank: int) -> tuple[TrainParams, Process]:
+    """Return the params with precision and devices as they are here, and this process's place among all.
+
+    Raises UserError for a device, precision, compilation or number of processes that is not possible here.
+    """
+    reproducible = resolve_reproducible(params.reproducible)
+    device = resolve_device(params)
+    devices = processes(params, device)
+    wanted = "fp32" if params.precision == "auto" and device == "cpu" else params.precision
+    precision = resolve_precision(wanted, reproducible)
+    if params.compile and reproducible == "portable":
+        why = "makes kernels for this one CPU, which train.reproducible = portable rules out"
+        raise UserError(f"train.compile = true {why}; choose compile false, or reproducible machine or off")
+    params = params.model_copy(update={"precision": precision, "devices": devices})
+    return params, Process(device, rank, devices * params.num_nodes)
+
+
+def check_start_size(network: TIMMBackbone, architecture: Architecture, start_size: int | None) -> int:
+    """Return the image size of the first epoch, in pixels. Raises UserError for a start size that does not fit."""
+    size = architecture.image_size
+    first = start_size or size
+    if first > size:
+        raise UserError(f"train.start_size = {first}: images grow to {size}; choose at most that")
+    if first < size:
+        check_takes(network, architecture, first, "train.start_size")
+    return first
+
+
+def check_batch_size(network: TIMMBackbone, architecture: Architecture, batch_size: int) -> None:
+    """Raise UserError for batches of one image where the network normalizes over the batch."""
+    norms = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
+    if batch_size == 1 and any(isinstance(part, norms) for part in network.modules()):
+        raise UserError(f"train.batch_size = 1: {architecture.model_name} normalizes over the batch; choose at least 2")
 
 
 def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps: int) -> ChunkedClassifier:
@@ -100,27 +132,25 @@ def own_callbacks(params: TrainParams) -> list[Callback]:
     return made
 
 
-def check_settings(params: Params, from_file: bool) -> None:
-    """Raise UserError for names and arguments of network, optimizer, schedule and own parts that no data make right.
+def check_settings(params: Params, weights: Path, data: Metadata | None = None) -> None:
+    """Raise UserError for settings of a training that can be refused before its data are there.
 
-    from_file: whether the training begins with weights of a file, which decide the size of the images.
+    weights: the path of `model.weights`. data: the metadata where they are known; otherwise the images are taken for
+    RGB ones where `data.channels` is `auto`, and nothing is said that depends on the number of images and classes.
     """
-    model, size = params.model, params.data.image_size
-    published = timm.get_pretrained_cfg(timm_name(model.name))
-    find_loss(params.train.loss)
-    own_callbacks(params.train)
-    for name in (*params.train.augment.own, *filter(is_part, params.evaluate.metrics)):
+    model, train = params.model, params.train
+    resolve(train, 0)
+    find_loss(train.loss)
+    own_callbacks(train)
+    for name in train.augment.own:
         create_part(name)
-    if model.pretrained:
-        if not (published and (published.hf_hub_id or published.url)):
-            raise UserError(f"model.pretrained = true: timm has no weights of {model.name}; set it to false")
-        size = published.input_size[-1]
-    network: nn.Module = nn.Linear(2, 2)
-    train = params.train.model_copy(update={"layer_decay": None})
-    if not from_file or model.image_size != "auto":
-        channels = 3 if params.data.channels == "auto" else params.data.channels
-        data = Metadata.model_construct(classes=["a", "b"], image_size=size, channels=channels)
-        network, train = create_network(model.model_copy(update={"pretrained": False}), data, 0)[0].model, params.train
-    optimizer = create_optimizer(network, train)
-    if params.train.schedule != "none":
-        create_schedule(optimizer, params.train, 100)
+    if data is None:
+        size, channels = params.data.image_size, 3 if params.data.channels == "auto" else params.data.channels
+        data = Metadata.model_construct(data=params.data.name, classes=["a", "b"], image_size=size, channels=channels)
+    resolve_augmentation(train.augment, data)
+    network, architecture = create_network(model, data, train.seed, find_pretrained(model, weights))
+    check_start_size(network, architecture, train.start_size)
+    check_batch_size(network, architecture, train.batch_size)
+    optimizer = create_optimizer(network.model, train)
+    if train.schedule != "none":
+        create_schedule(optimizer, train, 100)

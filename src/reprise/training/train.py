@@ -19,9 +19,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
-from reprise.loader.batches import Process
 from reprise.model.convolutions import repaired
-from reprise.params.resolve import resolve_device, resolve_precision
 from reprise.params.schema import ModelParams, TrainParams
 from reprise.runtime.device import resolve_reproducible
 from reprise.runtime.environment import cpus
@@ -35,10 +33,10 @@ from reprise.training.callbacks.finite_loss import FiniteLoss
 from reprise.training.callbacks.progress import Progress
 from reprise.training.checkpoint import Checkpoints, Resumption
 from reprise.training.debug import Debug
-from reprise.training.distributed import EndTogether, SharedBuffers, ddp_strategy, failure, processes, slurm_environment
+from reprise.training.distributed import EndTogether, SharedBuffers, ddp_strategy, failure, slurm_environment
 from reprise.training.loggers import LearningRate
 from reprise.training.result import FinishedRun, TrainResult, card_of, provenance_of, report_pretrained
-from reprise.training.setup import Assembly, own_callbacks
+from reprise.training.setup import Assembly, own_callbacks, resolve
 from reprise.training.steps import PlateauSchedule, StatelessDropout, chunks
 from reprise.training.summary import summary
 from reprise.training.threads import resolve_threads
@@ -81,7 +79,7 @@ def train(
     if options.rank:
         scratch, options = None, replace(options, loggers=())
     with _silent() if options.rank else nullcontext():
-        params, process = _resolve(params, options.rank)
+        params, process = resolve(params, options.rank)
         made = Assembly(processed, model, params, process, weights, options.debug)
         origin = report_pretrained(made)
         earlier = FinishedRun(options.origin, params) if options.origin else None
@@ -120,20 +118,6 @@ def _silent() -> Iterator[None]:
             yield
     except Stopped as stopped:
         raise SystemExit(stopped.code) from None
-
-
-def _resolve(params: TrainParams, rank: int) -> tuple[TrainParams, Process]:
-    """Return the params with precision and devices as they are here, and this process's place among all."""
-    reproducible = resolve_reproducible(params.reproducible)
-    device = resolve_device(params)
-    devices = processes(params, device)
-    wanted = "fp32" if params.precision == "auto" and device == "cpu" else params.precision
-    precision = resolve_precision(wanted, reproducible)
-    if params.compile and reproducible == "portable":
-        why = "makes kernels for this one CPU, which train.reproducible = portable rules out"
-        raise UserError(f"train.compile = true {why}; choose compile false, or reproducible machine or off")
-    params = params.model_copy(update={"precision": precision, "devices": devices})
-    return params, Process(device, rank, devices * params.num_nodes)
 
 
 def _fit(made: Assembly, best: BestEpoch, checkpoints: Checkpoints | None, options: Options) -> None:

@@ -164,10 +164,3 @@ def test_a_mirror_is_a_web_address(tmp_path, mirror):
         UserError, match=r"data\.mirror = .* is not allowed: expected text or null \(http:// or https://"
     ):
         load_params(PARAMS, [f"data.mirror={mirror}"])
-
-
-@pytest.mark.parametrize("key", ["mirror", "split"])
-@pytest.mark.parametrize("name", ["digits", "folder", "archive"])
-def test_what_would_be_ignored_is_refused(tmp_path, name, key):
-    with pytest.raises(UserError, match=rf"data\.{key} = http://x: {name} .*; set data\.{key}: null"):
-        fetched(tmp_path, name, **{key: "http://x"})

@@ -428,20 +428,6 @@ def test_the_mirror_stands_in_for_every_address_or_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "variant", "said"),
-    [
-        ("cifar10", "letters", "data.split = letters: cifar10 has no variants; set data.split: null"),
-        ("emnist", "leters", "data.split = leters is not allowed: emnist has balanced, byclass, .*, mnist; null is"),
-        ("dtd", "11", "data.split = 11 is not allowed: dtd has 1, 2, .*, 10;"),
-    ],
-)
-def test_a_wrong_variant_is_refused_with_those_that_there_are(tmp_path, name, variant, said):
-    with pytest.raises(UserError, match=said):
-        download_torchvision(name, tmp_path / "raw", tmp_path, variant=variant)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
     ("theirs", "ours"),
     [
         (["T-shirt/top", "Shirt"], ["T-shirt-top", "Shirt"]),

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from reprise.data.download.archives import DamagedArchiveError, Files, archive_files
 from reprise.data.download.fetch import fetch
 from reprise.data.download.layouts import Placed, expected, is_hidden, lay_out
-from reprise.data.download.torchvision_sets import TORCHVISION_SETS, download_torchvision
+from reprise.data.download.torchvision_sets import TORCHVISION_SETS, download_torchvision, variant_arguments
 from reprise.data.formats.raw import UNSPLIT, RawImage, Source, encode_array, shown, write_archive
 from reprise.params.schema import SourceParams
 from reprise.runtime.checksums import file_sha256
@@ -29,16 +29,24 @@ def download(source: SourceParams, destination: Path, downloads: Path, root: Pat
     `downloads` keeps what was fetched, so that an interrupted or repeated download does not fetch it again. root: what
     `source.path` is relative to. Raises UserError without a network, with an altered file, or with nothing usable.
     """
+    check_source(source)
     if source.name in TORCHVISION_SETS:
         return download_torchvision(source.name, destination, downloads, source.mirror, source.split)
-    for key, given in {"split": source.split, "mirror": source.mirror}.items():
-        if given is not None:
-            raise UserError(f"data.{key} = {given}: {source.name} has none to choose from; set data.{key}: null")
     if source.name == "digits":
         return write_archive(destination, source.name, [str(digit) for digit in range(10)], _digits())
     if source.name == "folder":
         return _own_images("folder", folder_files(root / source.path), destination)
     return _own_archive(source, root / source.path, destination, downloads)
+
+
+def check_source(source: SourceParams) -> None:
+    """Raise UserError for a variant or a mirror that the data set does not have."""
+    if source.name in TORCHVISION_SETS:
+        variant_arguments(source.name, source.mirror, source.split)
+        return
+    for key, given in {"split": source.split, "mirror": source.mirror}.items():
+        if given is not None:
+            raise UserError(f"data.{key} = {given}: {source.name} has none to choose from; set data.{key}: null")
 
 
 def _digits() -> Iterator[RawImage]:

@@ -159,8 +159,8 @@ def download_torchvision(
     network, and with files that are altered or incomplete.
     """
     row = TORCHVISION_SETS[name]
-    options = dict(_variant(name, row, variant)) | ({} if row.manual else {"download": True})
-    kind = _kind(name, row, mirror)
+    options = dict(variant_arguments(name, mirror, variant)) | ({} if row.manual else {"download": True})
+    kind = _kind(row, mirror)
     if "loader" in inspect.signature(kind).parameters:
         options["loader"] = str  # the item is then the path, and nothing is decoded
     root = downloads / name
@@ -190,7 +190,11 @@ def class_names(theirs: Iterable[Any]) -> list[str]:
     return names
 
 
-def _variant(name: str, row: TorchvisionSet, variant: str | None) -> Arguments:
+def variant_arguments(name: str, mirror: str | None, variant: str | None) -> Arguments:
+    """Return a variant's arguments. Raises UserError for a variant or a mirror that the set does not have."""
+    row = TORCHVISION_SETS[name]
+    if mirror is not None and not row.mirror:
+        raise UserError(f"data.mirror = {mirror}: torchvision cannot take {name} from elsewhere; set data.mirror: null")
     variants = row.variants or {}
     if variant is None:
         return next(iter(variants.values()), {})
@@ -202,15 +206,13 @@ def _variant(name: str, row: TorchvisionSet, variant: str | None) -> Arguments:
     return variants[variant]
 
 
-def _kind(name: str, row: TorchvisionSet, mirror: str | None) -> Any:
+def _kind(row: TorchvisionSet, mirror: str | None) -> Any:
     """Return torchvision's class, with every address in its attributes moved to the mirror."""
     import torchvision.datasets
 
     kind: Any = getattr(torchvision.datasets, row.kind)
     if mirror is None:
         return kind
-    if not row.mirror:
-        raise UserError(f"data.mirror = {mirror}: torchvision cannot take {name} from elsewhere; set data.mirror: null")
     return type(kind.__name__, (kind,), moved(kind, mirror))  # the name is also its folder's
 
 

@@ -1,0 +1,76 @@
+"""The stage `check`: what a later stage would refuse is refused before DVC has removed an out of it."""
+
+import json
+import runpy
+
+import pytest
+
+from reprise.evaluation.evaluate import ALWAYS
+from reprise.runtime.errors import UserError
+from tests.conftest import ROOT
+from tests.test_pipeline import refused
+
+WRONG = {  # what is set, and what is said
+    "train.batch_size=1": "train.batch_size = 1: test_resnet normalizes over the batch; choose at least 2",
+    "train.start_size=33": "train.start_size = 33: images grow to 32; choose at most that",
+    "train.start_size=16 model.name=mlp": "mlp cannot take 16x16 images .* raise train.start_size",
+    "train.loggers=[wandb]": r"train.loggers: wandb is not installed; `pip install -e '\.\[wandb\]'`",
+    "model.weights=data/weights/no.pth": "model.weights = data/weights/no.pth: no such file",
+    "model.weights=runs/latest": "model.weights = runs/latest: the pipeline watches data/weights alone",
+    "train.accelerator=gpu train.reproducible=off": "train.accelerator = gpu: torch finds none here",
+    "train.precision=bf16": "train.precision = bf16 gives other bits on other CPUs",
+    "train.compile=true": "train.compile = true makes kernels for this one CPU",
+    "train.augment.hue=0.1": "train.augment.hue = 0.1: the images are gray",
+    "data.channels=1 data.name=cifar10 train.augment.saturation=0.5": "train.augment.saturation = 0.5: the images are",
+    "train.augment.crop=32": "train.augment.crop = 32: padding must be below the image size",
+    "data.split=letters": "data.split = letters: digits has none to choose from; set data.split: null",
+    "data.mirror=http://m data.name=folder": "data.mirror = http://m: folder has none to choose from",
+    "data.split=letters data.name=cifar10": "data.split = letters: cifar10 has no variants; set data.split: null",
+    "data.split=leters data.name=emnist": "data.split = leters is not allowed: emnist has balanced, .*, mnist; null is",
+    "data.mirror=http://m data.name=gtsrb": "data.mirror = http://m: torchvision cannot take gtsrb from elsewhere",
+    "evaluate.metrics=[recall]": "evaluate.metrics: recall is the name of another metric",
+    "evaluate.metrics=[auroc,auroc]": "evaluate.metrics: auroc is the name of another metric",
+    "evaluate.metrics=[project/a.py:ece]": "ece is the name of another metric; remove or rename project/a.py:ece",
+    "evaluate.metrics=[project/a.py:auroc]": "evaluate.metrics: auroc is the name of another metric",
+}
+
+
+@pytest.fixture
+def check(reproduced, monkeypatch):
+    """The reproduced clone, and the stage as a function that sets params first."""
+    monkeypatch.chdir(reproduced.path)
+    for name in ("reprise.runtime.environment.before_torch", "reprise.params.resolve.find_spec"):
+        monkeypatch.setattr(name, lambda *_: None)
+    return lambda overrides: (
+        reproduced.set(*overrides.split()) or runpy.run_path(str(ROOT / "stages/check.py"), run_name="check")["main"]()
+    )
+
+
+@pytest.mark.parametrize("overrides", WRONG)
+def test_what_a_later_stage_would_refuse_is_refused_with_the_way_back(overrides, check):
+    with pytest.raises(UserError, match=rf"{WRONG[overrides]}.*\n.*`reprise params --reset KEY`"):
+        check(overrides)
+
+
+def test_other_weights_are_looked_at_though_no_param_has_changed(check, reproduced):
+    weights = reproduced.path / "data/weights/mine.safetensors"
+    weights.write_bytes((reproduced.path / "models/model.safetensors").read_bytes())
+    check("train.epochs=3")
+    weights.write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"mine\.safetensors: not readable as weights"):
+        check("train.epochs=3")
+    weights.unlink()
+    check("train.batch_size=1 model.name=mlp train.augment.hue=0.1 data.name=cifar10 evaluate.metrics=[auroc]")
+
+
+def test_the_names_that_no_further_metric_may_have_are_those_of_test_json(reproduced_once):
+    assert set(json.loads((reproduced_once.path / "metrics/test.json").read_text())) == set(ALWAYS)
+
+
+def test_a_frozen_stage_does_not_take_the_check_out_of_order(reproduced):
+    reproduced.run("dvc", "freeze", "preprocess")
+    reproduced.set("train.batch_size=1")
+    model = reproduced.path / "models/model.safetensors"
+    before, done = model.stat(), reproduced.run("dvc", "repro", "train", check=False)
+    assert "train.batch_size = 1: test_resnet normalizes" in refused(done)
+    assert model.stat() == before
