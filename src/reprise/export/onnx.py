@@ -43,8 +43,8 @@ class Pixels(nn.Module):
 def export_onnx(network: nn.Module, card: ModelCard, path: Path) -> None:
     """Write a published model as one ONNX file, sealed, with the card as its metadata property `reprise`.
 
-    network: on the CPU, left as it was but in evaluation mode. Raises NotExportableError where torch's exporter fails, and
-    UserError where a package is missing.
+    network: on the CPU, left as it was but in evaluation mode. Raises NotExportableError where torch's exporter fails,
+    and UserError where a package is missing.
     """
     size, channels = card.preprocessing.image_size, card.preprocessing.channels
     example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
