@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reprise.augment.functional import resized, to_unit
 from reprise.export.session import CARD, INPUT, OUTPUT, seal
@@ -57,7 +58,7 @@ def export_onnx(network: nn.Module, card: ModelCard, path: Path) -> None:
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), sdpa_kernel(SDPBackend.MATH):
             program = torch.onnx.export(
                 Pixels(network, card).eval(),
                 (example,),
