@@ -26,7 +26,7 @@ from reprise.runtime.environment import after_torch, before_torch
 from timm_models import PASSED, Row, apart, metadata, passing, said
 
 KEPT = ROOT / "runs/export.jsonl"
-FAMILY = re.compile(r"^\| (\w+): `(\w+)` .* \| (\d+) \| [\d.]+ \| passes \|$", re.MULTILINE)
+FAMILY = re.compile(r"^\| (\w+): `(\w+)` \|[^|]*\| ([\d,]+) \|[^|]*\| (\d+) \| [\d.]+ \| passes \|$", re.MULTILINE)
 LIMIT = 240  # seconds for a model
 
 
@@ -126,7 +126,8 @@ def main() -> None:
     KEPT.parent.mkdir(exist_ok=True)
     KEPT.touch()
     kept = {row["name"]: row for row in map(json.loads, KEPT.open())}
-    for family, name, size in FAMILY.findall((ROOT / "benchmarks/timm_models.md").read_text()):
+    models = FAMILY.findall((ROOT / "benchmarks/timm_models.md").read_text())
+    for family, name, _, size in sorted(models, key=lambda model: int(model[2].replace(",", ""))):
         if name not in kept:
             kept[name] = {"family": family, "name": name, "size": size} | apart(exported, name, size, limit=LIMIT)
             with KEPT.open("a") as file:
