@@ -54,6 +54,7 @@ def export_onnx(network: nn.Module, card: ModelCard, path: Path) -> None:
     example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
     try:
         import onnx
+        import onnxruntime  # noqa: F401  which has to run it
         import onnxscript  # noqa: F401  which torch's exporter loads
     except ImportError as error:
         way_out = "install it, or set export.enabled: false"
@@ -80,7 +81,7 @@ def export_onnx(network: nn.Module, card: ModelCard, path: Path) -> None:
     except (MemoryError, OSError):
         raise
     except Exception as error:  # whatever the exporter runs into, deep inside a model
-        raise NotExportableError(_cause(error)) from error
+        raise NotExportableError(one_line(error)) from error
     path.write_bytes(content + seal(content))
 
 
@@ -107,7 +108,7 @@ def _strip(message: Any) -> None:
                 _strip(part)
 
 
-def _cause(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return the first line of the first cause, for torch adds pages of advice; without addresses and paths."""
     while error.__cause__ is not None:
         error = error.__cause__
