@@ -2,7 +2,10 @@
 
     python benchmarks/export.py > benchmarks/export.md
 
-Claim: of the 99 families' smallest models, TODO are exported and agree with torch within TODO in every probability.
+Claim: of 43 families' smallest models, those of the fewest parameters, all are exported. A probability differs by up to
+1.2e-4 from torch's, at most four times as much as torch's own differs from double precision (random networks round
+badly; trained ones differ by 1e-6 to 2.3e-5), and batches of 1 and of 7 differ by at most 1.5e-7. The other 56 families
+are not measured.
 
 Models and image sizes are those of benchmarks/timm_models.md. Weights are random, scales of layers from 0.5 to 1,
 statistics of batch norm those of the images, and the logits are brought to a mean of 0 and a standard deviation of 3,
@@ -161,9 +164,11 @@ def report(rows: list[Row]) -> None:
     print(f"{len(good)} of {len(rows)} models are exported; the largest difference of a probability between torch and")
     print(f"onnxruntime is {max(row['difference'] for row in good):.1e}, between batches of 1 and of 7")
     print(f"{max(row['batches'] for row in good):.1e}. Size: of the images. s: of the export alone.\n")
-    print_header("family: model", "size", "s", "torch - onnxruntime", "batches of 7 - of 1", "outcome")
+    print_header(
+        "family: model", "size", "s", "torch - onnxruntime", "torch - float64", "batches of 7 - of 1", "outcome"
+    )
     for row in rows:
-        numbers = [f"{row[name]:.1e}" if name in row else "" for name in ("difference", "batches")]
+        numbers = [f"{row[name]:.1e}" if name in row else "" for name in ("difference", "rounding", "batches")]
         seconds = f"{row['export']:.1f}" if "export" in row else ""
         print_row(f"{row['family']}: `{row['name']}`", row["size"], seconds, *numbers, said(row))
 
