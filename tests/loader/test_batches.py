@@ -116,7 +116,7 @@ def test_normalize_gives_the_same_bits_in_any_memory(channels, memory_format):
         update={"mean": [0.1, 0.2, 0.3][:channels], "std": [0.3, 0.7, 0.9][:channels]}
     )
     images = torch.rand(5, channels, 7, 6).contiguous(memory_format=memory_format)
-    normalize = Normalize(facts)
+    normalize = Normalize(facts.mean, facts.std)
     expected = (images - normalize.mean) / normalize.std
     result = normalize(images)
     assert torch.equal(result, expected)

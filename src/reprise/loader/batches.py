@@ -94,8 +94,8 @@ ALONE = Process()
 class Normalize:
     """Normalization of images, float32 (N, C, H, W) in 0..1, by the mean and standard deviation of each channel."""
 
-    def __init__(self, metadata: Metadata, device: torch.device | str = "cpu") -> None:
-        given = torch.tensor([metadata.mean, metadata.std], dtype=torch.float32)
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu") -> None:
+        given = torch.tensor([mean, std], dtype=torch.float32)
         self.mean, self.std = given.view(2, 1, -1, 1, 1).to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class TrainBatches:
             raise UserError(f"the training split has {len(split)} images for {world} processes; lower train.devices")
         self.images = Images(split.images, process.device)
         self.labels = torch.from_numpy(split.labels)
-        self.normalize = Normalize(metadata, process.device)
+        self.normalize = Normalize(metadata.mean, metadata.std, process.device)
         self.process, self.image_sizes = process, image_sizes
         self.classes = len(metadata.classes)
         self.batch_size, self.seed = min(params.batch_size, len(split) // world), params.seed
@@ -218,7 +218,7 @@ class EvalBatches:
     ) -> None:
         self.images = Images(split.images, process.device)
         self.labels = torch.from_numpy(split.labels)
-        self.normalize = Normalize(metadata, process.device)
+        self.normalize = Normalize(metadata.mean, metadata.std, process.device)
         self.process, self.image_size = process, image_size or split.images.shape[1]
         self.batch_size = min(batch_size, len(split))  # a small split is not padded to a large batch
 

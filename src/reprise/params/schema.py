@@ -317,6 +317,12 @@ class EvaluateParams(Section):
     budget: BudgetParams
 
 
+class ExportParams(Section):
+    """The published model as one ONNX file, for programs without torch."""
+
+    enabled: bool = param("export it, and compare its probabilities with torch's on all validation and test images")
+
+
 class ReviewParams(Section):
     """What `make check` and the review of a pull request demand; changes no result."""
 
@@ -331,6 +337,7 @@ class Params(Section):
     model: ModelParams
     train: TrainParams
     evaluate: EvaluateParams
+    export: ExportParams = ExportParams(enabled=True)
     review: ReviewParams = ReviewParams(fail_on=None, require=[])
 
 
