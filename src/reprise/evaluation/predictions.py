@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -46,11 +46,16 @@ def read_predictions(content: str) -> Predictions:
 
 
 def write_csv(path: Path, header: list[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table, whatever the names of classes and files hold: one that a spreadsheet would compute gets a '."""
+    """Write a table as a file, as `write_rows` does."""
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows([_cell(value) for value in row] for row in rows)
+        write_rows(file, header, rows)
+
+
+def write_rows(file: TextIO, header: list[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table, whatever the names of classes and files hold: one that a spreadsheet would compute gets a '."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([_cell(value) for value in row] for row in rows)
 
 
 def _cell(value: object) -> object:

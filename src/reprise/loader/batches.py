@@ -24,6 +24,14 @@ from reprise.runtime.errors import UserError
 from reprise.runtime.parts import create_part
 
 IGNORE_INDEX = -100  # the default of torch's cross_entropy, which leaves such targets out
+# An image's logits have the same bits in batches of any multiple of this size; in others, matrix products round its row
+# by how many rows there are.
+SAME_BITS = 16
+
+
+def whole(images: int) -> int:
+    """Return the number of images rounded up to a multiple of SAME_BITS."""
+    return -(-images // SAME_BITS) * SAME_BITS
 
 
 def mask_outputs(preds: Tensor, targets: Tensor, ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, Tensor]:
@@ -94,8 +102,8 @@ ALONE = Process()
 class Normalize:
     """Normalization of images, float32 (N, C, H, W) in 0..1, by the mean and standard deviation of each channel."""
 
-    def __init__(self, metadata: Metadata, device: torch.device | str = "cpu") -> None:
-        given = torch.tensor([metadata.mean, metadata.std], dtype=torch.float32)
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu") -> None:
+        given = torch.tensor([mean, std], dtype=torch.float32)
         self.mean, self.std = given.view(2, 1, -1, 1, 1).to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -137,7 +145,7 @@ class TrainBatches:
             raise UserError(f"the training split has {len(split)} images for {world} processes; lower train.devices")
         self.images = Images(split.images, process.device)
         self.labels = torch.from_numpy(split.labels)
-        self.normalize = Normalize(metadata, process.device)
+        self.normalize = Normalize(metadata.mean, metadata.std, process.device)
         self.process, self.image_sizes = process, image_sizes
         self.classes = len(metadata.classes)
         self.batch_size, self.seed = min(params.batch_size, len(split) // world), params.seed
@@ -204,8 +212,8 @@ class EvalBatches:
     """A split in its own order, in batches of a fixed size; the last one is padded with labels IGNORE_INDEX.
 
     Yields images, float32 (size, C, image_size, image_size), and labels, int64 (size,), on the device; size is
-    batch_size or, if that is less, the split's. image_size: in pixels; None: that of the split. The process of rank r
-    among n has the batches r, r + n, ...; all have equally many, some perhaps of padding alone.
+    batch_size or, if that is less, the split's, rounded up by `whole`. image_size: in pixels; None: that of the split.
+    The process of rank r among n has the batches r, r + n, ...; all have equally many, some perhaps of padding alone.
     """
 
     def __init__(
@@ -218,9 +226,9 @@ class EvalBatches:
     ) -> None:
         self.images = Images(split.images, process.device)
         self.labels = torch.from_numpy(split.labels)
-        self.normalize = Normalize(metadata, process.device)
+        self.normalize = Normalize(metadata.mean, metadata.std, process.device)
         self.process, self.image_size = process, image_size or split.images.shape[1]
-        self.batch_size = min(batch_size, len(split))  # a small split is not padded to a large batch
+        self.batch_size = min(batch_size, whole(len(split)))  # a small split is not padded to a large batch
 
     def __len__(self) -> int:
         """Return the number of batches."""

@@ -1,0 +1,117 @@
+"""The trained model at work."""
+
+import json
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from reprise.commands.registry import argument, command
+from reprise.runtime.errors import UserError, say, visible
+
+if TYPE_CHECKING:
+    from reprise.inference.predict import Prediction
+
+FORMATS = ("table", "csv", "jsonl")
+
+
+@command(
+    argument("images", nargs="+", metavar="IMAGE", help="image, folder, archive, CSV, or - for standard input"),
+    argument("--model", default="models", metavar="M", help="folder, run, .safetensors or .onnx (models)"),
+    argument("--repo", help="the DVC repository that has the model (this one)"),
+    argument("--rev", help="at this revision of Git's: a tag, a branch, a commit"),
+    argument("--runtime", choices=("torch", "onnx"), help="(torch, if it is installed and the weights are there)"),
+    argument("--project", metavar="DIR", help="the project whose own code the model may run"),
+    argument("--top", type=int, default=5, metavar="K", help="classes of an image, in table and jsonl (5)"),
+    argument("--format", choices=FORMATS, help="(as the name of --out ends, otherwise table)"),
+    argument("--out", type=Path, metavar="FILE", help="write there, whole or not at all"),
+    argument("--strict", action="store_true", help="exit with 1 if an image cannot be used"),
+)
+def predict(options: Namespace) -> int:
+    """Classify images.
+
+    reprise predict cat.jpg
+    reprise predict photos more.zip --out predictions.csv
+    reprise predict - --model model.onnx < cat.jpg
+
+    A row for each image, sorted by name within a folder or an archive; a CSV names image files, relative to itself. An
+    image that cannot be used is a row with the reason. Of format csv: all probabilities, as in data/predictions.csv.
+    """
+    from tqdm import tqdm
+
+    from reprise.inference.predict import load_model
+    from reprise.runtime.environment import cpus
+
+    out, images, bad = options.out, 0, 0
+    for path in (Path(each) for each in options.images if each != "-"):
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        if out and out.exists() and out.samefile(path):
+            raise UserError(f"--out {out}: would replace what is to be predicted; name another file")
+    with ExitStack() as stack:
+        given = [_standard_input(stack) if each == "-" else each for each in options.images]
+        place = {"repo": options.repo, "rev": options.rev, "project": options.project}
+        model = load_model(options.model, runtime=options.runtime, **place)
+        predictions = model.stream(given if given[1:] else given[0], options.top, cpus())
+        quiet = True if not out and sys.stdout.isatty() else None  # a bar would stand between the rows
+        bar = stack.enter_context(tqdm(predictions, "predict", unit=" images", leave=False, disable=quiet))
+
+        def counted() -> Iterator["Prediction"]:
+            nonlocal images, bad
+            for images, each in enumerate(bar, 1):  # noqa: B007
+                bad += bool(each.reason)
+                yield each
+
+        layout = options.format or (out.suffix[1:] if out and out.suffix[1:] in FORMATS else "table")
+        _write(stack.enter_context(_output(out)), counted(), layout, model.card.classes)
+    said = f", {bad:,} of them cannot be used (see the reasons)" if bad else ""
+    if out or bad:
+        say(f"predict: {images:,} images{said}" + (f" -> {out}" if out else ""), file=sys.stderr)
+    return int(options.strict and bad > 0)
+
+
+def _standard_input(stack: ExitStack) -> Path | bytes:
+    """Return an image's bytes, or the path of an archive in a temporary folder. Raises UserError without any."""
+    from reprise.data.formats.images import HEAD, kind_of
+
+    if not (content := sys.stdin.buffer.read()):
+        raise UserError("-: no data on standard input")
+    if kind_of(content[:HEAD]) != "archive":
+        return content
+    path = Path(stack.enter_context(tempfile.TemporaryDirectory()), "archive")
+    path.write_bytes(content)
+    return path
+
+
+@contextmanager
+def _output(out: Path | None) -> Iterator[TextIO]:
+    from reprise.runtime.atomic import publishing
+
+    if out is None:
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+        yield sys.stdout
+        return
+    with publishing(out) as (partial,), partial.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        yield file
+
+
+def _write(file: TextIO, predictions: Iterable["Prediction"], layout: str, classes: list[str]) -> None:
+    """Write a row for each image, probabilities with 6 digits, in a table with 4."""
+    from reprise.evaluation.predictions import write_rows
+
+    if layout == "csv":
+        header, none = ["id", "predicted", *(f"p({name})" for name in classes), "reason"], [None] * len(classes)
+        values = ((each, none if each.probabilities is None else each.probabilities.tolist()) for each in predictions)
+        rows = ([each.name, each.label, *(p and f"{p:.6g}" for p in row), each.reason] for each, row in values)
+        return write_rows(file, header, rows)
+    for each in predictions:
+        top = [[name, float(f"{p:.6g}")] for name, p in each.top]
+        if layout == "jsonl":
+            answer = {"label": each.label, "probability": top[0][1], "top": top} if top else {"reason": each.reason}
+            file.write(json.dumps({"name": each.name, **answer}) + "\n")
+        else:
+            answers = "  ".join(f"{name} {p:.4f}" for name, p in each.top)
+            file.write(visible(f"{each.name}  {each.reason or answers}").replace("\n", "\\n") + "\n")
