@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.conftest import Workspace, tiny_clone
 
-STAGES = ("download", "preprocess", "train", "evaluate")
+STAGES = ("download", "preprocess", "train", "evaluate", "export")
 SETTING = ("train.epochs=4", "train.checkpoint_every.minutes=0")  # a checkpoint after every step
 DOCTOR = "then `make doctor`"
 QUIET = {"PYTHONDONTWRITEBYTECODE": "1"}  # writing bytecode is not what is tested

@@ -229,8 +229,7 @@ def test_what_was_edited_since_is_named_as_such(reproduced):
         f"params.yaml data.seed, stage preprocess: modified{since}",
         f"params.yaml train, stage train: modified{since}",
         *(f"params.yaml {section}, stage check: modified{since}" for section in ("data", "train")),
-        *(f"src/reprise/loader/batches.py, stage {stage}: missing{since}" for stage in ("check", "train")),
-        f"src/reprise/loader/batches.py, stage evaluate: missing{since}",
+        *(f"src/reprise/loader/batches.py, stage {stage}: missing{since}" for stage in BATCHES),
         f"dvc.yaml, stage evaluate: command modified{since}",
     }
     assert way_out == "  dvc repro"

@@ -176,6 +176,7 @@ STARTUP = {
     "preprocess": set(),
     "train": NETWORK | {"lightning", "torchmetrics", "scipy"},  # Lightning brings the others
     "evaluate": NETWORK,
+    "export": set(),  # switched off
 }
 
 

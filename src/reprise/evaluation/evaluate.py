@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reprise.data.formats.packed import PackedSplit, load_metadata, load_split
+from reprise.data.formats.packed import PackedSplit, Split, load_metadata, load_split
 from reprise.evaluation.calibration import Calibration, calibration
 from reprise.evaluation.predictions import write_csv, write_predictions
 from reprise.loader.batches import EvalBatches, mask_outputs, whole
@@ -103,8 +103,25 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on the test split of packed data; extra: further metrics, see `extra_metric`.
 
+    Raises UserError as `predict_split` does, and for an extra metric that cannot be computed.
+    """
+    split, logits, labels = predict_split(network, card, processed, "test", batch_size)
+    result = summarize(network, card, split, logits, labels, calibration_bins)
+    for name in extra:
+        key = name.partition(":")[2] if is_part(name) else name
+        if key in (*result.metrics, "top5_accuracy"):
+            raise UserError(f"evaluate.metrics: {key} is always there; remove or rename {name}")
+        result.metrics[key] = extra_metric(name, result.probabilities, labels)
+    return result
+
+
+def predict_split(
+    network: TIMMBackbone, card: ModelCard, processed: Path, name: Split, batch_size: int
+) -> tuple[PackedSplit, Tensor, Tensor]:
+    """Return a split of packed data with logits, float32 (N, classes), and labels, int64 (N,), of its images.
+
     Raises UserError if the data have other classes, another image size, other channels or other splits than those the
-    model was trained on, or for an extra metric that cannot be computed.
+    model was trained on.
     """
     metadata = load_metadata(processed)
     size, channels = card.preprocessing.image_size, card.preprocessing.channels
@@ -119,18 +136,11 @@ def evaluate(
             f"{processed} is split otherwise than the data that the model was trained on, so its test images may be "
             "ones it has seen; train it on these splits (`dvc repro`), or restore the data's params"
         )
-    split = load_split(processed, "test")
+    split = load_split(processed, name)
     # the model's own mean and std: it is measured as it will be used, even if the training images have changed since
     own = metadata.model_copy(update={"mean": card.preprocessing.mean, "std": card.preprocessing.std})
     batches = EvalBatches(split, own, whole(batch_size), image_size=card.architecture.image_size)
-    logits, labels = predict(network, batches, device(card.provenance.reproducible))
-    result = summarize(network, card, split, logits, labels, calibration_bins)
-    for name in extra:
-        key = name.partition(":")[2] if is_part(name) else name
-        if key in (*result.metrics, "top5_accuracy"):
-            raise UserError(f"evaluate.metrics: {key} is always there; remove or rename {name}")
-        result.metrics[key] = extra_metric(name, result.probabilities, labels)
-    return result
+    return split, *predict(network, batches, device(card.provenance.reproducible))
 
 
 def _other_classes(trained: list[str], given: list[str]) -> str:

@@ -1,7 +1,7 @@
 """What a person hands in, as a stream of named images, decoded by the pipeline's own `decode`.
 
-An image is a path, the bytes of a file, an image of Pillow's, or an array, uint8 (H, W) or (H, W, C) with C = 1, 2
-(gray and opacity), 3 or 4 (RGB and opacity). A path may also lead to a folder, an archive, or a CSV that names image files.
+An image is a path, the bytes of a file, an image of Pillow's, or an array, uint8 (H, W) or (H, W, C), with C = 1, 2
+(gray and opacity), 3 or 4 (RGB and opacity). A path may also lead to a folder, an archive, or a CSV that names images.
 """
 
 import tempfile
@@ -103,7 +103,7 @@ def _tasks(images: Iterable[Named]) -> Iterator[list[Named]]:
     size = 0
     for image in images:
         task.append(image)
-        size += memoryview(image[1]).nbytes if isinstance(image[1], bytes | np.ndarray) else 0
+        size += len(image[1]) if isinstance(image[1], bytes) else getattr(image[1], "nbytes", 0)
         if len(task) == TASK_IMAGES or size >= TASK_BYTES:
             yield task
             task, size = [], 0

@@ -308,6 +308,12 @@ class EvaluateParams(Section):
     title: str | None = param("the project's name, on the model's card")
 
 
+class ExportParams(Section):
+    """The published model as one ONNX file, for programs without torch."""
+
+    enabled: bool = param("export it, and compare its probabilities with torch's on all validation and test images")
+
+
 class ReviewParams(Section):
     """What `make check` and the review of a pull request demand; changes no result."""
 
@@ -322,6 +328,7 @@ class Params(Section):
     model: ModelParams
     train: TrainParams
     evaluate: EvaluateParams
+    export: ExportParams = ExportParams(enabled=True)
     review: ReviewParams = ReviewParams(fail_on=None, require=[])
 
 

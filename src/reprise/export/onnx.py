@@ -1,0 +1,102 @@
+"""Writes a published model as ONNX: uint8 pixels in, probabilities out, everything between in the graph.
+
+What is exported is the loader's own functions around the network, so that there is one truth of scaling, resizing and
+normalization. Equal models give equal bytes in any folder: the names of files and lines that torch writes beside each
+operator are removed.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reprise.augment.functional import resized, to_unit
+from reprise.export.session import CARD, INPUT, OUTPUT, seal
+from reprise.loader.batches import Normalize
+from reprise.model.artifact import ModelCard
+from reprise.runtime.errors import UserError, reason
+
+
+class NotExportableError(Exception):
+    """A model that ONNX cannot express; the message says why, in one line."""
+
+
+class Pixels(nn.Module):
+    """A network with the preprocessing before it and softmax after it."""
+
+    def __init__(self, network: nn.Module, card: ModelCard) -> None:
+        super().__init__()
+        self.network, self.image_size = network, card.architecture.image_size
+        self.normalize = Normalize(card.preprocessing.mean, card.preprocessing.std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return probabilities, float32 (N, classes), of images, uint8 (N, H, W, C)."""
+        pixels = resized(to_unit(images), self.image_size).contiguous()
+        probabilities: Tensor = self.network(self.normalize(pixels)).softmax(dim=1)
+        return probabilities
+
+
+def export_onnx(network: nn.Module, card: ModelCard, path: Path) -> None:
+    """Write a published model as one ONNX file, sealed, with the card as its metadata property `reprise`.
+
+    network: on the CPU, left as it was but in evaluation mode. Raises NotExportableError where torch's exporter fails,
+    and UserError where a package is missing.
+    """
+    size, channels = card.preprocessing.image_size, card.preprocessing.channels
+    example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  which torch's exporter loads
+    except ImportError as error:
+        way_out = "install it, or set export.enabled: false"
+        raise UserError(f"the export to ONNX needs the package {error.name}; {way_out}") from None
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            program = torch.onnx.export(
+                Pixels(network, card).eval(),
+                (example,),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("N")},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        if program is None:
+            raise RuntimeError("torch gives no program")
+        model = program.model_proto
+        _strip(model)
+        model.producer_name, model.producer_version = "reprise", ""
+        onnx.helper.set_model_props(model, {CARD: card.model_dump_json()})
+        content = model.SerializeToString(deterministic=True)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # whatever the exporter runs into, deep inside a model
+        raise NotExportableError(_cause(error)) from error
+    finally:
+        logging.disable(level)
+    path.write_bytes(content + seal(content))
+
+
+def _strip(message: Any) -> None:
+    """Remove what depends on folders and torch's internals from a protobuf message and all within it."""
+    for name in ("doc_string", "metadata_props", "value_info"):
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if isinstance(value, Iterable) else [value]:
+                _strip(part)
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first cause of an error in one line; torch wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {reason(error)[:300]}"

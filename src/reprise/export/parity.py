@@ -1,0 +1,71 @@
+"""The parity gate: onnxruntime gives the probabilities that evaluation measured, image by image, or nothing appears.
+
+TOLERANCE is absolute, for each probability. Both sides compute in fp32 and sum in another order: benchmarks/export.py
+finds differences up to TODO over all families of timm. A wrong mean, scale or interpolation moves
+probabilities by more than 0.001 already, and a change of 0.0001 decides no class but between two that are as good as
+equal.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from reprise.data.formats.packed import Split
+from reprise.evaluation.evaluate import predict_split
+from reprise.export.onnx import NotExportableError, export_onnx
+from reprise.export.outcome import ONNX, Export
+from reprise.export.session import OnnxModel, open_onnx
+from reprise.model.artifact import ModelCard
+from reprise.model.backbone import TIMMBackbone
+from reprise.runtime.errors import UserError
+
+TOLERANCE = 1e-4
+SPLITS: tuple[Split, ...] = ("val", "test")
+
+
+def export_model(network: TIMMBackbone, card: ModelCard, processed: Path, batch_size: int, folder: Path) -> Export:
+    """Export a published model to `folder`, which is created, and compare it with torch on validation and test images.
+
+    A model that cannot be exported leaves the folder empty, and the reason is in the result. Raises UserError if the
+    exported one computes something else, and as `predict_split` and `export_onnx` do.
+    """
+    folder.mkdir()
+    path = folder / ONNX
+    try:
+        export_onnx(network, card, path)
+    except NotExportableError as error:
+        return Export(reason=f"{card.architecture.model_name} cannot be exported to ONNX: {error}")
+    return compare(network, open_onnx(path), processed, batch_size, path.stat().st_size)
+
+
+def compare(network: TIMMBackbone, model: OnnxModel, processed: Path, batch_size: int, size: int) -> Export:
+    """Compare all probabilities of the validation and test images; size: of the file, in bytes.
+
+    Raises UserError, with image, class and both numbers, where they differ by more than TOLERANCE.
+    """
+    card, images, changed, ties, largest, worst = model.card, 0, 0, 0, 0.0, ""
+    for name in SPLITS:
+        split, logits, _ = predict_split(network, card, processed, name, batch_size)
+        expected = logits.softmax(dim=1).numpy()
+        starts = range(0, len(split), batch_size)
+        given = np.concatenate([model(split.images[start : start + batch_size]) for start in starts])
+        difference = np.nan_to_num(np.abs(given - expected), nan=np.inf)
+        row, label = np.unravel_index(difference.argmax(), difference.shape)
+        if difference[row, label] > largest:
+            largest = float(difference[row, label])
+            numbers = f"{expected[row, label]:.6g} by torch, {given[row, label]:.6g} by onnxruntime"
+            worst = f"{name} image {split.ids[row]}, class {card.classes[label]}: {numbers}"
+        second, first = np.sort(expected, axis=1)[:, -2:].T
+        other = given.argmax(axis=1) != expected.argmax(axis=1)
+        clear = first - second > 2 * TOLERANCE
+        images, changed, ties = (
+            images + len(split),
+            changed + int((other & clear).sum()),
+            ties + int((other & ~clear).sum()),
+        )
+    if largest > TOLERANCE:
+        raise UserError(
+            f"the exported model computes something else than torch: {worst} (tolerance {TOLERANCE:g}); {changed:,} of "
+            f"{images:,} images get another class; nothing is exported. Choose another model, or export.enabled: false"
+        )
+    return Export("", TOLERANCE, images, changed, round(size / 1e6, 2), largest, ties)
