@@ -1,16 +1,16 @@
 """The trained model at work."""
 
 import json
+import os
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from reprise.commands.registry import argument, command
-from reprise.runtime.errors import UserError, say, visible
+from reprise.runtime.errors import UserError, say
 
 if TYPE_CHECKING:
     from reprise.inference.predict import Prediction
@@ -42,31 +42,35 @@ def predict(options: Namespace) -> int:
     """
     from tqdm import tqdm
 
+    from reprise.evaluation.predictions import row_writer
     from reprise.inference.predict import load_model
+    from reprise.runtime.atomic import publishing
     from reprise.runtime.environment import cpus
 
     out, images, bad = options.out, 0, 0
-    for path in (Path(each) for each in options.images if each != "-"):
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder")
+    for path in (each for each in options.images if each != "-"):
+        if not os.path.lexists(path):
+            raise UserError(f"{path or repr(path)}: no such file or folder")
         if out and out.exists() and out.samefile(path):
             raise UserError(f"--out {out}: would replace what is to be predicted; name another file")
+    layout = options.format or (out.suffix[1:] if out and out.suffix[1:] in FORMATS else "table")
     with ExitStack() as stack:
         given = [_standard_input(stack) if each == "-" else each for each in options.images]
         place = {"repo": options.repo, "rev": options.rev, "project": options.project}
         model = load_model(options.model, runtime=options.runtime, **place)
+        file = stack.enter_context(stack.enter_context(publishing(out))[0].open("w")) if out else sys.stdout
+        file.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+        write_row = row_writer(file)
+        if layout == "csv":
+            write_row(["id", "predicted", *(f"p({name})" for name in model.card.classes), "reason"])
         predictions = model.stream(given if given[1:] else given[0], options.top, cpus())
         quiet = True if not out and sys.stdout.isatty() else None  # a bar would stand between the rows
-        bar = stack.enter_context(tqdm(predictions, "predict", unit=" images", leave=False, disable=quiet))
-
-        def counted() -> Iterator["Prediction"]:
-            nonlocal images, bad
-            for images, each in enumerate(bar, 1):  # noqa: B007
-                bad += bool(each.reason)
-                yield each
-
-        layout = options.format or (out.suffix[1:] if out and out.suffix[1:] in FORMATS else "table")
-        _write(stack.enter_context(_output(out)), counted(), layout, model.card.classes)
+        for each in tqdm(predictions, "predict", unit=" images", leave=False, disable=quiet):
+            images, bad = images + 1, bad + bool(each.reason)
+            if layout == "csv":
+                write_row(_row(each, len(model.card.classes)))
+            else:
+                say(_json(each) if layout == "jsonl" else _line(each), file)
     said = f", {bad:,} of them cannot be used (see the reasons)" if bad else ""
     if out or bad:
         say(f"predict: {images:,} images{said}" + (f" -> {out}" if out else ""), file=sys.stderr)
@@ -86,32 +90,17 @@ def _standard_input(stack: ExitStack) -> Path | bytes:
     return path
 
 
-@contextmanager
-def _output(out: Path | None) -> Iterator[TextIO]:
-    from reprise.runtime.atomic import publishing
-
-    if out is None:
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-        yield sys.stdout
-        return
-    with publishing(out) as (partial,), partial.open("w", encoding="utf-8", errors="surrogateescape") as file:
-        yield file
+def _row(each: "Prediction", classes: int) -> list[str | None]:
+    """Return a row of a CSV; digits as in data/predictions.csv."""
+    digits = [""] * classes if each.probabilities is None else [f"{p:.6g}" for p in each.probabilities.tolist()]
+    return [each.name, each.label, *digits, each.reason]
 
 
-def _write(file: TextIO, predictions: Iterable["Prediction"], layout: str, classes: list[str]) -> None:
-    """Write a row for each image, probabilities with 6 digits, in a table with 4."""
-    from reprise.evaluation.predictions import write_rows
+def _json(each: "Prediction") -> str:
+    top = [(name, float(f"{p:.6g}")) for name, p in each.top]
+    return json.dumps({"name": each.name, "label": each.label, "top": top, "reason": each.reason})
 
-    if layout == "csv":
-        header, none = ["id", "predicted", *(f"p({name})" for name in classes), "reason"], [None] * len(classes)
-        values = ((each, none if each.probabilities is None else each.probabilities.tolist()) for each in predictions)
-        rows = ([each.name, each.label, *(p and f"{p:.6g}" for p in row), each.reason] for each, row in values)
-        return write_rows(file, header, rows)
-    for each in predictions:
-        top = [[name, float(f"{p:.6g}")] for name, p in each.top]
-        if layout == "jsonl":
-            answer = {"label": each.label, "probability": top[0][1], "top": top} if top else {"reason": each.reason}
-            file.write(json.dumps({"name": each.name, **answer}) + "\n")
-        else:
-            answers = "  ".join(f"{name} {p:.4f}" for name, p in each.top)
-            file.write(visible(f"{each.name}  {each.reason or answers}").replace("\n", "\\n") + "\n")
+
+def _line(each: "Prediction") -> str:
+    answer = each.reason or "  ".join(f"{name} {p:.4f}" for name, p in each.top)
+    return f"{each.name}  {answer}".replace("\n", "\\n")

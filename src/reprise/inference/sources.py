@@ -27,8 +27,8 @@ from reprise.runtime.errors import UserError, reason
 
 Named = tuple[str, Any]  # an image's name and what it is; an exception, if it cannot be read
 Decoded = tuple[str, np.ndarray | str]  # its name and its pixels, or why it has none
-TASK_IMAGES, TASK_BYTES = 64, 8 << 20  # of a worker's task, at most
-FIRST_TASKS = 8  # are decoded in this process: for fewer images, others are not worth their start of half a second
+TASK_IMAGES, TASK_BYTES = 64, 1 << 20  # of a worker's task, at most; of bytes, one image may have more
+FIRST_TASKS = 128  # are decoded in this process, 8,192 images: for fewer, others are not worth their start of a second
 PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")  # of Pillow, that a PNG keeps as they are
 
 
@@ -82,14 +82,17 @@ def decoded(images: Iterable[Named], preprocessing: Preprocessing, workers: int)
     is asked for, and no more than that is in memory. Raises what `images` raises.
     """
     tasks, decode_task = _tasks(images), partial(_decode_task, preprocessing)
-    yield from chain.from_iterable(map(decode_task, islice(tasks, FIRST_TASKS)))
+    yield from chain.from_iterable(map(decode_task, islice(tasks, FIRST_TASKS if workers > 1 else None)))
     if following := next(tasks, None):
         with spread(workers) as map_tasks:
-            yield from chain.from_iterable(_ahead(map_tasks, decode_task, chain([following], tasks), 2 * workers))
+            yield from chain.from_iterable(ahead(map_tasks, decode_task, chain([following], tasks), 2 * workers))
 
 
-def _ahead(map_tasks: Map, function: Callable[[Any], Any], tasks: Iterator[Any], most: int) -> Iterator[Any]:
-    """Map the function over the tasks in their order, with at most twice as many begun as `most`."""
+def ahead(map_tasks: Map, function: Callable[[Any], Any], tasks: Iterator[Any], most: int) -> Iterator[Any]:
+    """Map the function over the tasks in their order; while a result is used, up to `most` tasks beyond it have begun.
+
+    `map_tasks` begins them when it is called, as that of an executor does.
+    """
     begun: Iterator[Any] = iter(())
     while group := list(islice(tasks, most)):
         following = map_tasks(function, group)
@@ -101,9 +104,12 @@ def _ahead(map_tasks: Map, function: Callable[[Any], Any], tasks: Iterator[Any],
 def _tasks(images: Iterable[Named]) -> Iterator[list[Named]]:
     task: list[Named] = []
     size = 0
-    for image in images:
-        task.append(image)
-        size += len(image[1]) if isinstance(image[1], bytes) else getattr(image[1], "nbytes", 0)
+    for name, content in images:
+        task.append((name, content))
+        if isinstance(content, Path):
+            size += content.stat().st_size if content.exists() else 0
+        else:
+            size += len(content) if isinstance(content, bytes) else getattr(content, "nbytes", 0)
         if len(task) == TASK_IMAGES or size >= TASK_BYTES:
             yield task
             task, size = [], 0

@@ -66,15 +66,10 @@ def read_table(encoded: bytes, table: str) -> list[Row]:
 def read_file_names(encoded: bytes, table: str) -> list[str]:
     """Read the column of image files alone, in its order; other columns may hold anything. Raises UserError."""
     header, lines = _parse(encoded, table)
-    columns = (place for names in ROLES["file"] for place, name in enumerate(header) if _plain(name) in names)
-    column = next(columns, None)
-    if column is None or not lines:
-        raise UserError(
-            f"{table}: a column for the file ({', '.join(ROLES['file'][0])}) and a line an image are needed"
-        )
-    if short := next((number for number, line in lines if not "".join(line[column : column + 1])), None):
-        raise UserError(f"{table}, line {short}: names no image; correct it or remove the line")
-    return [line[column] for _, line in lines]
+    found = [place for names in ROLES["file"] for place, name in enumerate(header) if _plain(name) in names]
+    if not found or not lines:
+        raise UserError(f"{table}: no column for the file ({', '.join(ROLES['file'][0])}), or no line below it")
+    return ["".join(line[found[0] : found[0] + 1]) for _, line in lines]
 
 
 def _plain(name: str) -> str:
