@@ -20,7 +20,7 @@ from reprise.data.download.csv import read_file_names
 from reprise.data.download.layouts import find_images
 from reprise.data.download.sources import folder_files
 from reprise.data.formats.images import HEAD, kind_of
-from reprise.data.prepare.decode import BadImageError, decode
+from reprise.data.prepare.decode import ORIENTATION, BadImageError, decode
 from reprise.data.prepare.workers import Map, spread
 from reprise.model.artifact import Preprocessing
 from reprise.runtime.errors import UserError, reason
@@ -29,6 +29,7 @@ Named = tuple[str, Any]  # an image's name and what it is; an exception, if it c
 Decoded = tuple[str, np.ndarray | str]  # its name and its pixels, or why it has none
 TASK_IMAGES, TASK_BYTES = 64, 1 << 20  # of a worker's task, at most; of bytes, one image may have more
 FIRST_TASKS = 128  # are decoded in this process, 8,192 images: for fewer, others are not worth their start of a second
+SHAPES = ((), (1,), (2,), (3,), (4,))  # of one pixel of an array
 PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")  # of Pillow, that a PNG keeps as they are
 
 
@@ -138,7 +139,7 @@ def pixels(content: Any, preprocessing: Preprocessing) -> np.ndarray:
         raise content
     if isinstance(content, np.ndarray):
         shape = content.shape
-        if content.dtype != np.uint8 or not content.size or shape[2:] not in ((), (1,), (2,), (3,), (4,)):
+        if content.dtype != np.uint8 or not content.size or shape[2:] not in SHAPES or len(shape) < 2:
             raise BadImageError(f"an array {content.dtype} {shape}; uint8 (H, W) or (H, W, 1 to 4) is needed")
         content = Image.fromarray(content[:, :, 0] if shape[2:] == (1,) else content)
     if isinstance(content, Path):
@@ -159,10 +160,11 @@ def _encoded(image: Image.Image) -> bytes:
     """Return an image of Pillow's as a file with the same pixels, transparency and orientation."""
     if image.format == "TIFF" and image.mode.startswith("I"):  # whose white may be 0, which Pillow does not tell
         raise BadImageError("an opened TIFF of 16 bits; give its path or its bytes")
-    file = BytesIO()
+    file, exif = BytesIO(), Image.Exif()
     try:
-        kind = "PNG" if image.mode in PNG_MODES else "TIFF"
-        image.save(file, kind, exif=image.getexif(), compress_level=1)
+        image.load()  # which turns a TIFF upright
+        exif[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+        image.save(file, "PNG" if image.mode in PNG_MODES else "TIFF", exif=exif)
     except Exception as error:  # opened from bytes that are damaged, or of a mode that no file has
         raise BadImageError(reason(error)) from None
     return file.getvalue()
