@@ -19,7 +19,7 @@ def reprise(project, tmp_path):
     shutil.copy(project.path / "models/export/model.onnx", tmp_path)
     (tmp_path / "images").mkdir()
     shutil.copy(project.path / "data/own/cat/0.jpg", tmp_path / "images/=1.jpg")
-    (tmp_path / "images/2.jpg").write_bytes(b"broken")
+    (tmp_path / "images/broken.jpg").write_bytes(b"broken")
 
     def run(*arguments, given=b""):
         command = [sys.executable, "-m", "reprise", "predict", *arguments, "--model", "model.onnx"]
@@ -38,7 +38,7 @@ def test_a_broken_image_is_a_row_and_only_strict_fails(reprise, tmp_path):
     header, good, bad = csv.reader(io.StringIO((tmp_path / "out.csv").read_text(), newline=""))
     assert header == ["id", "predicted", "p(=emu)", "p(cat)", "p(dog)", "reason"]
     assert good[0] == "'=1.jpg" and sum(map(float, good[2:5])) == pytest.approx(1, abs=1e-5)  # no formula
-    assert bad == ["2.jpg", "", "", "", "", "not an image, or its beginning is damaged"]
+    assert bad == ["broken.jpg", "", "", "", "", "not an image, or its beginning is damaged"]
     assert reprise("images", "--strict").returncode == 1
     assert reprise("images/=1.jpg", "--strict").returncode == 0
 
@@ -48,7 +48,7 @@ def test_the_formats_say_the_same(reprise, tmp_path):
     good, bad = map(json.loads, reprise("images", "--top", "2", "--format", "jsonl").stdout.splitlines())
     assert [len(good["top"]), good["label"], good["reason"]] == [2, good["top"][0][0], ""]
     assert table[0] == "=1.jpg  " + "  ".join(f"{name} {p:.4f}" for name, p in good["top"])
-    assert table[1] == f"2.jpg  {bad['reason']}" and bad["label"] is None
+    assert table[1] == f"broken.jpg  {bad['reason']}" and bad["label"] is None
 
 
 def test_standard_input_is_an_image_or_an_archive(reprise, tmp_path):
@@ -69,7 +69,10 @@ def test_standard_input_is_an_image_or_an_archive(reprise, tmp_path):
         (["texts"], "texts holds no images (JPEG, "),
         (["images", "cut.zip"], "cut.zip: cut short or damaged"),
         (["list.csv"], "list.csv: no column for the file (filename, "),
-        (["images/2.jpg", "--out", "images/2.jpg"], "--out images/2.jpg: would replace what is to be predicted"),
+        (
+            ["images/broken.jpg", "--out", "images/broken.jpg"],
+            "--out images/broken.jpg: would replace what is to be predicted",
+        ),
     ],
 )
 def test_what_cannot_be_predicted_is_one_line_and_leaves_the_file_as_it_was(arguments, said, reprise, tmp_path):
@@ -84,4 +87,4 @@ def test_what_cannot_be_predicted_is_one_line_and_leaves_the_file_as_it_was(argu
     assert [line for line in done.stderr.decode().splitlines() if line.strip()][-1].startswith(f"error: {said}")
     assert b"Traceback" not in done.stderr
     assert (tmp_path / "out.csv").read_text() == "as it was"
-    assert (tmp_path / "images/2.jpg").read_bytes() == b"broken"
+    assert (tmp_path / "images/broken.jpg").read_bytes() == b"broken"

@@ -10,6 +10,8 @@ import torch
 
 import reprise.inference.sources as sources
 from reprise import load_model
+from reprise.model.artifact import load_card
+from reprise.runtime.checksums import write_sealed
 from reprise.runtime.errors import UserError
 
 EVALUATED = """
@@ -117,14 +119,15 @@ def test_more_processes_change_no_answer(model, project, monkeypatch):
 
 
 def test_torch_is_left_as_it_was(model):
+    def settings():
+        cudnn = torch.backends.cudnn
+        return torch.get_num_threads(), torch.is_grad_enabled(), cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+
     torch.set_num_threads(2)
-    before = torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled()
-    try:
-        model.probabilities(np.zeros((3, 32, 32, 3), np.uint8))
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
-    after = torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled()
+    before = settings()
+    model.probabilities(np.zeros((3, 32, 32, 3), np.uint8))
+    after = settings()
+    torch.set_num_threads(1)
     assert after == before
 
 
@@ -140,46 +143,38 @@ def test_a_release_is_fetched_from_another_repository(project, expected, model, 
             load_model(source, repo=str(project.path), rev=rev)
 
 
-def spoil(folder, what):
-    """Make a copy of a model bad in some way; return what is to be loaded."""
-    weights, card = folder / "model.safetensors", folder / "model.json"
-    if what == "incomplete":
-        card.unlink()
-    elif what == "altered":
-        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    elif what == "later":
-        content = json.loads(card.read_text())
-        content.pop("sha256", None)
-        from reprise.runtime.checksums import write_sealed
-
-        write_sealed(card, {key: value for key, value in content.items() if key != "seal"} | {"temperature": 1.5})
-    elif what == "own code":
-        from reprise.model.artifact import load_card
-        from reprise.runtime.checksums import write_sealed
-
-        content = load_card(card).model_dump(mode="json")
-        content["architecture"] |= {"model_name": "project/net.py:Net", "code_sha256": "0" * 64}
-        write_sealed(card, content)
-    elif what == "text":
-        (folder / "notes.txt").touch()
-        return folder / "notes.txt"
-    return folder / "missing" if what == "missing" else folder
-
-
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("spoil", "said"),
     [
-        ("missing", "no model there"),
-        ("text", "no model there; train one with `dvc repro`, or name"),
-        ("incomplete", "model.json: no model there"),
-        ("altered", "altered since it was published"),
-        ("later", "of another version of Reprise"),
-        ("own code", "needs project/net.py; `project=FOLDER`"),
+        (
+            lambda weights, card: weights.unlink(),
+            "models: no model there that torch can run; name a folder",
+        ),
+        (lambda weights, card: card.unlink(), "model.json: no model there"),
+        (lambda weights, card: weights.write_bytes(weights.read_bytes()[:-1]), "altered since it was published"),
+        (lambda weights, card: resealed(card, temperature=1.5), "of another version of Reprise"),
+        (lambda weights, card: resealed(card, architecture=OWN_CODE), "needs project/net.py; `project=FOLDER`"),
     ],
 )
-def test_a_model_that_cannot_be_used_is_refused_in_a_line(what, said, project, tmp_path):
-    folder = shutil.copytree(project.path / "models", tmp_path / "models")
-    shutil.rmtree(folder / "export")
+def test_a_model_that_cannot_be_used_is_refused_in_a_line(spoil, said, project, tmp_path):
+    folder = shutil.copytree(project.path / "models", tmp_path / "models", ignore=shutil.ignore_patterns("export"))
+    spoil(folder / "model.safetensors", folder / "model.json")
     with pytest.raises(UserError, match=said) as caught:
-        load_model(spoil(folder, what))
+        load_model(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_an_exported_model_of_other_weights_is_refused(project, tmp_path):
+    folder = shutil.copytree(project.path / "models", tmp_path / "models")
+    assert load_model(folder / "export/model.onnx").predict([]) == []
+    resealed(folder / "model.json", weights_sha256="0" * 64)
+    with pytest.raises(UserError, match="exported from other weights"):
+        load_model(folder, runtime="onnx")
+
+
+OWN_CODE = {"model_name": "project/net.py:N", "num_classes": 3, "in_chans": 3, "image_size": 32, "kwargs": {}}
+OWN_CODE |= {"code_sha256": "0" * 64}
+
+
+def resealed(card, **changes):
+    write_sealed(card, load_card(card).model_dump(mode="json") | changes)

@@ -25,6 +25,7 @@ from reprise.inference.sources import Decoded, ahead, decoded, named_images
 from reprise.model.artifact import ModelCard, load_card
 from reprise.runtime.environment import before_torch, end_imports
 from reprise.runtime.errors import UserError, reason
+from reprise.runtime.parts import ROOT
 
 BATCH = 64  # images through the network at once, at most
 SAME_BITS = 16  # that of reprise.loader.batches, which needs torch
@@ -80,7 +81,7 @@ class Model:
                 predictions.append(Prediction(name, reason=found))
                 continue
             row = next(answers)
-            order = np.argsort(-row, kind="stable")[:top].tolist()
+            order = np.argsort(-row, kind="stable")[: max(1, top)].tolist()
             best = [(self.card.classes[label], float(row[label])) for label in order]
             predictions.append(Prediction(name, *best[0], best, row))
         return predictions
@@ -113,34 +114,45 @@ def load_model(
     incomplete, altered or of another version, and for code that was not asked for.
     """
     with _fetched(Path(source), repo, rev) as path:
-        exported = [path / "model.onnx", path / "export/model.onnx"] if path.is_dir() else [path.with_suffix(".onnx")]
-        onnx = next(filter(Path.is_file, exported), exported[-1])
-        weights = path / "model.safetensors" if path.is_dir() else path.with_suffix(".safetensors")
-        if runtime == "onnx" or (not runtime and onnx.is_file() and not (weights.is_file() and find_spec("torch"))):
-            from reprise.export.session import open_onnx
-
-            session = open_onnx(onnx)
-            return Model(session.card, session, exact)
-        if not weights.is_file() or path.suffix == ".onnx":
+        whole = path.is_dir()
+        weights = path / "model.safetensors" if whole else path.with_suffix(".safetensors")
+        exported = path / "model.onnx" if whole else path.with_suffix(".onnx")
+        if whole and not exported.is_file():
+            exported = path / "export/model.onnx"
+        on_torch = path.suffix != ".onnx" and weights.is_file() and find_spec("torch") is not None
+        if runtime == "onnx" or (runtime is None and exported.is_file() and not on_torch):
+            return _on_onnx(exported, weights.with_suffix(".json"), exact)
+        if path.suffix == ".onnx" or not weights.is_file():
             known = "a folder with model.safetensors and model.json, or with model.onnx, or one of these files"
-            raise UserError(f"{path}: no model there; train one with `dvc repro`, or name {known}")
-        card = load_card(weights.with_suffix(".json"))
-        if card.architecture.code_sha256 and project is None:
-            code = card.architecture.model_name.partition(":")[0]
-            raise UserError(f"{weights}: needs {code}; `project=FOLDER` (--project) lets the code in that folder run")
-        if find_spec("torch") is None:
+            raise UserError(f"{path}: no model there that {runtime or 'torch'} can run; name {known}")
+        if not on_torch:
             raise UserError(f"{weights}: torch is not installed; install it, or use the exported model, model.onnx")
-        return Model(card, _on_torch(weights, card, Path(project or ""), exact), exact)
+        return _on_torch(weights, project, exact)
 
 
-def _on_torch(weights: Path, card: ModelCard, project: Path, exact: bool) -> Callable[[np.ndarray], np.ndarray]:
-    if first := exact and "torch" not in sys.modules:
+def _on_onnx(exported: Path, description: Path, exact: bool) -> Model:
+    from reprise.export.session import open_onnx
+
+    session = open_onnx(exported)
+    if description.is_file() and load_card(description).weights_sha256 != session.card.weights_sha256:
+        raise UserError(f"{exported}: exported from other weights than those of {description}; run `dvc repro export`")
+    return Model(session.card, session, exact)
+
+
+def _on_torch(weights: Path, project: str | Path | None, exact: bool) -> Model:
+    description = weights.with_suffix(".json")
+    card = load_card(description)
+    if card.architecture.code_sha256 and project is None:
+        code = card.architecture.model_name.partition(":")[0]
+        raise UserError(f"{weights}: needs {code}; `project=FOLDER` (--project) lets the code in that folder run")
+    first = exact and "torch" not in sys.modules
+    if first:
         before_torch(card.provenance.threads, card.provenance.reproducible)
     from reprise.inference.runtimes import TorchModel
 
     if first:
         end_imports()
-    return TorchModel(weights, weights.with_suffix(".json"), project, exact)
+    return Model(card, TorchModel(weights, description, Path(project or ROOT), exact), exact)
 
 
 @contextmanager
