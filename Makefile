@@ -22,7 +22,7 @@ $(VENV)/.ready: requirements.lock requirements-torch.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-repro: setup  ## run what has changed: download, preprocess, train, evaluate
+repro: setup  ## run what has changed: download, preprocess, train, evaluate, export
 	@python -m reprise doctor --check
 	@dvc repro
 

@@ -4,9 +4,10 @@
 
 Claim: of the 99 families' smallest models, TODO are exported and agree with torch within TODO in every probability.
 
-Models and image sizes are those of benchmarks/timm_models.md. Weights are random; statistics of batch norm are taken
-from the images, and the logits are brought to a mean of 0 and a standard deviation of 3, as those of a trained network,
-because the probabilities of a random network are nearly equal and would agree whatever happens. One thread, 28 images.
+Models and image sizes are those of benchmarks/timm_models.md. Weights are random, scales of layers from 0.5 to 1,
+statistics of batch norm those of the images, and the logits are brought to a mean of 0 and a standard deviation of 3,
+as those of a trained network: the probabilities of a random one are nearly equal and would agree whatever happens. One
+thread, 28 images.
 
 Results are kept line by line in runs/export.jsonl; what is there is not done again, so remove it to begin anew.
 """
@@ -25,7 +26,7 @@ from reprise.runtime.environment import after_torch, before_torch
 from timm_models import PASSED, Row, apart, metadata, passing, said
 
 KEPT = ROOT / "runs/export.jsonl"
-FAMILY = re.compile(r"^\| (\w+): `(\w+)` .* \| (\d+) \| [\d.]+ \| passes \|$", re.MULTILINE)
+FAMILY = re.compile(r"^\| (\w+): `(\w+)` \|[^|]*\| ([\d,]+) \|[^|]*\| (\d+) \| [\d.]+ \| passes \|$", re.MULTILINE)
 LIMIT = 240  # seconds for a model
 
 
@@ -79,6 +80,9 @@ def as_trained(network: Any, images: Any) -> Any:
     from reprise.augment.functional import to_unit
 
     pixels = to_unit(torch.from_numpy(images)).sub_(0.5).div_(0.5)
+    for key, parameter in network.named_parameters():
+        if parameter.ndim < 2 and not key.endswith("bias"):  # scales, some of which begin at 0 or 1e-5
+            torch.nn.init.uniform_(parameter, 0.5, 1)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             module.momentum, module.training = 1.0, True
@@ -122,7 +126,8 @@ def main() -> None:
     KEPT.parent.mkdir(exist_ok=True)
     KEPT.touch()
     kept = {row["name"]: row for row in map(json.loads, KEPT.open())}
-    for family, name, size in FAMILY.findall((ROOT / "benchmarks/timm_models.md").read_text()):
+    models = FAMILY.findall((ROOT / "benchmarks/timm_models.md").read_text())
+    for family, name, _, size in sorted(models, key=lambda model: int(model[2].replace(",", ""))):
         if name not in kept:
             kept[name] = {"family": family, "name": name, "size": size} | apart(exported, name, size, limit=LIMIT)
             with KEPT.open("a") as file:

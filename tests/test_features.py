@@ -32,7 +32,7 @@ def test_every_line_has_a_test_that_exists():
 
 
 def test_every_parameter_flag_and_file_that_is_named_exists():
-    named = re.findall(r"\b(?:data|model|train|evaluate|review)\.[a-z_0-9]+(?:\.[a-z_0-9]+)*", HERE)
+    named = re.findall(r"\b(?:data|model|train|evaluate|export|review)\.[a-z_0-9]+(?:\.[a-z_0-9]+)*", HERE)
     assert {key for key in named if key not in KEYS and key not in ("train.log", "train.py")} == set()
     assert set(re.findall(r"`(--[a-z-]+)", HERE)) - {"--queue", "--reset"} <= FLAGS
     for command in re.findall(r"python (\S+\.py)", HERE):

@@ -205,6 +205,9 @@ def test_bad_in_the_workspace_and_in_the_cache_is_made_anew(reproduced):
     assert path.read_bytes() == stored.read_bytes() == before
 
 
+USERS = ("check", "train", "evaluate", "export")  # of batches.py
+
+
 def test_what_was_edited_since_is_named_as_such(reproduced):
     (reproduced.path / "stages/download.py").write_text("pass\n")
     (reproduced.path / "data/own/cat.jpg").write_text("")
@@ -229,7 +232,7 @@ def test_what_was_edited_since_is_named_as_such(reproduced):
         f"params.yaml data.seed, stage preprocess: modified{since}",
         f"params.yaml train, stage train: modified{since}",
         *(f"params.yaml {section}, stage check: modified{since}" for section in ("data", "train")),
-        *(f"src/reprise/loader/batches.py, stage {stage}: missing{since}" for stage in BATCHES),
+        *(f"src/reprise/loader/batches.py, stage {stage}: missing{since}" for stage in USERS),
         f"dvc.yaml, stage evaluate: command modified{since}",
     }
     assert way_out == "  dvc repro"
@@ -249,8 +252,8 @@ def test_a_fresh_clone_is_told_to_reproduce_and_broken_records_are_one_line(repr
     fresh = Workspace(tmp_path / "fresh")
     found, way_out = verify(fresh)
     outs_without_metrics = {"data/raw", "data/processed", "models/model.safetensors", "models/model.json"}
-    outs_without_metrics |= {"data/report", "data/predictions.csv", "data/records/check.txt"}
-    outs_without_metrics |= {f"data/records/{stage}.json" for stage in ("download", "preprocess", "evaluate")}
+    outs_without_metrics |= {"models/export", "data/report", "data/predictions.csv", "data/records/check.txt"}
+    outs_without_metrics |= {f"data/records/{stage}.json" for stage in ("download", "preprocess", "evaluate", "export")}
     assert found == dict.fromkeys(
         outs_without_metrics, "missing here and in the cache: not pulled or not reproduced yet"
     )

@@ -133,7 +133,9 @@ def test_an_update_brings_what_is_new_and_leaves_what_is_theirs(upstream, tmp_pa
     assert now[now.index("  rounds: 2 # how often") + 1].startswith("  backbone_lr:")
     assert "update: params.yaml: train.rounds is new, at its default 2" in said
     assert "update: params.yaml: evaluate.title is gone, it was Blüten & co" in said
-    assert "`dvc repro` has to run check, download, preprocess, train, evaluate, export again" in said[-1]  # the schema is new
+    assert (
+        "`dvc repro` has to run check, download, preprocess, train, evaluate, export again" in said[-1]
+    )  # the schema is new
     # the next one, where neither of the two versions is known yet
     project.run("git", "clone", "--quiet", git(project, "rev-parse", "--show-toplevel"), str(tmp_path / "second"))
     second = Workspace(new_repository(tmp_path / "second").path / folder)

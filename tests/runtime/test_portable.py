@@ -77,7 +77,7 @@ def outs(clone: Workspace, *stages: str, **environment: str) -> dict[str, bytes]
         clone.run("python", f"stages/{stage}.py", PYTHONPATH="src", **environment)
     files = [
         path
-        for out in ("data/processed", "data/report", "data", "models", "metrics")
+        for out in ("data/processed", "data/report", "data", "models", "models/export", "metrics")
         for path in (clone.path / out).glob("[!.]*.*")
     ]
     content = {str(path.relative_to(clone.path)): path.read_bytes() for path in files}
@@ -85,7 +85,7 @@ def outs(clone: Workspace, *stages: str, **environment: str) -> dict[str, bytes]
     return content
 
 
-STAGES = ("preprocess", "train", "evaluate")
+STAGES = ("preprocess", "train", "evaluate", "export")
 
 
 @pytest.fixture(scope="module")

@@ -5,20 +5,24 @@ normalization. Equal models give equal bytes in any folder: the names of files a
 operator are removed.
 """
 
+import io
 import logging
+import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reprise.augment.functional import resized, to_unit
 from reprise.export.session import CARD, INPUT, OUTPUT, seal
 from reprise.loader.batches import Normalize
 from reprise.model.artifact import ModelCard
-from reprise.runtime.errors import UserError, reason
+from reprise.runtime.errors import UserError, brief
 
 
 class NotExportableError(Exception):
@@ -50,14 +54,13 @@ def export_onnx(network: nn.Module, card: ModelCard, path: Path) -> None:
     example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
     try:
         import onnx
+        import onnxruntime  # noqa: F401  which has to run it
         import onnxscript  # noqa: F401  which torch's exporter loads
     except ImportError as error:
         way_out = "install it, or set export.enabled: false"
         raise UserError(f"the export to ONNX needs the package {error.name}; {way_out}") from None
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with _silence(), sdpa_kernel(SDPBackend.MATH):  # other kernels' memory layouts cannot be exported
             program = torch.onnx.export(
                 Pixels(network, card).eval(),
                 (example,),
@@ -78,10 +81,20 @@ def export_onnx(network: nn.Module, card: ModelCard, path: Path) -> None:
     except (MemoryError, OSError):
         raise
     except Exception as error:  # whatever the exporter runs into, deep inside a model
-        raise NotExportableError(_cause(error)) from error
+        raise NotExportableError(one_line(error)) from error
+    path.write_bytes(content + seal(content))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Context without warnings, logs and what torch prints of graphs that it cannot export."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.disable(level)
-    path.write_bytes(content + seal(content))
 
 
 def _strip(message: Any) -> None:
@@ -95,8 +108,9 @@ def _strip(message: Any) -> None:
                 _strip(part)
 
 
-def _cause(error: BaseException) -> str:
-    """Return the first cause of an error in one line; torch wraps it in pages of advice."""
+def one_line(error: BaseException) -> str:
+    """Return the first line of the first cause, for torch adds pages of advice; without addresses and paths."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {reason(error)[:300]}"
+    line = re.sub(r"0x[0-9a-f]+|(?<!\w)/\S+", "...", str(error).strip().partition("\n")[0])
+    return f"{type(error).__name__}: {brief(line, 300)}"

@@ -6,13 +6,15 @@ probabilities by more than 0.001 already, and a change of 0.0001 decides no clas
 equal.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from reprise.data.formats.packed import Split
 from reprise.evaluation.evaluate import predict_split
-from reprise.export.onnx import NotExportableError, export_onnx
+from reprise.export.onnx import NotExportableError, export_onnx, one_line
 from reprise.export.outcome import ONNX, Export
 from reprise.export.session import OnnxModel, open_onnx
 from reprise.model.artifact import ModelCard
@@ -26,16 +28,30 @@ SPLITS: tuple[Split, ...] = ("val", "test")
 def export_model(network: TIMMBackbone, card: ModelCard, processed: Path, batch_size: int, folder: Path) -> Export:
     """Export a published model to `folder`, which is created, and compare it with torch on validation and test images.
 
-    A model that cannot be exported leaves the folder empty, and the reason is in the result. Raises UserError if the
-    exported one computes something else, and as `predict_split` and `export_onnx` do.
+    A model that torch cannot export or onnxruntime cannot run leaves the folder empty, and the reason is in the result.
+    Raises UserError if the exported one computes something else, and as `predict_split` and `export_onnx` do.
     """
     folder.mkdir()
     path = folder / ONNX
     try:
         export_onnx(network, card, path)
+        with _runnable():
+            model = open_onnx(path)
+        return compare(network, model, processed, batch_size, path.stat().st_size)
     except NotExportableError as error:
+        path.unlink(missing_ok=True)
         return Export(reason=f"{card.architecture.model_name} cannot be exported to ONNX: {error}")
-    return compare(network, open_onnx(path), processed, batch_size, path.stat().st_size)
+
+
+@contextmanager
+def _runnable() -> Iterator[None]:
+    """Turn an error of onnxruntime into NotExportableError."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # onnxruntime's own kinds, each derived from Exception directly
+        raise NotExportableError(f"onnxruntime fails: {one_line(error)}") from None
 
 
 def compare(network: TIMMBackbone, model: OnnxModel, processed: Path, batch_size: int, size: int) -> Export:
@@ -43,12 +59,13 @@ def compare(network: TIMMBackbone, model: OnnxModel, processed: Path, batch_size
 
     Raises UserError, with image, class and both numbers, where they differ by more than TOLERANCE.
     """
-    card, images, changed, ties, largest, worst = model.card, 0, 0, 0, 0.0, ""
+    card, counts, largest, worst = model.card, np.zeros(3, np.int64), 0.0, ""
     for name in SPLITS:
         split, logits, _ = predict_split(network, card, processed, name, batch_size)
         expected = logits.softmax(dim=1).numpy()
         starts = range(0, len(split), batch_size)
-        given = np.concatenate([model(split.images[start : start + batch_size]) for start in starts])
+        with _runnable():
+            given = np.concatenate([model(split.images[start : start + batch_size]) for start in starts])
         difference = np.nan_to_num(np.abs(given - expected), nan=np.inf)
         row, label = np.unravel_index(difference.argmax(), difference.shape)
         if difference[row, label] > largest:
@@ -58,11 +75,8 @@ def compare(network: TIMMBackbone, model: OnnxModel, processed: Path, batch_size
         second, first = np.sort(expected, axis=1)[:, -2:].T
         other = given.argmax(axis=1) != expected.argmax(axis=1)
         clear = first - second > 2 * TOLERANCE
-        images, changed, ties = (
-            images + len(split),
-            changed + int((other & clear).sum()),
-            ties + int((other & ~clear).sum()),
-        )
+        counts += (len(split), (other & clear).sum(), (other & ~clear).sum())
+    images, changed, ties = counts.tolist()
     if largest > TOLERANCE:
         raise UserError(
             f"the exported model computes something else than torch: {worst} (tolerance {TOLERANCE:g}); {changed:,} of "
