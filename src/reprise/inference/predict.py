@@ -10,24 +10,22 @@ for prediction in model.predict(["cat.jpg", "photos", "more.zip"]):
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.util import find_spec
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from reprise.inference.sources import Decoded, ahead, decoded, named_images
+from reprise.inference.sources import decoded, named_images
 from reprise.model.artifact import ModelCard, load_card
 from reprise.runtime.environment import before_torch, end_imports
 from reprise.runtime.errors import UserError, reason
 from reprise.runtime.parts import ROOT
 
-BATCH = 64  # images through the network at once, at most
+BATCH, BATCH_PIXELS = 256, 1 << 21  # through the network at once, at most
 SAME_BITS = 16  # that of reprise.loader.batches, which needs torch
 
 
@@ -68,23 +66,18 @@ class Model:
         needs its `if __name__ == "__main__"`. Raises UserError for a folder, archive or CSV without images.
         """
         images = decoded(named_images(images), self.card.preprocessing, workers)
-        batches = iter(lambda: list(islice(images, BATCH)), [])
-        with ThreadPoolExecutor(1) as network:  # at work on a batch while the next one is decoded
-            yield from chain.from_iterable(ahead(network.map, partial(self._answer, top), batches, 1))
-
-    def _answer(self, top: int, batch: list[Decoded]) -> list[Prediction]:
-        good = [pixels for _, pixels in batch if not isinstance(pixels, str)]
-        answers = iter(self.probabilities(np.stack(good)) if good else [])
-        predictions = []
-        for name, found in batch:
-            if isinstance(found, str):
-                predictions.append(Prediction(name, reason=found))
-                continue
-            row = next(answers)
-            order = np.argsort(-row, kind="stable")[: max(1, top)].tolist()
-            best = [(self.card.classes[label], float(row[label])) for label in order]
-            predictions.append(Prediction(name, *best[0], best, row))
-        return predictions
+        most = BATCH_PIXELS // self.card.architecture.image_size**2 // SAME_BITS * SAME_BITS
+        while batch := list(islice(images, min(BATCH, max(SAME_BITS, most)))):
+            good = [pixels for _, pixels in batch if not isinstance(pixels, str)]
+            answers = iter(self.probabilities(np.stack(good)) if good else [])
+            for name, found in batch:
+                if isinstance(found, str):
+                    yield Prediction(name, reason=found)
+                    continue
+                row = next(answers)
+                order = np.argsort(-row, kind="stable")[: max(1, top)].tolist()
+                best = [(self.card.classes[label], float(row[label])) for label in order]
+                yield Prediction(name, *best[0], best, row)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 (N, classes), of images, uint8 (N, S, S, C), as `decode` gives them."""
