@@ -54,7 +54,7 @@ def named_images(images: Any) -> Iterator[Named]:
 def _of_path(path: Path, before: str) -> Iterator[Named]:
     head = b""
     if path.is_file():
-        with path.open("rb") as file:
+        with suppress(OSError), path.open("rb") as file:  # it gets its reason as an image
             head = file.read(HEAD)
     if path.is_dir():
         if not any(path.iterdir()):
@@ -109,7 +109,7 @@ def _tasks(images: Iterable[Named]) -> Iterator[list[Named]]:
     size = 0
     for name, content in images:
         task.append((name, content))
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             size += content.stat().st_size if isinstance(content, Path) else getattr(content, "nbytes", 0)
         size += len(content) if isinstance(content, bytes) else 0
         if len(task) == TASK_IMAGES or size >= TASK_BYTES:
@@ -126,8 +126,8 @@ def _decode_task(preprocessing: Preprocessing, task: list[Named]) -> list[Decode
             results.append((name, pixels(content, preprocessing)))
         except (BadImageError, UserError) as error:
             results.append((name, str(error)))
-        except OSError as error:
-            results.append((name, error.strerror or reason(error)))
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero in it
+            results.append((name, getattr(error, "strerror", None) or reason(error)))
     return results
 
 
