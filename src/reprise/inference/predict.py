@@ -158,11 +158,18 @@ def _fetched(source: Path, repo: str | None, rev: str | None) -> Iterator[Path]:
     from dvc.exceptions import DvcException
     from scmrepo.exceptions import SCMError
 
+    names = ["model.safetensors", "model.json", "model.onnx", "export/model.onnx"]
+    whole = source
+    if source.suffix:
+        whole, names = source.parent, [source.name, source.with_suffix(".json").name]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            whole = source.parent if source.suffix else source  # a file of weights needs the one beside it
-            DVCFileSystem(repo, rev=rev).get(whole.as_posix(), f"{folder}/model", recursive=True)
+            files = DVCFileSystem(repo, rev=rev)
+            files.info(whole.as_posix())  # raises for a revision or a folder that is not there; `isfile` does not
+            for name in (name for name in names if files.isfile((whole / name).as_posix())):
+                Path(folder, name).parent.mkdir(exist_ok=True)
+                files.get_file((whole / name).as_posix(), str(Path(folder, name)))
         except (DvcException, SCMError, OSError) as error:
             at = f"{source} of {repo or 'this repository'}, at {rev or 'its newest commit'}"
             raise UserError(f"{at}: {reason(error)}") from None
-        yield Path(folder, "model", source.name if source.suffix else "")
+        yield Path(folder, source.name if source.suffix else "")
