@@ -1,10 +1,10 @@
 """Reprise: image classification that you can run again, compare and trust.
 
-    from reprise import TIMMBackbone, LitClassifier, MNISTLitModule, PackedDataModule, mask_outputs
+    from reprise import TIMMBackbone, LitClassifier, MNISTLitModule, PackedDataModule, load_model, mask_outputs
 
 The library takes arguments and returns results: it reads no params.yaml, working directory, clock or environment, so
 every function can be called from a notebook. Packages import in one direction: runtime, params, data, augment, loader,
-model, training, evaluation, export, repo, comparison, diagnostics, commands, cli.
+model, training, evaluation, export, inference, repo, comparison, diagnostics, commands, cli.
 """
 
 import sys
@@ -24,9 +24,10 @@ NAMES = {
     "MNISTLitModule": "reprise.training.module",
     "PackedDataModule": "reprise.loader.datamodule",
     "TIMMBackbone": "reprise.model.backbone",
+    "load_model": "reprise.inference.predict",
     "mask_outputs": "reprise.loader.batches",
 }
-__all__ = ["LitClassifier", "MNISTLitModule", "PackedDataModule", "TIMMBackbone", "mask_outputs"]
+__all__ = ["LitClassifier", "MNISTLitModule", "PackedDataModule", "TIMMBackbone", "load_model", "mask_outputs"]
 
 
 def __getattr__(name: str) -> object:

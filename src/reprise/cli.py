@@ -10,7 +10,8 @@ from inspect import cleandoc
 
 import reprise.commands.care
 import reprise.commands.judging
-import reprise.commands.settings  # noqa: F401  they enter themselves
+import reprise.commands.settings
+import reprise.commands.using  # noqa: F401  they enter themselves
 from reprise.commands.registry import COMMANDS
 from reprise.runtime.errors import one_line_errors
 

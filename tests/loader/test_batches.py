@@ -125,8 +125,8 @@ def test_normalize_gives_the_same_bits_in_any_memory(channels, memory_format):
 
 def test_a_small_split_is_not_padded_to_a_large_batch():
     ((images, labels),) = EvalBatches(numbered(3), metadata(), 256)
-    assert images.shape == (3, 1, 4, 4)
-    assert labels.tolist() == [0, 1, 2]
+    assert images.shape == (16, 1, 4, 4)
+    assert labels.tolist() == [0, 1, 2, *[IGNORE_INDEX] * 13]
 
 
 def test_two_steps_of_one_epoch_draw_different_augmentation():

@@ -19,7 +19,7 @@ from torch import Tensor
 from reprise.data.formats.packed import PackedSplit, Split, load_metadata, load_split
 from reprise.evaluation.calibration import Calibration, calibration
 from reprise.evaluation.predictions import write_csv, write_predictions
-from reprise.loader.batches import EvalBatches, mask_outputs
+from reprise.loader.batches import EvalBatches, mask_outputs, whole
 from reprise.model.artifact import ModelCard
 from reprise.model.backbone import TIMMBackbone, count_flops
 from reprise.model.convolutions import repaired
@@ -139,7 +139,7 @@ def predict_split(
     split = load_split(processed, name)
     # the model's own mean and std: it is measured as it will be used, even if the training images have changed since
     own = metadata.model_copy(update={"mean": card.preprocessing.mean, "std": card.preprocessing.std})
-    batches = EvalBatches(split, own, batch_size, image_size=card.architecture.image_size)
+    batches = EvalBatches(split, own, whole(batch_size), image_size=card.architecture.image_size)
     return split, *predict(network, batches, device(card.provenance.reproducible))
 
 

@@ -3,10 +3,11 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -46,11 +47,17 @@ def read_predictions(content: str) -> Predictions:
 
 
 def write_csv(path: Path, header: list[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table, whatever the names of classes and files hold: one that a spreadsheet would compute gets a '."""
+    """Write a table, as `row_writer` does."""
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows([_cell(value) for value in row] for row in rows)
+        write = row_writer(file)
+        for row in chain([header], rows):
+            write(row)
+
+
+def row_writer(file: TextIO) -> Callable[[Sequence[Any]], object]:
+    """Return what writes a row, whatever the names in it hold: one that a spreadsheet would compute gets a '."""
+    writer = csv.writer(file, lineterminator="\n")
+    return lambda row: writer.writerow([_cell(value) for value in row])
 
 
 def _cell(value: object) -> object:

@@ -24,6 +24,14 @@ from reprise.runtime.errors import UserError
 from reprise.runtime.parts import create_part
 
 IGNORE_INDEX = -100  # the default of torch's cross_entropy, which leaves such targets out
+# An image's logits have the same bits in batches of any multiple of this size; in others, matrix products round its row
+# by how many rows there are.
+SAME_BITS = 16
+
+
+def whole(images: int) -> int:
+    """Return the number of images rounded up to a multiple of SAME_BITS."""
+    return -(-images // SAME_BITS) * SAME_BITS
 
 
 def mask_outputs(preds: Tensor, targets: Tensor, ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, Tensor]:
@@ -204,8 +212,8 @@ class EvalBatches:
     """A split in its own order, in batches of a fixed size; the last one is padded with labels IGNORE_INDEX.
 
     Yields images, float32 (size, C, image_size, image_size), and labels, int64 (size,), on the device; size is
-    batch_size or, if that is less, the split's. image_size: in pixels; None: that of the split. The process of rank r
-    among n has the batches r, r + n, ...; all have equally many, some perhaps of padding alone.
+    batch_size or, if that is less, the split's, rounded up by `whole`. image_size: in pixels; None: that of the split.
+    The process of rank r among n has the batches r, r + n, ...; all have equally many, some perhaps of padding alone.
     """
 
     def __init__(
@@ -220,7 +228,7 @@ class EvalBatches:
         self.labels = torch.from_numpy(split.labels)
         self.normalize = Normalize(metadata.mean, metadata.std, process.device)
         self.process, self.image_size = process, image_size or split.images.shape[1]
-        self.batch_size = min(batch_size, len(split))  # a small split is not padded to a large batch
+        self.batch_size = min(batch_size, whole(len(split)))  # a small split is not padded to a large batch
 
     def __len__(self) -> int:
         """Return the number of batches."""

@@ -106,6 +106,7 @@ def load_card(path: Path) -> ModelCard:
     except FileNotFoundError:
         raise UserError(f"{path}: no model there; run `dvc repro train` or `python src/train.py`") from None
     except ValidationError as error:
-        raise UserError(f"{path}: not a model's description ({error.error_count()} wrong entries)") from None
+        what = f"not a model's description, or of another version of Reprise ({error.error_count()} unknown entries)"
+        raise UserError(f"{path}: {what}; use that version, or train it again") from None
     except ValueError as error:
         raise UserError(f"{error}; run `dvc checkout` or train it again") from None

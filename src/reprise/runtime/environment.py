@@ -117,6 +117,11 @@ def after_torch(threads: int | Literal["auto"], reproducible: Reproducibility) -
     torch.backends.cudnn.benchmark = reproducible == "off"
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, in evaluation always; bf16 is there for speed
     torch.set_float32_matmul_precision("highest")  # the default, unless the environment says otherwise
+    end_imports()
+
+
+def end_imports() -> None:
+    """End what `before_torch` has begun for the time of the imports."""
     if isinstance(stand_in := sys.modules.get("scipy.signal"), Deferred):
         stand_in.make_way()
     gc.freeze()  # what was imported stays: no collection looks at it again

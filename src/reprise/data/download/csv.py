@@ -63,6 +63,20 @@ def read_table(encoded: bytes, table: str) -> list[Row]:
     return rows
 
 
+def read_file_names(encoded: bytes, table: str) -> list[str]:
+    """Read the column of image files alone, in its order; other columns may hold anything. Raises UserError."""
+    header, lines = _parse(encoded, table)
+    found = [place for names in ROLES["file"] for place, name in enumerate(header) if _plain(name) in names]
+    if not found or not lines:
+        raise UserError(f"{table}: no column for the file ({', '.join(ROLES['file'][0])}), or no line below it")
+    return ["".join(line[found[0] : found[0] + 1]) for _, line in lines]
+
+
+def _plain(name: str) -> str:
+    """Return a column's name as in ROLES."""
+    return name.lower().translate({ord(char): None for char in " _-"})
+
+
 def _parse(encoded: bytes, table: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Return the header and the other lines that are not blank, each with its line number."""
     try:
@@ -84,7 +98,7 @@ def _roles(header: list[str], lines: list[list[str]], table: str) -> dict[str, l
     if twice := [name for name in named if named.count(name) > 1]:
         raise UserError(f"{table}: two columns are called {shown(twice[0])}; rename one")
     held = {name: {line[header.index(name)].lower() for line in lines} for name in named}
-    plain = {name: name.lower().translate({ord(char): None for char in " _-"}) for name in named}
+    plain = {name: _plain(name) for name in named}
     roles: dict[str, list[str]] = {}
     for role, (sure, doubtful) in ROLES.items():
         found = [name for name in named if plain[name] in sure] or [name for name in named if plain[name] in doubtful]

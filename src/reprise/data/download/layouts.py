@@ -84,6 +84,17 @@ def lay_out(names: Iterable[str], read: Callable[[str, int], bytes], tree: str) 
     return placed, notes
 
 
+def find_images(names: Iterable[str], read: Callable[[str, int], bytes], tree: str) -> list[str]:
+    """Return the names of a tree's images, those of kinds that are not read too, sorted folder by folder.
+
+    As in `lay_out`, hidden files and LEFTOVERS are left out. Raises UserError if there are none.
+    """
+    known = {IMAGE, *OTHER_IMAGES, *OTHER_SUFFIXES}
+    if not (images := [name for name in names if not is_hidden(name) and _kind(name, read) in known]):
+        raise UserError(f"{tree} holds no images ({', '.join(READ)}); look whether it is the right one")
+    return sorted(images, key=lambda name: name.split("/"))
+
+
 def _kind(name: str, read: Callable[[str, int], bytes]) -> str:
     """Return IMAGE, the kind of what is not read, or "" for what is no image or cannot be opened."""
     suffix = PurePosixPath(name).suffix.lower()

@@ -1,0 +1,106 @@
+"""The trained model at work."""
+
+import json
+import os
+import sys
+import tempfile
+from argparse import Namespace
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reprise.commands.registry import argument, command
+from reprise.runtime.errors import UserError, say
+
+if TYPE_CHECKING:
+    from reprise.inference.predict import Prediction
+
+FORMATS = ("table", "csv", "jsonl")
+
+
+@command(
+    argument("images", nargs="+", metavar="IMAGE", help="image, folder, archive, CSV, or - for standard input"),
+    argument("--model", default="models", metavar="M", help="folder, run, .safetensors or .onnx (models)"),
+    argument("--repo", help="the DVC repository that has the model (this one)"),
+    argument("--rev", help="at this revision of Git's: a tag, a branch, a commit"),
+    argument("--runtime", choices=("torch", "onnx"), help="(torch, if it is installed and the weights are there)"),
+    argument("--project", metavar="DIR", help="the project whose own code the model may run"),
+    argument("--top", type=int, default=5, metavar="K", help="classes of an image, in table and jsonl (5)"),
+    argument("--format", choices=FORMATS, help="(as the name of --out ends, otherwise table)"),
+    argument("--out", type=Path, metavar="FILE", help="write there, whole or not at all"),
+    argument("--strict", action="store_true", help="exit with 1 if an image cannot be used"),
+)
+def predict(options: Namespace) -> int:
+    """Classify images.
+
+    reprise predict cat.jpg
+    reprise predict photos more.zip --out predictions.csv
+    reprise predict - --model model.onnx < cat.jpg
+
+    A row for each image, sorted by name within a folder or an archive; a CSV names image files, relative to itself. An
+    image that cannot be used is a row with the reason. Of format csv: all probabilities, as in data/predictions.csv.
+    """
+    from tqdm import tqdm
+
+    from reprise.evaluation.predictions import row_writer
+    from reprise.inference.predict import load_model
+    from reprise.runtime.atomic import publishing
+    from reprise.runtime.environment import cpus
+
+    out, images, bad = options.out, 0, 0
+    for path in (each for each in options.images if each != "-"):
+        if not os.path.exists(path):  # noqa: PTH110  a Path of "" is the working directory
+            raise UserError(f"{path or repr(path)}: no such file or folder")
+        if out and out.exists() and out.samefile(path):
+            raise UserError(f"--out {out}: would replace what is to be predicted; name another file")
+    layout = options.format or (out.suffix[1:] if out and out.suffix[1:] in FORMATS else "table")
+    with ExitStack() as stack:
+        given = [_standard_input(stack) if each == "-" else each for each in options.images]
+        place = {"repo": options.repo, "rev": options.rev, "project": options.project}
+        model = load_model(options.model, runtime=options.runtime, **place)
+        file = stack.enter_context(stack.enter_context(publishing(out))[0].open("w")) if out else sys.stdout
+        file.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+        write_row = row_writer(file)
+        if layout == "csv":
+            write_row(["id", "predicted", *(f"p({name})" for name in model.card.classes), "reason"])
+        predictions = model.stream(given if given[1:] else given[0], options.top, cpus())
+        quiet = True if not out and sys.stdout.isatty() else None  # a bar would stand between the rows
+        for each in tqdm(predictions, "predict", unit=" images", leave=False, disable=quiet):
+            images, bad = images + 1, bad + bool(each.reason)
+            if layout == "csv":
+                write_row(_row(each, len(model.card.classes)))
+            else:
+                say(_json(each) if layout == "jsonl" else _line(each), file)
+    said = f", {bad:,} of them cannot be used (see the reasons)" if bad else ""
+    if out or bad:
+        say(f"predict: {images:,} images{said}" + (f" -> {out}" if out else ""), file=sys.stderr)
+    return int(options.strict and bad > 0)
+
+
+def _standard_input(stack: ExitStack) -> Path | bytes:
+    """Return an image's bytes, or the path of an archive in a temporary folder. Raises UserError without any."""
+    from reprise.data.formats.images import HEAD, kind_of
+
+    if not (content := sys.stdin.buffer.read()):
+        raise UserError("-: no data on standard input")
+    if kind_of(content[:HEAD]) != "archive":
+        return content
+    path = Path(stack.enter_context(tempfile.TemporaryDirectory()), "archive")
+    path.write_bytes(content)
+    return path
+
+
+def _row(each: "Prediction", classes: int) -> list[str | None]:
+    """Return a row of a CSV; digits as in data/predictions.csv."""
+    digits = [""] * classes if each.probabilities is None else [f"{p:.6g}" for p in each.probabilities.tolist()]
+    return [each.name, each.label, *digits, each.reason]
+
+
+def _json(each: "Prediction") -> str:
+    top = [(name, float(f"{p:.6g}")) for name, p in each.top]
+    return json.dumps({"name": each.name, "label": each.label, "top": top, "reason": each.reason})
+
+
+def _line(each: "Prediction") -> str:
+    answer = each.reason or "  ".join(f"{name} {p:.4f}" for name, p in each.top)
+    return f"{each.name}  {answer}".replace("\n", "\\n")

@@ -1,0 +1,175 @@
+"""`load_model`, and a model that predicts: any images in, one `Prediction` for each out.
+
+from reprise import load_model
+
+model = load_model("models")
+for prediction in model.predict(["cat.jpg", "photos", "more.zip"]):
+    print(prediction.name, prediction.label or prediction.reason)
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from reprise.inference.sources import decoded, named_images
+from reprise.model.artifact import ModelCard, load_card
+from reprise.runtime.environment import before_torch, end_imports
+from reprise.runtime.errors import UserError, reason
+from reprise.runtime.parts import ROOT
+
+BATCH, BATCH_PIXELS = 256, 1 << 21  # through the network at once, at most
+SAME_BITS = 16  # that of reprise.loader.batches, which needs torch
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The answer for one image, or the reason why there is none.
+
+    top: the likeliest classes with their probabilities, the first one first; probabilities: float32 (classes,) in the
+    order of the model's classes. Without an answer label, probability and probabilities are None.
+    """
+
+    name: str
+    label: str | None = None
+    probability: float | None = None
+    top: list[tuple[str, float]] = field(default_factory=list)
+    probabilities: np.ndarray | None = None
+    reason: str = ""
+
+
+class Model:
+    """A model ready to predict; `card` says all that is known of it.
+
+    run: takes images, uint8 (N, S, S, C), and returns probabilities, float32 (N, classes). exact: see `load_model`.
+    """
+
+    def __init__(self, card: ModelCard, run: Callable[[np.ndarray], np.ndarray], exact: bool = True) -> None:
+        self.card, self.run, self.exact = card, run, exact
+
+    def predict(self, images: Any, top: int = 5, workers: int = 1) -> list[Prediction]:
+        """Return a `Prediction` for each image; see `stream`."""
+        return list(self.stream(images, top, workers))
+
+    def stream(self, images: Any, top: int = 5, workers: int = 1) -> Iterator[Prediction]:
+        """Yield a `Prediction` for each image, in constant memory for any number of them.
+
+        images: a path, also of a folder, an archive or a CSV, bytes, an image of Pillow's, an array, or any number of
+        these (see `reprise.inference.sources`). workers: processes that decode; a script that asks for more than one
+        needs its `if __name__ == "__main__"`. Raises UserError for a folder, archive or CSV without images.
+        """
+        images = decoded(named_images(images), self.card.preprocessing, workers)
+        most = BATCH_PIXELS // self.card.architecture.image_size**2 // SAME_BITS * SAME_BITS
+        while batch := list(islice(images, min(BATCH, max(SAME_BITS, most)))):
+            good = [pixels for _, pixels in batch if not isinstance(pixels, str)]
+            answers = iter(self.probabilities(np.stack(good)) if good else [])
+            for name, found in batch:
+                if isinstance(found, str):
+                    yield Prediction(name, reason=found)
+                    continue
+                row = next(answers)
+                order = np.argsort(-row, kind="stable")[: max(1, top)].tolist()
+                best = [(self.card.classes[label], float(row[label])) for label in order]
+                yield Prediction(name, *best[0], best, row)
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Return probabilities, float32 (N, classes), of images, uint8 (N, S, S, C), as `decode` gives them."""
+        padding = -len(images) % SAME_BITS if self.exact else 0
+        return self.run(np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)]))[: len(images)]
+
+
+def load_model(
+    source: str | Path = "models",
+    *,
+    repo: str | None = None,
+    rev: str | None = None,
+    runtime: Literal["torch", "onnx"] | None = None,
+    project: str | Path | None = None,
+    exact: bool = True,
+) -> Model:
+    """Load a published model: a folder (of models, or of a run), a .safetensors file beside its .json, or a .onnx file.
+
+    repo, rev: source is a path in this repository of DVC's (address or folder; None: the working directory's), at this
+    revision of Git's. runtime: onnx needs no torch; None: torch, if it is installed and the weights are there. project:
+    the folder whose `project/` may run, for a model with code of its own.
+
+    exact: an answer does not depend on the number of images, and on torch has the bits of evaluation: batches are
+    filled up to a multiple of 16, and computed with the threads of the training. Where torch is not loaded yet, its
+    environment variables are set as in training (`before_torch`); where it is, the last digits may differ. False: all
+    that the machine has, and a single image up to 16 times faster. Raises UserError for a model that is missing,
+    incomplete, altered or of another version, and for code that was not asked for.
+    """
+    with _fetched(Path(source), repo, rev) as path:
+        whole = path.is_dir()
+        weights = path / "model.safetensors" if whole else path.with_suffix(".safetensors")
+        exported = path / "model.onnx" if whole else path.with_suffix(".onnx")
+        if whole and not exported.is_file():
+            exported = path / "export/model.onnx"
+        on_torch = path.suffix != ".onnx" and weights.is_file() and find_spec("torch") is not None
+        if runtime == "onnx" or (runtime is None and exported.is_file() and not on_torch):
+            return _on_onnx(exported, weights.with_suffix(".json"), exact)
+        if path.suffix == ".onnx" or not weights.is_file():
+            known = "a folder with model.safetensors and model.json, or with model.onnx, or one of these files"
+            raise UserError(f"{path}: no model there that {runtime or 'torch'} can run; name {known}")
+        if not on_torch:
+            raise UserError(f"{weights}: torch is not installed; install it, or use the exported model, model.onnx")
+        return _on_torch(weights, project, exact)
+
+
+def _on_onnx(exported: Path, description: Path, exact: bool) -> Model:
+    from reprise.export.session import open_onnx
+
+    session = open_onnx(exported)
+    if description.is_file() and load_card(description).weights_sha256 != session.card.weights_sha256:
+        raise UserError(f"{exported}: exported from other weights than those of {description}; run `dvc repro export`")
+    return Model(session.card, session, exact)
+
+
+def _on_torch(weights: Path, project: str | Path | None, exact: bool) -> Model:
+    description = weights.with_suffix(".json")
+    card = load_card(description)
+    if card.architecture.code_sha256 and project is None:
+        code = card.architecture.model_name.partition(":")[0]
+        raise UserError(f"{weights}: needs {code}; `project=FOLDER` (--project) lets the code in that folder run")
+    first = exact and "torch" not in sys.modules
+    if first:
+        before_torch(card.provenance.threads, card.provenance.reproducible)
+    from reprise.inference.runtimes import TorchModel
+
+    if first:
+        end_imports()
+    return Model(card, TorchModel(weights, description, Path(project or ROOT), exact), exact)
+
+
+@contextmanager
+def _fetched(source: Path, repo: str | None, rev: str | None) -> Iterator[Path]:
+    """Yield the path of a model, fetched from a revision into a temporary folder if one is asked for."""
+    if repo is None and rev is None:
+        yield source
+        return
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from scmrepo.exceptions import SCMError
+
+    names = ["model.safetensors", "model.json", "model.onnx", "export/model.onnx"]
+    whole = source
+    if source.suffix:
+        whole, names = source.parent, [source.name, source.with_suffix(".json").name]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            files = DVCFileSystem(repo, rev=rev)
+            files.info(whole.as_posix())  # raises for a revision or a folder that is not there; `isfile` does not
+            for name in (name for name in names if files.isfile((whole / name).as_posix())):
+                Path(folder, name).parent.mkdir(exist_ok=True)
+                files.get_file((whole / name).as_posix(), str(Path(folder, name)))
+        except (DvcException, SCMError, OSError) as error:
+            at = f"{source} of {repo or 'this repository'}, at {rev or 'its newest commit'}"
+            raise UserError(f"{at}: {reason(error)}") from None
+        yield Path(folder, source.name if source.suffix else "")
