@@ -29,6 +29,7 @@ def train(workspace, *overrides):
 
 @pytest.mark.slow
 def test_a_release_is_a_tag_that_gto_lists_and_a_worse_model_gets_none_unless_asked_for(reproduced):
+    train(reproduced, "export.enabled=true")
     done = release(reproduced, "v1.2.0")
     assert done.returncode == 0, done.stderr
     assert re.search(r"Release v1.2.0 of model: test accuracy 0\.\d+, loss \d+\.\d+; the first release", done.stdout)
@@ -45,6 +46,11 @@ def test_a_release_is_a_tag_that_gto_lists_and_a_worse_model_gets_none_unless_as
     assert release(reproduced, "1.10.0", "--anyway").returncode == 0
     message = reproduced.run("git", "tag", "--list", "--format=%(contents)", "model@v1.10.0").stdout
     assert "worse against model@v1.2.0" in message
+
+    for version, is_that_of_head in (("v1.2.0", False), ("v1.10.0", True)):
+        reproduced.run("dvc", "artifacts", "get", ".", "model", "--rev", version, "--out", f"runs/{version}")
+        same = reproduced.run("diff", "-r", f"runs/{version}", "models/export", check=False).returncode == 0
+        assert same is is_that_of_head
 
     train(reproduced, "train.lr=0.003", "train.seed=1")
     assert "against model@v1.10.0: " in release(reproduced, "2.0.0").stdout
