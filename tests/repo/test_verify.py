@@ -66,7 +66,7 @@ def test_a_healthy_workspace_is_one_line_that_counts_everything(reproduced):
     files = {path for path in code if path.is_file() and path.name != ".gitkeep"}
     files |= {*outs(reproduced), *objects(reproduced), *runs(reproduced)}
     size = sum(path.stat().st_size for path in files)
-    line = f"verify: 5 stages, {len(files)} files, {size:,} bytes hashed: workspace and cache are what dvc.lock records"
+    line = f"verify: 6 stages, {len(files)} files, {size:,} bytes hashed: workspace and cache are what dvc.lock records"
     done = reproduced.run("python", "-m", "reprise", "verify")
     assert (done.stdout, done.stderr) == (f"{line}\n", "")
 

@@ -16,7 +16,8 @@ from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import Node, ScalarNode
 
-from reprise.params.schema import Params, Section
+from reprise.params.schema import Params
+from reprise.params.sections import Section
 from reprise.runtime.errors import UserError, brief, nearest, reason
 
 DEEPEST = 20  # levels of a file

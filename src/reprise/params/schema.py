@@ -7,10 +7,11 @@ written `yes` or `off`, and a blank is null, or an empty list or section.
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
+from reprise.params.sections import Section, param
 from reprise.runtime.environment import Reproducibility
 from reprise.runtime.errors import brief
 
@@ -37,30 +38,6 @@ Processors = Annotated[int, Field(ge=1, le=256)] | Literal["auto"]
 Bar = Annotated[str, Field(pattern=r"^[\w.]+ *(>=|<=) *-?\d+(\.\d+)?$")]
 Side = Annotated[int, Field(ge=8, le=1024)]
 Own = Annotated[str, Field(pattern=r"^project/.+\.py:\w+$")]
-
-
-def param(description: str, **constraints: Any) -> Any:
-    """Return a field without a default: its help, and pydantic's constraints such as `ge`."""
-    return Field(description=description, **constraints)
-
-
-class Section(BaseModel):
-    """A group of parameters: unknown keys are refused, a blank means null where null is allowed."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), coerce_numbers_to_str=True
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
-        """Take a blank for an empty list or section, and `true` for no number."""
-        kind = cls.model_fields[info.field_name or ""].annotation
-        if value is None and get_origin(kind) in (list, dict):
-            return [] if get_origin(kind) is list else {}
-        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
-            return str(value).lower()
-        return value
 
 
 class SourceParams(Section):
