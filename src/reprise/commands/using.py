@@ -70,11 +70,56 @@ def predict(options: Namespace) -> int:
             if layout == "csv":
                 write_row(_row(each, len(model.card.classes)))
             else:
-                say(_json(each) if layout == "jsonl" else _line(each), file)
+                say(json.dumps(each.plain()) if layout == "jsonl" else _line(each), file)
     said = f", {bad:,} of them cannot be used (see the reasons)" if bad else ""
     if out or bad:
         say(f"predict: {images:,} images{said}" + (f" -> {out}" if out else ""), file=sys.stderr)
     return int(options.strict and bad > 0)
+
+
+@command(
+    argument("--model", default="models", metavar="M", help="folder, run, .safetensors or .onnx (models)"),
+    argument("--runtime", choices=("torch", "onnx"), help="(torch, if it is installed and the weights are there)"),
+    argument("--project", metavar="DIR", help="the project whose own code the model may run"),
+    argument("--fast", action="store_true", help="all CPUs or a GPU; the last digits depend on what is asked at once"),
+    argument("--host", default="127.0.0.1", help="this address (127.0.0.1); 0.0.0.0: all of this machine's"),
+    argument("--port", type=int, default=8000, help="(8000; 0: any that is free)"),
+    argument("--max-mb", type=float, default=16, metavar="MB", help="of a request's body (16)"),
+    argument("--max-images", type=int, default=64, metavar="N", help="of one request (64)"),
+    argument("--queue", type=int, default=256, metavar="N", help="images accepted and not yet answered (256)"),
+    argument("--timeout", type=float, default=10, metavar="S", help="seconds in which a body has to arrive (10)"),
+)
+def serve(options: Namespace) -> None:
+    """Answer over HTTP, and show a page for people.
+
+    reprise serve --model model.onnx --port 8000
+    curl --data-binary @cat.jpg http://127.0.0.1:8000/predict
+
+    POST /predict: an image, or several as multipart/form-data. GET /model, /health, /metrics, /openapi.json. SIGTERM
+    or Ctrl-C: what was accepted is answered, then it ends.
+    """
+    if min(options.max_mb, options.max_images, options.queue, options.timeout) <= 0:
+        raise UserError("--max-mb, --max-images, --queue and --timeout have to be above 0")
+    try:
+        from reprise.inference.serve import Limits, listening, run
+    except ImportError as error:
+        raise UserError(f"serve needs the package {error.name}; `pip install '.[serve]'` in the clone") from None
+    from reprise.inference.predict import load_model
+
+    limits = Limits(int(options.max_mb * 1e6), options.max_images, options.queue, options.timeout)
+    with listening(options.host, options.port) as server:
+        model = load_model(options.model, runtime=options.runtime, project=options.project, exact=not options.fast)
+        host, port = server.getsockname()[:2]
+        say(f"serve: http://{f'[{host}]' if ':' in host else host}:{port}")
+        run(model, server, limits)
+
+
+@command(argument("--model", default="models", metavar="M", help="folder, run, .safetensors or .onnx (models)"))
+def benchmark(options: Namespace) -> None:
+    """Show the latency of one image and the images/s of the best batch, for torch and onnxruntime on this machine."""
+    from reprise.inference.latency import measured
+
+    say("\n".join(measured(options.model)))
 
 
 def _standard_input(stack: ExitStack) -> Path | bytes:
@@ -94,11 +139,6 @@ def _row(each: "Prediction", classes: int) -> list[str | None]:
     """Return a row of a CSV; digits as in data/predictions.csv."""
     digits = [""] * classes if each.probabilities is None else [f"{p:.6g}" for p in each.probabilities.tolist()]
     return [each.name, each.label, *digits, each.reason]
-
-
-def _json(each: "Prediction") -> str:
-    top = [(name, float(f"{p:.6g}")) for name, p in each.top]
-    return json.dumps({"name": each.name, "label": each.label, "top": top, "reason": each.reason})
 
 
 def _line(each: "Prediction") -> str:
