@@ -219,7 +219,7 @@ def main() -> None:
             (folder / kind).mkdir()
         make_model(folder / "torch")
         shutil.move(folder / "torch/model.onnx", folder / "onnx")
-        (folder / "litserve.py").write_text(LITSERVE)
+        (folder / "contender.py").write_text(LITSERVE)
         from reprise.inference.predict import load_model
 
         images = make_images(256)
@@ -232,7 +232,7 @@ def main() -> None:
         if arguments.litserve:
             for kind in arguments.kinds:
                 for batch in ("1", "64"):
-                    command = [arguments.litserve, str(folder / "litserve.py"), str(folder / kind), "PORT", batch]
+                    command = [arguments.litserve, str(folder / "contender.py"), str(folder / kind), "PORT", batch]
                     contenders[f"LitServe, {kind}, max_batch_size {batch}"] = command
         rows: dict[str, list[list[float]]] = {contender: [] for contender in contenders}
         port = 20_000 + os.getpid() % 20_000

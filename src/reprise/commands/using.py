@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from reprise.inference.predict import Prediction
 
 FORMATS = ("table", "csv", "jsonl")
+OF_A_MODEL = (
+    argument("--model", default="models", metavar="M", help="folder, run, .safetensors or .onnx (models)"),
+    argument("--runtime", choices=("torch", "onnx"), help="(torch, if it is installed and the weights are there)"),
+    argument("--project", metavar="DIR", help="the project whose own code the model may run"),
+)
 
 
 @command(
     argument("images", nargs="+", metavar="IMAGE", help="image, folder, archive, CSV, or - for standard input"),
-    argument("--model", default="models", metavar="M", help="folder, run, .safetensors or .onnx (models)"),
+    *OF_A_MODEL,
     argument("--repo", help="the DVC repository that has the model (this one)"),
     argument("--rev", help="at this revision of Git's: a tag, a branch, a commit"),
-    argument("--runtime", choices=("torch", "onnx"), help="(torch, if it is installed and the weights are there)"),
-    argument("--project", metavar="DIR", help="the project whose own code the model may run"),
     argument("--top", type=int, default=5, metavar="K", help="classes of an image, in table and jsonl (5)"),
     argument("--format", choices=FORMATS, help="(as the name of --out ends, otherwise table)"),
     argument("--out", type=Path, metavar="FILE", help="write there, whole or not at all"),
@@ -78,16 +81,13 @@ def predict(options: Namespace) -> int:
 
 
 @command(
-    argument("--model", default="models", metavar="M", help="folder, run, .safetensors or .onnx (models)"),
-    argument("--runtime", choices=("torch", "onnx"), help="(torch, if it is installed and the weights are there)"),
-    argument("--project", metavar="DIR", help="the project whose own code the model may run"),
+    *OF_A_MODEL,
     argument("--fast", action="store_true", help="all CPUs or a GPU; the last digits depend on what is asked at once"),
     argument("--host", default="127.0.0.1", help="this address (127.0.0.1); 0.0.0.0: all of this machine's"),
     argument("--port", type=int, default=8000, help="(8000; 0: any that is free)"),
-    argument("--max-mb", type=float, default=16, metavar="MB", help="of a request's body (16)"),
-    argument("--max-images", type=int, default=64, metavar="N", help="of one request (64)"),
-    argument("--queue", type=int, default=256, metavar="N", help="images accepted and not yet answered (256)"),
-    argument("--timeout", type=float, default=10, metavar="S", help="seconds in which a body has to arrive (10)"),
+    argument("--max-mb", type=float, default=16, metavar="MB", help="of a request (16)"),
+    argument("--requests", type=int, default=128, metavar="N", help="accepted at once, others are refused (128)"),
+    argument("--timeout", type=float, default=10, metavar="S", help="seconds for a request to arrive (10)"),
 )
 def serve(options: Namespace) -> None:
     """Answer over HTTP, and show a page for people.
@@ -98,28 +98,26 @@ def serve(options: Namespace) -> None:
     POST /predict: an image, or several as multipart/form-data. GET /model, /health, /metrics, /openapi.json. SIGTERM
     or Ctrl-C: what was accepted is answered, then it ends.
     """
-    if min(options.max_mb, options.max_images, options.queue, options.timeout) <= 0:
-        raise UserError("--max-mb, --max-images, --queue and --timeout have to be above 0")
     try:
-        from reprise.inference.serve import Limits, listening, run
+        from reprise.inference.serve import listening, run
     except ImportError as error:
-        raise UserError(f"serve needs the package {error.name}; `pip install '.[serve]'` in the clone") from None
+        raise UserError(f"serve needs the package {error.name}: install Reprise with the extra `serve`") from None
     from reprise.inference.predict import load_model
 
-    limits = Limits(int(options.max_mb * 1e6), options.max_images, options.queue, options.timeout)
+    if min(options.max_mb, options.requests, options.timeout) <= 0:
+        raise UserError("--max-mb, --requests and --timeout have to be above 0")
     with listening(options.host, options.port) as server:
         model = load_model(options.model, runtime=options.runtime, project=options.project, exact=not options.fast)
-        host, port = server.getsockname()[:2]
-        say(f"serve: http://{f'[{host}]' if ':' in host else host}:{port}")
-        run(model, server, limits)
+        say(f"serve: http://{options.host}:{server.getsockname()[1]}")
+        run(model, server, body=int(options.max_mb * 1e6), requests=options.requests, seconds=options.timeout)
 
 
-@command(argument("--model", default="models", metavar="M", help="folder, run, .safetensors or .onnx (models)"))
+@command(OF_A_MODEL[0])
 def benchmark(options: Namespace) -> None:
     """Show the latency of one image and the images/s of the best batch, for torch and onnxruntime on this machine."""
-    from reprise.inference.latency import measured
+    from reprise.inference.latency import table
 
-    say("\n".join(measured(options.model)))
+    say("\n".join(table(options.model)))
 
 
 def _standard_input(stack: ExitStack) -> Path | bytes:

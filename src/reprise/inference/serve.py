@@ -1,254 +1,164 @@
 """`reprise serve`: a model behind HTTP.
 
 POST /predict takes one image as its body, or several as multipart/form-data; /model is the model card, /metrics what
-Prometheus reads, / a page for people. What is no request, too large, too slow or too much is refused with a status of
-its own and {"reason": one line}, before it costs memory.
+Prometheus reads, / a page for people; openapi.json describes them. What is too large, too slow, too much or no image is
+refused with a status of its own and {"reason": one line}.
 """
 
 import asyncio
-import base64
-import hashlib
-import logging
-import re
-import resource
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
-from io import BytesIO
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any
 
+import numpy as np
 import prometheus_client as prometheus
 import uvicorn
-from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import FormParser, parse_options_header
-from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.requests import ClientDisconnect
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from reprise.data.formats.images import HEAD, READ, kind_of
-from reprise.inference.batching import Batcher
-from reprise.inference.predict import Model
-from reprise.runtime.errors import UserError, brief, reason
+from reprise.inference.batching import Batched
+from reprise.inference.predict import BATCH, Model, Prediction
+from reprise.inference.sources import decode_task
+from reprise.runtime.errors import UserError, reason
 from reprise.runtime.signals import Stopped
 
-PAGE = Path(__file__).with_name("serve.html")
-CONNECTIONS = 2_000  # open at once, at most; further ones are answered with 503
-ANSWER_S = 30  # from a request's last byte to its answer
-HELD = 16  # bodies of the largest size that are in memory at once, at most
-AGAIN = {"Retry-After": "1"}
-Message = MutableMapping[str, Any]
-REFUSALS = {
-    400: "an empty or malformed body",
-    408: "the body did not arrive in time",
-    413: "a body, or a number of images, above the limits",
-    415: "no image that can be read",
-    422: "a damaged image, or a wrong query",
-    503: "too much to do: ask again after a second",
-}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """body: bytes; images: of one request; queue: images accepted and not yet answered; seconds: to receive a body."""
-
-    body: int = 16 << 20
-    images: int = 64
-    queue: int = 256
-    seconds: float = 10
-
-
-class Answer(BaseModel):
-    """The answer for one image, or the reason why there is none; `top`: classes and probabilities, likeliest first."""
-
-    name: str
-    label: str | None
-    probability: float | None
-    top: list[tuple[str, float]]
-    reason: str
-
-
-class Answers(BaseModel):
-    """Answers in the order of the images."""
-
-    predictions: list[Answer]
-
-
-class Refusal(BaseModel):
-    """Why a request is not answered."""
-
-    reason: str
+DECODED = 8  # images that the thread for decoding takes at once: the first one waits for the others
+CONNECTIONS = 900  # at once, at most, as a process may open 1,024 files by default; others are answered with 503
+ANSWER_S = 30  # from a body's last byte to the answer, at most
+POLICY = (  # of the page: its own script and style by their SHA-256, this service, and nothing else
+    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; img-src blob:; connect-src 'self'"
+    "; script-src 'sha256-0kzSd8blpTlPWRj2sFxnNQn5Z/8uWlAyd58GLAjXWmw='"
+    "; style-src 'sha256-j72/v4wmKCHSXEuiHpoHhcyVhqsvZAcDn/cuvCl5KHs='"
+)
 
 
 class Service:
-    """What requests share: the batches, what is in memory, and the counts for Prometheus."""
+    """A model that answers requests. One thread decodes, which bounds the memory, and another one computes.
 
-    def __init__(self, model: Model, limits: Limits) -> None:
-        self.limits, self.held, self.images = limits, 0, 0
-        self.registry = prometheus.CollectorRegistry()
-        kept: dict[str, Any] = {"registry": self.registry}
-        prometheus.ProcessCollector(registry=self.registry)
-        self.requests = prometheus.Counter("reprise_requests", "Requests answered, by status", ["status"], **kept)
-        self.seconds = prometheus.Histogram("reprise_predict_seconds", "From a request's head to its answer", **kept)
-        buckets = (1, 2, 4, 8, 16, 32, 64)
-        batches = prometheus.Histogram("reprise_batch_images", "Images computed together", buckets=buckets, **kept)
-        waiting = prometheus.Gauge("reprise_waiting_images", "Images accepted and not yet answered", **kept)
-        waiting.set_function(lambda: self.images)
-        self.batcher = Batcher(model, batches.observe)
+    body: bytes of a request; images: of one; requests: accepted at once; seconds: for a request to arrive.
+    """
 
-    @asynccontextmanager
-    async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """Yield a request's body, and count its bytes until it is answered. Raises HTTPException for limits."""
-        chunks: list[bytes] = []
-        size = 0
+    def __init__(
+        self, model: Model, body: int = 16 << 20, images: int = 64, requests: int = 128, seconds: float = 10
+    ) -> None:
+        self.model, self.at_work = model, 0
+        self.body, self.images, self.requests, self.seconds = body, images, requests, seconds
+        self.decode = Batched(partial(decode_task, model.card.preprocessing), DECODED)
+        self.compute = Batched(self._compute, BATCH)
+        self.registry = registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=registry)
+        self.answers = prometheus.Counter("reprise_answers", "Of /predict and refusals", ["status"], registry=registry)
+        self.time = prometheus.Histogram("reprise_predict_seconds", "Of a request to /predict", registry=registry)
+        self.batches = prometheus.Summary("reprise_batch_images", "Images computed together", registry=registry)
+        prometheus.Gauge("reprise_requests", "At work", registry=registry).set_function(lambda: self.at_work)
+
+    def _compute(self, images: list[np.ndarray]) -> Any:
+        self.batches.observe(len(images))
+        return self.model.probabilities(np.stack(images)) if images else []
+
+    async def predict(self, request: Request) -> Response:
+        """Answer POST /predict."""
+        top = request.query_params.get("top", "5")
+        if not (top.isascii() and top.isdigit() and len(top) < 10):
+            raise HTTPException(422, "top: a number of classes is needed, such as 5")
+        if self.at_work >= self.requests:
+            raise HTTPException(503, f"{self.at_work} requests are at work; ask again", {"Retry-After": "1"})
+        self.at_work += 1
         try:
-            async with asyncio.timeout(self.limits.seconds):
-                self._check(int(request.headers.get("content-length", 0)))
-                async for chunk in request.stream():
-                    chunks.append(chunk)
-                    size += len(chunk)
-                    self.held += len(chunk)
-                    self._check(size)
-            body = b"".join(chunks)
-            chunks.clear()
-            yield body
+            with self.time.time():
+                images = await self._received(request)
+                async with asyncio.timeout(ANSWER_S):
+                    found = await asyncio.gather(*(self._answer(each, int(top)) for each in images))
+        except (TimeoutError, MemoryError):
+            raise HTTPException(503, "too much to do or too little memory; ask again", {"Retry-After": "9"}) from None
+        finally:
+            self.at_work -= 1
+        answers: dict[str, Any] = {"predictions": [each.plain() for each in found]}
+        if any(each.label is not None for each in found):
+            return self.reply(answers, 200)
+        status = 422 if any(kind_of(image[:HEAD]) in READ for _, image in images) else 415
+        return self.reply({"reason": found[0].reason} | answers, status)
+
+    async def _answer(self, image: tuple[str, bytes], top: int) -> Prediction:
+        name, pixels = await self.decode(image)
+        if isinstance(pixels, str):
+            return Prediction(name, reason=pixels)
+        return self.model.prediction(name, await self.compute(pixels), top)
+
+    async def _received(self, request: Request) -> list[tuple[str, bytes]]:
+        """Return names and bytes of the images of a request. Raises HTTPException for limits and malformed bodies."""
+        size, end = 0, b""
+
+        async def receive() -> Any:
+            nonlocal size, end
+            message = await request.receive()
+            chunk = message.get("body", b"")
+            size, end = size + len(chunk), (end + chunk[-9:])[-9:]
+            if size > self.body:
+                raise HTTPException(413, f"a body of more than {self.body:,} bytes")
+            return message
+
+        limited = Request(request.scope, receive)
+        try:
+            async with asyncio.timeout(self.seconds):
+                if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+                    return [("0", await limited.body())]
+                async with limited.form(max_files=self.images, max_fields=0) as form:
+                    files = [file for file in form.values() if isinstance(file, UploadFile)]
+                    images = [(file.filename or "", await file.read()) for file in files]
         except TimeoutError:
-            raise HTTPException(408, f"the body did not arrive within {self.limits.seconds:g} s") from None
+            raise HTTPException(408, f"the body did not arrive within {self.seconds:g} s") from None
         except ClientDisconnect:
             raise HTTPException(400, "the body is cut off") from None
-        finally:
-            self.held -= size
+        if not images or not end.rstrip().endswith(b"--"):
+            raise HTTPException(400, "a form without images, or without its end")
+        return images
 
-    def _check(self, size: int) -> None:
-        if size > self.limits.body:
-            raise HTTPException(413, f"a body of more than {self.limits.body:,} bytes")
-        if self.held > HELD * self.limits.body:
-            raise HTTPException(503, "too many bodies at once; ask again", AGAIN)
+    async def metrics(self, _: Request) -> Response:
+        """Answer GET /metrics."""
+        content = prometheus.generate_latest(self.registry)
+        return Response(content, headers={"Content-Type": prometheus.CONTENT_TYPE_LATEST})
 
-    async def answer(self, images: list[tuple[str, bytes]], top: int) -> list[dict[str, Any]]:
-        """Return the answer for each image. Raises HTTPException where too many wait."""
-        if self.images + len(images) > self.limits.queue:
-            raise HTTPException(503, f"{self.images} images are waiting; ask again", AGAIN)
-        self.images += len(images)
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                found = await asyncio.gather(*(self.batcher.predict(name, image, top) for name, image in images))
-        except TimeoutError:
-            raise HTTPException(503, f"not computed within {ANSWER_S} s; ask again", AGAIN) from None
-        finally:
-            self.images -= len(images)
-        return [each.plain() for each in found]
+    async def refuse(self, _: Request, error: Any) -> Response:
+        """Answer where an HTTPException was raised."""
+        return self.reply({"reason": error.detail}, error.status_code, error.headers)
+
+    def reply(self, content: Any, status: int, headers: Any = None) -> Response:
+        """Return an answer, counted."""
+        self.answers.labels(status).inc()
+        return JSONResponse(content, status, headers)
 
 
-def images_of(body: bytes, content_type: str, most: int) -> list[tuple[str, bytes]]:
-    """Return names and bytes of the images of a body: all of it or, of multipart/form-data, its files.
-
-    Raises HTTPException for a malformed body, none or too many images.
-    """
-    kind, options = parse_options_header(content_type)
-    images: list[tuple[str, bytes]] = []
-    ended: list[bool] = []
-
-    def add(name: bytes | None, content: bytes | None) -> None:
-        if len(images) == most:
-            raise HTTPException(413, f"more than {most} images in one request")
-        images.append(((name or b"").decode("utf-8", "replace"), content or b""))
-
-    if kind == b"multipart/form-data":
-        try:
-            parser = FormParser(
-                kind.decode(),
-                lambda field: add(field.field_name, field.value),
-                lambda file: add(file.file_name, cast(BytesIO, file.file_object).getvalue()),
-                lambda: ended.append(True),
-                options.get(b"boundary"),
-                config={"MAX_MEMORY_FILE_SIZE": len(body)},
-            )
-            parser.write(body)
-            parser.finalize()
-        except FormParserError as error:
-            raise HTTPException(400, f"no multipart/form-data: {brief(reason(error))}") from None
-        if not ended:
-            raise HTTPException(400, "no multipart/form-data: the end is missing")
-    elif body:
-        add(b"0", body)
-    if not images:
-        raise HTTPException(400, "no image in the body")
-    return images
+def application(model: Model, **limits: Any) -> Starlette:
+    """Return the service as an ASGI application; limits: see `Service`."""
+    service = Service(model, **limits)
+    routes = [
+        Route("/predict", service.predict, methods=["POST"]),
+        Route("/metrics", service.metrics),
+        Route("/health", fixed('{"status": "ok"}')),
+        Route("/model", fixed(model.card.model_dump_json())),
+        Route("/openapi.json", fixed(Path(__file__).with_name("openapi.json").read_text("utf-8"))),
+        Route("/", fixed(Path(__file__).with_name("serve.html").read_text("utf-8"), "text/html")),
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: service.refuse})
 
 
-def application(model: Model, limits: Limits) -> Callable[..., Awaitable[None]]:
-    """Return the service as an ASGI application."""
-    service, page = Service(model, limits), PAGE.read_text(encoding="utf-8")
-    parts = re.findall(r"<(script|style)>(.*?)</\1>", page, re.DOTALL)
-    digests = {kind: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for kind, text in parts}
-    allowed = "; ".join(f"{kind}-src 'sha256-{digest}'" for kind, digest in digests.items())
-    policy = f"default-src 'none'; {allowed}; img-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'"
-    its_headers = {"Content-Security-Policy": f"{policy}; frame-ancestors 'none'", "Referrer-Policy": "no-referrer"}
-    card = model.card.model_dump_json()
-    app = FastAPI(title="Reprise", description="An image classifier.", docs_url=None, redoc_url=None)
-    responses: dict[int | str, dict[str, Any]] = {
-        status: {"model": Refusal, "description": text} for status, text in REFUSALS.items()
-    }
-    of_image = {"type": "string", "format": "binary"}
-    form = {"type": "object", "properties": {"images": {"type": "array", "items": of_image}}}
-    content = {"image/*": {"schema": of_image}, "multipart/form-data": {"schema": form}}
-    described = {"requestBody": {"required": True, "content": content}}
+def fixed(content: str, kind: str = "application/json") -> Callable[[Request], Awaitable[Response]]:
+    """Return an endpoint that always answers with this content."""
 
-    @app.post("/predict", response_model=Answers, responses=responses, openapi_extra=described)
-    async def predict(request: Request, top: Annotated[int, Query(ge=1)] = 5) -> Response:
-        """Classify one image, the body, or several, the parts of multipart/form-data."""
-        with service.seconds.time():
-            async with service.body(request) as body:
-                images = images_of(body, request.headers.get("content-type", ""), limits.images)
-                answers = await service.answer(images, top)
-        if any(answer["label"] is not None for answer in answers):
-            return JSONResponse({"predictions": answers})
-        status = 422 if any(kind_of(image[:HEAD]) in READ for _, image in images) else 415
-        return JSONResponse({"reason": answers[0]["reason"], "predictions": answers}, status)
+    async def endpoint(_: Request) -> Response:
+        return Response(content, headers={"Content-Security-Policy": POLICY}, media_type=kind)
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Say that the service answers."""
-        return {"status": "ok"}
-
-    @app.get("/model", response_class=JSONResponse)
-    async def model_card() -> Response:
-        """Return the model card: classes, preprocessing, training, digests."""
-        return Response(card, media_type="application/json")
-
-    @app.get("/metrics", include_in_schema=False)
-    async def metrics() -> Response:
-        return Response(prometheus.generate_latest(service.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
-
-    @app.get("/", include_in_schema=False)
-    async def index() -> Response:
-        return Response(page, headers=its_headers, media_type="text/html")
-
-    @app.exception_handler(StarletteHTTPException)
-    async def refuse(_: Request, error: StarletteHTTPException) -> Response:
-        return JSONResponse({"reason": error.detail}, error.status_code, error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def refuse_query(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return JSONResponse({"reason": f"{first['loc'][-1]}: {first['msg']}"}, 422)
-
-    async def counted(scope: Message, receive: Any, send: Callable[[Message], Awaitable[None]]) -> None:
-        async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                service.requests.labels(message["status"]).inc()
-                message["headers"].append((b"x-content-type-options", b"nosniff"))
-            await send(message)
-
-        await app(scope, receive, sending)
-
-    return counted
+    return endpoint
 
 
 class Patient(H11Protocol):
@@ -262,42 +172,24 @@ class Patient(H11Protocol):
         self.loop.call_later(self.head_s, self.look, None)
 
     def look(self, seen: object) -> None:
-        """Close the connection if no request has begun since the last look, at which it had had `seen`."""
-        if self.transport.is_closing():
-            return
+        """Close the connection if no request has begun since the last look; `seen`: the last request at that time."""
         if self.cycle is seen and (self.cycle is None or self.cycle.response_complete):
             self.transport.close()
-        else:
+        if not self.transport.is_closing():
             self.loop.call_later(self.head_s, self.look, self.cycle)
 
 
-@contextmanager
-def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Yield a socket that listens. Raises UserError, for a port in use among others."""
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens. Raises UserError, for a port in use among others."""
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.create_server((host, port), family=family, backlog=CONNECTIONS) as server:
-            yield server
+        return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
-        raise UserError(
-            f"{host}:{port}: {getattr(error, 'strerror', error)}; name another by --host and --port"
-        ) from None
+        raise UserError(f"{host}, port {port}: {reason(error)}; name another by --host or --port") from None
 
 
-def run(model: Model, server: socket.socket, limits: Limits) -> None:
-    """Serve until SIGTERM or Ctrl-C; requests that were accepted by then are answered."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2 * CONNECTIONS)), hard))
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # what it says is the answer, too
-    config = uvicorn.Config(
-        application(model, limits),
-        http=Patient,
-        ws="none",
-        lifespan="off",
-        log_level="critical",
-        limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=ANSWER_S,
-        server_header=False,
-    )
+def run(model: Model, server: socket.socket, **limits: Any) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests that were accepted by then are answered. limits: see `Service`."""
+    settings: dict[str, Any] = {"http": Patient, "ws": "none", "log_level": "error", "limit_concurrency": CONNECTIONS}
+    config = uvicorn.Config(application(model, **limits), timeout_graceful_shutdown=2 * ANSWER_S, **settings)
     with suppress(Stopped):  # uvicorn sends itself the signal again, once it has stopped
         uvicorn.Server(config).run(sockets=[server])
