@@ -6,6 +6,7 @@ refused with a status of its own and {"reason": one line}.
 """
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -17,7 +18,6 @@ import numpy as np
 import prometheus_client as prometheus
 import uvicorn
 from starlette.applications import Starlette
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -37,7 +37,7 @@ ANSWER_S = 30  # from a body's last byte to the answer, at most
 POLICY = (  # of the page: its own script and style by their SHA-256, this service, and nothing else
     "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; img-src blob:; connect-src 'self'"
     "; script-src 'sha256-0kzSd8blpTlPWRj2sFxnNQn5Z/8uWlAyd58GLAjXWmw='"
-    "; style-src 'sha256-j72/v4wmKCHSXEuiHpoHhcyVhqsvZAcDn/cuvCl5KHs='"
+    "; style-src 'sha256-BIHsOwOuIVu+8yS0lqTh2wf1BCJzgG6hs9F7Rlb7xC0='"
 )
 
 
@@ -113,7 +113,7 @@ class Service:
                 if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
                     return [("0", await limited.body())]
                 async with limited.form(max_files=self.images, max_fields=0) as form:
-                    files = [file for file in form.values() if isinstance(file, UploadFile)]
+                    files = [file for _, file in form.multi_items() if not isinstance(file, str)]
                     images = [(file.filename or "", await file.read()) for file in files]
         except TimeoutError:
             raise HTTPException(408, f"the body did not arrive within {self.seconds:g} s") from None
@@ -162,21 +162,19 @@ def fixed(content: str, kind: str = "application/json") -> Callable[[Request], A
 
 
 class Patient(H11Protocol):
-    """A connection that is closed where the head of a request does not arrive in time."""
-
-    head_s = 10.0
+    """A connection that is closed where the head of a request does not arrive in 5 to 10 s."""
 
     def connection_made(self, transport: Any) -> None:
         """Begin to watch."""
         super().connection_made(transport)
-        self.loop.call_later(self.head_s, self.look, None)
+        self.loop.call_later(self.timeout_keep_alive, self.look, None)
 
     def look(self, seen: object) -> None:
         """Close the connection if no request has begun since the last look; `seen`: the last request at that time."""
         if self.cycle is seen and (self.cycle is None or self.cycle.response_complete):
             self.transport.close()
         if not self.transport.is_closing():
-            self.loop.call_later(self.head_s, self.look, self.cycle)
+            self.loop.call_later(self.timeout_keep_alive, self.look, self.cycle)
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -189,6 +187,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 def run(model: Model, server: socket.socket, **limits: Any) -> None:
     """Serve until SIGTERM or Ctrl-C; requests that were accepted by then are answered. limits: see `Service`."""
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # what it says is the answer, too
     settings: dict[str, Any] = {"http": Patient, "ws": "none", "log_level": "error", "limit_concurrency": CONNECTIONS}
     config = uvicorn.Config(application(model, **limits), timeout_graceful_shutdown=2 * ANSWER_S, **settings)
     with suppress(Stopped):  # uvicorn sends itself the signal again, once it has stopped
