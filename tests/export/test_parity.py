@@ -102,6 +102,11 @@ def test_a_model_that_cannot_be_exported_leaves_a_reason(measured, digits, tmp_p
     assert reason["reason"].startswith("mlp cannot be exported to ONNX: GuardOnDataDependentSymNode: Could not guard")
     assert [path.name for path in outs[0].iterdir()] == ["not-exported.txt"]
     assert (outs[0] / "not-exported.txt").read_text() == reason["reason"] + "\n"
+    monkeypatch.undo()
+    monkeypatch.setattr("reprise.export.parity.open_onnx", lambda path: measured[3])
+    result = export_model(network, described, digits, 300, tmp_path / "second")
+    assert result.reason == "mlp cannot be exported to ONNX: onnxruntime fails: IndexError: tuple index out of range"
+    assert not list((tmp_path / "second").iterdir())
 
 
 def test_the_stage_publishes_a_model_that_agrees_and_nothing_of_one_that_does_not(reproduced: Workspace):
@@ -126,7 +131,7 @@ def test_the_stage_publishes_a_model_that_agrees_and_nothing_of_one_that_does_no
     reproduced.commit()
 
     code = reproduced.path / "src/reprise/export/onnx.py"
-    code.write_text(code.read_text().replace(".softmax(dim=1)", ".mul(1.001).softmax(dim=1)"))
+    code.write_text(code.read_text().replace(".softmax(dim=1)", ".mul(1.1).softmax(dim=1)"))
     done = reproduced.run("dvc", "repro", check=False)
     assert ran(done) == ["export"]
     assert "the exported model computes something else than torch: " in refused(done)

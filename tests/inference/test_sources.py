@@ -1,13 +1,14 @@
 """Every form of one image gives the same pixels, and every bad one a reason."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from reprise.data.prepare.decode import BadImageError, decode
-from reprise.inference.sources import named_images, pixels
+from reprise.inference.sources import decoded, named_images, pixels
 from reprise.model.artifact import Preprocessing
 from tests.data.prepare.test_decode import encoded
 
@@ -73,3 +74,11 @@ def test_names_are_relative_and_in_a_list_have_their_path_before_them(tmp_path):
     several = [name for name, _ in named_images([NOISE, tree, f"{tree}/b/1.png"])]
     assert several == ["0", *(f"{tree}/{name}" for name in found), f"{tree}/b/1.png"]
     assert [name for name, _ in named_images(np.zeros((2, 4, 4, 1), np.uint8))] == ["0", "1"]
+
+
+def test_a_path_that_no_system_takes_is_a_reason_like_any_other():
+    given = ["a\0.png", "a" * 300 + "/b.png"]
+    assert list(decoded(((name, Path(name)) for name in given), KEPT, 1)) == [
+        (given[0], "embedded null byte"),
+        (given[1], "File name too long"),
+    ]

@@ -52,7 +52,7 @@ def predict(options: Namespace) -> int:
 
     out, images, bad = options.out, 0, 0
     for path in (each for each in options.images if each != "-"):
-        if not os.path.lexists(path):
+        if not os.path.exists(path):  # noqa: PTH110  a Path of "" is the working directory
             raise UserError(f"{path or repr(path)}: no such file or folder")
         if out and out.exists() and out.samefile(path):
             raise UserError(f"--out {out}: would replace what is to be predicted; name another file")

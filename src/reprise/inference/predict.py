@@ -10,24 +10,22 @@ for prediction in model.predict(["cat.jpg", "photos", "more.zip"]):
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.util import find_spec
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from reprise.inference.sources import Decoded, ahead, decoded, named_images
+from reprise.inference.sources import decoded, named_images
 from reprise.model.artifact import ModelCard, load_card
 from reprise.runtime.environment import before_torch, end_imports
 from reprise.runtime.errors import UserError, reason
 from reprise.runtime.parts import ROOT
 
-BATCH = 64  # images through the network at once, at most
+BATCH, BATCH_PIXELS = 256, 1 << 21  # through the network at once, at most
 SAME_BITS = 16  # that of reprise.loader.batches, which needs torch
 
 
@@ -74,17 +72,13 @@ class Model:
         needs its `if __name__ == "__main__"`. Raises UserError for a folder, archive or CSV without images.
         """
         images = decoded(named_images(images), self.card.preprocessing, workers)
-        batches = iter(lambda: list(islice(images, BATCH)), [])
-        with ThreadPoolExecutor(1) as network:  # at work on a batch while the next one is decoded
-            yield from chain.from_iterable(ahead(network.map, partial(self._answer, top), batches, 1))
-
-    def _answer(self, top: int, batch: list[Decoded]) -> list[Prediction]:
-        good = [pixels for _, pixels in batch if not isinstance(pixels, str)]
-        answers = iter(self.probabilities(np.stack(good)) if good else [])
-        return [
-            Prediction(name, reason=found) if isinstance(found, str) else self.prediction(name, next(answers), top)
-            for name, found in batch
-        ]
+        most = BATCH_PIXELS // self.card.architecture.image_size**2 // SAME_BITS * SAME_BITS
+        while batch := list(islice(images, min(BATCH, max(SAME_BITS, most)))):
+            good = [pixels for _, pixels in batch if not isinstance(pixels, str)]
+            answers = iter(self.probabilities(np.stack(good)) if good else [])
+            for name, found in batch:
+                bad = isinstance(found, str)
+                yield Prediction(name, reason=str(found)) if bad else self.prediction(name, next(answers), top)
 
     def prediction(self, name: str, probabilities: np.ndarray, top: int = 5) -> Prediction:
         """Return the answer for an image of this name from its probabilities, float32 (classes,)."""
@@ -171,11 +165,18 @@ def _fetched(source: Path, repo: str | None, rev: str | None) -> Iterator[Path]:
     from dvc.exceptions import DvcException
     from scmrepo.exceptions import SCMError
 
+    names = ["model.safetensors", "model.json", "model.onnx", "export/model.onnx"]
+    whole = source
+    if source.suffix:
+        whole, names = source.parent, [source.name, source.with_suffix(".json").name]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            whole = source.parent if source.suffix else source  # a file of weights needs the one beside it
-            DVCFileSystem(repo, rev=rev).get(whole.as_posix(), f"{folder}/model", recursive=True)
+            files = DVCFileSystem(repo, rev=rev)
+            files.info(whole.as_posix())  # raises for a revision or a folder that is not there; `isfile` does not
+            for name in (name for name in names if files.isfile((whole / name).as_posix())):
+                Path(folder, name).parent.mkdir(exist_ok=True)
+                files.get_file((whole / name).as_posix(), str(Path(folder, name)))
         except (DvcException, SCMError, OSError) as error:
             at = f"{source} of {repo or 'this repository'}, at {rev or 'its newest commit'}"
             raise UserError(f"{at}: {reason(error)}") from None
-        yield Path(folder, "model", source.name if source.suffix else "")
+        yield Path(folder, source.name if source.suffix else "")

@@ -26,12 +26,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from reprise.data.formats.images import HEAD, READ, kind_of
 from reprise.inference.batching import Batched
-from reprise.inference.predict import BATCH, Model, Prediction
+from reprise.inference.predict import Model, Prediction
 from reprise.inference.sources import decode_task
 from reprise.runtime.errors import UserError, reason
 from reprise.runtime.signals import Stopped
 
-DECODED = 8  # images that the thread for decoding takes at once: the first one waits for the others
+DECODED, COMPUTED = 8, 64  # images that a thread takes at once, at most: the first one waits for the others
 CONNECTIONS = 900  # at once, at most, as a process may open 1,024 files by default; others are answered with 503
 ANSWER_S = 30  # from a body's last byte to the answer, at most
 POLICY = (  # of the page: its own script and style by their SHA-256, this service, and nothing else
@@ -53,7 +53,7 @@ class Service:
         self.model, self.at_work = model, 0
         self.body, self.images, self.requests, self.seconds = body, images, requests, seconds
         self.decode = Batched(partial(decode_task, model.card.preprocessing), DECODED)
-        self.compute = Batched(self._compute, BATCH)
+        self.compute = Batched(self._compute, COMPUTED)
         self.registry = registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
         self.answers = prometheus.Counter("reprise_answers", "Of /predict and refusals", ["status"], registry=registry)
@@ -125,8 +125,7 @@ class Service:
 
     async def metrics(self, _: Request) -> Response:
         """Answer GET /metrics."""
-        content = prometheus.generate_latest(self.registry)
-        return Response(content, headers={"Content-Type": prometheus.CONTENT_TYPE_LATEST})
+        return Response(prometheus.generate_latest(self.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
 
     async def refuse(self, _: Request, error: Any) -> Response:
         """Answer where an HTTPException was raised."""

@@ -4,8 +4,10 @@ An image is a path, the bytes of a file, an image of Pillow's, or an array, uint
 (gray and opacity), 3 or 4 (RGB and opacity). A path may also lead to a folder, an archive, or a CSV that names images.
 """
 
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from itertools import chain, islice
@@ -52,7 +54,7 @@ def named_images(images: Any) -> Iterator[Named]:
 def _of_path(path: Path, before: str) -> Iterator[Named]:
     head = b""
     if path.is_file():
-        with path.open("rb") as file:
+        with suppress(OSError), path.open("rb") as file:  # it gets its reason as an image
             head = file.read(HEAD)
     if path.is_dir():
         if not any(path.iterdir()):
@@ -86,10 +88,10 @@ def decoded(images: Iterable[Named], preprocessing: Preprocessing, workers: int)
     yield from chain.from_iterable(map(decode, islice(tasks, FIRST_TASKS if workers > 1 else None)))
     if following := next(tasks, None):
         with spread(workers) as map_tasks:
-            yield from chain.from_iterable(ahead(map_tasks, decode, chain([following], tasks), 2 * workers))
+            yield from chain.from_iterable(_ahead(map_tasks, decode, chain([following], tasks), 2 * workers))
 
 
-def ahead(map_tasks: Map, function: Callable[[Any], Any], tasks: Iterator[Any], most: int) -> Iterator[Any]:
+def _ahead(map_tasks: Map, function: Callable[[Any], Any], tasks: Iterator[Any], most: int) -> Iterator[Any]:
     """Map the function over the tasks in their order; while a result is used, up to `most` tasks beyond it have begun.
 
     `map_tasks` begins them when it is called, as that of an executor does.
@@ -107,10 +109,9 @@ def _tasks(images: Iterable[Named]) -> Iterator[list[Named]]:
     size = 0
     for name, content in images:
         task.append((name, content))
-        if isinstance(content, Path):
-            size += content.stat().st_size if content.exists() else 0
-        else:
-            size += len(content) if isinstance(content, bytes) else getattr(content, "nbytes", 0)
+        with suppress(OSError, ValueError):
+            size += content.stat().st_size if isinstance(content, Path) else getattr(content, "nbytes", 0)
+        size += len(content) if isinstance(content, bytes) else 0
         if len(task) == TASK_IMAGES or size >= TASK_BYTES:
             yield task
             task, size = [], 0
@@ -126,8 +127,8 @@ def decode_task(preprocessing: Preprocessing, task: list[Named]) -> list[Decoded
             results.append((name, pixels(content, preprocessing)))
         except (BadImageError, UserError) as error:
             results.append((name, str(error)))
-        except OSError as error:
-            results.append((name, error.strerror or reason(error)))
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero in it
+            results.append((name, getattr(error, "strerror", None) or reason(error)))
     return results
 
 
@@ -144,9 +145,10 @@ def pixels(content: Any, preprocessing: Preprocessing) -> np.ndarray:
             raise BadImageError(f"an array {content.dtype} {shape}; uint8 (H, W) or (H, W, 1 to 4) is needed")
         content = Image.fromarray(content[:, :, 0] if shape[2:] == (1,) else content)
     if isinstance(content, Path):
-        if content.exists() and not content.is_file():  # a device or a pipe may never end
+        status = content.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe may never end
             raise BadImageError("a folder or a device, not a file")
-        if content.stat().st_size > MOST_BYTES:
+        if status.st_size > MOST_BYTES:
             raise BadImageError(f"a file of more than {MOST_BYTES >> 20} MiB")
         content = content.read_bytes()
     elif isinstance(content, Image.Image):
