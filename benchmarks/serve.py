@@ -155,7 +155,7 @@ ENDLESS = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 def hostile_requests(good: bytes) -> list[bytes]:
     """Return one request of each hostile kind; ENDLESS is followed by bytes without end, see `attack`."""
     bomb = io.BytesIO()
-    Image.new("1", (60_000, 60_000)).save(bomb, "PNG")
+    Image.new("1", (17_000, 17_000)).save(bomb, "PNG")
     archive, parts = b"PK\x03\x04" + bytes(500), b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n\r\n' * 9_999
     form = f"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {len(parts)}\r\n\r\n".encode()
     return [
