@@ -93,7 +93,8 @@ async def load(port: int, requests: list[bytes], expected: list[dict[str, float]
 
     async def client(place: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while (start := time.perf_counter()) < end:
+        while not times or time.perf_counter() < end:
+            start = time.perf_counter()
             writer.write(requests[place % len(requests)])
             status, body = await answer(reader)
             assert status == 200, (status, body)
