@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from reprise.inference.predict import Prediction
 
 FORMATS = ("table", "csv", "jsonl")
+OF_A_MODEL = (
+    argument("--model", default="models", metavar="M", help="folder, run, .safetensors or .onnx (models)"),
+    argument("--runtime", choices=("torch", "onnx"), help="(torch, if it is installed and the weights are there)"),
+    argument("--project", metavar="DIR", help="the project whose own code the model may run"),
+)
 
 
 @command(
     argument("images", nargs="+", metavar="IMAGE", help="image, folder, archive, CSV, or - for standard input"),
-    argument("--model", default="models", metavar="M", help="folder, run, .safetensors or .onnx (models)"),
+    *OF_A_MODEL,
     argument("--repo", help="the DVC repository that has the model (this one)"),
     argument("--rev", help="at this revision of Git's: a tag, a branch, a commit"),
-    argument("--runtime", choices=("torch", "onnx"), help="(torch, if it is installed and the weights are there)"),
-    argument("--project", metavar="DIR", help="the project whose own code the model may run"),
     argument("--top", type=int, default=5, metavar="K", help="classes of an image, in table and jsonl (5)"),
     argument("--format", choices=FORMATS, help="(as the name of --out ends, otherwise table)"),
     argument("--out", type=Path, metavar="FILE", help="write there, whole or not at all"),
@@ -70,11 +73,51 @@ def predict(options: Namespace) -> int:
             if layout == "csv":
                 write_row(_row(each, len(model.card.classes)))
             else:
-                say(_json(each) if layout == "jsonl" else _line(each), file)
+                say(json.dumps(each.plain()) if layout == "jsonl" else _line(each), file)
     said = f", {bad:,} of them cannot be used (see the reasons)" if bad else ""
     if out or bad:
         say(f"predict: {images:,} images{said}" + (f" -> {out}" if out else ""), file=sys.stderr)
     return int(options.strict and bad > 0)
+
+
+@command(
+    *OF_A_MODEL,
+    argument("--fast", action="store_true", help="all CPUs or a GPU; the last digits depend on what is asked at once"),
+    argument("--host", default="127.0.0.1", help="this address (127.0.0.1); 0.0.0.0: all of this machine's"),
+    argument("--port", type=int, default=8000, help="(8000; 0: any that is free)"),
+    argument("--max-mb", type=float, default=16, metavar="MB", help="of a request (16)"),
+    argument("--requests", type=int, default=128, metavar="N", help="accepted at once, others are refused (128)"),
+    argument("--timeout", type=float, default=10, metavar="S", help="seconds for a request to arrive (10)"),
+)
+def serve(options: Namespace) -> None:
+    """Answer over HTTP, and show a page for people.
+
+    reprise serve --model model.onnx --port 8000
+    curl --data-binary @cat.jpg http://127.0.0.1:8000/predict
+
+    POST /predict: an image, or several as multipart/form-data. GET /model, /health, /metrics, /openapi.json. SIGTERM
+    or Ctrl-C: what was accepted is answered, then it ends.
+    """
+    try:
+        from reprise.inference.serve import listening, run
+    except ImportError as error:
+        raise UserError(f"serve needs the package {error.name}: install Reprise with the extra `serve`") from None
+    from reprise.inference.predict import load_model
+
+    if min(options.max_mb, options.requests, options.timeout) <= 0:
+        raise UserError("--max-mb, --requests and --timeout have to be above 0")
+    with listening(options.host, options.port) as server:
+        model = load_model(options.model, runtime=options.runtime, project=options.project, exact=not options.fast)
+        say(f"serve: http://{options.host}:{server.getsockname()[1]}")
+        run(model, server, body=int(options.max_mb * 1e6), requests=options.requests, seconds=options.timeout)
+
+
+@command(OF_A_MODEL[0])
+def benchmark(options: Namespace) -> None:
+    """Show the latency of one image and the images/s of the best batch, for torch and onnxruntime on this machine."""
+    from reprise.inference.latency import table
+
+    say("\n".join(table(options.model)))
 
 
 def _standard_input(stack: ExitStack) -> Path | bytes:
@@ -94,11 +137,6 @@ def _row(each: "Prediction", classes: int) -> list[str | None]:
     """Return a row of a CSV; digits as in data/predictions.csv."""
     digits = [""] * classes if each.probabilities is None else [f"{p:.6g}" for p in each.probabilities.tolist()]
     return [each.name, each.label, *digits, each.reason]
-
-
-def _json(each: "Prediction") -> str:
-    top = [(name, float(f"{p:.6g}")) for name, p in each.top]
-    return json.dumps({"name": each.name, "label": each.label, "top": top, "reason": each.reason})
 
 
 def _line(each: "Prediction") -> str:

@@ -57,6 +57,7 @@ def open_onnx(path: Path, threads: int = 0) -> OnnxModel:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or cpus()
     options.log_severity_level = 3  # errors
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         card = ModelCard.model_validate_json(session.get_modelmeta().custom_metadata_map[CARD])

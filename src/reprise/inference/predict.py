@@ -44,6 +44,12 @@ class Prediction:
     probabilities: np.ndarray | None = None
     reason: str = ""
 
+    def plain(self) -> dict[str, Any]:
+        """Return name, label, probability, top and reason for JSON; probabilities have 6 digits."""
+        top = [(name, float(f"{p:.6g}")) for name, p in self.top]
+        probability = top[0][1] if top else None
+        return {"name": self.name, "label": self.label, "probability": probability, "top": top, "reason": self.reason}
+
 
 class Model:
     """A model ready to predict; `card` says all that is known of it.
@@ -71,13 +77,14 @@ class Model:
             good = [pixels for _, pixels in batch if not isinstance(pixels, str)]
             answers = iter(self.probabilities(np.stack(good)) if good else [])
             for name, found in batch:
-                if isinstance(found, str):
-                    yield Prediction(name, reason=found)
-                    continue
-                row = next(answers)
-                order = np.argsort(-row, kind="stable")[: max(1, top)].tolist()
-                best = [(self.card.classes[label], float(row[label])) for label in order]
-                yield Prediction(name, *best[0], best, row)
+                bad = isinstance(found, str)
+                yield Prediction(name, reason=str(found)) if bad else self.prediction(name, next(answers), top)
+
+    def prediction(self, name: str, probabilities: np.ndarray, top: int = 5) -> Prediction:
+        """Return the answer for an image of this name from its probabilities, float32 (classes,)."""
+        order = np.argsort(-probabilities, kind="stable")[: max(1, top)].tolist()
+        best = [(self.card.classes[label], float(probabilities[label])) for label in order]
+        return Prediction(name, *best[0], best, probabilities)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 (N, classes), of images, uint8 (N, S, S, C), as `decode` gives them."""

@@ -84,11 +84,11 @@ def decoded(images: Iterable[Named], preprocessing: Preprocessing, workers: int)
     workers: processes that decode, see `spread`; they start where there are many images. A few tasks are ahead of what
     is asked for, and no more than that is in memory. Raises what `images` raises.
     """
-    tasks, decode_task = _tasks(images), partial(_decode_task, preprocessing)
-    yield from chain.from_iterable(map(decode_task, islice(tasks, FIRST_TASKS if workers > 1 else None)))
+    tasks, decode = _tasks(images), partial(decode_task, preprocessing)
+    yield from chain.from_iterable(map(decode, islice(tasks, FIRST_TASKS if workers > 1 else None)))
     if following := next(tasks, None):
         with spread(workers) as map_tasks:
-            yield from chain.from_iterable(_ahead(map_tasks, decode_task, chain([following], tasks), 2 * workers))
+            yield from chain.from_iterable(_ahead(map_tasks, decode, chain([following], tasks), 2 * workers))
 
 
 def _ahead(map_tasks: Map, function: Callable[[Any], Any], tasks: Iterator[Any], most: int) -> Iterator[Any]:
@@ -119,7 +119,8 @@ def _tasks(images: Iterable[Named]) -> Iterator[list[Named]]:
         yield task
 
 
-def _decode_task(preprocessing: Preprocessing, task: list[Named]) -> list[Decoded]:
+def decode_task(preprocessing: Preprocessing, task: list[Named]) -> list[Decoded]:
+    """Return what `decoded` yields, for a few images."""
     results: list[Decoded] = []
     for name, content in task:
         try:
