@@ -33,7 +33,7 @@ def main() -> None:
         network, card = load_model(weights, description)
         data, bins = Path("data/processed"), params.evaluate.calibration_bins
         result = evaluate(network, card, data, params.evaluate.batch_size, bins, params.evaluate.metrics)
-        check_budget(result.metrics, weights, params.evaluate.budget)
+        check_budget({**result.metrics, "size_mb": weights.stat().st_size / 1e6}, params.evaluate.budget)
         result.save(*outs)
         trained_with, metadata = card.record.params if card.record else {}, load_metadata(data)
         named = metadata.model_copy(update={"data": params.data.title or metadata.data})

@@ -28,6 +28,8 @@ WRONG = {  # what is set, and what is said
     "data.split=letters data.name=cifar10": "data.split = letters: cifar10 has no variants; set data.split: null",
     "data.split=leters data.name=emnist": "data.split = leters is not allowed: emnist has balanced, .*, mnist; null is",
     "data.mirror=http://m data.name=gtsrb": "data.mirror = http://m: torchvision cannot take gtsrb from elsewhere",
+    "evaluate.budget.parameters=1000": "evaluate.budget.parameters = 1,000: this model needs 373,",
+    "evaluate.budget.size_mb=0.5": "evaluate.budget.size_mb = 0.5: this model needs 1.4",
     "evaluate.metrics=[recall]": "evaluate.metrics: recall is the name of another metric",
     "evaluate.metrics=[auroc,auroc]": "evaluate.metrics: auroc is the name of another metric",
     "evaluate.metrics=[project/a.py:ece]": "ece is the name of another metric; remove or rename project/a.py:ece",
@@ -74,3 +76,11 @@ def test_a_frozen_stage_does_not_take_the_check_out_of_order(reproduced):
     before, done = model.stat(), reproduced.run("dvc", "repro", "train", check=False)
     assert "train.batch_size = 1: test_resnet normalizes" in refused(done)
     assert model.stat() == before
+
+
+def test_a_network_of_ones_own_may_want_what_only_the_data_tell(check, reproduced):
+    own = "from torch import nn\nfrom timm.models import register_model\n\n@register_model\ndef picky(**kwargs):\n"
+    (reproduced.path / "project/net.py").write_text(
+        f"{own}    assert kwargs['in_chans'] == 1\n    return nn.Identity()\n"
+    )
+    check("data.name=cifar10 model.name=project/net.py:picky")

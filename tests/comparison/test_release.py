@@ -29,10 +29,12 @@ def train(workspace, *overrides):
 
 @pytest.mark.slow
 def test_a_release_is_a_tag_that_gto_lists_and_a_worse_model_gets_none_unless_asked_for(reproduced):
+    assert "models/export, which a release hands out, has no model" in refused(reproduced, "v1.1.0")
+    assert "without an exported model" in release(reproduced, "v1.1.0", "--anyway").stdout
     train(reproduced, "export.enabled=true")
     done = release(reproduced, "v1.2.0")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"Release v1.2.0 of model: test accuracy 0\.\d+, loss \d+\.\d+; the first release", done.stdout)
+    assert re.search(r"Release v1.2.0 of model: test accuracy 0\.\d+, loss \d+\.\d+; no difference shown", done.stdout)
     assert "git push origin model@v1.2.0" in done.stdout
     assert reproduced.run("git", "cat-file", "-t", "model@v1.2.0").stdout == "tag\n"
     assert "v1.2.0" in reproduced.run("gto", "show").stdout
@@ -57,6 +59,9 @@ def test_a_release_is_a_tag_that_gto_lists_and_a_worse_model_gets_none_unless_as
 
 
 def test_what_is_not_recorded_is_not_released(reproduced):
+    reproduced.run("git", "config", "user.name", "")
+    assert "a tag needs Git's user.name" in refused(reproduced, "v1.0.0", "--anyway")
+    reproduced.run("git", "config", "user.name", "Test")
     (reproduced.path / "metrics/test.json").write_text("{}")
     assert "uncommitted changes (metrics/test.json)" in refused(reproduced, "v1.0.0")
     reproduced.commit()

@@ -71,6 +71,15 @@ def test_one_wrong_probability_stops_it_and_image_class_and_both_numbers_are_nam
     assert "\n" not in str(error.value) and "export.enabled: false" in str(error.value)
 
 
+def test_an_image_alone_is_compared_too(measured, digits):
+    class Lonely(Pretended):
+        def __call__(self, images):
+            return super().__call__(images) + 0.1 * (len(images) == 1)
+
+    with pytest.raises(UserError, match=f"val image {load_split(digits, 'val').ids[0]}, class "):
+        compare(measured[0], Lonely(measured, digits, lambda rows: None), digits, 300, 0)
+
+
 def test_a_changed_class_counts_unless_torch_itself_holds_the_two_for_equal(measured, digits, monkeypatch):
     network, _, expected = measured
     order = expected["test"].argsort(axis=1)

@@ -90,6 +90,34 @@ def test_nothing_is_recorded_where_it_is_not_shown(reproduced, path, before, aft
 
 
 @pytest.mark.slow
+def test_the_epochs_reach_beyond_a_frozen_backbone_and_a_merge_commit_is_a_base(reproduced):
+    reproduced.run("git", "checkout", "--quiet", "-b", "side")
+    reproduced.commit()
+    reproduced.run("git", "checkout", "--quiet", "main")
+    reproduced.run("git", "merge", "--quiet", "--no-ff", "--no-commit", "side")
+    reproduced.set("train.epochs=3", "train.freeze_epochs=2")
+    reproduced.run("dvc", "repro", "train")
+    reproduced.commit()
+    assert len(reproduced.run("git", "log", "-1", "--format=%P").stdout.split()) == 2
+    add(reproduced, "\nSECOND = 2\n")
+    assert "train the same bits for 3 epochs" in keep(reproduced, "--epochs", "1").stdout
+
+
+@pytest.mark.slow
+def test_another_card_is_no_less_a_difference_than_other_weights(reproduced):
+    edit(reproduced, "src/reprise/training/result.py", "seed=made.params.seed,", "seed=made.params.seed + 1,")
+    done = keep(reproduced, "--epochs", "1")
+    assert done.returncode == 1
+    assert "first in models/model.json: its training" in done.stderr
+
+
+def test_weights_that_are_not_there_are_named_before_anything_is_trained(reproduced):
+    add(reproduced, "\nSECOND = 2\n")
+    (reproduced.path / WEIGHTS).unlink()
+    assert "`dvc checkout models/model.safetensors`" in keep(reproduced).stderr
+
+
+@pytest.mark.slow
 def test_other_bits_are_named(reproduced):
     text = (reproduced.path / CODE).read_text()
     found = re.search(r"^def create_optimizer\(.*?\n    \"\"\".*?\"\"\"\n", text, re.DOTALL | re.MULTILINE)
@@ -97,6 +125,7 @@ def test_other_bits_are_named(reproduced):
     (reproduced.path / CODE).write_text(changed)
     reproduced.commit()
     old = state(reproduced)
+    keep(reproduced, "--epochs", "1")  # which does not stand in the way of the next
     done = keep(reproduced)
     assert done.returncode == 1
     assert "the trainings differ, first in models/model.safetensors: tensor " in done.stderr

@@ -4,6 +4,7 @@ Versions are Git tags as GTO (https://github.com/treeverse/gto) writes them, suc
 and `dvc artifacts get` know them.
 """
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -21,9 +22,9 @@ WEIGHTS = "models/model.safetensors"
 def release(project: Project, version: str, anyway: bool = False) -> Iterator[str]:
     """Tag HEAD's model with a version such as v1.2.0; yield what a person has to know.
 
-    anyway: even if it is worse than the last release, or cannot be compared with it. Raises UserError, with no tag
-    made, otherwise; also for uncommitted changes, files that are not what dvc.lock records, the model of the last
-    release, and a version that exists or is none.
+    anyway: even if it is worse than the last release, cannot be compared with it, or was not exported. Raises
+    UserError, with no tag made, otherwise; also for uncommitted changes, files that are not what dvc.lock records, the
+    model of the last release, and a version that exists or is none.
     """
     project.refuse_edits("a release is a commit")
     if wrong := stale(project) or verify(project).mismatches:
@@ -33,26 +34,38 @@ def release(project: Project, version: str, anyway: bool = False) -> Iterator[st
     prefix = f"{folder}={ARTIFACT}@v" if folder else f"{ARTIFACT}@v"
     tags = project.git("tag", "--sort=-version:refname", "--list", f"{prefix}[0-9]*").split()
     last = next((tag for tag in tags if re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+", tag.removeprefix(prefix))), None)
-    said = _against(project, last, anyway) if last else "the first release"
-    metrics, version = Revision(project, "HEAD", "HEAD").metrics, version.removeprefix("v")
+    head = Revision(project, "HEAD", "HEAD")
+    said = _against(project, last, head, anyway) if last else "the first release"
+    if not (exported := _is_exported(head)) and not anyway:
+        why = "models/export, which a release hands out, has no model: metrics/export.json says why"
+        raise UserError(f"{why}; `--anyway` releases it all the same")
+    said += "; without an exported model" * (not exported)
+    metrics, version = head.metrics, version.removeprefix("v")
     test = ", ".join(f"{name} {metrics.get(name)}" for name in ("accuracy", "loss"))
     message = f"Release v{version} of {ARTIFACT}: test {test}; {said}"
     import gto.api  # it comes with DVC
     from gto.exceptions import GTOException
+    from scmrepo.exceptions import SCMError
 
     name = f"{folder}:{ARTIFACT}" if folder else ARTIFACT
     try:
         gto.api.register(str(project.top), name, "HEAD", f"v{version}", message)
     except GTOException as error:
         raise UserError(f"{version}: {reason(error)}") from None
+    except SCMError as error:
+        raise UserError(f"{reason(error)}; a tag needs Git's user.name and user.email") from None
     yield message
     yield f"`dvc push && git push origin {prefix}{version}` hands it on"
 
 
-def _against(project: Project, last: str, anyway: bool) -> str:
+def _is_exported(revision: Revision) -> bool:
+    return bool(json.loads(revision.read("metrics/export.json") or "{}").get("exported"))
+
+
+def _against(project: Project, last: str, head: Revision, anyway: bool) -> str:
     """Return the verdict on HEAD against the last release. Raises UserError if it stands in the way."""
     base = Revision(project, last, project.git("rev-parse", f"{last}^{{commit}}").strip())
-    if base.md5(WEIGHTS) == Revision(project, "HEAD", "HEAD").md5(WEIGHTS):
+    if base.md5(WEIGHTS) == head.md5(WEIGHTS) and _is_exported(base) >= _is_exported(head):
         raise UserError(f"the model is that of {last}; train another one, or use that release")
     try:
         found = compare(project, str(base.commit), "HEAD")

@@ -170,14 +170,15 @@ def check_metrics(extra: Sequence[str]) -> None:
             extra_metric(name, torch.full((4, 4), 0.25), torch.arange(4))
 
 
-def check_budget(metrics: Mapping[str, float | int | None], weights: Path, budget: BudgetParams) -> None:
-    """Raise UserError, naming each excess, for a model beyond its budget; weights: its file. Unknown FLOPs are one."""
-    needs = {"parameters": metrics["parameters"], "flops": metrics["flops"], "size_mb": weights.stat().st_size / 1e6}
-    allowed = {name: most for name, most in budget.model_dump().items() if most is not None}
+def check_budget(needs: Mapping[str, float | int | None], budget: BudgetParams) -> None:
+    """Raise UserError, naming each excess, for a model that needs more than its budget allows.
+
+    needs: by the names in `evaluate.budget`; one that is missing is not looked at, one that is None is an excess.
+    """
     beyond = [
         f"evaluate.budget.{name} = {most:,}: this model {'needs ' + shown(need) if need else 'cannot be counted'}"
-        for name, most in allowed.items()
-        if (need := needs[name]) is None or need > most
+        for name, most in budget.model_dump().items()
+        if most is not None and name in needs and ((need := needs[name]) is None or need > most)
     ]
     if beyond:
         raise UserError(f"{'; '.join(beyond)}; take a smaller model.name, or raise the budget")

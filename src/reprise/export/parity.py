@@ -66,6 +66,7 @@ def compare(network: TIMMBackbone, model: OnnxModel, processed: Path, batch_size
         starts = range(0, len(split), batch_size)
         with _runnable():
             given = np.concatenate([model(split.images[start : start + batch_size]) for start in starts])
+            given[:1] = model(split.images[:1])  # alone, as most images come
         difference = np.nan_to_num(np.abs(given - expected), nan=np.inf)
         row, label = np.unravel_index(difference.argmax(), difference.shape)
         if difference[row, label] > largest:

@@ -19,7 +19,7 @@ from reprise.params.resolve import resolve_device, resolve_precision
 from reprise.params.schema import ModelParams, Params, TrainParams
 from reprise.runtime.device import resolve_reproducible
 from reprise.runtime.errors import UserError
-from reprise.runtime.parts import create_part
+from reprise.runtime.parts import create_part, is_part
 from reprise.training.debug import Debug
 from reprise.training.distributed import processes
 from reprise.training.losses import find_loss
@@ -132,11 +132,12 @@ def own_callbacks(params: TrainParams) -> list[Callback]:
     return made
 
 
-def check_settings(params: Params, weights: Path, data: Metadata | None = None) -> None:
-    """Raise UserError for settings of a training that can be refused before its data are there.
+def check_settings(params: Params, weights: Path, data: Metadata | None = None) -> TIMMBackbone | None:
+    """Raise UserError for settings of a training that can be refused before its data are there; return the network.
 
     weights: the path of `model.weights`. data: the metadata where they are known; otherwise the images are taken for
-    RGB ones where `data.channels` is `auto`, and nothing is said that depends on the number of images and classes.
+    RGB ones where `data.channels` is `auto`, and nothing is said that depends on the number of images and classes; a
+    network of the user's own that cannot be built for them is None.
     """
     model, train = params.model, params.train
     resolve(train, 0)
@@ -148,9 +149,15 @@ def check_settings(params: Params, weights: Path, data: Metadata | None = None) 
         size, channels = params.data.image_size, 3 if params.data.channels == "auto" else params.data.channels
         data = Metadata.model_construct(data=params.data.name, classes=["a", "b"], image_size=size, channels=channels)
     resolve_augmentation(train.augment, data)
-    network, architecture = create_network(model, data, train.seed, find_pretrained(model, weights))
+    try:
+        network, architecture = create_network(model, data, train.seed, find_pretrained(model, weights))
+    except Exception as error:  # of a network of the user's own, which may want the true channels and classes
+        if is_part(model.name) and not isinstance(error, UserError):
+            return None
+        raise
     check_start_size(network, architecture, train.start_size)
     check_batch_size(network, architecture, train.batch_size)
     optimizer = create_optimizer(network.model, train)
     if train.schedule != "none":
         create_schedule(optimizer, train, 100)
+    return network
