@@ -15,7 +15,7 @@ SRC = ROOT / "src"
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 ORDER = [
     *("runtime", "params", "data.formats", "data.download", "data.prepare", "augment", "loader", "model"),
-    *("training", "evaluation", "repo", "comparison", "diagnostics", "commands", "cli"),
+    *("features", "training", "evaluation", "repo", "comparison", "diagnostics", "commands", "cli"),
 ]
 # names of other packages that begin with an underscore, as regular expressions, and why there is no other way
 PRIVATE = {

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from reprise.data.download.torchvision_sets import TORCHVISION_SETS
 from reprise.params.load import as_yaml, flat, help_text, load_params
-from reprise.params.schema import DataParams, Params, json_schema
+from reprise.params.schema import FROZEN, TUNED, DataParams, Params, json_schema
 from reprise.runtime.errors import UserError
 from tests.conftest import PARAMS, ROOT
 
@@ -254,6 +254,10 @@ def fitting(tree):
     tree["review"]["require"] = ["accuracy >= 0.5", "train.val_loss<=-1"][: len(tree["review"]["require"])]
     if tree["train"]["augment"]["resized_crop"]:
         tree["train"]["augment"]["crop"] = 0
+    tree["train"] |= FROZEN if tree["train"]["backbone"] == "frozen" else TUNED
+    if tree["train"]["backbone"] == "frozen":
+        tree["train"]["augment"] |= {"mixup": 0, "cutmix": 0}
+        tree["train"]["balance"] = "weights"
     return tree
 
 

@@ -46,7 +46,8 @@ class TrainResult:
     def summary(self) -> str:
         """Return the outcome in one line."""
         best, averaged = self.best, " (averaged weights)" * self.card.training.averaged
-        what = f"{self.card.architecture.model_name}, best epoch {best.epoch} of {len(self.history)}"
+        kind = f"{self.card.training.head} head" if self.card.training.head else "epoch"
+        what = f"{self.card.architecture.model_name}, best {kind} {best.epoch} of {len(self.history)}"
         return f"{what}: validation accuracy {best.val_accuracy:.4f}, loss {best.val_loss:.4f}{averaged}"
 
     def discard_checkpoints(self) -> None:
@@ -174,6 +175,7 @@ def card_of(
             pretrained=made.model.pretrained,
             start=origin,
             epoch=best.epoch,
+            head=made.params.head if made.params.backbone == "frozen" else None,
             averaged=best.averaged,
             continued=earlier.continued if earlier else [],
             seed=made.params.seed,

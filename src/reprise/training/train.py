@@ -34,6 +34,7 @@ from reprise.training.callbacks.progress import Progress
 from reprise.training.checkpoint import Checkpoints, Resumption
 from reprise.training.debug import Debug
 from reprise.training.distributed import EndTogether, SharedBuffers, ddp_strategy, failure, slurm_environment
+from reprise.training.frozen import fit_head
 from reprise.training.loggers import LearningRate
 from reprise.training.result import FinishedRun, TrainResult, card_of, provenance_of, report_pretrained
 from reprise.training.setup import Assembly, own_callbacks, resolve
@@ -71,7 +72,7 @@ def train(
 
     weights: the path of `model.weights`. With a scratch folder, the training saves checkpoints below it, resumes from
     an earlier one of the same params, data, code and terms, and leaves it to the caller to discard them once the result
-    is safe. Prints its progress to stderr.
+    is safe. Of a frozen backbone it keeps the features, in `features` beside it. Prints its progress to stderr.
     Raises UserError for a model, batch size or image size that do not fit the data or the memory, and as soon as the
     loss is not finite; Stopped, once a checkpoint is written, after SIGTERM, SIGHUP or Ctrl-C.
     """
@@ -93,14 +94,19 @@ def train(
         begun_with = [origin.sha256, start.classes, made.architecture.image_size] if origin and start else None
         terms = {**options.debug.deciding(), **({"continued": earlier.card.provenance.key()} if earlier else {})}
         provenance = provenance_of(metadata, model, params, begun_with, terms)
-        checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
+        frozen = params.backbone == "frozen"  # a killed one has nothing to go on from but its features
+        checkpoints = Checkpoints(scratch, provenance.key()) if scratch and not frozen else None
         if earlier and checkpoints:
             earlier.check(provenance, origin, best)
             checkpoints.begun = earlier.checkpoint
         for logger in options.loggers:
             logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
         try:
-            _fit(made, best, checkpoints, options)
+            if frozen:
+                with StopSignals(), _one_line(params.batch_size):
+                    fit_head(made, best, scratch and scratch.with_name("features"), options.loggers)
+            else:
+                _fit(made, best, checkpoints, options)
         except BaseException:
             if checkpoints:
                 checkpoints.leave()
