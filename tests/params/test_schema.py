@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reprise.data.download.torchvision_sets import TORCHVISION_SETS
+from reprise.params.backbone import FROZEN, TUNED
 from reprise.params.load import as_yaml, flat, help_text, load_params
-from reprise.params.schema import FROZEN, TUNED, DataParams, Params, json_schema
+from reprise.params.schema import DataParams, Params, json_schema
 from reprise.runtime.errors import UserError
 from tests.conftest import PARAMS, ROOT
 

@@ -5,8 +5,7 @@ what is fitted to standardized features is folded back into weight and bias for 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,23 +13,14 @@ from torch import Tensor, nn
 
 STRENGTHS = tuple(10 ** (1 - step / 2) for step in range(11))  # of the penalty: 10 to 0.0001
 SCALES = tuple(2.0**power for power in range(-12, 1))
-LBFGS: dict[str, Any] = {
-    **{"max_iter": 2000, "history_size": 20, "tolerance_grad": 1e-6, "tolerance_change": 1e-12},
-    "line_search_fn": "strong_wolfe",
-}
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(NamedTuple):
     """weight (classes, D) and bias (classes,), float32. strength: of the L2 penalty, or the scale of the distances."""
 
     weight: Tensor
     bias: Tensor
     strength: float
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Return logits (N, classes) of features, float32 (N, D)."""
-        return F.linear(features, self.weight, self.bias)
 
 
 def linear_path(features: Tensor, labels: Tensor, criterion: nn.CrossEntropyLoss, classes: int) -> Iterator[Head]:
@@ -43,13 +33,14 @@ def linear_path(features: Tensor, labels: Tensor, criterion: nn.CrossEntropyLoss
     mean, std, inputs = _standardized(features)
     parameters = torch.zeros(classes, inputs.shape[1] + 1, dtype=torch.float64, requires_grad=True)
     for strength in STRENGTHS:
-        optimizer = torch.optim.LBFGS([parameters], **LBFGS)
+        optimizer = torch.optim.LBFGS(
+            [parameters], max_iter=2000, tolerance_grad=1e-6, tolerance_change=0, line_search_fn="strong_wolfe"
+        )
 
         def loss(optimizer: torch.optim.Optimizer = optimizer, strength: float = strength) -> Tensor:
-            optimizer.zero_grad()
-            logits = F.linear(inputs, parameters[:, :-1], parameters[:, -1])
-            value: Tensor = criterion(logits, labels) + strength / 2 * parameters[:, :-1].square().sum()
-            value.backward()
+            weight, bias = parameters[:, :-1], parameters[:, -1]
+            value: Tensor = criterion(F.linear(inputs, weight, bias), labels) + strength / 2 * weight.square().sum()
+            (parameters.grad,) = torch.autograd.grad(value, parameters)
             return value
 
         optimizer.step(loss)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_o
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
+from reprise.params.backbone import check_backbone
 from reprise.runtime.environment import Reproducibility
 from reprise.runtime.errors import brief
 
@@ -37,12 +38,6 @@ Processors = Annotated[int, Field(ge=1, le=256)] | Literal["auto"]
 Bar = Annotated[str, Field(pattern=r"^[\w.]+ *(>=|<=) *-?\d+(\.\d+)?$")]
 Side = Annotated[int, Field(ge=8, le=1024)]
 Own = Annotated[str, Field(pattern=r"^project/.+\.py:\w+$")]
-# what a frozen backbone leaves no other choice in; without one it is `head` and `feature_views`
-FROZEN: dict[str, Any] = {
-    **{"loss": "cross_entropy", "ema": None, "freeze_epochs": 0, "layer_decay": None, "backbone_lr": 1.0},
-    **{"start_size": None, "early_stopping": None, "compile": False, "callbacks": [], "devices": 1, "num_nodes": 1},
-}
-TUNED: dict[str, Any] = {"head": "linear", "feature_views": 1}
 
 
 def param(description: str, **constraints: Any) -> Any:
@@ -231,18 +226,9 @@ class TrainParams(Section):
     )
     backbone_lr: float = param("factor on the learning rate of all but the classifier, for fine-tuning", gt=0, le=1)
     freeze_epochs: int = param("epochs at the start that train the classifier alone", ge=0)
-    backbone: Literal["tune", "frozen"] = param(
-        "tune: all weights are trained; frozen: none but the classifier's, on features that are computed once"
-    )
-    head: Literal["linear", "prototypes"] = param(
-        "classifier of a frozen backbone; linear: multinomial logistic regression; prototypes: nearest class mean"
-    )
-    feature_views: int = param(
-        "with a frozen backbone, features of each training image: of itself and, above 1, of so many less one that "
-        "train.augment has changed",
-        ge=1,
-        le=100,
-    )
+    backbone: Literal["tune", "frozen"] = param("frozen: its features are computed once, for the classifier alone")
+    head: Literal["linear", "prototypes"] = param("of a frozen backbone: logistic regression, or nearest class mean")
+    feature_views: int = param("of each image, the first unchanged, all others by train.augment", ge=1, le=100)
     schedule: Schedule = param(
         "onecycle: warm up, then fall to zero; plateau: a tenth whenever val/loss stalls; none: constant; the "
         "others are timm's"
@@ -314,12 +300,7 @@ class TrainParams(Section):
             )
         if self.schedule == "none" and self.schedule_kwargs:
             raise ValueError("schedule_kwargs: schedule = none takes none; set it to {}")
-        for name, only in (FROZEN if self.backbone == "frozen" else TUNED).items():
-            if (value := getattr(self, name)) != only:
-                raise ValueError(f"{name} = {value} does not go with backbone = {self.backbone}; set it to {only}")
-        mixed = self.augment.mixup or self.augment.cutmix
-        if self.backbone == "frozen" and (mixed or self.balance == "sampling"):
-            raise ValueError("backbone = frozen: no mixup, cutmix or balance = sampling; balance = weights is possible")
+        check_backbone(self)
         return self
 
 

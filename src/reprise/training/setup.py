@@ -6,17 +6,16 @@ One place for `train` and the checks before it, so that they look at what will b
 from functools import partial
 from pathlib import Path
 
-import torch
 from lightning import Callback
 from torch import nn
 
 from reprise.augment.pipeline import resolve_augmentation
 from reprise.data.formats.packed import Metadata, Unaltered, load_metadata, load_split
-from reprise.features.pooled import linear_classifier
+from reprise.features.store import check_frozen
 from reprise.loader.batches import EvalBatches, Process, TrainBatches, class_weights, growing_sizes
 from reprise.model.artifact import Architecture
 from reprise.model.backbone import TIMMBackbone, check_takes, create_network
-from reprise.model.pretrained import PretrainedWeights, find_pretrained
+from reprise.model.pretrained import find_pretrained
 from reprise.params.resolve import resolve_device, resolve_precision
 from reprise.params.schema import ModelParams, Params, TrainParams
 from reprise.runtime.device import resolve_reproducible
@@ -61,7 +60,8 @@ class Assembly:
         sizes = growing_sizes(epochs, check_start_size(self.network, self.architecture, params.start_size), size)
         self.batches = TrainBatches(self.train_split, self.metadata, params, process, sizes)
         self.val_batches = EvalBatches(val_split, self.metadata, params.batch_size, process, size)
-        check_frozen(self.network, self.architecture, self.pretrained_weights, params)
+        if params.backbone == "frozen":
+            check_frozen(self.network, self.architecture, self.pretrained_weights)
         check_batch_size(self.network, self.architecture, self.batches.batch_size)
 
     def lit(self, network: TIMMBackbone | None = None) -> ChunkedClassifier:
@@ -109,18 +109,6 @@ def check_batch_size(network: TIMMBackbone, architecture: Architecture, batch_si
         raise UserError(f"train.batch_size = 1: {architecture.model_name} normalizes over the batch; choose at least 2")
 
 
-def check_frozen(
-    network: TIMMBackbone, architecture: Architecture, pretrained: PretrainedWeights | None, params: TrainParams
-) -> None:
-    """Raise UserError for a network that `backbone: frozen` can do nothing with; leave it as it was otherwise."""
-    if params.backbone == "frozen":
-        if pretrained is None:
-            way_out = "set model.pretrained: true, or put weights into data/weights"
-            raise UserError(f"train.backbone = frozen: random weights have no features worth keeping; {way_out}")
-        linear_classifier(network, torch.rand(2, architecture.in_chans, *[architecture.image_size] * 2))
-        network.train()
-
-
 def lit_classifier(net: nn.Module, num_classes: int, params: TrainParams, steps: int) -> ChunkedClassifier:
     """Return the Lightning module with the optimizer and schedule that the params name; steps: batches in an epoch."""
     updates = -(-steps // params.accumulate)
@@ -166,7 +154,8 @@ def check_settings(params: Params, weights: Path, data: Metadata | None = None) 
     resolve_augmentation(train.augment, data)
     pretrained = find_pretrained(model, weights)
     network, architecture = create_network(model, data, train.seed, pretrained)
-    check_frozen(network, architecture, pretrained, train)
+    if train.backbone == "frozen":
+        check_frozen(network, architecture, pretrained)
     check_start_size(network, architecture, train.start_size)
     check_batch_size(network, architecture, train.batch_size)
     optimizer = create_optimizer(network.model, train)

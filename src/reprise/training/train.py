@@ -94,19 +94,19 @@ def train(
         begun_with = [origin.sha256, start.classes, made.architecture.image_size] if origin and start else None
         terms = {**options.debug.deciding(), **({"continued": earlier.card.provenance.key()} if earlier else {})}
         provenance = provenance_of(metadata, model, params, begun_with, terms)
-        frozen = params.backbone == "frozen"  # a killed one has nothing to go on from but its features
-        checkpoints = Checkpoints(scratch, provenance.key()) if scratch and not frozen else None
+        # a head has nothing to go on from but its features
+        checkpoints = Checkpoints(scratch, provenance.key()) if scratch and params.backbone == "tune" else None
         if earlier and checkpoints:
             earlier.check(provenance, origin, best)
             checkpoints.begun = earlier.checkpoint
         for logger in options.loggers:
             logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
         try:
-            if frozen:
-                with StopSignals(), _one_line(params.batch_size):
-                    fit_head(made, best, scratch and scratch.with_name("features"), options.loggers)
-            else:
+            if params.backbone == "tune":
                 _fit(made, best, checkpoints, options)
+            else:
+                with StopSignals(), _one_line(params.batch_size):
+                    fit_head(made, best, provenance, scratch and scratch.with_name("features"))
         except BaseException:
             if checkpoints:
                 checkpoints.leave()
