@@ -126,8 +126,8 @@ def test_overrides_reach_nested_and_free_form_keys():
             "train.augment.crop=4 train.augment.resized_crop=0.5",
             "train.augment: crop and resized_crop both cut a window out of the image; set one of them to 0",
         ),
-        ("train.backbone=frozen train.ema=0.9", "train: ema = 0.9 does not go with backbone = frozen; set it to null"),
-        ("train.head=prototypes", "train: head = prototypes does not go with backbone = tune; set it to linear"),
+        ("train.backbone=frozen train.ema=0.9", "train: ema = 0.9: not with backbone = frozen; set it to null"),
+        ("train.head=prototypes", 'head = prototypes: not with backbone = tune; set it to "linear"'),
         ("train.backbone=frozen train.augment.mixup=1", "backbone = frozen: no mixup, cutmix or balance = sampling"),
     ],
 )

@@ -29,7 +29,6 @@ from reprise.runtime.errors import UserError, say
 
 MOST = 10
 FILE, SEAL = "features.safetensors", "features.json"
-WAY_OUT = "set train.backbone: tune, or choose another model.name"
 
 
 def check_frozen(network: TIMMBackbone, architecture: Architecture, pretrained: PretrainedWeights | None) -> None:
@@ -54,7 +53,7 @@ def check_frozen(network: TIMMBackbone, architecture: Architecture, pretrained: 
             weight.copy_(given)
     if not fits:
         what = f"{architecture.model_name} has no pooled features under one linear classifier"
-        raise UserError(f"train.backbone = frozen: {what}; {WAY_OUT}")
+        raise UserError(f"train.backbone = frozen: {what}; set train.backbone: tune, or choose another model.name")
 
 
 def pooled(network: TIMMBackbone, images: Tensor) -> Tensor:
@@ -87,14 +86,13 @@ def folded(network: TIMMBackbone, images: Tensor) -> TIMMBackbone:
 def pooled_features(network: TIMMBackbone, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Return features, float32 (N, D), and labels, int64 (N,), of batches without their padding, on the CPU.
 
-    The network computes in evaluation mode. Raises UserError for features that are not finite.
+    network: in evaluation mode. Raises UserError for features that are not finite.
     """
-    network.eval()
     with torch.no_grad():
         parts = [mask_outputs(pooled(network, images).cpu(), labels.cpu()) for images, labels in batches]
     features, labels = map(torch.cat, zip(*parts, strict=True))
     if not features.isfinite().all():
-        raise UserError(f"train.backbone = frozen: the weights give features that are not finite; {WAY_OUT}")
+        raise UserError("train.backbone = frozen: the weights give features that are not finite; choose others")
     return features, labels
 
 
@@ -105,21 +103,18 @@ def backbone_sha256(network: TIMMBackbone) -> str:
     return hashlib.sha256(b"".join(deciding)).hexdigest()
 
 
-def stored(store: Path | None, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors that the store has under a key; otherwise compute them and keep them there.
+def stored(folder: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors that a folder of the store holds; otherwise compute them and keep them there.
 
-    A damaged folder is named on stderr and made anew. Without a store they are computed.
+    A damaged folder is named on stderr and made anew.
     """
-    if store is None:
-        return compute()
-    folder = store / key
     if (found := _read(folder)) is None:
         with publishing(folder) as (partial,):
             found = compute()
             partial.mkdir()
             save_file(found, partial / FILE)
             write_sealed(partial / SEAL, {"sha256": file_sha256(partial / FILE)})
-        for _, old in sorted((path.stat().st_mtime_ns, path) for path in store.glob("[!.]*"))[:-MOST]:
+        for _, old in sorted((path.stat().st_mtime_ns, path) for path in folder.parent.glob("[!.]*"))[:-MOST]:
             remove(old)
     return found
 

@@ -1,5 +1,6 @@
 """What `train.backbone` goes with: a frozen one leaves most ways of training without a meaning."""
 
+import json
 from typing import Any
 
 FROZEN: dict[str, Any] = {
@@ -14,7 +15,6 @@ def check_backbone(train: Any) -> None:
     """Raise ValueError for `train` params that do not go with its backbone: a user shall not think that they count."""
     for name, only in (FROZEN if train.backbone == "frozen" else TUNED).items():
         if (value := getattr(train, name)) != only:
-            shown = "null" if only is None else only
-            raise ValueError(f"{name} = {value} does not go with backbone = {train.backbone}; set it to {shown}")
+            raise ValueError(f"{name} = {value}: not with backbone = {train.backbone}; set it to {json.dumps(only)}")
     if train.backbone == "frozen" and (train.augment.mixup or train.augment.cutmix or train.balance == "sampling"):
         raise ValueError("backbone = frozen: no mixup, cutmix or balance = sampling; balance = weights is possible")

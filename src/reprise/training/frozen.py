@@ -26,7 +26,7 @@ def fit_head(made: Assembly, best: BestEpoch, provenance: Provenance, store: Pat
     """
     model: Any = made.network.model
     layer, criterion = model.get_classifier(), made.lit().criterion.double()
-    features = stored(store, _key(made, provenance), lambda: _computed(made))
+    features = stored(store / _key(made, provenance), lambda: _computed(made)) if store else _computed(made)
     path = linear_path if made.params.head == "linear" else prototype_path
     train, labels, val, val_labels = (features[name] for name in ("train", "train_labels", "val", "val_labels"))
     with torch.no_grad():

@@ -26,10 +26,9 @@ def summary(made: Assembly) -> str:
     weights = sum(parameter.numel() for parameter in network.parameters())
     counts = f"model     {architecture.model_name}: {weights:,} parameters, {operations} multiply-adds an image"
     images = f"data      {metadata.data}: {metadata.summary()}{resized}"
-    place = f"on {device}, {params.reproducible}{unused}"
     if params.backbone == "frozen":
-        how = f"{params.head}, on features of {params.feature_views} views of each image, computed once"
-        return f"{counts}\n{images}\nhead      {how}, {place}"
+        how = f"{params.head}, on features of {params.feature_views} views of each image, computed once on {device}"
+        return f"{counts}\n{images}\nhead      {how}"
     frozen = f", {params.freeze_epochs} with a frozen backbone" if params.freeze_epochs else ""
     return "\n".join(
         [
@@ -38,7 +37,7 @@ def summary(made: Assembly) -> str:
             f"{kept * made.batches.batch_size / 1e6:,.1f} MB for a batch of {made.batches.batch_size}",
             images,
             f"schedule  {params.epochs} epochs of {made.batches.steps} steps{frozen}, {params.optimizer}, "
-            f"{params.schedule}, learning rate {params.lr:g}, {place}",
+            f"{params.schedule}, learning rate {params.lr:g}, on {device}, {params.reproducible}{unused}",
         ]
     )
 

@@ -28,7 +28,7 @@ from reprise.runtime.provenance import cpu_name
 from reprise.runtime.signals import Stopped, StopSignals
 from reprise.training.callbacks.best_epoch import BestEpoch
 from reprise.training.callbacks.ema import WeightAverage
-from reprise.training.callbacks.finetuning import FrozenBackbone
+from reprise.training.callbacks.finetuning import FixedNorms, FrozenBackbone
 from reprise.training.callbacks.finite_loss import FiniteLoss
 from reprise.training.callbacks.progress import Progress
 from reprise.training.checkpoint import Checkpoints, Resumption
@@ -95,14 +95,14 @@ def train(
         terms = {**options.debug.deciding(), **({"continued": earlier.card.provenance.key()} if earlier else {})}
         provenance = provenance_of(metadata, model, params, begun_with, terms)
         # a head has nothing to go on from but its features
-        checkpoints = Checkpoints(scratch, provenance.key()) if scratch and params.backbone == "tune" else None
+        checkpoints = Checkpoints(scratch, provenance.key()) if scratch and params.backbone != "frozen" else None
         if earlier and checkpoints:
             earlier.check(provenance, origin, best)
             checkpoints.begun = earlier.checkpoint
         for logger in options.loggers:
             logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
         try:
-            if params.backbone == "tune":
+            if params.backbone != "frozen":
                 _fit(made, best, checkpoints, options)
             else:
                 with StopSignals(), _one_line(params.batch_size):
@@ -137,6 +137,7 @@ def _fit(made: Assembly, best: BestEpoch, checkpoints: Checkpoints | None, optio
             losses,
             LearningRate(),
             *([FrozenBackbone(made.network.model, params.freeze_epochs)] if params.freeze_epochs else []),
+            *([FixedNorms()] if params.backbone == "fixed_norms" else []),
             *own,
             *([best.average] if best.average else []),
             best,
