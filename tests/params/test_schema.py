@@ -128,7 +128,6 @@ def test_overrides_reach_nested_and_free_form_keys():
         ),
         ("train.backbone=frozen train.ema=0.9", "train: ema = 0.9: not with backbone = frozen; set it to null"),
         ("train.head=prototypes", 'head = prototypes: not with backbone = tune; set it to "linear"'),
-        ("train.backbone=frozen train.augment.mixup=1", "backbone = frozen: no mixup, cutmix or balance = sampling"),
     ],
 )
 def test_a_wrong_override_is_refused_with_its_key_and_what_is_allowed(override, said):
@@ -258,10 +257,9 @@ def fitting(tree):
     tree["review"]["require"] = ["accuracy >= 0.5", "train.val_loss<=-1"][: len(tree["review"]["require"])]
     if tree["train"]["augment"]["resized_crop"]:
         tree["train"]["augment"]["crop"] = 0
-    tree["train"] |= FROZEN if tree["train"]["backbone"] == "frozen" else TUNED
-    if tree["train"]["backbone"] == "frozen":
-        tree["train"]["augment"] |= {"mixup": 0, "cutmix": 0}
-        tree["train"]["balance"] = "weights"
+    frozen = tree["train"]["backbone"] == "frozen"
+    tree["train"] |= FROZEN | {"balance": "weights"} if frozen else TUNED
+    tree["train"]["augment"] |= {"mixup": 0, "cutmix": 0} if frozen else {}
     return tree
 
 
