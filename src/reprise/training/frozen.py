@@ -39,7 +39,7 @@ def fit_head(made: Assembly, best: BestEpoch, provenance: Provenance, store: Pat
             row = EpochRow(number, 0.0, *learned, *reached, strength=head.strength)
             best.add(row, made.network.state_dict())
             say(f"strength {head.strength:.4g}  loss {learned[0]:.4f}  val acc {reached[1]:.4f}", sys.stderr)
-            if min(best.history, key=lambda row: row.val_loss).epoch < number - PATIENCE:
+            if min(best.history, key=lambda row: row.val_loss).epoch <= number - PATIENCE:
                 return
 
 
