@@ -19,7 +19,15 @@ from reprise.runtime.errors import UserError, one_line_errors
 # what timm, torchmetrics and the network judge; that takes seconds, and is not asked for the last model's values and
 # the defaults
 BUILDING = (
-    *("model.", "data/weights", "data.image_size", "data.channels", "evaluate.metrics", "evaluate.budget"),
+    *(
+        "evaluate.budget",
+        "model.",
+        "data/weights",
+        "data.image_size",
+        "data.channels",
+        "evaluate.metrics",
+        "train.backbone",
+    ),
     *("train.optimizer", "train.schedule", "train.layer_decay", "train.reproducible", "train.precision"),
     *("train.compile", "train.start_size", "train.augment.crop", "train.augment.hue", "train.augment.saturation"),
 )

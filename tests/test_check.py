@@ -15,6 +15,7 @@ WRONG = {  # what is set, and what is said
     "train.start_size=33": "train.start_size = 33: images grow to 32; choose at most that",
     "train.start_size=16 model.name=mlp": "mlp cannot take 16x16 images .* raise train.start_size",
     "train.loggers=[wandb]": r"train.loggers: wandb is not installed; `pip install -e '\.\[wandb\]'`",
+    "train.backbone=frozen": "train.backbone = frozen: random weights have no features worth keeping; set model.pre",
     "model.weights=data/weights/no.pth": "model.weights = data/weights/no.pth: no such file",
     "model.weights=runs/latest": "model.weights = runs/latest: the pipeline watches data/weights alone",
     "train.accelerator=gpu train.reproducible=off": "train.accelerator = gpu: torch finds none here",
@@ -78,9 +79,10 @@ def test_a_frozen_stage_does_not_take_the_check_out_of_order(reproduced):
     assert model.stat() == before
 
 
-def test_a_network_of_ones_own_may_want_what_only_the_data_tell(check, reproduced):
+def test_a_network_of_ones_own_may_want_what_only_the_data_tell(reproduced):
     own = "from torch import nn\nfrom timm.models import register_model\n\n@register_model\ndef picky(**kwargs):\n"
     (reproduced.path / "project/net.py").write_text(
         f"{own}    assert kwargs['in_chans'] == 1\n    return nn.Identity()\n"
     )
-    check("data.name=cifar10 model.name=project/net.py:picky")
+    reproduced.set("data.name=cifar10", "model.name=project/net.py:picky")
+    reproduced.run("python", "stages/check.py")

@@ -15,7 +15,18 @@ SRC = ROOT / "src"
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 ORDER = [
     *("runtime", "params", "data.formats", "data.download", "data.prepare", "augment", "loader", "model"),
-    *("training", "evaluation", "export", "inference", "repo", "comparison", "diagnostics", "commands", "cli"),
+    *(
+        "features",
+        "training",
+        "evaluation",
+        "export",
+        "inference",
+        "repo",
+        "comparison",
+        "diagnostics",
+        "commands",
+        "cli",
+    ),
 ]
 # names of other packages that begin with an underscore, as regular expressions, and why there is no other way
 PRIVATE = {

@@ -4,7 +4,7 @@
 
 The library takes arguments and returns results: it reads no params.yaml, working directory, clock or environment, so
 every function can be called from a notebook. Packages import in one direction: runtime, params, data, augment, loader,
-model, training, evaluation, export, inference, repo, comparison, diagnostics, commands, cli.
+model, features, training, evaluation, export, inference, repo, comparison, diagnostics, commands, cli.
 """
 
 import sys

@@ -77,7 +77,7 @@ def test_a_preset_with_a_wrong_value_or_name_is_refused(tmp_path):
     preset.write_text("train:\n  epochs: 0\n  epoch: 3\n")
     with pytest.raises(UserError, match=r"train\.epochs = 0 is not allowed(.|\n)*train\.epoch: there is no such"):
         applied(preset, PARAMS)
-    with pytest.raises(UserError, match="there is no preset 'mnist'; there are cifar10-resnet, finetune-photos, mnist"):
+    with pytest.raises(UserError, match="there is no preset 'mnist'; there are cifar10-resnet, few-photos, finet"):
         find_preset(ROOT / "presets", "mnist")
 
 

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reprise.data.download.torchvision_sets import TORCHVISION_SETS
+from reprise.params.backbone import FROZEN, TUNED
 from reprise.params.load import as_yaml, flat, help_text, load_params
 from reprise.params.schema import DataParams, Params, json_schema
 from reprise.runtime.errors import UserError
@@ -125,6 +126,8 @@ def test_overrides_reach_nested_and_free_form_keys():
             "train.augment.crop=4 train.augment.resized_crop=0.5",
             "train.augment: crop and resized_crop both cut a window out of the image; set one of them to 0",
         ),
+        ("train.backbone=frozen train.ema=0.9", "train: ema = 0.9: not with backbone = frozen; set it to null"),
+        ("train.head=prototypes", 'head = prototypes: not with backbone = tune; set it to "linear"'),
     ],
 )
 def test_a_wrong_override_is_refused_with_its_key_and_what_is_allowed(override, said):
@@ -254,6 +257,9 @@ def fitting(tree):
     tree["review"]["require"] = ["accuracy >= 0.5", "train.val_loss<=-1"][: len(tree["review"]["require"])]
     if tree["train"]["augment"]["resized_crop"]:
         tree["train"]["augment"]["crop"] = 0
+    frozen = tree["train"]["backbone"] == "frozen"
+    tree["train"] |= FROZEN | {"balance": "weights"} if frozen else TUNED
+    tree["train"]["augment"] |= {"mixup": 0, "cutmix": 0} if frozen else {}
     return tree
 
 

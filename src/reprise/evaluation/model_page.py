@@ -109,13 +109,13 @@ def _training(card: ModelCard, settings: dict[str, Any], defaults: Mapping[str, 
     published = get_pretrained_cfg(card.architecture.model_name) if card.training.pretrained else None
     terms = f"license: {text((published and published.license) or 'not known')}"
     start = f"the weights {text(origin.source)} ({terms}; SHA-256 {origin.sha256})" if origin else "random weights"
-    averaged = "averaged " if card.training.averaged else ""
+    averaged, kind = "averaged " if card.training.averaged else "", card.training.head or "epoch"
     values = flat(settings)
     usual = {key: value for key, value in values.items() if key in defaults and defaults[key] == value}
     own = {key: value for key, value in values.items() if key not in usual}
     folded = f"\n\n<details><summary>{len(usual)} at their defaults</summary>\n\n{_properties(usual)}\n</details>"
     return (
-        f"From {start}, seed {card.training.seed}; these are the {averaged}weights of epoch {card.training.epoch}, "
+        f"From {start}, seed {card.training.seed}; these are the {averaged}weights of {kind} {card.training.epoch}, "
         f"which validates best.\n\n{_properties(own) if own else ''}{folded if usual else ''}"
     )
 

@@ -68,7 +68,8 @@ class Origin(Part):
 class Training(Part):
     """How the weights were trained.
 
-    start: the pretrained weights it began with, None for random ones; averaged: they are the average of `train.ema`;
+    start: the pretrained weights it began with, None for random ones; head: of a frozen backbone, with epoch then the
+    number of the head on its path; averaged: they are the average of `train.ema`;
     continued: after which epochs a finished run went on for more; up to there it had the schedule of so many.
     """
 
@@ -77,6 +78,7 @@ class Training(Part):
     pretrained: bool
     start: Origin | None = None
     epoch: int
+    head: str | None = None
     averaged: bool = False
     continued: list[int] = []
     seed: int

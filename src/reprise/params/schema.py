@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
+from reprise.params.backbone import check_backbone
 from reprise.params.sections import Section, param
 from reprise.runtime.environment import Reproducibility
 from reprise.runtime.errors import brief
@@ -202,6 +203,9 @@ class TrainParams(Section):
     )
     backbone_lr: float = param("factor on the learning rate of all but the classifier, for fine-tuning", gt=0, le=1)
     freeze_epochs: int = param("epochs at the start that train the classifier alone", ge=0)
+    backbone: Literal["tune", "fixed_norms", "frozen"] = param("see params.yaml; frozen: trains the classifier alone")
+    head: Literal["linear", "prototypes"] = param("of a frozen backbone: logistic regression, or nearest class mean")
+    feature_views: int = param("of each image, the first unchanged, all others by train.augment", ge=1, le=100)
     schedule: Schedule = param(
         "onecycle: warm up, then fall to zero; plateau: a tenth whenever val/loss stalls; none: constant; the "
         "others are timm's"
@@ -273,6 +277,7 @@ class TrainParams(Section):
             )
         if self.schedule == "none" and self.schedule_kwargs:
             raise ValueError("schedule_kwargs: schedule = none takes none; set it to {}")
+        check_backbone(self)
         return self
 
 

@@ -42,11 +42,12 @@ def holdings(project: Project, checkpoints: bool = False) -> list[Holding]:
     found = [
         (root / "data/.downloads", "downloads, fetched again when they are needed", True),
         (root / "runs/data", "data prepared for runs, prepared again when they are needed", True),
+        (root / "runs/features", "features of frozen backbones, computed again when they are needed", True),
         (root / "runs/checkpoints", stopped, checkpoints),
     ]
     places = [Holding(path, size(path), what, partial(remove, path) if may else None) for path, what, may in found]
     places.append(Holding(cache, size(cache), of_cache, collect if own else None))
-    kept = [path for path in sorted(runs) if path.name not in ("data", "checkpoints")]
+    kept = [path for path in sorted(runs) if path.name not in ("data", "checkpoints", "features")]
     places += [Holding(path, size(path), "yours; `rm -r` removes it", None) for path in kept]
     return sorted((place for place in places if place.size), key=lambda place: place.remove is None)
 

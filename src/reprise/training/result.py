@@ -45,9 +45,9 @@ class TrainResult:
 
     def summary(self) -> str:
         """Return the outcome in one line."""
-        best, averaged = self.best, " (averaged weights)" * self.card.training.averaged
-        what = f"{self.card.architecture.model_name}, best epoch {best.epoch} of {len(self.history)}"
-        return f"{what}: validation accuracy {best.val_accuracy:.4f}, loss {best.val_loss:.4f}{averaged}"
+        best, name, training = self.best, self.card.architecture.model_name, self.card.training
+        what = f"{name}, best {training.head or 'epoch'} {best.epoch} of {len(self.history)}: validation accuracy"
+        return f"{what} {best.val_accuracy:.4f}, loss {best.val_loss:.4f}{' (averaged weights)' * training.averaged}"
 
     def discard_checkpoints(self) -> None:
         """Remove the checkpoints: the result is published."""
@@ -174,6 +174,7 @@ def card_of(
             pretrained=made.model.pretrained,
             start=origin,
             epoch=best.epoch,
+            head=f"{made.params.head} head" if made.params.backbone == "frozen" else None,
             averaged=best.averaged,
             continued=earlier.continued if earlier else [],
             seed=made.params.seed,

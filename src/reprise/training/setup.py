@@ -11,6 +11,7 @@ from torch import nn
 
 from reprise.augment.pipeline import resolve_augmentation
 from reprise.data.formats.packed import Metadata, Unaltered, load_metadata, load_split
+from reprise.features.store import check_frozen
 from reprise.loader.batches import EvalBatches, Process, TrainBatches, class_weights, growing_sizes
 from reprise.model.artifact import Architecture
 from reprise.model.backbone import TIMMBackbone, check_takes, create_network
@@ -44,7 +45,7 @@ class Assembly:
         weights: Path | None = None,
         debug: Debug = Debug(),
     ) -> None:
-        self.model, self.params, self.process = model, params, process
+        self.model, self.params, self.process, self.debug = model, params, process, debug
         self.metadata = load_metadata(processed)
         self.pretrained_weights = find_pretrained(model, weights)
         if self.pretrained_weights is not None:
@@ -52,12 +53,15 @@ class Assembly:
             self.metadata = self.metadata.model_copy(update=normalization)
         self.data = Unaltered(processed, ("train", "val"))
         splits = load_split(processed, "train"), load_split(processed, "val")
-        train_split, val_split = debug.splits(*splits, params.batch_size * process.world, params.seed)
+        self.train_split, val_split = debug.splits(*splits, params.batch_size * process.world, params.seed)
         self.network, self.architecture = create_network(model, self.metadata, params.seed, self.pretrained_weights)
         size = self.architecture.image_size
-        sizes = growing_sizes(params.epochs, check_start_size(self.network, self.architecture, params.start_size), size)
-        self.batches = TrainBatches(train_split, self.metadata, params, process, sizes)
+        epochs = max(params.epochs, params.feature_views)
+        sizes = growing_sizes(epochs, check_start_size(self.network, self.architecture, params.start_size), size)
+        self.batches = TrainBatches(self.train_split, self.metadata, params, process, sizes)
         self.val_batches = EvalBatches(val_split, self.metadata, params.batch_size, process, size)
+        if params.backbone == "frozen":
+            check_frozen(self.network, self.architecture, self.pretrained_weights)
         check_batch_size(self.network, self.architecture, self.batches.batch_size)
 
     def lit(self, network: TIMMBackbone | None = None) -> ChunkedClassifier:
@@ -150,11 +154,14 @@ def check_settings(params: Params, weights: Path, data: Metadata | None = None) 
         data = Metadata.model_construct(data=params.data.name, classes=["a", "b"], image_size=size, channels=channels)
     resolve_augmentation(train.augment, data)
     try:
-        network, architecture = create_network(model, data, train.seed, find_pretrained(model, weights))
+        pretrained = find_pretrained(model, weights)
+        network, architecture = create_network(model, data, train.seed, pretrained)
     except Exception as error:  # of a network of the user's own, which may want the true channels and classes
         if is_part(model.name) and not isinstance(error, UserError):
             return None
         raise
+    if train.backbone == "frozen":
+        check_frozen(network, architecture, pretrained)
     check_start_size(network, architecture, train.start_size)
     check_batch_size(network, architecture, train.batch_size)
     optimizer = create_optimizer(network.model, train)

@@ -24,13 +24,18 @@ def summary(made: Assembly) -> str:
     flops = count_flops(network, architecture)
     operations = "uncounted" if flops is None else f"{flops // 2:,}"
     weights = sum(parameter.numel() for parameter in network.parameters())
+    counts = f"model     {architecture.model_name}: {weights:,} parameters, {operations} multiply-adds an image"
+    images = f"data      {metadata.data}: {metadata.summary()}{resized}"
+    if params.backbone == "frozen":
+        how = f"{params.head}, on features of {params.feature_views} views of each image, computed once on {device}"
+        return f"{counts}\n{images}\nhead      {how}"
     frozen = f", {params.freeze_epochs} with a frozen backbone" if params.freeze_epochs else ""
     return "\n".join(
         [
-            f"model     {architecture.model_name}: {weights:,} parameters, {operations} multiply-adds an image",
+            counts,
             f"memory    about {16 * weights / 1e6:,.1f} MB for weights, gradients and optimizer, "
             f"{kept * made.batches.batch_size / 1e6:,.1f} MB for a batch of {made.batches.batch_size}",
-            f"data      {metadata.data}: {metadata.summary()}{resized}",
+            images,
             f"schedule  {params.epochs} epochs of {made.batches.steps} steps{frozen}, {params.optimizer}, "
             f"{params.schedule}, learning rate {params.lr:g}, on {device}, {params.reproducible}{unused}",
         ]

@@ -28,12 +28,13 @@ from reprise.runtime.provenance import cpu_name
 from reprise.runtime.signals import Stopped, StopSignals
 from reprise.training.callbacks.best_epoch import BestEpoch
 from reprise.training.callbacks.ema import WeightAverage
-from reprise.training.callbacks.finetuning import FrozenBackbone
+from reprise.training.callbacks.finetuning import FixedNorms, FrozenBackbone
 from reprise.training.callbacks.finite_loss import FiniteLoss
 from reprise.training.callbacks.progress import Progress
 from reprise.training.checkpoint import Checkpoints, Resumption
 from reprise.training.debug import Debug
 from reprise.training.distributed import EndTogether, SharedBuffers, ddp_strategy, failure, slurm_environment
+from reprise.training.frozen import fit_head
 from reprise.training.loggers import LearningRate
 from reprise.training.result import FinishedRun, TrainResult, card_of, provenance_of, report_pretrained
 from reprise.training.setup import Assembly, own_callbacks, resolve
@@ -71,7 +72,7 @@ def train(
 
     weights: the path of `model.weights`. With a scratch folder, the training saves checkpoints below it, resumes from
     an earlier one of the same params, data, code and terms, and leaves it to the caller to discard them once the result
-    is safe. Prints its progress to stderr.
+    is safe. Of a frozen backbone it keeps the features, in `features` beside it. Prints its progress to stderr.
     Raises UserError for a model, batch size or image size that do not fit the data or the memory, and as soon as the
     loss is not finite; Stopped, once a checkpoint is written, after SIGTERM, SIGHUP or Ctrl-C.
     """
@@ -93,14 +94,19 @@ def train(
         begun_with = [origin.sha256, start.classes, made.architecture.image_size] if origin and start else None
         terms = {**options.debug.deciding(), **({"continued": earlier.card.provenance.key()} if earlier else {})}
         provenance = provenance_of(metadata, model, params, begun_with, terms)
-        checkpoints = Checkpoints(scratch, provenance.key()) if scratch else None
+        # a head has nothing to go on from but its features
+        checkpoints = Checkpoints(scratch, provenance.key()) if scratch and params.backbone != "frozen" else None
         if earlier and checkpoints:
             earlier.check(provenance, origin, best)
             checkpoints.begun = earlier.checkpoint
         for logger in options.loggers:
             logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
         try:
-            _fit(made, best, checkpoints, options)
+            if params.backbone != "frozen":
+                _fit(made, best, checkpoints, options)
+            else:
+                with StopSignals(), _one_line(params.batch_size):
+                    fit_head(made, best, provenance, scratch and scratch.with_name("features"))
         except BaseException:
             if checkpoints:
                 checkpoints.leave()
@@ -131,6 +137,7 @@ def _fit(made: Assembly, best: BestEpoch, checkpoints: Checkpoints | None, optio
             losses,
             LearningRate(),
             *([FrozenBackbone(made.network.model, params.freeze_epochs)] if params.freeze_epochs else []),
+            *([FixedNorms()] if params.backbone == "fixed_norms" else []),
             *own,
             *([best.average] if best.average else []),
             best,

@@ -13,6 +13,7 @@ from torch import nn
 from reprise.data.formats.packed import load_metadata, load_split
 from reprise.evaluation.evaluate import predict
 from reprise.loader.batches import EvalBatches
+from reprise.model.backbone import create_network
 from reprise.runtime.errors import UserError
 from reprise.training.callbacks.finetuning import FrozenBackbone
 from reprise.training.optim import create_optimizer
@@ -102,3 +103,11 @@ def test_the_backbone_learns_at_its_own_rate(decay):
 def test_a_crash_while_frozen_or_after_ends_in_equal_bits(step, optimizer, digits, tiny_params, tmp_path):
     options = ("train.freeze_epochs=1", "train.backbone_lr=0.5", "train.checkpoint_every.minutes=0")
     check_resumption(step, digits, tiny_params(*options, f"train.optimizer={optimizer}"), tmp_path)
+
+
+def test_fixed_norms_keep_their_statistics_while_all_weights_learn(digits, tiny_params):
+    given = tiny_params("train.backbone=fixed_norms", "train.epochs=1")
+    before, _ = create_network(given.model, load_metadata(digits), given.train.seed)
+    after = train(digits, given.model, given.train).network.state_dict()
+    same = {name for name, value in before.state_dict().items() if torch.equal(value, after[name])}
+    assert same == {name for name in after if ".running_" in name or name.endswith("num_batches_tracked")}

@@ -16,7 +16,10 @@ from reprise.training.callbacks.progress import Progress
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One line of the history: epoch counts from 1, lr is the one at its end, accuracies are top-1 in 0..1."""
+    """One line of the history: epoch counts from 1, lr is the one at its end, accuracies are top-1 in 0..1.
+
+    With a frozen backbone a line is one head of a path, lr is 0, and strength is the head's.
+    """
 
     epoch: int
     lr: float
@@ -26,6 +29,7 @@ class EpochRow:
     val_accuracy: float
     val_loss_ema: float | None = None
     val_accuracy_ema: float | None = None
+    strength: float | None = None
 
     def of_weights(self, averaged: bool) -> "EpochRow":
         """Return the row with the validation of the averaged weights, or of the weights themselves, alone."""
@@ -67,15 +71,20 @@ class BestEpoch(Checkpoint):
         if not math.isfinite(row.val_loss):
             raise UserError(f"the validation loss became {row.val_loss} in epoch {row.epoch}; lower train.lr")
         averaged = self.average is not None and self._rank(row, True) > self._rank(row, False)
+        weights = self.average.weights if self.average and averaged else pl_module.net.state_dict()  # type: ignore
+        best = self.add(row, weights, averaged)
+        trainer.should_stop = self.is_over()
+        accuracy = row.of_weights(averaged).val_accuracy
+        self.progress.epoch_ended(row.epoch, trainer.max_epochs or 0, row.train_loss, accuracy, best)
+
+    def add(self, row: EpochRow, weights: dict[str, Tensor], averaged: bool = False) -> bool:
+        """Add a row; copy the weights, averaged or not, if they are the best so far, and say whether they are."""
         best = not self.history or self._rank(row, averaged) > self._rank(self.history[self.epoch - 1], self.averaged)
         self.history.append(row)
         if best:
             self.epoch, self.averaged = row.epoch, averaged
-            weights = self.average.weights if self.average and averaged else pl_module.net.state_dict()  # type: ignore
             self.weights = {name: tensor.clone() for name, tensor in weights.items()}
-        trainer.should_stop = self.is_over()
-        accuracy = row.of_weights(averaged).val_accuracy
-        self.progress.epoch_ended(row.epoch, trainer.max_epochs or 0, row.train_loss, accuracy, best)
+        return best
 
     def is_over(self) -> bool:
         """Say whether the best epoch, and the last with a frozen backbone, are `train.early_stopping` epochs ago."""

@@ -15,6 +15,16 @@ def classifier_parameters(network: nn.Module) -> set[nn.Parameter]:
     return {weight for name, weight in network.named_parameters() if name.startswith(prefixes)}
 
 
+class FixedNorms(Callback):
+    """Leaves batch norms the statistics that they came with: those of small batches of few images are worse."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put all norms into evaluation mode, which Lightning leaves alone until the next epoch."""
+        for module in pl_module.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+
 @dataclass(eq=False)
 class FrozenBackbone(Callback):
     """Trains the classifier alone for the first epochs; norms of the backbone keep their statistics meanwhile.
