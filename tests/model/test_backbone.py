@@ -41,7 +41,12 @@ def card(architecture):
     return ModelCard(
         architecture=architecture,
         classes=["a", "b", "c"],
-        preprocessing=Preprocessing(image_size=32, channels=1, mean=[0.5], std=[0.2]),
+        preprocessing=Preprocessing(
+            image_size=32,
+            channels=architecture.in_chans,
+            mean=[0.5] * architecture.in_chans,
+            std=[0.2] * architecture.in_chans,
+        ),
         training=Training(data="test", splits_sha256="", pretrained=False, epoch=1, seed=0),
         provenance=trace("machine", 1, "cpu", {}, b"", "reprise.model.backbone"),
     )
