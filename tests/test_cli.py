@@ -51,6 +51,12 @@ def test_what_trains_nothing_works_where_torch_is_broken():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(("package", "command"), [("numpy", "benchmark"), ("uvicorn", "serve")])
+def test_a_package_that_is_not_installed_is_named_in_a_line(package, command):
+    line = refused(reprise(command, before=f"sys.modules[{package!r}] = None"))
+    assert f" {package} " in line and line.strip().endswith("[serve]'`" if command == "serve" else "[train]'`")
+
+
 def test_outside_of_a_project_it_says_so_in_a_line(tmp_path):
     command = [sys.executable, "-m", "reprise", "verify"]
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True)

@@ -13,11 +13,11 @@ import reprise.commands.judging
 import reprise.commands.settings
 import reprise.commands.using  # noqa: F401  they enter themselves
 from reprise.commands.registry import COMMANDS
-from reprise.runtime.errors import one_line_errors
+from reprise.runtime.errors import UserError, one_line_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; return the exit code."""
+    """Run a subcommand; return the exit code. A package that is not installed is an error of one line."""
     parser = ArgumentParser(
         prog="reprise",
         description="Judge and repair the project in the working directory. `reprise COMMAND --help` tells more.",
@@ -34,4 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sub.add_argument(*names, **settings)
     with one_line_errors():
         options: Namespace = parser.parse_args(arguments)
-        return int(options.run(options) or 0)
+        try:
+            return int(options.run(options) or 0)
+        except ModuleNotFoundError as error:
+            if str(error.name).partition(".")[0] in ("reprise", "project"):
+                raise
+            extra = "serve" if options.run.__name__ == "serve" else "train"
+            raise UserError(f"{error}; run `pip install 'PATH/TO/CLONE[{extra}]'`") from None

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,20 +22,20 @@ def reprise(project, tmp_path):
     shutil.copy(project.path / "data/own/cat/0.jpg", tmp_path / "images/=1.jpg")
     (tmp_path / "images/broken.jpg").write_bytes(b"broken")
 
-    def run(*arguments, given=b""):
+    def run(*arguments, given=b"", stdout=subprocess.PIPE):
         command = [sys.executable, "-m", "reprise", "predict", *arguments, "--model", "model.onnx"]
-        environment = {"PYTHONPATH": str(ROOT / "src")}
-        return subprocess.run(command, cwd=tmp_path, env=environment, input=given, capture_output=True)
+        env = {"PYTHONPATH": str(ROOT / "src")}
+        return subprocess.run(command, cwd=tmp_path, env=env, input=given, stdout=stdout, stderr=subprocess.PIPE)
 
     return run
 
 
 def test_a_broken_image_is_a_row_and_only_strict_fails(reprise, tmp_path):
-    done = reprise("images", "--out", "out.csv")
+    (tmp_path / "out.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("out.csv")
+    done = reprise("images", "--out", "link.csv")
     assert (done.returncode, done.stdout) == (0, b"")
-    assert done.stderr.decode().splitlines()[-1] == (
-        "predict: 2 images, 1 of them cannot be used (see the reasons) -> out.csv"
-    )
+    assert done.stderr.endswith(b"predict: 2 images, 1 of them cannot be used (see the reasons) -> link.csv\n")
     header, good, bad = csv.reader(io.StringIO((tmp_path / "out.csv").read_text(), newline=""))
     assert header == ["id", "predicted", "p(=emu)", "p(cat)", "p(dog)", "reason"]
     assert good[0] == "'=1.jpg" and sum(map(float, good[2:5])) == pytest.approx(1, abs=1e-5)  # no formula
@@ -59,6 +60,17 @@ def test_standard_input_is_an_image_or_an_archive(reprise, tmp_path):
     assert [rows[0].split()[1:], len(rows)] == [row.split()[1:], 2]
 
 
+def test_a_terminal_is_sent_no_controls_from_a_name(reprise, tmp_path):
+    (tmp_path / "images/\x1b[31m.jpg").write_bytes(b"")
+    terminal, stdout = os.openpty()
+    assert reprise("images", "--format", "csv", stdout=stdout).returncode == 0
+    assert b"\\x1b[31m.jpg" in (shown := os.read(terminal, 10_000)) and b"\x1b" not in shown
+
+
+OUT = {"": "'.': a folder", "images": "'images': a folder", "to-pipe": "'to-pipe': a folder"}
+OUT |= {"list.csv": "'list.csv': a", "to-model": "to-model: would", "images/broken.jpg": "images/broken.jpg: would"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -69,10 +81,8 @@ def test_standard_input_is_an_image_or_an_archive(reprise, tmp_path):
         (["texts"], "texts holds no images (JPEG, "),
         (["images", "cut.zip"], "cut.zip: cut short or damaged"),
         (["list.csv"], "list.csv: no column for the file (filename, "),
-        (
-            ["images/broken.jpg", "--out", "images/broken.jpg"],
-            "--out images/broken.jpg: would replace what is to be predicted",
-        ),
+        (["images", "--top", "0"], "--top 0: has to be above 0"),
+        *((["images/broken.jpg", "--out", out], f"--out {said}") for out, said in OUT.items()),
     ],
 )
 def test_what_cannot_be_predicted_is_one_line_and_leaves_the_file_as_it_was(arguments, said, reprise, tmp_path):
@@ -82,9 +92,14 @@ def test_what_cannot_be_predicted_is_one_line_and_leaves_the_file_as_it_was(argu
     (tmp_path / "cut.zip").write_bytes(b"PK\3\4 and no more")
     (tmp_path / "list.csv").write_text("name,age\na.jpg,3\n")
     (tmp_path / "out.csv").write_text("as it was")
+    (tmp_path / "list.csv").chmod(0o444)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to-pipe").symlink_to("pipe")
+    (tmp_path / "to-model").symlink_to("model.onnx")
     done = reprise(*(["--out", "out.csv"] if "--out" not in arguments else []), *arguments)
     assert done.returncode == 1
     assert [line for line in done.stderr.decode().splitlines() if line.strip()][-1].startswith(f"error: {said}")
     assert b"Traceback" not in done.stderr
     assert (tmp_path / "out.csv").read_text() == "as it was"
+    assert (tmp_path / "to-pipe").is_fifo() and (tmp_path / "to-model").is_symlink()
     assert (tmp_path / "images/broken.jpg").read_bytes() == b"broken"

@@ -13,6 +13,7 @@ from reprise import load_model
 from reprise.model.artifact import load_card
 from reprise.runtime.checksums import write_sealed
 from reprise.runtime.errors import UserError
+from tests.conftest import new_repository
 
 EVALUATED = """
 import csv, json, sys
@@ -88,6 +89,7 @@ def test_a_bad_image_is_a_reason_among_the_others_in_their_order(model):
         "No such file or directory",
     ]
     assert np.array_equal(answers[0].probabilities, answers[5].probabilities)
+    assert "not a number" in model.prediction("a", np.full(3, np.nan, np.float32)).reason
     assert answers[1].label is answers[1].probability is answers[1].probabilities is None
 
 
@@ -143,13 +145,20 @@ def test_a_release_is_fetched_from_another_repository(project, expected, model, 
             load_model(source, repo=str(project.path), rev=rev)
 
 
+def test_a_project_in_a_folder_of_a_repository_has_revisions_too(project, model, tmp_path, monkeypatch):
+    shutil.copytree(project.path, tmp_path / "flow/ers", ignore=shutil.ignore_patterns(".git"))
+    new_repository(tmp_path / "flow").commit()
+    monkeypatch.chdir(tmp_path / "flow/ers/data")
+    for repo, source in ((None, "models"), ("..", "models/export"), ("../..", "ers/models/export/model.onnx")):
+        assert load_model(source, repo=repo, rev="HEAD", runtime="onnx").card == model.card
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (
-            lambda weights, card: weights.unlink(),
-            "models: no model there that torch can run; name a folder",
-        ),
+        (lambda weights, card: weights.unlink(), "models: no model there that torch can run; name a folder"),
+        (lambda weights, card: shutil.rmtree(card.parent), "models: no such file or folder; name a folder"),
+        (lambda weights, card: resealed(card, classes=["a"]), "of another version of Reprise"),
         (lambda weights, card: card.unlink(), "model.json: no model there"),
         (lambda weights, card: weights.write_bytes(weights.read_bytes()[:-1]), "altered since it was published"),
         (lambda weights, card: resealed(card, temperature=1.5), "of another version of Reprise"),
@@ -168,8 +177,9 @@ def test_an_exported_model_of_other_weights_is_refused(project, tmp_path):
     folder = shutil.copytree(project.path / "models", tmp_path / "models")
     assert load_model(folder / "export/model.onnx").predict([]) == []
     resealed(folder / "model.json", weights_sha256="0" * 64)
-    with pytest.raises(UserError, match="exported from other weights"):
-        load_model(folder, runtime="onnx")
+    for source in (folder, folder / "export", folder / "export/model.onnx"):
+        with pytest.raises(UserError, match="exported from other weights"):
+            load_model(source, runtime="onnx")
 
 
 OWN_CODE = {"model_name": "project/net.py:N", "num_classes": 3, "in_chans": 3, "image_size": 32, "kwargs": {}}

@@ -10,6 +10,7 @@ from PIL import Image
 from reprise.data.prepare.decode import BadImageError, decode
 from reprise.inference.sources import decoded, named_images, pixels
 from reprise.model.artifact import Preprocessing
+from reprise.runtime.errors import UserError
 from tests.data.prepare.test_decode import encoded
 
 KEPT = Preprocessing(image_size=8, channels=3, mean=[0.5] * 3, std=[0.5] * 3)
@@ -54,6 +55,20 @@ def test_an_opened_tiff_of_16_bits_may_be_inverted_and_is_refused():
     opened = Image.open(io.BytesIO(encoded(Image.fromarray(NOISE.view(np.uint16)[:, :, 0]), "TIFF")))
     with pytest.raises(BadImageError, match="give its path or its bytes"):
         pixels(opened, KEPT)
+
+
+def test_open_files_and_whatever_holds_bytes_are_read():
+    held = encoded(Image.fromarray(NOISE))
+    given = io.BufferedReader(io.BytesIO(held)), io.BytesIO(held), bytearray(held), memoryview(held)
+    assert [list(named_images(each)) for each in given] == [[("0", held)]] * 4
+    given[0].close()
+    assert list(decoded(named_images([given[0]]), KEPT, 1)) == [("0", "read of closed file")]
+
+
+def test_what_holds_no_images_is_refused():
+    for given in ({"a.png": 1}, "", ["a.png", ""]):
+        with pytest.raises(UserError, match="neither a path nor an image; give one or a list of them"):
+            list(named_images(given))
 
 
 def test_what_is_no_file_is_not_read(tmp_path):

@@ -38,10 +38,11 @@ def facts(image_size=32, channels=1):
 
 
 def card(architecture):
+    channels = architecture.in_chans
     return ModelCard(
         architecture=architecture,
-        classes=["a", "b", "c"],
-        preprocessing=Preprocessing(image_size=32, channels=1, mean=[0.5], std=[0.2]),
+        classes=list("abcdefghij"[: architecture.num_classes]),
+        preprocessing=Preprocessing(image_size=32, channels=channels, mean=[0.5] * channels, std=[0.2] * channels),
         training=Training(data="test", splits_sha256="", pretrained=False, epoch=1, seed=0),
         provenance=trace("machine", 1, "cpu", {}, b"", "reprise.model.backbone"),
     )

@@ -257,6 +257,14 @@ def test_a_signal_between_two_renames_waits_until_all_outs_are_there(tmp_path, m
     assert [os.listdir(folder) for folder in (one, two)] == [[], []]
 
 
+def test_a_file_never_replaces_a_folder(tmp_path):
+    one, two = two_folders(tmp_path)
+    with pytest.raises(UserError, match=f"^{two}: a folder, where a file is to be"), publishing(one, two) as partials:
+        partials[0].mkdir()
+        partials[1].touch()
+    assert [os.listdir(folder) for folder in (one, two)] == [["old"], ["old"]]
+
+
 def test_a_folder_that_has_made_way_comes_back_when_the_rename_fails(tmp_path, monkeypatch):
     one, two = two_folders(tmp_path)
 

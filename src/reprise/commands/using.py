@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reprise.commands.registry import argument, command
-from reprise.runtime.errors import UserError, say
+from reprise.runtime.errors import UserError, say, visible
 
 if TYPE_CHECKING:
     from reprise.inference.predict import Prediction
@@ -46,11 +46,17 @@ def predict(options: Namespace) -> int:
     from tqdm import tqdm
 
     from reprise.evaluation.predictions import row_writer
-    from reprise.inference.predict import load_model
+    from reprise.inference.predict import load_model, model_files
     from reprise.runtime.atomic import publishing
     from reprise.runtime.environment import cpus
 
     out, images, bad = options.out, 0, 0
+    if out and os.path.lexists(out) and not (out.is_file() and out.stat().st_mode & 0o200):  # DVC protects its cache
+        raise UserError(f"--out '{out}': a folder, a device, a link to nowhere or write-protected; name a file")
+    if out and out.resolve() in map(Path.resolve, model_files(Path(options.model))):
+        raise UserError(f"--out {out}: would replace the model; name another file")
+    if options.top < 1:
+        raise UserError(f"--top {options.top}: has to be above 0")
     for path in (each for each in options.images if each != "-"):
         if not os.path.exists(path):  # noqa: PTH110  a Path of "" is the working directory
             raise UserError(f"{path or repr(path)}: no such file or folder")
@@ -61,17 +67,18 @@ def predict(options: Namespace) -> int:
         given = [_standard_input(stack) if each == "-" else each for each in options.images]
         place = {"repo": options.repo, "rev": options.rev, "project": options.project}
         model = load_model(options.model, runtime=options.runtime, **place)
-        file = stack.enter_context(stack.enter_context(publishing(out))[0].open("w")) if out else sys.stdout
+        file = stack.enter_context(stack.enter_context(publishing(out.resolve()))[0].open("w")) if out else sys.stdout
         file.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-        write_row = row_writer(file)
+        write_row, terminal = row_writer(file), not out and sys.stdout.isatty()
+        shown = visible if terminal else str  # names may hold what a terminal obeys
         if layout == "csv":
-            write_row(["id", "predicted", *(f"p({name})" for name in model.card.classes), "reason"])
+            write_row(["id", "predicted", *(shown(f"p({name})") for name in model.card.classes), "reason"])
         predictions = model.stream(given if given[1:] else given[0], options.top, cpus())
-        quiet = True if not out and sys.stdout.isatty() else None  # a bar would stand between the rows
+        quiet = terminal or None  # a bar would stand between the rows
         for each in tqdm(predictions, "predict", unit=" images", leave=False, disable=quiet):
             images, bad = images + 1, bad + bool(each.reason)
             if layout == "csv":
-                write_row(_row(each, len(model.card.classes)))
+                write_row(list(map(shown, _row(each, len(model.card.classes)))))
             else:
                 say(json.dumps(each.plain()) if layout == "jsonl" else _line(each), file)
     said = f", {bad:,} of them cannot be used (see the reasons)" if bad else ""
@@ -98,11 +105,8 @@ def serve(options: Namespace) -> None:
     POST /predict: an image, or several as multipart/form-data. GET /model, /health, /metrics, /openapi.json. SIGTERM
     or Ctrl-C: what was accepted is answered, then it ends.
     """
-    try:
-        from reprise.inference.serve import listening, run
-    except ImportError as error:
-        raise UserError(f"serve needs the package {error.name}: install Reprise with the extra `serve`") from None
     from reprise.inference.predict import load_model
+    from reprise.inference.serve import listening, run
 
     if min(options.max_mb, options.requests, options.timeout) <= 0:
         raise UserError("--max-mb, --requests and --timeout have to be above 0")
@@ -133,10 +137,10 @@ def _standard_input(stack: ExitStack) -> Path | bytes:
     return path
 
 
-def _row(each: "Prediction", classes: int) -> list[str | None]:
+def _row(each: "Prediction", classes: int) -> list[str]:
     """Return a row of a CSV; digits as in data/predictions.csv."""
     digits = [""] * classes if each.probabilities is None else [f"{p:.6g}" for p in each.probabilities.tolist()]
-    return [each.name, each.label, *digits, each.reason]
+    return [each.name, each.label or "", *digits, each.reason]
 
 
 def _line(each: "Prediction") -> str:

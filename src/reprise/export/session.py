@@ -40,8 +40,8 @@ class OnnxModel:
 def open_onnx(path: Path, threads: int = 0) -> OnnxModel:
     """Open an exported model; threads: of the CPU, 0: one for each CPU that this process may use.
 
-    Raises UserError for a file that is missing, altered, not exported by Reprise or written by another version, and
-    where onnxruntime is missing or cannot run it.
+    Raises UserError for a file that is missing, altered, not exported by Reprise or written by another version, that
+    reads other files or is unlike its card, and where onnxruntime is missing or cannot run it.
     """
     try:
         import onnxruntime
@@ -54,10 +54,14 @@ def open_onnx(path: Path, threads: int = 0) -> OnnxModel:
         raise UserError(f"{path}: no model there; run `dvc repro export` or `dvc checkout`") from None
     if content[-SEAL_BYTES:] != seal(memoryview(content)[:-SEAL_BYTES]):
         raise UserError(f"{path}: altered, or not exported by Reprise; run `dvc checkout` or fetch it again")
+    # protobuf: the key of TensorProto.external_data that names a file, after the last byte of its length
+    if b"\x08location" in content or b"\x00location" in content:
+        raise UserError(f"{path}: reads weights from other files, which Reprise exports none to; export it again")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or cpus()
     options.log_severity_level = 3  # errors
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # another would name files otherwise
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         card = ModelCard.model_validate_json(session.get_modelmeta().custom_metadata_map[CARD])
@@ -66,6 +70,11 @@ def open_onnx(path: Path, threads: int = 0) -> OnnxModel:
     except Exception as error:  # onnxruntime's own kinds, each derived from Exception directly
         why = f"onnxruntime {onnxruntime.__version__} cannot run it ({reason(error)[:300]})"
         raise UserError(f"{path}: {why}; use a newer onnxruntime") from None
+    found = [(each.name, each.type, each.shape[1:]) for each in (*session.get_inputs(), *session.get_outputs())]
+    shape = [*[card.preprocessing.image_size] * 2, card.preprocessing.channels]
+    expected = [(INPUT, "tensor(uint8)", shape), (OUTPUT, "tensor(float)", [len(card.classes)])]
+    if found != expected or isinstance(session.get_inputs()[0].shape[0], int):
+        raise UserError(f"{path}: its inputs and outputs are not those of its card; export it again")
     return OnnxModel(session, card)
 
 

@@ -10,7 +10,7 @@ for prediction in model.predict(["cat.jpg", "photos", "more.zip"]):
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
@@ -67,9 +67,10 @@ class Model:
     def stream(self, images: Any, top: int = 5, workers: int = 1) -> Iterator[Prediction]:
         """Yield a `Prediction` for each image, in constant memory for any number of them.
 
-        images: a path, also of a folder, an archive or a CSV, bytes, an image of Pillow's, an array, or any number of
-        these (see `reprise.inference.sources`). workers: processes that decode; a script that asks for more than one
-        needs its `if __name__ == "__main__"`. Raises UserError for a folder, archive or CSV without images.
+        images: a path, also of a folder, an archive or a CSV, bytes, an open file, an image of Pillow's, an array, or
+        any number of these (see `reprise.inference.sources`). workers: processes that decode; a script that asks for
+        more than one needs its `if __name__ == "__main__"`. Raises UserError for a folder, archive or CSV without
+        images.
         """
         images = decoded(named_images(images), self.card.preprocessing, workers)
         most = BATCH_PIXELS // self.card.architecture.image_size**2 // SAME_BITS * SAME_BITS
@@ -82,6 +83,8 @@ class Model:
 
     def prediction(self, name: str, probabilities: np.ndarray, top: int = 5) -> Prediction:
         """Return the answer for an image of this name from its probabilities, float32 (classes,)."""
+        if not np.isfinite(probabilities).all():
+            return Prediction(name, reason="the model's answer is not a number (NaN); train it again")
         order = np.argsort(-probabilities, kind="stable")[: max(1, top)].tolist()
         best = [(self.card.classes[label], float(probabilities[label])) for label in order]
         return Prediction(name, *best[0], best, probabilities)
@@ -114,33 +117,40 @@ def load_model(
     incomplete, altered or of another version, and for code that was not asked for.
     """
     with _fetched(Path(source), repo, rev) as path:
-        whole = path.is_dir()
-        weights = path / "model.safetensors" if whole else path.with_suffix(".safetensors")
-        exported = path / "model.onnx" if whole else path.with_suffix(".onnx")
-        if whole and not exported.is_file():
-            exported = path / "export/model.onnx"
+        weights, description, exported = model_files(path)
         on_torch = path.suffix != ".onnx" and weights.is_file() and find_spec("torch") is not None
         if runtime == "onnx" or (runtime is None and exported.is_file() and not on_torch):
-            return _on_onnx(exported, weights.with_suffix(".json"), exact)
+            return _on_onnx(exported, description, exact)
         if path.suffix == ".onnx" or not weights.is_file():
+            what = f"no model there that {runtime or 'torch'} can run" if path.exists() else "no such file or folder"
             known = "a folder with model.safetensors and model.json, or with model.onnx, or one of these files"
-            raise UserError(f"{path}: no model there that {runtime or 'torch'} can run; name {known}")
+            raise UserError(f"{path}: {what}; name {known}")
         if not on_torch:
             raise UserError(f"{weights}: torch is not installed; install it, or use the exported model, model.onnx")
-        return _on_torch(weights, project, exact)
+        return _on_torch(weights, description, project, exact)
+
+
+def model_files(path: Path) -> tuple[Path, Path, Path]:
+    """Return where a model's weights, its description and its export are, or would be; path: as for `load_model`."""
+    if not path.is_dir():
+        return path.with_suffix(".safetensors"), path.with_suffix(".json"), path.with_suffix(".onnx")
+    folder = path if (path / "model.onnx").is_file() else path / "export"
+    return path / "model.safetensors", path / "model.json", folder / "model.onnx"
 
 
 def _on_onnx(exported: Path, description: Path, exact: bool) -> Model:
     from reprise.export.session import open_onnx
 
     session = open_onnx(exported)
+    folder = exported.absolute().parent
+    if folder.name == "export" and not description.is_file():  # the stage's out, beside what it was exported from
+        description = folder.with_name("model.json")
     if description.is_file() and load_card(description).weights_sha256 != session.card.weights_sha256:
         raise UserError(f"{exported}: exported from other weights than those of {description}; run `dvc repro export`")
     return Model(session.card, session, exact)
 
 
-def _on_torch(weights: Path, project: str | Path | None, exact: bool) -> Model:
-    description = weights.with_suffix(".json")
+def _on_torch(weights: Path, description: Path, project: str | Path | None, exact: bool) -> Model:
     card = load_card(description)
     if card.architecture.code_sha256 and project is None:
         code = card.architecture.model_name.partition(":")[0]
@@ -162,21 +172,25 @@ def _fetched(source: Path, repo: str | None, rev: str | None) -> Iterator[Path]:
         yield source
         return
     from dvc.api import DVCFileSystem
-    from dvc.exceptions import DvcException
+    from dvc.exceptions import DvcException, NotDvcRepoError
+    from dvc.repo import Repo
     from scmrepo.exceptions import SCMError
 
     names = ["model.safetensors", "model.json", "model.onnx", "export/model.onnx"]
     whole = source
     if source.suffix:
         whole, names = source.parent, [source.name, source.with_suffix(".json").name]
+    names += ["../model.json"] * (whole.name == "export")  # what it was exported from
     with tempfile.TemporaryDirectory() as folder:
         try:
-            files = DVCFileSystem(repo, rev=rev)
+            with suppress(NotDvcRepoError), Repo(repo) as here:  # a folder; at a revision, paths begin at Git's root
+                whole = Path(here.root_dir).relative_to(here.scm.root_dir) / whole if rev is not None else whole
+            files = DVCFileSystem(repo, rev=rev, subrepos=True)
             files.info(whole.as_posix())  # raises for a revision or a folder that is not there; `isfile` does not
             for name in (name for name in names if files.isfile((whole / name).as_posix())):
-                Path(folder, name).parent.mkdir(exist_ok=True)
-                files.get_file((whole / name).as_posix(), str(Path(folder, name)))
+                Path(folder, whole.name, name).parent.mkdir(parents=True, exist_ok=True)
+                files.get_file((whole / name).as_posix(), str(Path(folder, whole.name, name)))
         except (DvcException, SCMError, OSError) as error:
             at = f"{source} of {repo or 'this repository'}, at {rev or 'its newest commit'}"
             raise UserError(f"{at}: {reason(error)}") from None
-        yield Path(folder, source.name if source.suffix else "")
+        yield Path(folder, whole.name, source.name if source.suffix else "")

@@ -1,12 +1,13 @@
 """What a person hands in, as a stream of named images, decoded by the pipeline's own `decode`.
 
-An image is a path, the bytes of a file, an image of Pillow's, or an array, uint8 (H, W) or (H, W, C), with C = 1, 2
-(gray and opacity), 3 or 4 (RGB and opacity). A path may also lead to a folder, an archive, or a CSV that names images.
+An image is a path, an open file, the bytes of a file, an image of Pillow's, or an array, uint8 (H, W) or (H, W, C),
+with C = 1, 2 (gray and opacity), 3 or 4 (RGB and opacity). A path may also lead to a folder, an archive, or a CSV that
+names images.
 """
 
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from reprise.data.download.archives import MOST_BYTES, Files, archive_files
+from reprise.data.download.archives import MOST_BYTES, archive_files
 from reprise.data.download.csv import read_file_names
 from reprise.data.download.layouts import find_images
 from reprise.data.download.sources import folder_files
@@ -25,7 +26,7 @@ from reprise.data.formats.images import HEAD, kind_of
 from reprise.data.prepare.decode import ORIENTATION, BadImageError, decode
 from reprise.data.prepare.workers import Map, spread
 from reprise.model.artifact import Preprocessing
-from reprise.runtime.errors import UserError, reason
+from reprise.runtime.errors import UserError, brief, reason
 
 Named = tuple[str, Any]  # an image's name and what it is; an exception, if it cannot be read
 Decoded = tuple[str, np.ndarray | str]  # its name and its pixels, or why it has none
@@ -42,13 +43,17 @@ def named_images(images: Any) -> Iterator[Named]:
     image without a file has its place in the list, from 0, as its name. Raises UserError for a folder, an archive or a
     CSV that cannot be read or has no images.
     """
-    of_one = isinstance(images, str | Path | bytes | Image.Image) or not isinstance(images, Iterable)
-    several = not of_one and getattr(images, "ndim", 4) == 4
+    of_one = isinstance(images, str | bytes | bytearray | memoryview | Mapping) or hasattr(images, "read")
+    several = not of_one and isinstance(images, Iterable) and getattr(images, "ndim", 4) == 4
     for place, image in enumerate(images if several else [images]):
+        if isinstance(image, Mapping) or (isinstance(image, str) and not image):
+            raise UserError(f"{brief(repr(image))}: neither a path nor an image; give one or a list of them")
         if isinstance(image, str | Path):
             yield from _of_path(Path(image), f"{image}/" if several else "")
+        elif hasattr(image, "read"):
+            yield str(place), _read(partial(image.read, MOST_BYTES))
         else:
-            yield str(place), image
+            yield str(place), bytes(image) if isinstance(image, bytearray | memoryview) else image
 
 
 def _of_path(path: Path, before: str) -> Iterator[Named]:
@@ -66,15 +71,15 @@ def _of_path(path: Path, before: str) -> Iterator[Named]:
     elif head and (kind_of(head) == "archive" or path.suffix.lower() == ".tar"):
         with tempfile.TemporaryDirectory() as scratch, archive_files(path, str(path), Path(scratch)) as files:
             for name in find_images(files.names, files.read, files.tree):
-                yield before + name, _member(files, name)
+                yield before + name, _read(partial(files.read, name, -1))
     else:
         yield str(path), path
 
 
-def _member(files: Files, name: str) -> bytes | UserError:
+def _read(read: Callable[[], Any]) -> Any:
     try:
-        return files.read(name, -1)
-    except UserError as error:  # the others may be whole
+        return read()
+    except (UserError, OSError, ValueError) as error:  # the others may be whole
         return error
 
 
@@ -109,9 +114,8 @@ def _tasks(images: Iterable[Named]) -> Iterator[list[Named]]:
     size = 0
     for name, content in images:
         task.append((name, content))
-        with suppress(OSError, ValueError):
-            size += content.stat().st_size if isinstance(content, Path) else getattr(content, "nbytes", 0)
-        size += len(content) if isinstance(content, bytes) else 0
+        with suppress(OSError, ValueError, TypeError):  # what has no size is no image, or one of Pillow's
+            size += content.stat().st_size if isinstance(content, Path) else getattr(content, "nbytes", len(content))
         if len(task) == TASK_IMAGES or size >= TASK_BYTES:
             yield task
             task, size = [], 0

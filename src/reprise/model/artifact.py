@@ -1,9 +1,9 @@
 """The JSON file beside published weights: all that is needed to rebuild and use the network. Needs no torch."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from reprise.params.dependencies import Record
 from reprise.runtime.checksums import read_sealed
@@ -12,9 +12,9 @@ from reprise.runtime.provenance import Provenance
 
 
 class Part(BaseModel):
-    """A part of the model card: unknown keys are refused."""
+    """A part of the model card: unknown keys and numbers that are not finite are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Architecture(Part):
@@ -24,9 +24,9 @@ class Architecture(Part):
     """
 
     model_name: str
-    num_classes: int
-    in_chans: int
-    image_size: int
+    num_classes: PositiveInt
+    in_chans: PositiveInt
+    image_size: int = Field(ge=1, le=4096)
     kwargs: dict[str, Any]
     code_sha256: str | None = None
 
@@ -40,11 +40,11 @@ class Preprocessing(Part):
     image_size if that differs, subtract mean and divide by std of each channel. docs/data.md has the roundings.
     """
 
-    image_size: int
-    channels: int
+    image_size: int = Field(ge=1, le=4096)
+    channels: Literal[1, 3]
     mean: list[float]
     std: list[float]
-    depth: int | None = None
+    depth: int | None = Field(None, ge=8, le=16)
     resize: Literal["stretch", "fit", "crop"] = "stretch"
     interpolation: Literal["bilinear, antialiased"] = "bilinear, antialiased"
     value_range: tuple[float, float] = (0.0, 1.0)
@@ -100,6 +100,13 @@ class ModelCard(Part):
     record: Record | None = None
     kept: list[str] = []
 
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        net, kept = self.architecture, self.preprocessing
+        if len(self.classes) != net.num_classes or {len(kept.mean), len(kept.std), net.in_chans} != {kept.channels}:
+            raise ValueError("its classes or channels do not agree")
+        return self
+
 
 def load_card(path: Path) -> ModelCard:
     """Read the JSON file of a model. Raises UserError if it is missing, altered or not a model's."""
@@ -108,7 +115,7 @@ def load_card(path: Path) -> ModelCard:
     except FileNotFoundError:
         raise UserError(f"{path}: no model there; run `dvc repro train` or `python src/train.py`") from None
     except ValidationError as error:
-        what = f"not a model's description, or of another version of Reprise ({error.error_count()} unknown entries)"
+        what = f"not a model's description, or of another version of Reprise ({error.error_count()} wrong entries)"
         raise UserError(f"{path}: {what}; use that version, or train it again") from None
     except ValueError as error:
         raise UserError(f"{error}; run `dvc checkout` or train it again") from None

@@ -26,7 +26,7 @@ def publishing(*targets: Path, check: Callable[[], None] = lambda: None) -> Iter
     The block creates each private path as a file or as a folder. On an error all of them are removed and the targets
     stay as they were. A folder replaces a folder whole. Everything that decides the content belongs inside the block:
     it starts once no other process is writing the same targets. check: called just before the renames; it raises if
-    nothing may be published.
+    nothing may be published. Raises UserError where a file or a link would replace a folder.
     """
     partials = [target.with_name(f".{target.name}.partial") for target in targets]
     replaced = [target.with_name(f".{target.name}.replaced.partial") for target in targets]
@@ -52,6 +52,9 @@ def publishing(*targets: Path, check: Callable[[], None] = lambda: None) -> Iter
 
 def _swap(targets: Sequence[Path], partials: Sequence[Path], replaced: Sequence[Path]) -> None:
     """Rename the partials to the targets; on an error the folders that made way come back."""
+    for partial, target in zip(partials, targets, strict=True):
+        if _is_folder(target) and not _is_folder(partial):
+            raise UserError(f"{target}: a folder, where a file is to be; move it away")
     try:
         for partial, target, old in zip(partials, targets, replaced, strict=True):
             if _is_folder(target) or (_is_folder(partial) and os.path.lexists(target)):

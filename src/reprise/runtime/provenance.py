@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from reprise.runtime.code import LOADED, ROOT, code_sha256, read_code
 from reprise.runtime.errors import UserError
@@ -32,7 +32,7 @@ class Provenance(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     reproducible: Reproducible
-    threads: int
+    threads: PositiveInt
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str
     cpu_capability: str
