@@ -191,6 +191,6 @@ def _fetched(source: Path, repo: str | None, rev: str | None) -> Iterator[Path]:
                 Path(folder, whole.name, name).parent.mkdir(parents=True, exist_ok=True)
                 files.get_file((whole / name).as_posix(), str(Path(folder, whole.name, name)))
         except (DvcException, SCMError, OSError) as error:
-            at = f"{source} of {repo or 'this repository'}, at {rev or 'its newest commit'}"
+            at = f"{source} of {repo or 'this repository'}, at {rev or 'its work tree'}"
             raise UserError(f"{at}: {reason(error)}") from None
         yield Path(folder, whole.name, source.name if source.suffix else "")

@@ -105,6 +105,8 @@ class ModelCard(Part):
         net, kept = self.architecture, self.preprocessing
         if len(self.classes) != net.num_classes or {len(kept.mean), len(kept.std), net.in_chans} != {kept.channels}:
             raise ValueError("its classes or channels do not agree")
+        if kept.value_range != (0, 1):
+            raise ValueError("another range of values than 0 to 1")
         return self
 
 
