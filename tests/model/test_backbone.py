@@ -41,7 +41,7 @@ def card(architecture):
     channels = architecture.in_chans
     return ModelCard(
         architecture=architecture,
-        classes=list("abcdefghij"[: architecture.num_classes]),
+        classes=[*"abcdefghij", *map(str, range(1000))][: architecture.num_classes],
         preprocessing=Preprocessing(image_size=32, channels=channels, mean=[0.5] * channels, std=[0.2] * channels),
         training=Training(data="test", splits_sha256="", pretrained=False, epoch=1, seed=0),
         provenance=trace("machine", 1, "cpu", {}, b"", "reprise.model.backbone"),
