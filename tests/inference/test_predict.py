@@ -141,7 +141,7 @@ def test_a_release_is_fetched_from_another_repository(project, expected, model, 
         assert fetched.card == model.card
         assert fetched.predict(image)[0].probabilities == pytest.approx(model.predict(image)[0].probabilities, abs=1e-6)
     for source, rev in (("models", "v9"), ("nothing", None)):
-        with pytest.raises(UserError, match=f"{source} of .*, at {rev or 'its newest commit'}: "):
+        with pytest.raises(UserError, match=f"{source} of .*, at {rev or 'its work tree'}: "):
             load_model(source, repo=str(project.path), rev=rev)
 
 
