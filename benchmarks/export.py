@@ -2,11 +2,11 @@
 
     python benchmarks/export.py > benchmarks/export.md
 
-Claim: of 98 families' smallest models 92 are exported. A probability of 89 differs from torch's by up to 5.8e-3, in 80 by
-at most 1e-4, and at most four times as much as torch's own differs from double precision: random networks round badly,
-trained ones differ by 1e-6 to 2.3e-5. Three give NaN in torch, too, as they are made here. Batches of 1 and of 7 differ
-by at most 6.0e-6. Not exported: four with attention of other than four dimensions, one that onnxruntime cannot run, one
-without an end after 240 s. One trial each.
+Claim: of 98 families' smallest models 92 are exported. A probability of 89 differs from torch's by up to 5.8e-3, in 80
+by at most 1e-4: random networks round badly, torch's own differ as much from double precision, and trained ones differ
+by 1e-6 to 2.3e-5. Three give NaN in torch, too, as they are made here. Batches of 1 and of 7 differ by at most 6.0e-6.
+Not exported: four with attention of other than four dimensions, one that onnxruntime cannot run, one without an end
+after 240 s. One trial each.
 
 Models and image sizes are those of benchmarks/timm_models.md. Weights are random, scales of layers from 0.5 to 1,
 statistics of batch norm those of the images, and the logits are brought to a mean of 0 and a standard deviation of 3,
