@@ -15,7 +15,7 @@ WRONG = {  # what is set, and what is said
     "train.start_size=33": "train.start_size = 33: images grow to 32; choose at most that",
     "train.start_size=16 model.name=mlp": "mlp cannot take 16x16 images .* raise train.start_size",
     "train.loggers=[wandb]": r"train.loggers: wandb is not installed; `pip install -e '\.\[wandb\]'`",
-    "train.backbone=frozen": "train.backbone = frozen: random weights have no features worth keeping; set model.pre",
+    "train.backbone=frozen": "train.backbone = frozen: random weights have nothing worth keeping; set model.pre",
     "model.weights=data/weights/no.pth": "model.weights = data/weights/no.pth: no such file",
     "model.weights=runs/latest": "model.weights = runs/latest: the pipeline watches data/weights alone",
     "train.accelerator=gpu train.reproducible=off": "train.accelerator = gpu: torch finds none here",

@@ -107,9 +107,12 @@ def test_beyond_so_many_requests_at_once_one_is_asked_to_come_again(model, image
     assert others[0].headers["retry-after"] == "1" and "ask again" in others[0].json()["reason"]
 
 
-FORM = {"Content-Type": "multipart/form-data; boundary=b"}
+TYPE = "multipart/form-data; boundary=b"
+FORM = {"Content-Type": TYPE}
 LARGE = BytesIO()
 Image.new("1", (8001, 8000)).save(LARGE, "PNG")
+HALF = BytesIO()
+Image.new("1", (6000, 6000)).save(HALF, "PNG")
 PART = b'--b\r\nContent-Disposition: form-data; name="i"; filename="i"\r\n\r\n'
 
 
@@ -124,6 +127,10 @@ PART = b'--b\r\nContent-Disposition: form-data; name="i"; filename="i"\r\n\r\n'
         ({"files": [("a", ("a", b"x"))] * 65}, 400, "Maximum number of files is 64"),
         ({"content": b"--b--\r\n", "headers": FORM}, 400, "a form without images"),
         ({"content": PART + b"whole\r\n" + PART + b"cut", "headers": FORM}, 400, "without its end"),
+        ({"content": PART + b"whole\r\n" + PART + b"cut--", "headers": FORM}, 400, "without its end"),
+        ({"content": PART + b"x\r\n--b--", "headers": {"Content-Type": f"{TYPE}; charset=punycode"}}, 400, "charset"),
+        ({"files": [("a", ("a", HALF.getvalue()))] * 2}, 422, "more than 64 megapixels"),
+        ({"content": b"\xff\xd8\xff" + b"\xff\xda" * 101}, 422, "a JPEG of more than 100 scans"),
         ({"content": b"x", "params": {"top": "-1"}}, 422, "top: a number of classes is needed"),
     ],
 )

@@ -10,7 +10,7 @@ from torch import nn
 
 from reprise.data.formats.packed import load_metadata, load_split
 from reprise.evaluation.evaluate import predict
-from reprise.features.store import MOST, check_frozen, folded, pooled, stored
+from reprise.features.store import MOST, check_backbone, folded, pooled, stored
 from reprise.loader.batches import EvalBatches
 from reprise.model.backbone import TIMMBackbone, create_network, load_model
 from reprise.model.pretrained import find_pretrained
@@ -76,6 +76,15 @@ def test_kept_features_give_the_same_bits_and_other_terms_never_find_them(fit, t
     assert capsys.readouterr().err.count(computed) == len(again)
 
 
+def test_views_by_an_augmentation_of_ones_own_are_those_of_its_code(fit, tmp_path, capsys, monkeypatch):
+    own = "train.augment.own=[project/a.py:Noise]"
+    monkeypatch.setattr("reprise.loader.batches.create_part", lambda name: lambda images, generator: images)
+    for code in ("one", "one", "two"):
+        monkeypatch.setattr("reprise.training.frozen.project_md5", lambda code=code: code)
+        fit(tmp_path / "checkpoints", "train.feature_views=2", own)
+    assert capsys.readouterr().err.count("computing the features") == 2
+
+
 def test_views_that_nothing_changes_are_the_images_themselves_with_their_labels(fit, digits, tmp_path):
     still = (f"train.augment.{name}" for name in ("rotate=0", "scale=0", "shift=0", "flip=false"))
     fit(tmp_path / "checkpoints", "train.feature_views=3", *still)
@@ -122,7 +131,7 @@ def test_the_store_keeps_the_newest_and_nothing_of_what_has_failed(tmp_path):
 def test_a_classifier_that_is_no_linear_function_of_pooled_features_is_refused(weights, tiny_params, digits):
     params, data = tiny_params().model, load_metadata(digits)
     pretrained = find_pretrained(params, weights)
-    check_frozen(*create_network(params, data, 0, pretrained), pretrained)
+    check_backbone("frozen", *create_network(params, data, 0, pretrained), pretrained)
     for name, other in {
         "fc": lambda model: nn.Linear(model.num_features, 3, bias=False),
         "forward": lambda model: lambda x: model.fc(model.forward_features(x).mean((2, 3))).tanh(),
@@ -131,11 +140,11 @@ def test_a_classifier_that_is_no_linear_function_of_pooled_features_is_refused(w
         network, architecture = create_network(params, data, 0, pretrained)
         setattr(network.model, name, other(network.model))
         with pytest.raises(UserError, match="test_resnet has no pooled features under one linear classifier; set"):
-            check_frozen(network, architecture, pretrained)
+            check_backbone("frozen", network, architecture, pretrained)
 
 
 def test_random_weights_and_features_that_are_not_finite_are_refused(fit, tmp_path, weights):
-    with pytest.raises(UserError, match=r"random weights have no features worth keeping; set model\.pretrained: true"):
+    with pytest.raises(UserError, match=r"random weights have nothing worth keeping; set model\.pretrained: true"):
         fit(start=None)
     save_file({name: value * float("nan") for name, value in load_file(weights).items()}, tmp_path / "nan.safetensors")
     with pytest.raises(UserError, match="the weights give features that are not finite"):

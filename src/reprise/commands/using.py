@@ -114,6 +114,7 @@ def serve(options: Namespace) -> None:
         model = load_model(options.model, runtime=options.runtime, project=options.project, exact=not options.fast)
         say(f"serve: http://{options.host}:{server.getsockname()[1]}")
         run(model, server, body=int(options.max_mb * 1e6), requests=options.requests, seconds=options.timeout)
+    os._exit(0)  # a thread may still decode for a request that was given up
 
 
 @command(OF_A_MODEL[0])

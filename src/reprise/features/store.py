@@ -31,14 +31,19 @@ MOST = 10
 FILE, SEAL = "features.safetensors", "features.json"
 
 
-def check_frozen(network: TIMMBackbone, architecture: Architecture, pretrained: PretrainedWeights | None) -> None:
-    """Raise UserError unless weights were given and logits are a linear function of pooled features; set `eval` mode.
+def check_backbone(
+    backbone: str, network: TIMMBackbone, architecture: Architecture, pretrained: PretrainedWeights | None
+) -> None:
+    """Raise UserError for a `train.backbone` that keeps random weights or statistics, or a frozen one without features.
 
-    pretrained: the weights that the network has, None for random ones.
+    pretrained: the weights that the network has, None for random ones. A frozen backbone is set to `eval` mode; its
+    logits have to be a linear function of pooled features.
     """
-    if pretrained is None:
-        way_out = "set model.pretrained: true, or put weights into data/weights"
-        raise UserError(f"train.backbone = frozen: random weights have no features worth keeping; {way_out}")
+    if backbone != "tune" and pretrained is None:
+        way_out = "set model.pretrained: true, put weights into data/weights, or set train.backbone: tune"
+        raise UserError(f"train.backbone = {backbone}: random weights have nothing worth keeping; {way_out}")
+    if backbone != "frozen":
+        return
     model: Any = network.eval().model
     layer: Any = model.get_classifier() if hasattr(model, "get_classifier") else None
     fits = isinstance(layer, nn.Linear) and layer.bias is not None and hasattr(model, "forward_head")

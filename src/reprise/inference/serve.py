@@ -21,6 +21,7 @@ import numpy as np
 import prometheus_client as prometheus
 import uvicorn
 from PIL import Image
+from python_multipart.multipart import parse_options_header
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -29,17 +30,18 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from reprise.data.formats.images import HEAD, READ, kind_of
-from reprise.data.prepare.decode import FORMATS, BadImageError
+from reprise.data.prepare.decode import FORMATS
 from reprise.inference.batching import Batched
 from reprise.inference.predict import Model, Prediction
-from reprise.inference.sources import Decoded, decode_task
-from reprise.model.artifact import Preprocessing
-from reprise.runtime.errors import UserError, reason
+from reprise.inference.sources import decode_task
+from reprise.runtime.errors import UserError, reason, visible
 from reprise.runtime.signals import Stopped
 
 DECODED, COMPUTED = 8, 64  # images that a thread takes at once, at most: the first one waits for the others
 CONNECTIONS = 900  # at once, at most, as a process may open 1,024 files by default; others are answered with 503
-PIXELS = 64_000_000  # of an image, at most: the one thread decodes them in one or two seconds
+PIXELS = 64_000_000  # of a request, at most: the one thread decodes them in one or two seconds
+SCANS = 100  # of a JPEG, at most, for the same reason; a progressive one has about ten
+STOP_S = 45  # from a signal to the end, at most
 ANSWER_S = 30  # from a body's last byte to the answer, at most
 POLICY = (  # of the page: its own script and style by their SHA-256, this service, and nothing else
     "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; img-src blob:; connect-src 'self'"
@@ -59,7 +61,7 @@ class Service:
     ) -> None:
         self.model, self.at_work = model, 0
         self.body, self.images, self.requests, self.seconds = body, images, requests, seconds
-        self.decode = Batched(partial(decode, model.card.preprocessing), DECODED)
+        self.decode = Batched(partial(decode_task, model.card.preprocessing), DECODED)
         self.compute = Batched(self._compute, COMPUTED)
         self.registry = registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
@@ -84,6 +86,9 @@ class Service:
             with self.time.time():
                 images = await self._received(request)
                 async with asyncio.timeout(ANSWER_S):
+                    loop = asyncio.get_running_loop()
+                    if why := await loop.run_in_executor(self.decode.thread, too_much, images):
+                        raise HTTPException(422, why)
                     found = await asyncio.gather(*(self._answer(each, int(top)) for each in images))
         except (TimeoutError, MemoryError):
             raise HTTPException(503, "too much to do or too little memory; ask again", {"Retry-After": "9"}) from None
@@ -109,7 +114,7 @@ class Service:
             nonlocal size, end
             message = await request.receive()
             chunk = message.get("body", b"")
-            size, end = size + len(chunk), (end + chunk[-9:])[-9:]
+            size, end = size + len(chunk), (end + chunk[-99:])[-99:]
             if size > self.body:
                 raise HTTPException(413, f"a body of more than {self.body:,} bytes")
             return message
@@ -121,12 +126,15 @@ class Service:
                     return [("0", await limited.body())]
                 async with limited.form(max_files=self.images, max_fields=0) as form:
                     files = [file for _, file in form.multi_items() if not isinstance(file, str)]
-                    images = [(file.filename or "", await file.read()) for file in files]
+                    images = [(visible(file.filename or ""), await file.read()) for file in files]
         except TimeoutError:
             raise HTTPException(408, f"the body did not arrive within {self.seconds:g} s") from None
         except ClientDisconnect:
             raise HTTPException(400, "the body is cut off") from None
-        if not images or not end.rstrip().endswith(b"--"):
+        except (UnicodeError, LookupError):
+            raise HTTPException(400, "a charset that the names of the form are not in") from None
+        boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"")
+        if not images or not end.rstrip().endswith(b"--%s--" % boundary):
             raise HTTPException(400, "a form without images, or without its end")
         return images
 
@@ -144,20 +152,21 @@ class Service:
         return JSONResponse(content, status, headers)
 
 
-def decode(preprocessing: Preprocessing, images: list[tuple[str, bytes]]) -> list[Decoded]:
-    """Return names and pixels of images as `decode_task` does, and a reason for one of more than PIXELS."""
-    return decode_task(preprocessing, [(name, _too_large(encoded) or encoded) for name, encoded in images])
-
-
-def _too_large(encoded: bytes) -> BadImageError | None:
-    with warnings.catch_warnings(action="ignore"):  # of a large image, which is refused here
-        try:
-            width, height = Image.open(BytesIO(encoded), formats=FORMATS).size
-        except Image.DecompressionBombError:
-            return BadImageError(f"more than {PIXELS // 10**6} megapixels")
-        except Exception:  # whatever hostile bytes provoke: decoding says what is wrong
-            return None
-    return BadImageError(f"more than {PIXELS // 10**6} megapixels") if width * height > PIXELS else None
+def too_much(images: list[tuple[str, bytes]]) -> str:
+    """Return why the images of a request, names and bytes, would take too long to decode; "" if they would not."""
+    pixels = 0
+    for _, encoded in images:
+        if encoded.count(b"\xff\xda") > SCANS and kind_of(encoded[:HEAD]) == "JPEG":
+            return f"a JPEG of more than {SCANS} scans"
+        with warnings.catch_warnings(action="ignore"):  # of a large image
+            try:
+                width, height = Image.open(BytesIO(encoded), formats=FORMATS).size
+                pixels += width * height
+            except Image.DecompressionBombError:
+                pixels += PIXELS + 1
+            except Exception:  # whatever hostile bytes provoke: decoding says what is wrong
+                continue
+    return f"more than {PIXELS // 10**6} megapixels" if pixels > PIXELS else ""
 
 
 def application(model: Model, **limits: Any) -> Starlette:
@@ -211,7 +220,8 @@ def run(model: Model, server: socket.socket, **limits: Any) -> None:
     """Serve until SIGTERM, SIGHUP or Ctrl-C, and answer the requests accepted by then. limits: see `Service`."""
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # what it says is the answer, too
     settings: dict[str, Any] = {"http": Patient, "ws": "none", "log_level": "error", "limit_concurrency": CONNECTIONS}
-    config = uvicorn.Config(application(model, **limits), timeout_graceful_shutdown=2 * ANSWER_S, **settings)
-    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    config = uvicorn.Config(application(model, **limits), timeout_graceful_shutdown=STOP_S, **settings)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     with suppress(Stopped):  # uvicorn sends itself the signal again, once it has stopped
         uvicorn.Server(config).run(sockets=[server])

@@ -16,5 +16,7 @@ def check_backbone(train: Any) -> None:
     for name, only in (FROZEN if train.backbone == "frozen" else TUNED).items():
         if (value := getattr(train, name)) != only:
             raise ValueError(f"{name} = {value}: not with backbone = {train.backbone}; set it to {json.dumps(only)}")
+    if train.backbone == "frozen" and train.precision == "bf16":
+        raise ValueError("precision = bf16: not with backbone = frozen, whose features are fp32; set it to auto")
     if train.backbone == "frozen" and (train.augment.mixup or train.augment.cutmix or train.balance == "sampling"):
         raise ValueError("backbone = frozen: no mixup, cutmix or balance = sampling; balance = weights is possible")

@@ -12,6 +12,7 @@ from reprise.features.heads import linear_path, prototype_path
 from reprise.features.store import backbone_sha256, folded, pooled_features, stored
 from reprise.loader.batches import EvalBatches
 from reprise.runtime.errors import say
+from reprise.runtime.parts import project_md5
 from reprise.runtime.provenance import Provenance
 from reprise.training.callbacks.best_epoch import BestEpoch, EpochRow
 from reprise.training.setup import Assembly
@@ -46,9 +47,10 @@ def fit_head(made: Assembly, best: BestEpoch, provenance: Provenance, store: Pat
 def _key(made: Assembly, provenance: Provenance) -> str:
     """Return a digest of all that decides the features: of the training's terms, but of few of its params."""
     augmented = {"seed", "augment"} if made.params.feature_views > 1 else set()
+    own = project_md5() if augmented and made.params.augment.own else ""
     architecture = made.architecture.model_dump_json(exclude={"num_classes"})
     params = made.params.model_dump_json(include={"batch_size", "feature_views", *augmented})
-    deciding = f"{backbone_sha256(made.network)} {architecture} {params} {made.debug.deciding()}"
+    deciding = f"{backbone_sha256(made.network)} {architecture} {params} {made.debug.deciding()} {own}"
     return provenance.model_copy(update={"params_sha256": deciding}).key()
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from reprise.augment.pipeline import resolve_augmentation
 from reprise.data.formats.packed import Metadata, Unaltered, load_metadata, load_split
-from reprise.features.store import check_frozen
+from reprise.features.store import check_backbone
 from reprise.loader.batches import EvalBatches, Process, TrainBatches, class_weights, growing_sizes
 from reprise.model.artifact import Architecture
 from reprise.model.backbone import TIMMBackbone, check_takes, create_network
@@ -60,8 +60,7 @@ class Assembly:
         sizes = growing_sizes(epochs, check_start_size(self.network, self.architecture, params.start_size), size)
         self.batches = TrainBatches(self.train_split, self.metadata, params, process, sizes)
         self.val_batches = EvalBatches(val_split, self.metadata, params.batch_size, process, size)
-        if params.backbone == "frozen":
-            check_frozen(self.network, self.architecture, self.pretrained_weights)
+        check_backbone(params.backbone, self.network, self.architecture, self.pretrained_weights)
         check_batch_size(self.network, self.architecture, self.batches.batch_size)
 
     def lit(self, network: TIMMBackbone | None = None) -> ChunkedClassifier:
@@ -82,7 +81,9 @@ def resolve(params: TrainParams, rank: int) -> tuple[TrainParams, Process]:
     reproducible = resolve_reproducible(params.reproducible)
     device = resolve_device(params)
     devices = processes(params, device)
-    wanted = "fp32" if params.precision == "auto" and device == "cpu" else params.precision
+    wanted = (
+        "fp32" if params.precision == "auto" and (device == "cpu" or params.backbone == "frozen") else params.precision
+    )
     precision = resolve_precision(wanted, reproducible)
     if params.compile and reproducible == "portable":
         why = "makes kernels for this one CPU, which train.reproducible = portable rules out"
@@ -160,8 +161,7 @@ def check_settings(params: Params, weights: Path, data: Metadata | None = None) 
         if is_part(model.name) and not isinstance(error, UserError):
             return None
         raise
-    if train.backbone == "frozen":
-        check_frozen(network, architecture, pretrained)
+    check_backbone(train.backbone, network, architecture, pretrained)
     check_start_size(network, architecture, train.start_size)
     check_batch_size(network, architecture, train.batch_size)
     optimizer = create_optimizer(network.model, train)

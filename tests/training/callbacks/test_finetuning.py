@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from reprise.data.formats.packed import load_metadata, load_split
@@ -105,9 +106,14 @@ def test_a_crash_while_frozen_or_after_ends_in_equal_bits(step, optimizer, digit
     check_resumption(step, digits, tiny_params(*options, f"train.optimizer={optimizer}"), tmp_path)
 
 
-def test_fixed_norms_keep_their_statistics_while_all_weights_learn(digits, tiny_params):
+def test_fixed_norms_keep_their_statistics_while_all_weights_learn(digits, tiny_params, tmp_path):
     given = tiny_params("train.backbone=fixed_norms", "train.epochs=1")
+    with pytest.raises(UserError, match="fixed_norms: random weights have nothing worth keeping"):
+        train(digits, given.model, given.train)
     before, _ = create_network(given.model, load_metadata(digits), given.train.seed)
-    after = train(digits, given.model, given.train).network.state_dict()
+    save_file(
+        {name: value.contiguous() for name, value in before.model.state_dict().items()}, tmp_path / "mine.safetensors"
+    )
+    after = train(digits, given.model, given.train, weights=tmp_path / "mine.safetensors").network.state_dict()
     same = {name for name, value in before.state_dict().items() if torch.equal(value, after[name])}
     assert same == {name for name in after if ".running_" in name or name.endswith("num_batches_tracked")}

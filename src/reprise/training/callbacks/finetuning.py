@@ -21,7 +21,7 @@ class FixedNorms(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put all norms into evaluation mode, which Lightning leaves alone until the next epoch."""
         for module in pl_module.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm):
                 module.eval()
 
 
