@@ -58,6 +58,7 @@ def test_a_release_is_a_tag_that_gto_lists_and_a_worse_model_gets_none_unless_as
     assert "against model@v1.10.0: " in release(reproduced, "2.0.0").stdout
 
 
+@pytest.mark.slow
 def test_what_is_not_recorded_is_not_released(reproduced):
     reproduced.run("git", "config", "user.name", "")
     assert "a tag needs Git's user.name" in refused(reproduced, "v1.0.0", "--anyway")

@@ -118,6 +118,7 @@ def test_a_model_that_cannot_be_exported_leaves_a_reason(measured, digits, tmp_p
     assert not list((tmp_path / "second").iterdir())
 
 
+@pytest.mark.slow
 def test_the_stage_publishes_a_model_that_agrees_and_nothing_of_one_that_does_not(reproduced: Workspace):
     folder, tracked = reproduced.path / "models/export", "metrics/export.json"
     assert [path.name for path in folder.iterdir()] == ["not-exported.txt"]

@@ -258,7 +258,7 @@ def fitting(tree):
     if tree["train"]["augment"]["resized_crop"]:
         tree["train"]["augment"]["crop"] = 0
     frozen = tree["train"]["backbone"] == "frozen"
-    tree["train"] |= FROZEN | {"balance": "weights"} if frozen else TUNED
+    tree["train"] |= FROZEN | {"balance": "weights", "precision": "auto"} if frozen else TUNED
     tree["train"]["augment"] |= {"mixup": 0, "cutmix": 0} if frozen else {}
     return tree
 

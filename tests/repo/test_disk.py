@@ -11,6 +11,7 @@ from reprise.repo import disk
 from reprise.repo.disk import Holding, size
 
 
+@pytest.mark.slow
 def test_what_a_commit_or_an_experiment_needs_stays_and_the_rest_goes(reproduced):
     reproduced.run("dvc", "exp", "run", "--temp", "--name", "kept", "-S", "train.lr=0.01")
     reproduced.set("train.lr=0.02")

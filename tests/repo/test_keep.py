@@ -67,6 +67,7 @@ def test_comments_need_no_training(reproduced):
     assert "'train' didn't change" in reproduced.run("dvc", "repro").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "before", "after", "message"),
     [
