@@ -49,12 +49,10 @@ def keep(project: Project, epochs: int = 2) -> Iterator[str]:
     dependencies = Dependencies.of_stage("train", project.root)
     dependencies.begin()
     now, then = dependencies.record(), card.record
-    different = (
-        then.differences(project.root, "train", dependencies.all_params, now.inputs)
-        if then
-        else ["all: it has no record"]
-    )
-    if then is None or different not in ([], ["its code"]):
+    if then is None:
+        raise UserError(f"{path}: has no record of its code; `dvc repro` trains it anew")
+    different = then.differences(project.root, "train", dependencies.all_params, now.inputs)
+    if different not in ([], ["its code"]):
         raise UserError(f"changed since the model was trained: {'; '.join(different)}; `dvc repro` trains it anew")
     if different:
         yield _proven(project, then, epochs)
