@@ -3,6 +3,7 @@
 First while it sets the edits aside and commits them with the run's parameters, then for the run itself.
 """
 
+import itertools
 import re
 from typing import NamedTuple
 
@@ -61,14 +62,17 @@ def left_by_dvc(project: Project, crashed: bool) -> Move | None:
 def cut_short(project: Project) -> list[tuple[int, int]]:
     """Return when (from, to, Unix times) DVC committed an experiment and then did not begin it in the workspace.
 
-    It begins within the same second; where it takes longer, or runs elsewhere, this is one too many.
+    It begins with the next detaching: one that ends in a commit of DVC's, or is of the same second and not the first of
+    another experiment. Where it fails after longer, or runs elsewhere, this is one too many.
     """
-    log, found = moves(project), []
-    while len(log) > 1:
-        first, restored, *rest = log
-        log = log[1:]
-        if first.detaches and restored.restores:
-            began = len(rest) > 1 and rest[0].detaches and rest[1].restores and rest[0].time == restored.time
-            log = rest[2 if began else 0 :]
-            found += [] if began else [(first.time, restored.time)]
+    log = moves(project)
+    pairs = [(a, b) for a, b in itertools.pairwise(log) if a.detaches and b.restores]
+    committed = [restored.commits[0] != first.commits[1] for first, restored in pairs] + [False]
+    found, at = [], 0
+    while at < len(pairs):
+        (first, restored), following = pairs[at], pairs[at + 1 : at + 2]
+        same_second = any(each.time == restored.time for each, _ in following)
+        began = bool(following) and (committed[at + 1] or (same_second and not any(committed[at + 2 : at + 3])))
+        found += [] if began or committed[at] else [(first.time, restored.time)]
+        at += 2 if began else 1
     return found

@@ -159,7 +159,8 @@ def forgotten(project: Project, cut_short: Sequence[tuple[float, float]]) -> Ite
         name = subject.rpartition(":")[2]
         if "dvc-exp:" in subject and name not in finished and any(a <= int(time) <= b for a, b in cut_short):
             earlier = [(at, commit) for at, commit, what in lines if what.startswith("WIP on ") and at <= time]
-            edits = max(earlier)[1] if earlier else None
+            # of one second: that which the working tree lacks most of
+            edits = max(earlier, key=lambda each: (each[0], len(lost(project, each[1]))))[1] if earlier else None
             if not edits or int(time) < last or not lost(project, experiment):
                 continue
             patches = {path: _patch(project, edits, path) for path in lost(project, edits)}
