@@ -187,6 +187,9 @@ class Revision:
         """What the model predicted for each test image. Raises UserError where that is in no cache or remote."""
         if not self.md5(PREDICTIONS):
             raise UserError(f"{self}: its dvc.lock has no {PREDICTIONS}; name a revision that ran evaluate")
+        if self.md5s("deps").get(WEIGHTS, self.md5(WEIGHTS)) != self.md5(WEIGHTS):
+            way_out = f"`dvc exp apply {self.name}`, then `dvc repro`" if self.commit else "`dvc repro`"
+            raise UserError(f"{self}: its {PREDICTIONS} are another model's: evaluate has not run there; {way_out}")
         path = self.out(PREDICTIONS)
         if path is None:
             anew = "`dvc repro`" if self.commit is None else f"`git switch --detach {self.commit[:9]} && dvc repro`"

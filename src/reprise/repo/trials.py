@@ -1,0 +1,136 @@
+"""Trials: the pipeline with other params in a work tree of its own, recorded as an experiment of DVC.
+
+A trial changes nothing in the project's own work tree. DVC's cache, and with it the prepared data and every result, is
+shared; so is `runs/`, where a training that was killed finds its checkpoint. An experiment appears whole or not at all.
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reprise.params.load import overlay
+from reprise.params.presets import edited
+from reprise.repo.project import Project, environment
+from reprise.repo.revisions import parse_yaml
+from reprise.runtime.atomic import remove
+
+TREES = "runs/trees"
+# DVC, which ends when this process has died: its stage then ends too, with a checkpoint
+DVC = (
+    "import sys; from reprise.runtime.signals import stop_with_parent; stop_with_parent()\n"
+    "from dvc.cli import main; sys.exit(main(sys.argv[1:]))"
+)
+SHARED = ("runs", "data/own", "data/weights")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A work tree of the project's commit, held by this process alone."""
+
+    project: Project
+    tree: Path  # of Git; the project may be a folder in it
+    commit: str
+    lock: int  # the descriptor that holds it, which DVC inherits
+
+    @property
+    def root(self) -> Path:
+        """The project's folder in the work tree."""
+        return self.tree / self.project.prefix
+
+    def run(self, values: dict[str, Any], log: Path, *targets: str) -> subprocess.Popen[bytes]:
+        """Start `dvc repro TARGETS` with some params changed (a nested tree, as `overlay` takes); return its process.
+
+        What was here before is gone, but for files that Git ignores. Raises UserError if the file of params cannot be
+        edited; whether the params are allowed is the stage `check` to say, in the log.
+        """
+        self._git("reset", "--hard", "--quiet", self.commit)
+        remove(self.root / ".dvc/tmp/rwlock")  # of a DVC that was killed
+        for name in SHARED:  # after Git, which puts its placeholders there
+            remove(self.root / name)
+            (self.root / name).symlink_to(self.project.root / name)
+        params = self.root / "params.yaml"
+        params.write_text(edited(params.read_text("utf-8"), lambda tree: overlay(tree, values)), encoding="utf-8")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        own = {**environment(), "PYTHONPATH": str(self.root / "src")}
+        with log.open("ab") as file:
+            command = [sys.executable, "-c", DVC, "repro", *targets]
+            return subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=own,
+                stdout=file,
+                stderr=file,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[self.lock],
+            )
+
+    def save(self, name: str, message: str, stages: Sequence[str] = ()) -> str:
+        """Record params, dvc.lock and results as the experiment of this name; return its commit.
+
+        stages: those that have run, if not all have. It has no files of the others, which would be the base commit's;
+        their entries in dvc.lock stay, since `dvc exp apply` wants them, and are stale.
+        """
+        entries = parse_yaml((self.root / "dvc.lock").read_text("utf-8"))["stages"]
+        left_out = [entry for stage, entry in entries.items() if stages and stage not in stages]
+        outs = [out["path"] for entry in left_out for out in entry.get("outs") or []]
+        self._git("add", "--update", "--", "params.yaml", "dvc.lock", "metrics", "models")
+        if outs:
+            self._git("rm", "--cached", "--quiet", "--force", "--ignore-unmatch", "--", *outs)
+        tree = self._git("write-tree").strip()
+        commit = self._git("commit-tree", tree, "-p", self.commit, "-m", message).strip()
+        self.project.git("update-ref", f"refs/exps/{self.commit[:2]}/{self.commit[2:]}/{name}", commit)
+        return commit
+
+    def _git(self, *arguments: str) -> str:
+        return Project(self.root).git(*arguments)
+
+
+@contextmanager
+def workspace(project: Project, commit: str) -> Iterator[Workspace]:
+    """Yield a work tree of a commit below runs/trees that no other process uses, with data and weights in place."""
+    folder = project.root / TREES
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, tree = _free(folder)
+    try:
+        found = Workspace(project, tree, commit, lock)
+        _prepare(found)
+        yield found
+    finally:
+        os.close(lock)
+
+
+def _free(folder: Path) -> tuple[int, Path]:
+    number = 0
+    while True:
+        lock = os.open(folder / f".{number}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock, folder / str(number)
+        os.close(lock)
+        number += 1
+
+
+def _prepare(found: Workspace) -> None:
+    project, tree, root = found.project, found.tree, found.root
+    ready = tree.with_name(f".{tree.name}.ready")  # made whole once
+    if not ready.exists() or not tree.exists():
+        ready.unlink(missing_ok=True)
+        remove(tree)
+        project.git("worktree", "prune")
+        project.git("worktree", "add", "--quiet", "--detach", str(tree), found.commit)
+        local = project.root / ".dvc/config.local"
+        if local.exists():
+            shutil.copyfile(local, root / ".dvc/config.local")
+        inside = Project(root)
+        inside.dvc("config", "--local", "cache.dir", str(Path(project.dvc_repo.cache.local.path).parent.parent))
+        inside.dvc("config", "--local", "cache.type", "reflink,hardlink,copy")  # prepared data are there once
+        ready.touch()
+    Project(root).git("checkout", "--force", "--quiet", "--detach", found.commit)
+    Project(root).dvc("checkout", "--quiet", "--allow-missing")
