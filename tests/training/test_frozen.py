@@ -1,5 +1,7 @@
 """A frozen backbone trains a head on its features: the published model gives what was measured on them, bit for bit."""
 
+import os
+import re
 import shutil
 import subprocess
 
@@ -9,13 +11,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from reprise.data.formats.packed import load_metadata, load_split
+from reprise.data.prepare.prepare import preprocess
 from reprise.evaluation.evaluate import predict
-from reprise.features.store import MOST, check_backbone, folded, pooled, stored
+from reprise.features.store import BATCHES, MOST, check_backbone, folded, kept_features, pooled
 from reprise.loader.batches import EvalBatches
 from reprise.model.backbone import TIMMBackbone, create_network, load_model
 from reprise.model.pretrained import find_pretrained
 from reprise.runtime.errors import UserError
 from reprise.training.train import train
+from tests.conftest import data_params
 from tests.training.test_checkpoint import bits
 
 HEAD = ["fc.bias", "fc.weight"]
@@ -34,9 +38,9 @@ def weights(tmp_path_factory):
 def fit(digits, tiny_params, weights):
     """Call it with a scratch folder and changed params: a training with a frozen backbone."""
 
-    def run(scratch=None, *overrides, start=weights):
+    def run(scratch=None, *overrides, start=weights, data=digits):
         given = tiny_params("train.backbone=frozen", "train.batch_size=32", *overrides)
-        return train(digits, given.model, given.train, scratch, start)
+        return train(data, given.model, given.train, scratch, start)
 
     return run
 
@@ -61,19 +65,45 @@ def test_kept_features_give_the_same_bits_and_other_terms_never_find_them(fit, t
     first = bits(fit(scratch), tmp_path / "first")
     [kept] = store.iterdir()
     computed = "computing the features"
+    assert len(list(kept.iterdir())) == 2  # of training and validation images
     assert computed in capsys.readouterr().err
     assert bits(fit(scratch), tmp_path / "second") == first
     fit(scratch, "train.label_smoothing=0.2", "train.head=prototypes", "train.seed=1", "train.lr=0.1")
     assert computed not in capsys.readouterr().err
-    (kept / "features.safetensors").write_bytes((kept / "features.safetensors").read_bytes()[:-1] + b"\x99")
+    damaged = min(kept.iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x99")
     assert bits(fit(scratch), tmp_path / "third") == first
-    assert "altered since it was written; features are computed anew" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{damaged}: altered since it was written; its features are computed anew" in said
+    assert said.count(computed) == 1
     other = tmp_path / "other.safetensors"
     save_file({name: value * 1.01 for name, value in load_file(weights).items()}, other)
     again = [("train.batch_size=32", other), ("train.batch_size=16", weights), ("train.feature_views=2", weights)]
     for override, start in again:
         fit(scratch, override, start=start)
-    assert capsys.readouterr().err.count(computed) == len(again)
+    asked = capsys.readouterr().err.count(computed)
+    assert asked == 2 + 2 + 1  # training and validation images; the views alone, for the images as they are were kept
+
+
+def pixels(folder):
+    return {image.tobytes() for split in ("train", "val") for image in load_split(folder, split).images}
+
+
+def test_a_fold_gives_the_same_bytes_whether_its_features_are_those_of_other_folds_or_computed_anew(
+    fit, digits, tmp_path, capsys
+):
+    folds = [tmp_path / f"fold{fold}" for fold in range(3)]
+    for number, fold in enumerate(folds):
+        preprocess(digits.parent / "raw", fold, data_params(folds=3, fold=number))
+    missing = []
+    for fold in folds:
+        capsys.readouterr()
+        shared = bits(fit(tmp_path / "checkpoints", data=fold), tmp_path / "shared" / fold.name)
+        missing.append(sum(map(int, re.findall(r"not kept: ([\d,]+) of", capsys.readouterr().err.replace(",", "")))))
+        assert shared == bits(fit(tmp_path / fold.name / "checkpoints", data=fold), tmp_path / "anew" / fold.name)
+    seen = [pixels(fold) for fold in folds]
+    assert missing == [len(seen[0]), len(seen[1] - seen[0]), len(seen[2] - seen[1] - seen[0])]
+    assert missing[1] in range(1, len(seen[1]) // 2 + 1)
 
 
 def test_views_by_an_augmentation_of_ones_own_are_those_of_its_code(fit, tmp_path, capsys, monkeypatch):
@@ -82,19 +112,19 @@ def test_views_by_an_augmentation_of_ones_own_are_those_of_its_code(fit, tmp_pat
     for code in ("one", "one", "two"):
         monkeypatch.setattr("reprise.training.frozen.project_md5", lambda code=code: code)
         fit(tmp_path / "checkpoints", "train.feature_views=2", own)
-    assert capsys.readouterr().err.count("computing the features") == 2
+    assert capsys.readouterr().err.count("computing the features") == 3 + 1  # views, training and validation images
 
 
 def test_views_that_nothing_changes_are_the_images_themselves_with_their_labels(fit, digits, tmp_path):
     still = (f"train.augment.{name}" for name in ("rotate=0", "scale=0", "shift=0", "flip=false"))
-    fit(tmp_path / "checkpoints", "train.feature_views=3", *still)
-    [path] = tmp_path.glob("features/*/features.safetensors")
-    features, plain = load_file(path), load_split(digits, "train").labels
-    own, labels = features["train"][: len(plain)], features["train_labels"]
-    assert labels[: len(plain)].tolist() == plain.tolist()
-    assert len(labels) == len(plain) + 2 * (len(plain) // 32 * 32)  # an epoch drops its incomplete last batch
-    found = torch.cdist(features["train"].double(), own.double()).min(1)
-    assert torch.equal(labels[found.indices], labels)
+    reached = fit(tmp_path / "checkpoints", "train.feature_views=3", "train.label_smoothing=0", *still).history[0]
+    files = [load_file(path).items() for path in tmp_path.glob("features/*/*.safetensors")]
+    views = {key: rows for file in files for key, rows in file if rows.ndim == 2}
+    own = torch.stack([row for file in files for _, row in file if row.ndim == 1])
+    assert sorted(views) == [f"view {view}, batch {step}" for view in range(2) for step in range(len(views) // 2)]
+    assert torch.cdist(torch.cat(list(views.values())).double(), own.double()).amin(1).max() < 1e-5
+    without = fit(None, "train.label_smoothing=0").history[0]
+    assert reached.train_loss == pytest.approx(without.train_loss, rel=0.02)
 
 
 class NormLast(nn.Sequential):
@@ -120,12 +150,60 @@ def test_folded_norms_change_no_feature_and_what_they_would_change_is_left_alone
     assert any(isinstance(module, nn.BatchNorm2d) for module in quick.modules()) != in_order
 
 
-def test_the_store_keeps_the_newest_and_nothing_of_what_has_failed(tmp_path):
-    for number in range(MOST + 2):
-        stored(tmp_path / str(number), lambda: {"x": torch.ones(1)})
+class KilledError(Exception):
+    """In place of a signal."""
+
+
+def kept(folder, images, compute):
+    return kept_features(folder, [str(image) for image in images], 4, compute, lambda: None)
+
+
+def test_a_killed_pass_goes_on_where_the_last_file_ends(tmp_path):
+    asked = []
+
+    def compute(numbers, most=1000):
+        asked.extend(numbers)
+        if len(asked) > most:
+            raise KilledError
+        return torch.tensor(numbers, dtype=torch.float32)[:, None]
+
+    images, block = range(100), 4 * BATCHES
+    with pytest.raises(KilledError):
+        kept(tmp_path / "store", images, lambda numbers: compute(numbers, most=2 * block + 10))
+    asked.clear()
+    (tmp_path / "store/.0.safetensors.partial").write_bytes(b"half")  # of a process that was killed while it wrote
+    assert kept(tmp_path / "store", images, compute).flatten().tolist() == list(images)
+    assert sorted(set(asked)) == list(images)[2 * block :]
+    asked.clear()
+    assert kept(tmp_path / "store", [*images, 7], compute).flatten().tolist() == [*images, 7]
+    assert asked == []
+
+
+@pytest.mark.parametrize("dependence", ["neighbors", "place"])
+def test_features_that_depend_on_the_batch_are_used_but_not_kept(dependence, tmp_path, capsys):
+    def compute(numbers):
+        values = torch.tensor(numbers, dtype=torch.float32)[:, None]
+        return values + (values.mean() if dependence == "neighbors" else torch.arange(len(numbers))[:, None])
+
+    expected = torch.cat([compute([first, *range(first + 1, first + 4)]) for first in range(0, 40, 4)])
+    assert torch.equal(kept(tmp_path / "store", range(40), compute), expected)
+    assert "depend on the images beside it: they are not kept" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_store_keeps_what_was_used_last_and_nothing_of_images_that_have_changed(tmp_path):
+    def one(numbers):
+        return torch.ones(len(numbers), 1)
+
+    for number in range(MOST):
+        kept(tmp_path / str(number), [0], one)
+        os.utime(tmp_path / str(number), (number, number))
+    for number in (0, MOST, MOST + 1):
+        kept(tmp_path / str(number), [0], one)
+    assert {path.name for path in tmp_path.iterdir()} == {str(number) for number in (0, *range(3, MOST + 2))}
     with pytest.raises(ZeroDivisionError):
-        stored(tmp_path / "failed", lambda: {"x": torch.ones(1 // 0)})
-    assert {path.name for path in tmp_path.glob("[!.]*")} == {str(number) for number in range(2, MOST + 2)}
+        kept_features(tmp_path / "failed", ["x"], 1, one, lambda: 1 // 0)
+    assert list((tmp_path / "failed").iterdir()) == []
 
 
 def test_a_classifier_that_is_no_linear_function_of_pooled_features_is_refused(weights, tiny_params, digits):
