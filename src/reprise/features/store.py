@@ -11,7 +11,6 @@ import itertools
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,30 +125,25 @@ def kept_features(
         computed = {keys[number]: each.clone() for number, each in zip(some, features, strict=True)}
         known |= computed
         if folder:
-            _write(folder, computed, check)
-    if folder:
-        with suppress(FileNotFoundError):  # another process has removed it
-            os.utime(folder)
+            content = safetensors.torch.save(computed)
+            target = folder / f"{hashlib.sha256(content).hexdigest()}.safetensors"
+            with publishing(target, check=check) as (partial,):
+                partial.write_bytes(content)
+    if folder and folder.exists():
+        os.utime(folder)
         for _, old in sorted((path.stat().st_mtime_ns, path) for path in folder.parent.glob("[!.]*"))[:-MOST]:
             remove(old)
     return torch.stack([known[key] for key in keys])
-
-
-def _write(folder: Path, features: dict[str, Tensor], check: Callable[[], None]) -> None:
-    content = safetensors.torch.save(features)
-    with publishing(folder / f"{hashlib.sha256(content).hexdigest()}.safetensors", check=check) as (partial,):
-        partial.write_bytes(content)
 
 
 def _read(folder: Path) -> dict[str, Tensor]:
     """Return the features that a folder of the store holds, by key. A damaged file is named on stderr and removed."""
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with suppress(FileNotFoundError):  # another process has removed it
-            try:
-                verify_file(path, path.stem)
-                found |= safetensors.torch.load_file(path)
-            except ValueError as error:
-                say(f"{error}; its features are computed anew", sys.stderr)
-                remove(path)
+        try:
+            verify_file(path, path.stem)
+            found |= safetensors.torch.load_file(path)
+        except (ValueError, FileNotFoundError) as error:  # damaged, or another process has just removed it
+            say(f"{error}; its features are computed anew", sys.stderr)
+            remove(path)
     return found

@@ -21,6 +21,7 @@ from reprise.training.setup import Assembly
 PATIENCE = 2  # heads beyond the lowest validation loss, which end a path
 
 
+@torch.no_grad()
 def fit_head(made: Assembly, best: BestEpoch, provenance: Provenance, store: Path | None) -> None:
     """Give `best` a row, and the network's weights, for each head of the path that `train.head` names.
 
@@ -30,47 +31,43 @@ def fit_head(made: Assembly, best: BestEpoch, provenance: Provenance, store: Pat
     layer, criterion = model.get_classifier(), made.lit().criterion.double()
     train, labels, val, val_labels = _features(made, provenance, store)
     path = linear_path if made.params.head == "linear" else prototype_path
-    with torch.no_grad():
-        for number, head in enumerate(path(train, labels, criterion, layer.out_features), 1):
-            layer.weight.copy_(head.weight)
-            layer.bias.copy_(head.bias)
-            logits, val_logits = layer(train).double(), layer(val).double()
-            learned = float(criterion(logits, labels)), _accuracy(logits, labels)
-            reached = float(cross_entropy(val_logits, val_labels)), _accuracy(val_logits, val_labels)
-            row = EpochRow(number, 0.0, *learned, *reached, strength=head.strength)
-            best.add(row, made.network.state_dict())
-            say(f"strength {head.strength:.4g}  loss {learned[0]:.4f}  val acc {reached[1]:.4f}", sys.stderr)
-            if min(best.history, key=lambda row: row.val_loss).epoch <= number - PATIENCE:
-                return
+    for number, head in enumerate(path(train, labels, criterion, layer.out_features), 1):
+        layer.weight.copy_(head.weight)
+        layer.bias.copy_(head.bias)
+        logits, val_logits = layer(train).double(), layer(val).double()
+        learned = float(criterion(logits, labels)), _accuracy(logits, labels)
+        reached = float(cross_entropy(val_logits, val_labels)), _accuracy(val_logits, val_labels)
+        row = EpochRow(number, 0.0, *learned, *reached, strength=head.strength)
+        best.add(row, made.network.state_dict())
+        say(f"strength {head.strength:.4g}  loss {learned[0]:.4f}  val acc {reached[1]:.4f}", sys.stderr)
+        if min(best.history, key=lambda row: row.val_loss).epoch <= number - PATIENCE:
+            return
 
 
-@torch.no_grad()
 def _features(made: Assembly, provenance: Provenance, store: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return features and labels of the training images, view by view, and those of the validation images.
 
     The features of an image as it is are kept under a digest of its pixels, where other splits of the same images find
     them; those of views, batch by batch, belong to one training split and seed.
     """
-    batches, architecture, device = made.batches, made.architecture, made.process.device
+    batches, architecture = made.batches, made.architecture
     alone, changed = (store and store / key for key in _keys(made, provenance))
     size, views = whole(made.params.batch_size), range(made.params.feature_views - 1)
     plain = EvalBatches(made.train_split, made.metadata, size, made.process, architecture.image_size)
     # the same images whatever the data are: whether norms are folded decides the bits
     images = torch.randn(2, architecture.in_chans, *[architecture.image_size] * 2, generator=stateless_generator(0))
-    network = folded(made.network.to(device), images.to(device))
+    network = folded(made.network, images).to(made.process.device)
 
     def of_images(given: EvalBatches) -> Tensor:
         def compute(rows: list[int]) -> Tensor:
-            filled = torch.tensor(rows + rows[:1] * (size - len(rows)))  # always as many, so that bits stay
-            return pooled(network, given.inputs(filled))[: len(rows)].cpu()
+            # always as many images: their number decides how matrix products round
+            return pooled(network, given.inputs(torch.tensor(rows + rows[:1] * (size - len(rows)))))[: len(rows)].cpu()
 
         keys = [hashlib.sha256(image.numpy()).hexdigest() for image in given.images.mapped]
         return kept_features(alone, keys, size, compute, made.data.check)
 
     def of_batch(numbers: list[int]) -> Tensor:
-        view, step = divmod(numbers[0], batches.steps)
-        batches.start(view, step)
-        batches.set_epoch(view)
+        batches.start(*divmod(numbers[0], batches.steps))
         return pooled(network, next(iter(batches))[0])[None].cpu()
 
     train, labels = [of_images(plain)], [plain.labels]
@@ -90,12 +87,10 @@ def _keys(made: Assembly, provenance: Provenance) -> tuple[str, str]:
     That is, of the training's terms and of few of its params.
     """
     params, architecture = made.params, made.architecture.model_dump(exclude={"num_classes"})
-    data = [made.metadata.mean, made.metadata.std]
-    seen = f"{backbone_sha256(made.network)} {architecture} {params.batch_size} {data}"
-    alone = provenance.model_copy(update={"params_sha256": seen, "data_sha256": ""}).key()
-    own = project_md5() if params.augment.own else ""
-    changed = f"{alone} {params.seed} {params.augment.model_dump()} {made.debug.deciding()} {own}"
-    return alone, provenance.model_copy(update={"params_sha256": changed}).key()
+    seen = [backbone_sha256(made.network), architecture, params.batch_size, made.metadata.mean, made.metadata.std]
+    alone = provenance.model_copy(update={"params_sha256": str(seen), "data_sha256": ""}).key()
+    augment = [alone, params.seed, params.augment, made.debug.deciding(), params.augment.own and project_md5()]
+    return alone, provenance.model_copy(update={"params_sha256": str(augment)}).key()
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
