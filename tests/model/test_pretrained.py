@@ -15,6 +15,8 @@ from reprise.data.formats.packed import load_metadata
 from reprise.model.artifact import load_card
 from reprise.model.backbone import create_network, save_model
 from reprise.model.pretrained import fetch_weights, find_pretrained, not_loaded, published_weights, weights_of_file
+from reprise.repo.project import Project
+from reprise.repo.reproduce import BOTH, clone_afresh
 from reprise.runtime.errors import UserError
 from reprise.training.debug import Debug
 from reprise.training.train import Options, train
@@ -133,13 +135,12 @@ def test_a_broken_download_a_wrong_checksum_and_no_network_are_refused(
 
 def test_fetched_weights_are_those_of_the_hub_and_are_verified_without_it(hub, tmp_path):
     content = published()
-    server = hub(content)
+    hub(content)
     origin, folder = fetch_weights("test_resnet", tmp_path / "weights"), tmp_path / "weights"
     file = folder / "model.safetensors"
     assert (origin.revision, origin.sha256) == (REVISION, hashlib.sha256(content).hexdigest())
     assert file.read_bytes() == content
-    asked = len(server.requests)
-    hub(b"other")
+    hub(b"another file since")
     assert fetch_weights("test_resnet", folder) == origin
     for place in (folder, file):
         kept = weights_of_file(place, "test_efficientnet")
@@ -150,7 +151,6 @@ def test_fetched_weights_are_those_of_the_hub_and_are_verified_without_it(hub, t
     (folder / "origin.json").unlink()
     with pytest.raises(UserError, match="not what this command has fetched; move it away"):
         fetch_weights("test_resnet", folder)
-    assert len(server.requests) == asked
 
 
 def test_weights_that_timm_does_not_have_are_refused_and_leave_nothing(tmp_path):
@@ -182,6 +182,8 @@ def test_a_team_has_fetched_weights_by_its_remote_and_trains_without_the_hub(hub
     second.run("dvc", "pull", path)
     assert main(["weights", "test_resnet"]) == 0
     second.run("dvc", "repro", "evaluate")
+    third = clone_afresh(Project(second.path), tmp_path / "third", BOTH[0], [])
+    assert (third.root / path / "model.safetensors").read_bytes() == server.content  # or random ones would be compared
     start = load_card(second.path / "models/model.json").training.start
     assert (start.revision, start.sha256) == (REVISION, hashlib.sha256(server.content).hexdigest())
     assert "timm/test_resnet.r160_in1k (license: apache-2.0; SHA-256" in (second.path / "models/README.md").read_text()

@@ -65,7 +65,6 @@ def test_kept_features_give_the_same_bits_and_other_terms_never_find_them(fit, t
     first = bits(fit(scratch), tmp_path / "first")
     [kept] = store.iterdir()
     computed = "computing the features"
-    assert len(list(kept.iterdir())) == 2  # of training and validation images
     assert computed in capsys.readouterr().err
     assert bits(fit(scratch), tmp_path / "second") == first
     fit(scratch, "train.label_smoothing=0.2", "train.head=prototypes", "train.seed=1", "train.lr=0.1")
@@ -119,8 +118,7 @@ def test_views_that_nothing_changes_are_the_images_themselves_with_their_labels(
     own = torch.stack([row for file in files for _, row in file if row.ndim == 1])
     assert sorted(views) == [f"view {view}, batch {step}" for view in range(2) for step in range(len(views) // 2)]
     assert torch.cdist(torch.cat(list(views.values())).double(), own.double()).amin(1).max() < 1e-5
-    without = fit(None, "train.label_smoothing=0").history[0]
-    assert reached.train_loss == pytest.approx(without.train_loss, rel=0.02)
+    assert reached.train_loss == pytest.approx(fit(None, "train.label_smoothing=0").history[0].train_loss, rel=0.02)
 
 
 class NormLast(nn.Sequential):
