@@ -16,7 +16,7 @@ from reprise.model.artifact import load_card
 from reprise.model.backbone import create_network, save_model
 from reprise.model.pretrained import fetch_weights, find_pretrained, not_loaded, published_weights, weights_of_file
 from reprise.repo.project import Project
-from reprise.repo.reproduce import BOTH, clone_afresh
+from reprise.repo.reproduce import BOTH, PREFIX, clone_afresh
 from reprise.runtime.errors import UserError
 from reprise.training.debug import Debug
 from reprise.training.train import Options, train
@@ -182,7 +182,7 @@ def test_a_team_has_fetched_weights_by_its_remote_and_trains_without_the_hub(hub
     second.run("dvc", "pull", path)
     assert main(["weights", "test_resnet"]) == 0
     second.run("dvc", "repro", "evaluate")
-    third = clone_afresh(Project(second.path), tmp_path / "third", BOTH[0], [])
+    third = clone_afresh(Project(second.path), tmp_path / PREFIX, BOTH[0], [])
     assert (third.root / path / "model.safetensors").read_bytes() == server.content  # or random ones would be compared
     start = load_card(second.path / "models/model.json").training.start
     assert (start.revision, start.sha256) == (REVISION, hashlib.sha256(server.content).hexdigest())
