@@ -313,13 +313,3 @@ def test_the_committed_lock_and_metrics_belong_to_the_committed_params():
     assert lock["train"]["params"]["params.yaml"]["train"] == params["train"]
     assert lock["train"]["params"]["params.yaml"]["model"] == params["model"]
     assert json.loads((ROOT / "metrics/test.json").read_text())["accuracy"] >= 0.985
-
-
-@pytest.mark.slow
-def test_the_pipeline_starts_from_the_weights_that_are_given(reproduced):
-    first = (reproduced.path / "models/model.safetensors").read_bytes()
-    (reproduced.path / "data/weights/mine.safetensors").write_bytes(first)
-    said = reproduced.run("dvc", "repro", "train")
-    assert "starting from mine.safetensors; not loaded: nothing" in said.stdout + said.stderr
-    card = json.loads((reproduced.path / "models/model.json").read_text())
-    assert card["training"]["start"]["sha256"] == hashlib.sha256(first).hexdigest()

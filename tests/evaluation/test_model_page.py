@@ -82,12 +82,13 @@ def test_shares_come_with_wilsons_interval_and_a_class_without_images_claims_not
 
 
 def test_licenses_of_data_and_weights_are_named_or_said_to_be_unknown():
-    weights = Origin(source="timm/resnet18", revision="r", sha256="w")
+    weights = Origin(source="timm/resnet18.a1_in1k", revision="r", sha256="w")
     assert "| license of the data | CC BY 4.0 |" in page(data="digits", title="My digits")
     assert "| license of the data | not known |" in page(title="digits")
     assert LICENSES.keys() <= {*get_args(DataSet)}
-    assert "From the weights timm/resnet18 (license: apache-2.0; SHA-256 w)" in page(start=weights, pretrained=True)
-    assert "(license: not known; SHA-256 w)" in page(start=weights)  # a file, whoever made it
+    assert "From the weights timm/resnet18.a1_in1k (license: apache-2.0; SHA-256 w)" in page(start=weights)
+    # a file, whoever made it
+    assert "(license: not known; SHA-256 w)" in page(start=weights.model_copy(update={"source": "mine.pth"}))
     assert "From random weights" in page()
 
 

@@ -10,12 +10,17 @@ import safetensors.torch
 import timm
 import torch
 
+from reprise.cli import main
 from reprise.data.formats.packed import load_metadata
+from reprise.model.artifact import load_card
 from reprise.model.backbone import create_network, save_model
-from reprise.model.pretrained import find_pretrained, not_loaded
+from reprise.model.pretrained import fetch_weights, find_pretrained, not_loaded, published_weights, weights_of_file
+from reprise.repo.project import Project
+from reprise.repo.reproduce import BOTH, PREFIX, clone_afresh
 from reprise.runtime.errors import UserError
 from reprise.training.debug import Debug
 from reprise.training.train import Options, train
+from tests.conftest import Workspace
 from tests.model.test_backbone import Bomb, card, facts, params
 
 REVISION = "5" * 40
@@ -112,16 +117,77 @@ def test_weights_of_the_hub_are_adapted_recorded_and_then_taken_from_the_cache(h
         (None, {}, "cannot get the weights of test_resnet .*set model.pretrained: false"),
     ],
 )
-def test_a_broken_download_a_wrong_checksum_and_no_network_are_refused(served, options, said, hub, monkeypatch):
+def test_a_broken_download_a_wrong_checksum_and_no_network_are_refused(
+    served, options, said, hub, monkeypatch, tmp_path
+):
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its retries
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 2)
     server = hub(served() if served else b"", **options)
     if served is None:
         server.shutdown()
         server.server_close()
-    with pytest.raises(UserError, match=said) as refused:
-        find_pretrained(params(pretrained=True), None)
-    assert "\n" not in str(refused.value)
+    for attempt in (lambda: published_weights("test_resnet"), lambda: fetch_weights("test_resnet", tmp_path / "w/x")):
+        with pytest.raises(UserError, match=said) as refused:
+            attempt()
+        assert "\n" not in str(refused.value)
+    assert [*tmp_path.glob("w/*")] == []
+
+
+def test_fetched_weights_are_those_of_the_hub_and_are_verified_without_it(hub, tmp_path):
+    content = published()
+    hub(content)
+    origin, folder = fetch_weights("test_resnet", tmp_path / "weights"), tmp_path / "weights"
+    file = folder / "model.safetensors"
+    assert (origin.revision, origin.sha256) == (REVISION, hashlib.sha256(content).hexdigest())
+    assert file.read_bytes() == content
+    hub(b"another file since")
+    assert fetch_weights("test_resnet", folder) == origin
+    for place in (folder, file):
+        kept = weights_of_file(place, "test_efficientnet")
+        assert (kept.origin, kept.mean, kept.std, kept.image_size) == (origin, [0.5] * 3, [0.5] * 3, 160)
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"altered since it was written; `dvc checkout .*weights`, or remove"):
+        fetch_weights("test_resnet", folder)
+    (folder / "origin.json").unlink()
+    with pytest.raises(UserError, match="not what this command has fetched; move it away"):
+        fetch_weights("test_resnet", folder)
+
+
+def test_weights_that_timm_does_not_have_are_refused_and_leave_nothing(tmp_path):
+    said = {"digits_cnn": "timm has no weights of digits_cnn; choose", "test_resnett": "mean 'test_resnet'"}
+    for model, why in {**said, "../own": "an address, not a model"}.items():
+        with pytest.raises(UserError, match=why):
+            fetch_weights(model, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_team_has_fetched_weights_by_its_remote_and_trains_without_the_hub(hub, reproduced, tmp_path, monkeypatch):
+    server, path = hub(published()), "data/weights/test_resnet"
+    monkeypatch.chdir(reproduced.path)
+    assert main(["weights", "test_resnet"]) == 0
+    (reproduced.path / f"{path}.dvc").unlink()  # as if killed before DVC had written it
+    assert main(["weights", "test_resnet"]) == 0
+    assert reproduced.run("git", "status", "--porcelain").stdout == f"?? {path}.dvc\n"
+    reproduced.set("model.image_size=32", f"model.weights={path}")
+    reproduced.run("dvc", "remote", "add", "--default", "storage", "../storage")
+    reproduced.commit()
+    reproduced.run("dvc", "push")
+    reproduced.run("git", "clone", "--quiet", ".", str(tmp_path / "second"))
+    second, asked = Workspace(tmp_path / "second"), len(server.requests)
+    monkeypatch.chdir(second.path)
+    with pytest.raises(SystemExit, match=f"{path}: DVC tracks it; `dvc pull {path}` brings it"):
+        main(["weights", "test_resnet"])
+    assert f"missing data 'source': {path}" in second.run("dvc", "repro", check=False).stderr
+    second.run("dvc", "pull", path)
+    assert main(["weights", "test_resnet"]) == 0
+    second.run("dvc", "repro", "evaluate")
+    third = clone_afresh(Project(second.path), tmp_path / PREFIX, BOTH[0], [])
+    assert (third.root / path / "model.safetensors").read_bytes() == server.content  # or random ones would be compared
+    start = load_card(second.path / "models/model.json").training.start
+    assert (start.revision, start.sha256) == (REVISION, hashlib.sha256(server.content).hexdigest())
+    assert "timm/test_resnet.r160_in1k (license: apache-2.0; SHA-256" in (second.path / "models/README.md").read_text()
+    assert len(server.requests) == asked
 
 
 def test_training_from_published_weights_says_so_and_normalises_as_they_want(hub, digits, tiny_params, capsys):
@@ -281,7 +347,7 @@ def test_what_holds_no_weights_of_the_model_is_refused(tmp_path, digits, tiny_pa
             create_network(params(), facts(), 0, start)
         return str(refused.value)
 
-    assert "no such file; an empty folder stands for random weights" in refusal()
+    assert "no such file; `dvc pull`, or an empty folder for random weights" in refusal()
     (tmp_path / "x.pth").write_bytes(b"nothing")
     assert "not readable as weights" in refusal()
     torch.save(weights_of(), tmp_path / "x.pth")

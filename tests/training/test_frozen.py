@@ -1,5 +1,7 @@
 """A frozen backbone trains a head on its features: the published model gives what was measured on them, bit for bit."""
 
+import os
+import re
 import shutil
 import subprocess
 
@@ -9,13 +11,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from reprise.data.formats.packed import load_metadata, load_split
+from reprise.data.prepare.prepare import preprocess
 from reprise.evaluation.evaluate import predict
-from reprise.features.store import MOST, check_backbone, folded, pooled, stored
+from reprise.features.store import BATCHES, MOST, check_backbone, folded, kept_features, pooled
 from reprise.loader.batches import EvalBatches
 from reprise.model.backbone import TIMMBackbone, create_network, load_model
 from reprise.model.pretrained import find_pretrained
 from reprise.runtime.errors import UserError
 from reprise.training.train import train
+from tests.conftest import data_params
 from tests.training.test_checkpoint import bits
 
 HEAD = ["fc.bias", "fc.weight"]
@@ -34,9 +38,9 @@ def weights(tmp_path_factory):
 def fit(digits, tiny_params, weights):
     """Call it with a scratch folder and changed params: a training with a frozen backbone."""
 
-    def run(scratch=None, *overrides, start=weights):
+    def run(scratch=None, *overrides, start=weights, data=digits):
         given = tiny_params("train.backbone=frozen", "train.batch_size=32", *overrides)
-        return train(digits, given.model, given.train, scratch, start)
+        return train(data, given.model, given.train, scratch, start)
 
     return run
 
@@ -65,15 +69,36 @@ def test_kept_features_give_the_same_bits_and_other_terms_never_find_them(fit, t
     assert bits(fit(scratch), tmp_path / "second") == first
     fit(scratch, "train.label_smoothing=0.2", "train.head=prototypes", "train.seed=1", "train.lr=0.1")
     assert computed not in capsys.readouterr().err
-    (kept / "features.safetensors").write_bytes((kept / "features.safetensors").read_bytes()[:-1] + b"\x99")
+    damaged = min(kept.iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x99")
     assert bits(fit(scratch), tmp_path / "third") == first
-    assert "altered since it was written; features are computed anew" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{damaged}: altered since it was written; its features are computed anew" in said
+    assert said.count(computed) == 1
     other = tmp_path / "other.safetensors"
     save_file({name: value * 1.01 for name, value in load_file(weights).items()}, other)
     again = [("train.batch_size=32", other), ("train.batch_size=16", weights), ("train.feature_views=2", weights)]
     for override, start in again:
         fit(scratch, override, start=start)
-    assert capsys.readouterr().err.count(computed) == len(again)
+    assert (
+        capsys.readouterr().err.count(computed) == 2 + 2 + 1
+    )  # training and validation images; the views alone, for the images as they are were kept
+
+
+def test_a_fold_gives_the_same_bytes_whether_its_features_are_those_of_other_folds_or_computed_anew(
+    fit, digits, tmp_path, capsys
+):
+    known = set()
+    for number in range(3):
+        fold = tmp_path / f"fold{number}"
+        preprocess(digits.parent / "raw", fold, data_params(folds=3, fold=number))
+        capsys.readouterr()
+        shared = bits(fit(tmp_path / "checkpoints", data=fold), tmp_path / "shared" / fold.name)
+        missing = sum(map(int, re.findall(r"not kept: ([\d,]+) of", capsys.readouterr().err.replace(",", ""))))
+        assert shared == bits(fit(tmp_path / fold.name / "checkpoints", data=fold), tmp_path / "anew" / fold.name)
+        images = {image.tobytes() for split in ("train", "val") for image in load_split(fold, split).images}
+        assert missing == len(images - known)
+        known |= images
 
 
 def test_views_by_an_augmentation_of_ones_own_are_those_of_its_code(fit, tmp_path, capsys, monkeypatch):
@@ -82,19 +107,18 @@ def test_views_by_an_augmentation_of_ones_own_are_those_of_its_code(fit, tmp_pat
     for code in ("one", "one", "two"):
         monkeypatch.setattr("reprise.training.frozen.project_md5", lambda code=code: code)
         fit(tmp_path / "checkpoints", "train.feature_views=2", own)
-    assert capsys.readouterr().err.count("computing the features") == 2
+    assert capsys.readouterr().err.count("computing the features") == 3 + 1  # views, training and validation images
 
 
 def test_views_that_nothing_changes_are_the_images_themselves_with_their_labels(fit, digits, tmp_path):
     still = (f"train.augment.{name}" for name in ("rotate=0", "scale=0", "shift=0", "flip=false"))
-    fit(tmp_path / "checkpoints", "train.feature_views=3", *still)
-    [path] = tmp_path.glob("features/*/features.safetensors")
-    features, plain = load_file(path), load_split(digits, "train").labels
-    own, labels = features["train"][: len(plain)], features["train_labels"]
-    assert labels[: len(plain)].tolist() == plain.tolist()
-    assert len(labels) == len(plain) + 2 * (len(plain) // 32 * 32)  # an epoch drops its incomplete last batch
-    found = torch.cdist(features["train"].double(), own.double()).min(1)
-    assert torch.equal(labels[found.indices], labels)
+    reached = fit(tmp_path / "checkpoints", "train.feature_views=3", "train.label_smoothing=0", *still).history[0]
+    files = [load_file(path).items() for path in tmp_path.glob("features/*/*.safetensors")]
+    views = {key: rows for file in files for key, rows in file if rows.ndim == 2}
+    own = torch.stack([row for file in files for _, row in file if row.ndim == 1])
+    assert sorted(views) == [f"view {view}, batch {step}" for view in range(2) for step in range(len(views) // 2)]
+    assert torch.cdist(torch.cat(list(views.values())).double(), own.double()).amin(1).max() < 1e-5
+    assert reached.train_loss == pytest.approx(fit(None, "train.label_smoothing=0").history[0].train_loss, rel=0.02)
 
 
 class NormLast(nn.Sequential):
@@ -120,12 +144,47 @@ def test_folded_norms_change_no_feature_and_what_they_would_change_is_left_alone
     assert any(isinstance(module, nn.BatchNorm2d) for module in quick.modules()) != in_order
 
 
-def test_the_store_keeps_the_newest_and_nothing_of_what_has_failed(tmp_path):
-    for number in range(MOST + 2):
-        stored(tmp_path / str(number), lambda: {"x": torch.ones(1)})
+def kept(folder, images, compute):
+    return kept_features(folder, [str(image) for image in images], 4, compute, lambda: None).flatten().tolist()
+
+
+def test_a_killed_pass_goes_on_where_the_last_file_ends(tmp_path):
+    asked, images, block = [], list(range(100)), 4 * BATCHES
+
+    def compute(numbers, most=1000):
+        asked.extend(numbers)
+        if len(asked) > most:
+            raise KeyboardInterrupt
+        return torch.tensor(numbers, dtype=torch.float32)[:, None]
+
+    with pytest.raises(KeyboardInterrupt):
+        kept(tmp_path / "store", images, lambda numbers: compute(numbers, most=2 * block + 10))
+    asked.clear()
+    (tmp_path / "store/.0.safetensors.partial").write_bytes(b"half")  # of a process that was killed while it wrote
+    assert kept(tmp_path / "store", images, compute) == images
+    assert sorted(set(asked)) == images[2 * block :]
+    assert kept(tmp_path / "store", [*images, 7], None) == [*images, 7]
+
+
+def test_features_that_depend_on_the_batch_are_used_but_not_kept(tmp_path, capsys):
+    def compute(numbers):
+        return torch.tensor([[number + 0.5 * numbers[0]] for number in numbers])
+
+    assert kept(tmp_path / "store", range(40), compute) == [number + 0.5 * (number // 4 * 4) for number in range(40)]
+    assert "depend on the images beside it: they are not kept" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_store_keeps_what_was_used_last_and_nothing_of_images_that_have_changed(tmp_path):
+    for number in range(MOST):
+        kept(tmp_path / str(number), [0], lambda numbers: torch.ones(len(numbers), 1))
+        os.utime(tmp_path / str(number), (number, number))
+    for number in (0, MOST, MOST + 1):
+        kept(tmp_path / str(number), [0], lambda numbers: torch.ones(len(numbers), 1))
+    assert {path.name for path in tmp_path.iterdir()} == {str(number) for number in (0, *range(3, MOST + 2))}
     with pytest.raises(ZeroDivisionError):
-        stored(tmp_path / "failed", lambda: {"x": torch.ones(1 // 0)})
-    assert {path.name for path in tmp_path.glob("[!.]*")} == {str(number) for number in range(2, MOST + 2)}
+        kept_features(tmp_path / "failed", ["x"], 1, lambda numbers: torch.ones(1, 1), lambda: 1 // 0)
+    assert list((tmp_path / "failed").iterdir()) == []
 
 
 def test_a_classifier_that_is_no_linear_function_of_pooled_features_is_refused(weights, tiny_params, digits):

@@ -87,6 +87,29 @@ def params(options: Namespace) -> int:
     return int(not allowed)
 
 
+@command(argument("model", help="a model of timm's, with a tag of weights or without"))
+def weights(options: Namespace) -> None:
+    """Fetch timm's pretrained weights of a model into data/weights, where DVC tracks them.
+
+    reprise weights resnet18.a1_in1k
+
+    Where a network is; a team without one then has them by `dvc pull`, and the pipeline never asks the hub. What is
+    there already is verified instead: to fetch anew, remove the folder and its .dvc file.
+    """
+    from reprise.model.networks import timm_name
+    from reprise.model.pretrained import fetch_weights
+
+    project, path = here(), f"data/weights/{timm_name(options.model)}"
+    folder, tracked = project.root / path, project.root / f"{path}.dvc"
+    if tracked.exists() and not folder.exists():
+        raise UserError(f"{path}: DVC tracks it; `dvc pull {path}` brings it")
+    origin = fetch_weights(options.model, folder)
+    if not tracked.exists():
+        project.dvc("add", path)
+    say(f"weights: {origin.source}, revision {origin.revision}, SHA-256 {origin.sha256} -> {path}")
+    say(f"set model.name={options.model} model.pretrained=false model.weights={path}; to share it, commit {path}.dvc")
+
+
 @command(OVERRIDES)
 def sanity(options: Namespace) -> int:
     """Check data and network before a long training.

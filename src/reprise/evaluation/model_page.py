@@ -106,8 +106,9 @@ def _metadata(name: str, metadata: Metadata, evaluation: Evaluation) -> str:
 
 def _training(card: ModelCard, settings: dict[str, Any], defaults: Mapping[str, Any]) -> str:
     origin = card.training.start
-    published = get_pretrained_cfg(card.architecture.model_name) if card.training.pretrained else None
-    terms = f"license: {text((published and published.license) or 'not known')}"
+    published = get_pretrained_cfg(card.architecture.model_name)
+    known = published if published and origin and origin.source in (published.hf_hub_id, published.url) else None
+    terms = f"license: {text((known and known.license) or 'not known')}"
     start = f"the weights {text(origin.source)} ({terms}; SHA-256 {origin.sha256})" if origin else "random weights"
     averaged, kind = "averaged " if card.training.averaged else "", card.training.head or "epoch"
     values = flat(settings)

@@ -1,34 +1,34 @@
 """The features of a frozen backbone: what a network's classifier sees of an image, computed once and kept.
 
-The store has a folder for each key, a digest of everything that decides the bits. It is published whole, its file is
-checked against a checksum whenever it is read, and all folders but the newest MOST go.
+The store has a folder for each digest of everything but the image that decides the bits. Its files hold the features of
+some images under their keys; a file's name is its SHA-256, which is checked whenever it is read. All folders but the
+MOST that were used last go.
 """
 
 import copy
 import hashlib
 import itertools
+import os
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from reprise.loader.batches import mask_outputs
 from reprise.model.artifact import Architecture
 from reprise.model.backbone import TIMMBackbone
 from reprise.model.pretrained import PretrainedWeights, classifier_prefixes
 from reprise.runtime.atomic import publishing, remove
-from reprise.runtime.checksums import file_sha256, read_sealed, verify_file, write_sealed
+from reprise.runtime.checksums import verify_file
 from reprise.runtime.errors import UserError, say
 
 MOST = 10
-FILE, SEAL = "features.safetensors", "features.json"
+BATCHES = 8  # in a file: what a killed pass loses at most
 
 
 def check_backbone(
@@ -88,19 +88,6 @@ def folded(network: TIMMBackbone, images: Tensor) -> TIMMBackbone:
     return copied if bool((ours - given).abs().max() <= 1e-4 * given.abs().max()) else network
 
 
-def pooled_features(network: TIMMBackbone, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return features, float32 (N, D), and labels, int64 (N,), of batches without their padding, on the CPU.
-
-    network: in evaluation mode. Raises UserError for features that are not finite.
-    """
-    with torch.no_grad():
-        parts = [mask_outputs(pooled(network, images).cpu(), labels.cpu()) for images, labels in batches]
-    features, labels = map(torch.cat, zip(*parts, strict=True))
-    if not features.isfinite().all():
-        raise UserError("train.backbone = frozen: the weights give features that are not finite; choose others")
-    return features, labels
-
-
 def backbone_sha256(network: TIMMBackbone) -> str:
     """Return a digest of the weights of a network that decide its features: all but the classifier's."""
     weights, classifier = network.model.state_dict(), classifier_prefixes(network.model)
@@ -108,28 +95,55 @@ def backbone_sha256(network: TIMMBackbone) -> str:
     return hashlib.sha256(b"".join(deciding)).hexdigest()
 
 
-def stored(folder: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors that a folder of the store holds; otherwise compute them and keep them there.
+def kept_features(
+    folder: Path | None,
+    keys: list[str],
+    size: int,
+    compute: Callable[[list[int]], Tensor],
+    check: Callable[[], None],
+) -> Tensor:
+    """Return the features of N images, float32 (N, ...): those that a folder of the store holds, the others computed.
 
-    A damaged folder is named on stderr and made anew.
+    keys: of the images; equal ones have equal features. compute: returns features (M, ...) of at most `size` images, by
+    their numbers. What it gives is kept file by file, unless an image's features depend on the images beside it.
+    check: called before a file appears; it raises if images have changed. folder: None keeps nothing. Raises UserError
+    for features that are not finite.
     """
-    if (found := _read(folder)) is None:
-        with publishing(folder) as (partial,):
-            found = compute()
-            partial.mkdir()
-            save_file(found, partial / FILE)
-            write_sealed(partial / SEAL, {"sha256": file_sha256(partial / FILE)})
+    known = _read(folder) if folder else {}
+    missing = [number for key, number in {key: number for number, key in enumerate(keys)}.items() if key not in known]
+    if missing:
+        say(f"computing the features that are not kept: {len(missing):,} of {len(keys):,}", sys.stderr)
+    for start in range(0, len(missing), BATCHES * size):
+        some = missing[start : start + BATCHES * size]
+        features = torch.cat([compute(some[first : first + size]) for first in range(0, len(some), size)])
+        if not features.isfinite().all():
+            raise UserError("train.backbone = frozen: the weights give features that are not finite; choose others")
+        few = some[-max(1, size // 2) :]
+        if folder and start == 0 and not torch.equal(features[-len(few) :], compute(few)):
+            say("the features of an image depend on the images beside it: they are not kept", sys.stderr)
+            folder = None
+        computed = {keys[number]: each.clone() for number, each in zip(some, features, strict=True)}
+        known |= computed
+        if folder:
+            content = safetensors.torch.save(computed)
+            target = folder / f"{hashlib.sha256(content).hexdigest()}.safetensors"
+            with publishing(target, check=check) as (partial,):
+                partial.write_bytes(content)
+    if folder and folder.exists():
+        os.utime(folder)
         for _, old in sorted((path.stat().st_mtime_ns, path) for path in folder.parent.glob("[!.]*"))[:-MOST]:
             remove(old)
-    return found
+    return torch.stack([known[key] for key in keys])
 
 
-def _read(folder: Path) -> dict[str, Tensor] | None:
-    """Return what a folder of the store holds, None if there is none or if it is damaged."""
-    with suppress(FileNotFoundError):
+def _read(folder: Path) -> dict[str, Tensor]:
+    """Return the features that a folder of the store holds, by key. A damaged file is named on stderr and removed."""
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
         try:
-            verify_file(folder / FILE, read_sealed(folder / SEAL)["sha256"])
-            return load_file(folder / FILE)
-        except ValueError as error:
-            say(f"{error}; features are computed anew", sys.stderr)
-    return None
+            verify_file(path, path.stem)
+            found |= safetensors.torch.load_file(path)
+        except (ValueError, FileNotFoundError) as error:  # damaged, or another process has just removed it
+            say(f"{error}; its features are computed anew", sys.stderr)
+            remove(path)
+    return found

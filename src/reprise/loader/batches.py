@@ -172,9 +172,7 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of the current epoch."""
-        epoch, labels = self.epoch, self.labels
-        shuffle = stateless_generator(self.seed, "order", epoch)
-        order = balanced_order(labels, shuffle) if self.balanced else torch.randperm(len(labels), generator=shuffle)
+        epoch, order = self.epoch, self.order(self.epoch)
         mirrored = self.mirrored(epoch, order) if self.augmentation.flip else None
         for step in range(self.first_step(epoch), self.steps):
             number = step * self.process.world + self.process.rank
@@ -190,6 +188,13 @@ class TrainBatches:
             if self.image_sizes:
                 images = resized(images, self.image_sizes[epoch])
             yield self.normalize(images), targets
+
+    def order(self, epoch: int) -> Tensor:
+        """Return the row numbers of an epoch's images, int64 (N,), those of an incomplete last batch among them."""
+        shuffle = stateless_generator(self.seed, "order", epoch)
+        if self.balanced:
+            return balanced_order(self.labels, shuffle)
+        return torch.randperm(len(self.labels), generator=shuffle)
 
     def mirrored(self, epoch: int, order: Tensor) -> Tensor:
         """Return which images of an epoch are flipped left to right, bool (N,); order: row numbers, (N,).
@@ -242,5 +247,8 @@ class EvalBatches:
             padding = rows >= len(self.labels)
             rows[padding] = start if start < len(self.labels) else 0
             labels = torch.where(padding, IGNORE_INDEX, self.labels[rows])
-            images = resized(to_unit(self.images[rows]), self.image_size)
-            yield self.normalize(images), to_device(labels, self.images.device)
+            yield self.inputs(rows), to_device(labels, self.images.device)
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        """Return what a network sees of the images of these rows, float32 (N, C, image_size, image_size)."""
+        return self.normalize(resized(to_unit(self.images[rows]), self.image_size))

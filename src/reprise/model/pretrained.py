@@ -5,6 +5,7 @@ Nothing but tensors is read: safetensors, or torch files with `weights_only`.
 
 import logging
 import re
+import shutil
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -21,10 +22,12 @@ from torch import Tensor, nn
 from reprise.model.artifact import Origin, load_card
 from reprise.model.networks import timm_name
 from reprise.params.schema import ModelParams
-from reprise.runtime.checksums import file_sha256
+from reprise.runtime.atomic import publishing
+from reprise.runtime.checksums import file_sha256, read_sealed, verify_file, write_sealed
 from reprise.runtime.errors import UserError, listed, reason
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")  # timm's own checkpoints end in .pth.tar
+ORIGIN = "origin.json"  # beside weights that were fetched
 LFS = b"version https://git-lfs"
 WRAPPERS = re.compile(r"^((net|model|module|_orig_mod)\.)+")  # before timm's names, in checkpoints of training loops
 
@@ -96,9 +99,8 @@ def _layers(names: Any) -> tuple[str, ...]:
 def unavailable(model_name: str, error: Exception) -> UserError:
     """Return the error for published weights that cannot be fetched, with the first line of the reason."""
     why = (str(error).splitlines() or [type(error).__name__])[0]
-    way_out = "or fetch them where there is a network and copy that hub cache (HF_HOME) here"
-    what = f"cannot get the weights of {model_name} ({why})"
-    return UserError(f"model.pretrained = true: {what}; set model.pretrained: false, {way_out}")
+    way_out = f"`reprise weights {model_name}` where one is, or set model.pretrained: false"
+    return UserError(f"cannot get the weights of {model_name} ({why}); without a network: {way_out}")
 
 
 def quiet_hub() -> None:
@@ -109,28 +111,53 @@ def quiet_hub() -> None:
 def published_weights(model_name: str) -> PretrainedWeights:
     """Return timm's weights of a model, from the hub or its cache (HF_HOME and HF_HUB_OFFLINE as usual).
 
-    Raises UserError if they cannot be fetched or their checksum is wrong.
+    Raises UserError if there are none, if they cannot be fetched or their checksum is wrong.
     """
+    path, origin = _published_file(model_name)
+    config = _config(model_name)
+    return PretrainedWeights(_read(path), origin, list(config.mean), list(config.std), config.input_size[-1])
+
+
+def fetch_weights(model_name: str, folder: Path) -> Origin:
+    """Copy timm's weights of a model into a folder, whole or not at all, with what is known of them.
+
+    Returns their origin. A folder that is there is verified, and the hub is not asked. Raises UserError if something
+    else is there, and as `published_weights` and `weights_of_file` do.
+    """
+    if folder.exists():
+        if (folder / ORIGIN).exists() and (found := weights_of_file(folder, model_name)):
+            return found.origin
+        raise UserError(f"{folder}: there already, and not what this command has fetched; move it away")
+    with publishing(folder) as (partial,):
+        path, origin = _published_file(model_name)
+        _read(path)
+        partial.mkdir()
+        shutil.copyfile(path, partial / path.name)
+        write_sealed(partial / ORIGIN, {"model": model_name, "origin": origin.model_dump()})
+    return origin
+
+
+def _published_file(model_name: str) -> tuple[Path, Origin]:
+    """Return where the cache has timm's weights of a model, fetched if need be, and their origin."""
     quiet_hub()
     config = _config(model_name)
+    source, revision = str(config.hf_hub_id or config.url or ""), None
+    if not source:
+        raise UserError(f"timm has no weights of {model_name}; choose another model.name, or model.pretrained: false")
     try:
         if config.hf_hub_id:
-            print(f"weights of {config.hf_hub_id}: asking the hub and its cache", file=sys.stderr, flush=True)
-            path = _from_hub(config.hf_hub_id)
-            origin = Origin(source=config.hf_hub_id, revision=path.parent.name, sha256=file_sha256(path))
-            blob = path.resolve()
-            if len(blob.name) == 64 and blob.name != origin.sha256:  # the cache names large files by their SHA-256
-                raise UserError(f"{blob}: damaged in the download or since; remove it and run it again")
-        elif config.url:
-            path = Path(download_cached_file(config.url, check_hash=True))
-            origin = Origin(source=str(config.url), revision=None, sha256=file_sha256(path))
+            print(f"weights of {source}: asking the hub and its cache", file=sys.stderr, flush=True)
+            path = _from_hub(source)
+            revision = path.parent.name
         else:
-            raise RuntimeError("timm has none")
-    except UserError:
-        raise
+            path = Path(download_cached_file(source, check_hash=True))
     except Exception as error:  # the hub's client lets through what its HTTP library raises
         raise unavailable(model_name, error) from None
-    return PretrainedWeights(_read(path), origin, list(config.mean), list(config.std), config.input_size[-1])
+    origin = Origin(source=source, revision=revision, sha256=file_sha256(path))
+    blob = path.resolve()
+    if revision and len(blob.name) == 64 and blob.name != origin.sha256:  # large files are named by their SHA-256
+        raise UserError(f"{blob}: damaged in the download or since; remove it and run it again")
+    return path, origin
 
 
 def find_pretrained(params: ModelParams, weights_path: Path | None) -> PretrainedWeights | None:
@@ -158,9 +185,10 @@ def _from_hub(repository: str) -> Path:
 def weights_of_file(path: Path, model_name: str) -> PretrainedWeights | None:
     """Read weights from a file, or from a folder with one; None for an empty folder.
 
-    In a folder, `model.json` beside `model.safetensors` gives normalization, image size and class names. Otherwise the
-    normalization is timm's for the model, the image size the data's. Raises UserError if there is no such file, several
-    in the folder, or no tensors in it.
+    In a folder, `model.json` beside `model.safetensors` gives normalization, image size and class names; `origin.json`,
+    of `fetch_weights`, the first two and the origin. Otherwise the normalization is timm's for the model, the image
+    size the data's. Raises UserError if there is no such file, several in the folder, no tensors in it, or others than
+    were fetched.
     """
     file = path
     if path.is_dir():
@@ -170,25 +198,33 @@ def weights_of_file(path: Path, model_name: str) -> PretrainedWeights | None:
         found = [entry for entry in inside if entry.suffix.lower() in SUFFIXES]
         if not found:
             held = f"holds {inside[0].name}, but no weights ({', '.join(SUFFIXES)})"
-            raise UserError(f"model.weights = {path}: {held}; put them there, or empty the folder for random ones")
+            raise UserError(f"model.weights = {path}: {held}; name a folder in it, or empty it for random ones")
         if len(found) > 1:
             raise UserError(f"model.weights = {path}: holds {len(found)} files of weights; name one of them")
         file = found[0]
     if not file.is_file():
-        raise UserError(f"model.weights = {path}: no such file; an empty folder stands for random weights")
+        raise UserError(f"model.weights = {path}: no such file; `dvc pull`, or an empty folder for random weights")
     content = _read(file)
     weights = _unwrapped(content.get("model_state_dict", content))  # the key in PyTorch's tutorial
     if not weights:  # timm would fetch weights from the hub instead
         held = listed(list(content)) or "nothing"
         raise UserError(f"{file}: holds no tensors by name, but {held}; save the model's state_dict()")
     origin = Origin(source=file.name, revision=None, sha256=file_sha256(file))
+    config, image_size = _config(model_name), None
+    if (known_path := file.with_name(ORIGIN)).exists():
+        try:
+            known = read_sealed(known_path)
+            verify_file(file, known["origin"]["sha256"])
+        except ValueError as error:
+            raise UserError(f"{error}; `dvc checkout {file.parent}`, or remove it and fetch anew") from None
+        origin, config = Origin.model_validate(known["origin"]), _config(known["model"])
+        image_size = config.input_size[-1]
     card_path = file.with_suffix(".json")
     if file.suffix == ".safetensors" and path.is_dir() and card_path.exists():
         card = load_card(card_path)
         seen = card.preprocessing
         return PretrainedWeights(weights, origin, seen.mean, seen.std, card.architecture.image_size, card.classes)
-    config = _config(model_name)
-    return PretrainedWeights(weights, origin, list(config.mean), list(config.std), None)
+    return PretrainedWeights(weights, origin, list(config.mean), list(config.std), image_size)
 
 
 def _unwrapped(content: Any) -> dict[str, Tensor]:

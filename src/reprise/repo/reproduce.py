@@ -134,7 +134,7 @@ def reproduce(project: Project, overrides: list[str]) -> str | None:
 
 
 def clone_afresh(project: Project, temporary: Path, place: Surroundings, overrides: list[str]) -> Project:
-    """Return a clone of the commit without results, with the user's own images, ordered directories and the params."""
+    """Return a clone of the commit without results, with the user's images and weights, ordered directories, params."""
     folder = temporary / place.folder
     folder.mkdir(parents=True)
     place.run(folder, "git", "clone", "--quiet", str(project.top), ".", check=True)
@@ -144,8 +144,8 @@ def clone_afresh(project: Project, temporary: Path, place: Surroundings, overrid
     (clone.root / "dvc.lock").unlink(missing_ok=True)
     (clone.root / ".dvc/config.local").write_text("[cache]\n    dir = cache\n")  # also where a shared one is configured
     params = load_params(project.root / "params.yaml", overrides)
-    path = project.root / params.data.path
-    own = sorted(file for file in (path, *path.rglob("*")) if file.is_file())
+    given = project.root / params.data.path, project.root / "data/weights"
+    own = sorted(file for path in given for file in (path, *path.rglob("*")) if file.is_file())
     own = [file.relative_to(project.root) for file in own if file.is_relative_to(project.root)]  # both have others
     for path in own if place.directories == "forwards" else reversed(own):
         (clone.root / path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Training with a frozen backbone: its features are computed once and kept, and heads are fitted to them."""
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from reprise.features.heads import linear_path, prototype_path
-from reprise.features.store import backbone_sha256, folded, pooled_features, stored
-from reprise.loader.batches import EvalBatches
+from reprise.features.store import backbone_sha256, folded, kept_features, pooled
+from reprise.loader.batches import EvalBatches, stateless_generator, whole
 from reprise.runtime.errors import say
 from reprise.runtime.parts import project_md5
 from reprise.runtime.provenance import Provenance
@@ -20,6 +21,7 @@ from reprise.training.setup import Assembly
 PATIENCE = 2  # heads beyond the lowest validation loss, which end a path
 
 
+@torch.no_grad()
 def fit_head(made: Assembly, best: BestEpoch, provenance: Provenance, store: Path | None) -> None:
     """Give `best` a row, and the network's weights, for each head of the path that `train.head` names.
 
@@ -27,49 +29,68 @@ def fit_head(made: Assembly, best: BestEpoch, provenance: Provenance, store: Pat
     """
     model: Any = made.network.model
     layer, criterion = model.get_classifier(), made.lit().criterion.double()
-    features = stored(store / _key(made, provenance), lambda: _computed(made)) if store else _computed(made)
+    train, labels, val, val_labels = _features(made, provenance, store)
     path = linear_path if made.params.head == "linear" else prototype_path
-    train, labels, val, val_labels = (features[name] for name in ("train", "train_labels", "val", "val_labels"))
-    with torch.no_grad():
-        for number, head in enumerate(path(train, labels, criterion, layer.out_features), 1):
-            layer.weight.copy_(head.weight)
-            layer.bias.copy_(head.bias)
-            logits, val_logits = layer(train).double(), layer(val).double()
-            learned = float(criterion(logits, labels)), _accuracy(logits, labels)
-            reached = float(cross_entropy(val_logits, val_labels)), _accuracy(val_logits, val_labels)
-            row = EpochRow(number, 0.0, *learned, *reached, strength=head.strength)
-            best.add(row, made.network.state_dict())
-            say(f"strength {head.strength:.4g}  loss {learned[0]:.4f}  val acc {reached[1]:.4f}", sys.stderr)
-            if min(best.history, key=lambda row: row.val_loss).epoch <= number - PATIENCE:
-                return
+    for number, head in enumerate(path(train, labels, criterion, layer.out_features), 1):
+        layer.weight.copy_(head.weight)
+        layer.bias.copy_(head.bias)
+        logits, val_logits = layer(train).double(), layer(val).double()
+        learned = float(criterion(logits, labels)), _accuracy(logits, labels)
+        reached = float(cross_entropy(val_logits, val_labels)), _accuracy(val_logits, val_labels)
+        row = EpochRow(number, 0.0, *learned, *reached, strength=head.strength)
+        best.add(row, made.network.state_dict())
+        say(f"strength {head.strength:.4g}  loss {learned[0]:.4f}  val acc {reached[1]:.4f}", sys.stderr)
+        if min(best.history, key=lambda row: row.val_loss).epoch <= number - PATIENCE:
+            return
 
 
-def _key(made: Assembly, provenance: Provenance) -> str:
-    """Return a digest of all that decides the features: of the training's terms, but of few of its params."""
-    augmented = {"seed", "augment"} if made.params.feature_views > 1 else set()
-    own = project_md5() if augmented and made.params.augment.own else ""
-    architecture = made.architecture.model_dump_json(exclude={"num_classes"})
-    params = made.params.model_dump_json(include={"batch_size", "feature_views", *augmented})
-    deciding = f"{backbone_sha256(made.network)} {architecture} {params} {made.debug.deciding()} {own}"
-    return provenance.model_copy(update={"params_sha256": deciding}).key()
+def _features(made: Assembly, provenance: Provenance, store: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return features and labels of the training images, view by view, and those of the validation images.
 
+    The features of an image as it is are kept under a digest of its pixels, where other splits of the same images find
+    them; those of views, batch by batch, belong to one training split and seed.
+    """
+    batches, architecture = made.batches, made.architecture
+    alone, changed = (store and store / key for key in _keys(made, provenance))
+    size, views = whole(made.params.batch_size), range(made.params.feature_views - 1)
+    plain = EvalBatches(made.train_split, made.metadata, size, made.process, architecture.image_size)
+    # the same images whatever the data are: whether norms are folded decides the bits
+    images = torch.randn(2, architecture.in_chans, *[architecture.image_size] * 2, generator=stateless_generator(0))
+    network = folded(made.network, images).to(made.process.device)
 
-def _computed(made: Assembly) -> dict[str, Tensor]:
-    """Return features and labels of the training images, view by view, and of the validation images."""
-    params, val_batches = made.params, made.val_batches
-    say(f"computing the features of {len(made.train_split):,} + {len(val_batches.labels):,} images", sys.stderr)
-    images, _ = next(iter(val_batches))
-    network = folded(made.network.to(images.device), images[:2])
-    plain = EvalBatches(made.train_split, made.metadata, params.batch_size, made.process, val_batches.image_size)
-    views = [pooled_features(network, plain)]
-    for view in range(params.feature_views - 1):
-        made.batches.set_epoch(view)
-        views.append(pooled_features(network, made.batches))
-    val, val_labels = pooled_features(network, val_batches)
+    def of_images(given: EvalBatches) -> Tensor:
+        def compute(rows: list[int]) -> Tensor:
+            # always as many images: their number decides how matrix products round
+            return pooled(network, given.inputs(torch.tensor(rows + rows[:1] * (size - len(rows)))))[: len(rows)].cpu()
+
+        keys = [hashlib.sha256(image.numpy()).hexdigest() for image in given.images.mapped]
+        return kept_features(alone, keys, size, compute, made.data.check)
+
+    def of_batch(numbers: list[int]) -> Tensor:
+        batches.start(*divmod(numbers[0], batches.steps))
+        return pooled(network, next(iter(batches))[0])[None].cpu()
+
+    train, labels = [of_images(plain)], [plain.labels]
+    if views:
+        keys = [f"view {view}, batch {step}" for view in views for step in range(batches.steps)]
+        train.append(kept_features(changed, keys, 1, of_batch, made.data.check).flatten(0, 1))
+        labels += [plain.labels[batches.order(view)[: batches.steps * batches.batch_size]] for view in views]
+    val = of_images(made.val_batches)
     made.network.cpu()
     made.data.check()
-    train, labels = map(torch.cat, zip(*views, strict=True))
-    return {"train": train, "train_labels": labels, "val": val, "val_labels": val_labels}
+    return torch.cat(train), torch.cat(labels), val, made.val_batches.labels
+
+
+def _keys(made: Assembly, provenance: Provenance) -> tuple[str, str]:
+    """Return digests of what decides, beside its pixels, the features of an image, and of what decides those of views.
+
+    That is, of the training's terms and of few of its params.
+    """
+    params, architecture = made.params, made.architecture.model_dump(exclude={"num_classes"})
+    seen = [backbone_sha256(made.network), architecture, params.batch_size, made.metadata.mean, made.metadata.std]
+    alone = provenance.model_copy(update={"params_sha256": str(seen), "data_sha256": ""}).key()
+    augment = [alone, params.seed, params.augment, made.debug.deciding(), params.augment.own and project_md5()]
+    return alone, provenance.model_copy(update={"params_sha256": str(augment)}).key()
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
