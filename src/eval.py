@@ -48,6 +48,7 @@ def main() -> None:
     before_torch(terms.threads, terms.reproducible)
     processed = prepared_data(PROJECT, params.data)
     from reprise.evaluation.bare import bare_model
+    from reprise.evaluation.confidence import FILE, NOTHING, load_confidence
     from reprise.evaluation.evaluate import evaluate
     from reprise.model.backbone import load_model
 
@@ -57,8 +58,9 @@ def main() -> None:
         network, card = bare_model(params, weights, processed, arguments.normalization)
     else:
         network, card = load_model(weights, card_path)
-    settings = params.evaluate
-    result = evaluate(network, card, processed, settings.batch_size, settings.calibration_bins, settings.metrics)
+    fitted = NOTHING if bare else load_confidence(card_path.with_name(FILE), card)
+    asked = params.evaluate
+    result = evaluate(network, card, processed, asked.batch_size, asked.calibration_bins, asked.metrics, fitted)
     name, data = card.architecture.model_name, card.training.data
     say(f"eval: {name} ({weights}) on {len(result.ids):,} test images of {data}")
     say(result.table())

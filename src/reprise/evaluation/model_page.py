@@ -60,7 +60,7 @@ def model_card(
             "## Classes",
             _classes(evaluation),
             "## Calibration",
-            _calibration(evaluation.calibration),
+            _calibration(evaluation.calibration) + _confidence(evaluation),
             "## Limits",
             _limits(card, metadata, evaluation),
             "## Provenance",
@@ -153,6 +153,30 @@ def _calibration(found: Calibration) -> str:
     )  # fmt: skip
 
 
+def _confidence(evaluation: Evaluation) -> str:
+    """Return what was fitted, with what came of it on the test images; "" if nothing was."""
+    fitted, metrics = evaluation.confidence, evaluation.metrics
+    if not fitted.columns:
+        return ""
+    said = [f"Fitted on {fitted.images:,} validation images, which also chose the epoch:"]
+    said += [f"- Temperature: {fitted.calibration}."] * bool(fitted.calibration)
+    if fitted.in_set:
+        share, size = shown(metrics["coverage"]), shown(metrics["set_size"])
+        per = " of each class" * (len(fitted.in_set) > 1)
+        said += [f"- Prediction sets promise {fitted.coverage}{per}; on test {share}, {size} classes to a set."]
+    if fitted.answered is not None:
+        share, wrong = shown(metrics["answered"]), shown(metrics["selective_risk"])
+        rule = f"Answers up to {fitted.answered:.4f} are unknown, so that at most {fitted.risk} of the others are wrong"
+        said += [f"- {rule} (confidence 95 %); on test {share} are answered, {wrong} of them wrong."]
+    columns = [
+        [f"{value:.4f} ({low:.4f} to {high:.4f})" for value, low, high in each.values()]
+        for each in evaluation.reliability
+    ]
+    names = "test loss (NLL)", "Brier score", "calibration error (ECE)"
+    rows = [list(row) for row in zip(names, *columns, strict=True)]
+    return "\n\n" + "\n".join(said) + "\n\n" + table(["", "before the temperature (95 % interval)", "after"], rows)
+
+
 def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
     counts = _counts(evaluation)
     _, name, found, images = min((found / images, name, found, images) for name, found, images, _ in counts if images)
@@ -160,7 +184,8 @@ def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
     few = sum(0 < images < FEW for _, _, images, _ in counts)
     size = min(card.preprocessing.image_size, card.architecture.image_size)
     limits = [
-        f"It knows {len(card.classes):,} classes and nothing else: any image is given one of them.",
+        f"It knows {len(card.classes):,} classes and nothing else: any image is given one of them"
+        f"{', or unknown' * (evaluation.confidence.answered is not None)}.",
         f"It sees {size} x {size} pixels; what is lost at that size is lost to it.",
         f"The test images come from the same source as the training images ({text(metadata.data)}); on others, "
         "expect less.",

@@ -72,7 +72,7 @@ class Service:
 
     def _compute(self, images: list[np.ndarray]) -> Any:
         self.batches.observe(len(images))
-        return self.model.probabilities(np.stack(images)) if images else []
+        return self.model.answers(np.stack(images)) if images else []
 
     async def predict(self, request: Request) -> Response:
         """Answer POST /predict."""
