@@ -7,7 +7,7 @@ import tempfile
 from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reprise.commands.registry import argument, command
 from reprise.evaluation.predictions import cells, row_writer
@@ -79,7 +79,7 @@ def predict(options: Namespace) -> int:
         for each in tqdm(predictions, "predict", unit=" images", leave=False, disable=quiet):
             images, bad = images + 1, bad + bool(each.reason)
             if layout == "csv":
-                write_row(list(map(shown, _row(each, len(columns)))))
+                write_row([shown(cell) if isinstance(cell, str) else cell for cell in _row(each, len(columns))])
             else:
                 say(json.dumps(each.plain()) if layout == "jsonl" else _line(each), file)
     said = f", {bad:,} of them cannot be used (see the reasons)" if bad else ""
@@ -139,9 +139,9 @@ def _standard_input(stack: ExitStack) -> Path | bytes:
     return path
 
 
-def _row(each: "Prediction", columns: int) -> list[str]:
+def _row(each: "Prediction", columns: int) -> list[Any]:
     """Return a row of a CSV; digits as in data/predictions.csv."""
-    digits = [""] * columns
+    digits: list[Any] = [""] * columns
     if each.probabilities is not None:
         digits = [*(f"{p:.6g}" for p in each.probabilities.tolist()), *cells(each.judged)]
     return [each.name, each.label or "", *digits, each.reason]

@@ -59,7 +59,10 @@ NOTHING = Confidence()
 
 
 def load_confidence(path: Path, card: ModelCard) -> Confidence:
-    """Read the file beside a model; NOTHING where it adds nothing to an answer, or is missing. Raises UserError if it is altered or another's."""
+    """Read the file beside a model; NOTHING where it adds nothing to an answer, or is missing.
+
+    Raises UserError if it is altered or another's.
+    """
     way_out = "`dvc repro evaluate` makes it anew; without the file, the model answers with bare probabilities"
     try:
         found = Confidence.model_validate(read_sealed(path))

@@ -155,26 +155,31 @@ def _calibration(found: Calibration) -> str:
 
 def _confidence(evaluation: Evaluation) -> str:
     """Return what was fitted, with what came of it on the test images; "" if nothing was."""
-    fitted, metrics = evaluation.confidence, evaluation.metrics
+    fitted, kept, images = evaluation.confidence, evaluation.metrics, len(evaluation.labels)
     if not fitted.columns:
         return ""
-    said = [f"Fitted on {fitted.images:,} validation images, which also chose the epoch:"]
-    said += [f"- Temperature: {fitted.calibration}."] * bool(fitted.calibration)
+    said = [
+        f"Fitted on {fitted.images:,} validation images, which also chose the epoch; with what came of it on test:\n"
+    ]
+    if fitted.calibration:
+        said.append(f"- Temperature: {fitted.calibration}.")
     if fitted.in_set:
-        share, size = shown(metrics["coverage"]), shown(metrics["set_size"])
-        per = " of each class" * (len(fitted.in_set) > 1)
-        said += [f"- Prediction sets promise {fitted.coverage}{per}; on test {share}, {size} classes to a set."]
+        promise = f"{fitted.coverage}{' of each class' * (len(fitted.in_set) > 1)}"
+        covered = _share(round(images * (kept["coverage"] or 0)), images)
+        said.append(
+            f"- Prediction sets hold the right class of {promise}: {covered}; {shown(kept['set_size'])} classes."
+        )
     if fitted.answered is not None:
-        share, wrong = shown(metrics["answered"]), shown(metrics["selective_risk"])
-        rule = f"Answers up to {fitted.answered:.4f} are unknown, so that at most {fitted.risk} of the others are wrong"
-        said += [f"- {rule} (confidence 95 %); on test {share} are answered, {wrong} of them wrong."]
-    columns = [
+        answered = round(images * (kept["answered"] or 0))
+        wrong = _share(round(answered * (kept["selective_risk"] or 0)), answered)
+        rule = f"up to a confidence of {fitted.answered:.4f} an answer is unknown"
+        said.append(f"- At most {fitted.risk} of the answers are wrong: {wrong}; {rule}, {images - answered:,} images.")
+    columns = (
         [f"{value:.4f} ({low:.4f} to {high:.4f})" for value, low, high in each.values()]
         for each in evaluation.reliability
-    ]
-    names = "test loss (NLL)", "Brier score", "calibration error (ECE)"
-    rows = [list(row) for row in zip(names, *columns, strict=True)]
-    return "\n\n" + "\n".join(said) + "\n\n" + table(["", "before the temperature (95 % interval)", "after"], rows)
+    )
+    rows = [[name, *row] for name, *row in zip(evaluation.reliability[0], *columns, strict=True)]
+    return "\n\n" + "\n".join(said) + "\n\n" + table(["test", "before (95 % interval)", "at the temperature"], rows)
 
 
 def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:

@@ -38,9 +38,9 @@ def write_predictions(
     write_csv(path, [*COLUMNS, *(f"p({name})" for name in classes), *(judged[0] if judged else ())], rows)
 
 
-def cells(judged: dict[str, Any]) -> list[str]:
-    """Return what `Confidence.judge` gave as cells of a CSV: JSON, since a class may have any name."""
-    return [json.dumps(value, ensure_ascii=False) for value in judged.values()]
+def cells(judged: dict[str, Any]) -> list[Any]:
+    """Return what `Confidence.judge` gave as cells of a CSV; a set, whose classes have any names, and true as JSON."""
+    return [value if isinstance(value, float) else json.dumps(value, ensure_ascii=False) for value in judged.values()]
 
 
 def read_predictions(content: str) -> Predictions:
