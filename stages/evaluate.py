@@ -15,9 +15,8 @@ from reprise.runtime.errors import one_line_errors
 def main() -> None:
     """Read the params and the model, evaluate, publish."""
     dependencies = Dependencies.of_stage("evaluate")
-    names = ["metrics/test.json", "metrics/per_class.csv", "metrics/confusion.csv"]
-    names += ["metrics/risk_coverage.csv", "data/predictions.csv"]
-    names += ["models/confidence.json", "models/README.md", "data/records/evaluate.json"]
+    names = [f"metrics/{name}" for name in ("test.json", "per_class.csv", "confusion.csv", "risk_coverage.csv")]
+    names += ["data/predictions.csv", "models/confidence.json", "models/README.md", "data/records/evaluate.json"]
     with publishing(*map(Path, names), check=dependencies.check) as (*outs, fit, page, record):
         params = dependencies.begin()
         weights, description = Path("models/model.safetensors"), Path("models/model.json")

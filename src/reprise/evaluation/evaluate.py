@@ -6,7 +6,6 @@ counts once.
 
 import json
 import math
-import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
@@ -21,7 +20,7 @@ from reprise.data.formats.packed import PackedSplit, Split, load_metadata, load_
 from reprise.evaluation.calibration import Calibration, calibration
 from reprise.evaluation.confidence import NOTHING, Confidence
 from reprise.evaluation.predictions import write_csv, write_predictions
-from reprise.evaluation.reliability import reliability, risk_coverage
+from reprise.evaluation.reliability import Interval, kept_promises, reliability, risk_coverage
 from reprise.evaluation.temperature import outputs
 from reprise.loader.batches import EvalBatches, mask_outputs, whole
 from reprise.model.artifact import ModelCard
@@ -57,7 +56,7 @@ class Evaluation:
 
     ids: (N,); labels: int64 (N,); probabilities: float32 (N, classes); metrics: None where one is undefined; confusion:
     counts, int64 (classes, classes), a row for each label. judged: of each image by `Confidence.judge`, if the model
-    has it; reliability: before and after the temperature, see `reliability`.
+    has it; measured: of these answers, with 95 % intervals; a second value is that without the temperature.
     """
 
     classes: list[str]
@@ -70,7 +69,7 @@ class Evaluation:
     calibration: Calibration
     confidence: Confidence = NOTHING
     judged: list[dict[str, Any]] = field(default_factory=list)
-    reliability: list[dict[str, tuple[float, float, float]]] = field(default_factory=list)
+    measured: dict[str, list[Interval]] = field(default_factory=dict)
 
     def note(self) -> str:
         """Return a sentence about the classes without test images; "" if there are none."""
@@ -129,28 +128,13 @@ def evaluate(
     result.metrics.update({key: extra_metric(name, result.probabilities, labels) for key, name in named.items()})
     if not confidence.columns:
         return result
-    both = [reliability(each, labels, calibration_bins) for each in (bare, logits)]
     judged = [confidence.judge(card.classes, answer) for answer in torch.cat(outputs(bare, confidence), dim=1).numpy()]
-    kept = {"brier": both[1]["brier"][0], **kept_promises(judged, result)}
-    result.metrics.update({key: _rounded(value) for key, value in kept.items()})
-    return replace(result, confidence=confidence, judged=judged, reliability=both)
-
-
-def kept_promises(judged: list[dict[str, Any]], result: Evaluation) -> dict[str, float]:
-    """Return, as far as the images are so judged, coverage and mean set_size, the share answered and selective_risk.
-
-    selective_risk: the share of wrong ones among those answered; NaN where none is.
-    """
-    sets = [each["prediction_set"] for each in judged if "prediction_set" in each]
-    found = {"set_size": sum(map(len, sets)) / len(sets)} if sets else {}
-    if sets:
-        labels = [result.classes[label] for label in result.labels.tolist()]
-        found["coverage"] = sum(map(operator.contains, sets, labels)) / len(sets)
-    if "unknown" in judged[0]:
-        answered = torch.tensor([not each["unknown"] for each in judged])
-        wrong = result.probabilities.argmax(dim=1) != result.labels
-        found |= {"answered": float(answered.double().mean()), "selective_risk": float(wrong[answered].double().mean())}
-    return found
+    bare_bins, bins = (reliability(each, labels, calibration_bins) for each in (bare, logits))
+    measured = {name: [found, bare_bins[name]] for name, found in bins.items()}
+    right = (result.probabilities.argmax(dim=1) == labels).tolist()
+    measured |= kept_promises(judged, [card.classes[label] for label in labels.tolist()], right)
+    result.metrics.update({name: _rounded(found[0][0]) for name, found in measured.items()} | result.metrics)
+    return replace(result, confidence=confidence, judged=judged, measured=measured)
 
 
 def predict_split(

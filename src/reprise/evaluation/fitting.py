@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from scipy.special import bdtr
@@ -55,12 +56,10 @@ def fitted(logits: Tensor, labels: Tensor, card: ModelCard, params: EvaluatePara
     if params.coverage:
         own = probabilities.gather(1, labels[:, None])[:, 0].numpy()
         groups = (
-            [labels == label for label in range(len(card.classes))] if params.coverage_by == "class" else [labels >= 0]
+            labels == torch.arange(len(card.classes))[:, None] if params.coverage_by == "class" else labels[None] >= 0
         )
-        found |= {
-            "coverage": params.coverage,
-            "in_set": [least_in_set(own[group], params.coverage) for group in groups],
-        }
+        sets = [least_in_set(own[group], params.coverage) for group in groups]
+        found |= {"coverage": params.coverage, "in_set": sets}
     if params.risk:
         confidence, predicted = probabilities.max(dim=1)
         right = (predicted == labels).numpy()

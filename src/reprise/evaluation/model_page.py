@@ -15,6 +15,7 @@ from reprise.evaluation.calibration import Calibration
 from reprise.evaluation.evaluate import Evaluation, shown
 from reprise.model.artifact import ModelCard
 from reprise.params.load import flat
+from reprise.runtime.errors import brief
 from reprise.runtime.intervals import wilson
 from reprise.runtime.markup import HIDDEN, table, text
 
@@ -155,31 +156,17 @@ def _calibration(found: Calibration) -> str:
 
 def _confidence(evaluation: Evaluation) -> str:
     """Return what was fitted, with what came of it on the test images; "" if nothing was."""
-    fitted, kept, images = evaluation.confidence, evaluation.metrics, len(evaluation.labels)
-    if not fitted.columns:
+    fitted = evaluation.confidence.model_dump(exclude={"weights_sha256"}, exclude_defaults=True)
+    if not fitted:
         return ""
-    said = [
-        f"Fitted on {fitted.images:,} validation images, which also chose the epoch; with what came of it on test:\n"
+    rows = [
+        [name, *(f"{value:.4f} ({low:.4f} to {high:.4f})" for value, low, high in found)]
+        for name, found in evaluation.measured.items()
     ]
-    if fitted.calibration:
-        said.append(f"- Temperature: {fitted.calibration}.")
-    if fitted.in_set:
-        promise = f"{fitted.coverage}{' of each class' * (len(fitted.in_set) > 1)}"
-        covered = _share(round(images * (kept["coverage"] or 0)), images)
-        said.append(
-            f"- Prediction sets hold the right class of {promise}: {covered}; {shown(kept['set_size'])} classes."
-        )
-    if fitted.answered is not None:
-        answered = round(images * (kept["answered"] or 0))
-        wrong = _share(round(answered * (kept["selective_risk"] or 0)), answered)
-        rule = f"up to a confidence of {fitted.answered:.4f} an answer is unknown"
-        said.append(f"- At most {fitted.risk} of the answers are wrong: {wrong}; {rule}, {images - answered:,} images.")
-    columns = (
-        [f"{value:.4f} ({low:.4f} to {high:.4f})" for value, low, high in each.values()]
-        for each in evaluation.reliability
-    )
-    rows = [[name, *row] for name, *row in zip(evaluation.reliability[0], *columns, strict=True)]
-    return "\n\n" + "\n".join(said) + "\n\n" + table(["test", "before (95 % interval)", "at the temperature"], rows)
+    shortened = {name: brief(str(value), 300) for name, value in fitted.items()}  # by class, there are many thresholds
+    header = ["test", "measured (95 % interval)", "without the temperature"]
+    said = "Fitted on the validation images, which also chose the epoch, and measured on the test images:"
+    return f"\n\n{said}\n\n{_properties(shortened)}\n\n{table(header, [[*row, ''][:3] for row in rows])}"
 
 
 def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +23,7 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, flo
     return low, high
 
 
-def mean_interval(
-    values: np.ndarray, level: float = 0.95, of: Callable[[np.ndarray], np.ndarray] = lambda means: means
-) -> tuple[float, float]:
+def mean_interval(values: np.ndarray, level: float = 0.95, of: Callable[..., Any] = np.asarray) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the mean of values (N,), at a confidence level.
 
     of: the interval is that of a function of the mean, which gets the means of so many resamples (R,) and returns (R,);
