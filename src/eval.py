@@ -48,8 +48,8 @@ def main() -> None:
     before_torch(terms.threads, terms.reproducible)
     processed = prepared_data(PROJECT, params.data)
     from reprise.evaluation.bare import bare_model
-    from reprise.evaluation.confidence import FILE, NOTHING, load_confidence
     from reprise.evaluation.evaluate import evaluate
+    from reprise.evaluation.fitting import fit_confidence
     from reprise.model.backbone import load_model
 
     after_torch(terms.threads, terms.reproducible)
@@ -58,8 +58,8 @@ def main() -> None:
         network, card = bare_model(params, weights, processed, arguments.normalization)
     else:
         network, card = load_model(weights, card_path)
-    fitted = NOTHING if bare else load_confidence(card_path.with_name(FILE), card)
     asked = params.evaluate
+    fitted = fit_confidence(network, card, processed, asked)
     result = evaluate(network, card, processed, asked.batch_size, asked.calibration_bins, asked.metrics, fitted)
     name, data = card.architecture.model_name, card.training.data
     say(f"eval: {name} ({weights}) on {len(result.ids):,} test images of {data}")

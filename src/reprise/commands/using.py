@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reprise.commands.registry import argument, command
-from reprise.evaluation.predictions import cells, row_writer
 from reprise.runtime.errors import UserError, say, visible
 
 if TYPE_CHECKING:
@@ -46,6 +45,7 @@ def predict(options: Namespace) -> int:
     """
     from tqdm import tqdm
 
+    from reprise.evaluation.predictions import row_writer
     from reprise.inference.predict import load_model, model_files
     from reprise.runtime.atomic import publishing
     from reprise.runtime.environment import cpus
@@ -141,6 +141,8 @@ def _standard_input(stack: ExitStack) -> Path | bytes:
 
 def _row(each: "Prediction", columns: int) -> list[Any]:
     """Return a row of a CSV; digits as in data/predictions.csv."""
+    from reprise.evaluation.predictions import cells
+
     digits: list[Any] = [""] * columns
     if each.probabilities is not None:
         digits = [*(f"{p:.6g}" for p in each.probabilities.tolist()), *cells(each.judged)]
