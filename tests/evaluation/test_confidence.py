@@ -97,12 +97,14 @@ def test_the_risk_holds_in_95_of_100_samples_at_least_and_the_smallest_sample_is
 def test_a_temperature_is_found_where_there_is_one_and_refused_with_the_reason_where_not(model):
     logits, labels = drawn(2000, temperature=3)
     found = fitted(logits, labels, model, asked(calibration="temperature"))
-    assert found.temperature == pytest.approx(3, rel=0.1) and "lowers validation NLL by" in found.calibration
+    assert found.temperature == pytest.approx(3, rel=0.1) and "lowers cross-validated NLL by" in found.calibration
     assert torch.equal((logits / found.temperature).argmax(dim=1), logits.argmax(dim=1))
     honest = fit_temperature(*drawn(2000))
     assert honest[0] == 1 and honest[1].startswith("not applied: no gain is shown by 0.9")
+    one = logits.argmax(dim=1) * (torch.arange(2000) > 0)  # of so many images one at most is wrong
+    assert fit_temperature(logits, one)[0] == 1
     perfect = fit_temperature(logits, logits.argmax(dim=1))
-    assert perfect[0] == 1 and perfect[1].startswith("not applied: the best is at the bound, 0.05")
+    assert perfect[0] == 1 and perfect[1].startswith("not applied: too few images are wrong")
     with pytest.raises(UserError, match="not numbers"):
         fitted(logits * torch.inf, labels, model, asked(calibration="temperature"))
 
