@@ -103,6 +103,7 @@ def test_a_temperature_is_found_where_there_is_one_and_refused_with_the_reason_w
     assert honest[0] == 1 and honest[1].startswith("not applied: no gain is shown by 0.9")
     one = logits.argmax(dim=1) * (torch.arange(2000) > 0)  # of so many images one at most is wrong
     assert fit_temperature(logits, one)[0] == 1
+    assert fit_temperature(100 * logits, logits.argmax(dim=1))[0] == 1  # whose loss is 0 before the bound
     perfect = fit_temperature(logits, logits.argmax(dim=1))
     assert perfect[0] == 1 and perfect[1].startswith("not applied: too few images are wrong")
     with pytest.raises(UserError, match="not numbers"):

@@ -103,7 +103,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> tuple[float, str]:
     said = (
         f"{math.exp(own):.4g} (lowers cross-validated NLL by {gains.mean():.4f}, 95 % interval {low:.4f} to {high:.4f})"
     )
-    if max(abs(own), *abs(others)) > BOUND - 0.01:
+    wrong = folds[(logits.argmax(dim=1) != labels).numpy()]
+    if len(set(wrong.tolist())) < 2 or max(abs(own), *abs(others)) > BOUND - 0.01:
         return 1.0, f"not applied: too few images are wrong, or too many, to fit one; it would be {said}"
     return (float(f"{math.exp(own):.6g}"), said) if low > 0 else (1.0, f"not applied: no gain is shown by {said}")
 
