@@ -4,6 +4,7 @@ The out never changes, so that no stage runs anew because of it.
 """
 
 import re
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,9 +70,9 @@ def check(params: Params, inputs: dict[str, str]) -> None:
             parameters = sum(weight.numel() for weight in network.parameters())
             check_budget({"parameters": parameters, "size_mb": 4e-6 * parameters}, params.evaluate.budget)
         check_metrics(params.evaluate.metrics)
-        if prepared:
-            labels = load_split(Path("data/processed"), "val").labels.tolist()
-            check_images(prepared.classes, list(map(labels.count, range(len(prepared.classes)))), params.evaluate)
+        if prepared and (params.evaluate.coverage or params.evaluate.risk):
+            images = Counter(load_split(Path("data/processed"), "val").labels.tolist())
+            check_images(prepared.classes, [images[label] for label in range(len(prepared.classes))], params.evaluate)
 
 
 def last_used() -> dict[str, object]:
