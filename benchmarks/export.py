@@ -55,7 +55,7 @@ def exported(name: str, size: str) -> Row:
             return {"outcome": "not exported", "reason": str(error)}
         seconds, opened = time.perf_counter() - started, open_onnx(path, 1)
     with torch.inference_mode():
-        expected = Pixels(model, opened.card)(torch.from_numpy(images)).numpy()
+        expected = Pixels(model, opened.card)(torch.from_numpy(images))[0].numpy()
     sevens, ones = (
         np.concatenate([opened(images[start : start + step]) for start in range(0, len(images), step)])
         for step in (7, 1)

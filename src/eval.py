@@ -49,6 +49,7 @@ def main() -> None:
     processed = prepared_data(PROJECT, params.data)
     from reprise.evaluation.bare import bare_model
     from reprise.evaluation.evaluate import evaluate
+    from reprise.evaluation.fitting import fit_confidence
     from reprise.model.backbone import load_model
 
     after_torch(terms.threads, terms.reproducible)
@@ -57,8 +58,9 @@ def main() -> None:
         network, card = bare_model(params, weights, processed, arguments.normalization)
     else:
         network, card = load_model(weights, card_path)
-    settings = params.evaluate
-    result = evaluate(network, card, processed, settings.batch_size, settings.calibration_bins, settings.metrics)
+    asked = params.evaluate
+    fitted = fit_confidence(network, card, processed, asked)
+    result = evaluate(network, card, processed, asked.batch_size, asked.calibration_bins, asked.metrics, fitted)
     name, data = card.architecture.model_name, card.training.data
     say(f"eval: {name} ({weights}) on {len(result.ids):,} test images of {data}")
     say(result.table())

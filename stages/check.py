@@ -3,6 +3,8 @@
 The out never changes, so that no stage runs anew because of it.
 """
 
+import re
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,18 +20,9 @@ from reprise.runtime.errors import UserError, one_line_errors
 
 # what timm, torchmetrics and the network judge; that takes seconds, and is not asked for the last model's values and
 # the defaults
-BUILDING = (
-    *(
-        "evaluate.budget",
-        "model.",
-        "data/weights",
-        "data.image_size",
-        "data.channels",
-        "evaluate.metrics",
-        "train.backbone",
-    ),
-    *("train.optimizer", "train.schedule", "train.layer_decay", "train.reproducible", "train.precision"),
-    *("train.compile", "train.start_size", "train.augment.crop", "train.augment.hue", "train.augment.saturation"),
+BUILDING = re.compile(
+    r"evaluate\.(budget|metrics|coverage|risk)|model\.|data/weights|data\.(image_size|channels)|train\.(backbone|compile"
+    r"|optimizer|schedule|layer_decay|reproducible|precision|start_size|augment\.(crop|hue|saturation))"
 )
 WEIGHTS = Path("data/weights")
 
@@ -59,12 +52,13 @@ def check(params: Params, inputs: dict[str, str]) -> None:
     # always looked at: GPUs, which this machine may lack, code of the user's own, a batch of one image
     gpus = train.accelerator == "gpu" or train.devices not in (1, "auto")
     always = gpus or "project/" in str(params) or train.batch_size == 1
-    asked = {name: value for name, value in (values | inputs).items() if name.startswith(BUILDING)}
+    asked = {name: value for name, value in (values | inputs).items() if BUILDING.match(name)}
     default = param_values(load_params(DEFAULTS)) | {str(WEIGHTS): listing_md5({})}
     if always or not (asked.items() <= default.items() or asked.items() <= (default | known).items()):
         before_torch(train.threads, train.reproducible)
-        from reprise.data.formats.packed import load_metadata
+        from reprise.data.formats.packed import load_metadata, load_split
         from reprise.evaluation.evaluate import check_budget, check_metrics
+        from reprise.evaluation.fitting import check_images
         from reprise.training.setup import check_settings
 
         data, prepared = {name: value for name, value in values.items() if name.startswith("data.")}, None
@@ -76,6 +70,9 @@ def check(params: Params, inputs: dict[str, str]) -> None:
             parameters = sum(weight.numel() for weight in network.parameters())
             check_budget({"parameters": parameters, "size_mb": 4e-6 * parameters}, params.evaluate.budget)
         check_metrics(params.evaluate.metrics)
+        if prepared and (params.evaluate.coverage or params.evaluate.risk):
+            images = Counter(load_split(Path("data/processed"), "val").labels.tolist())
+            check_images(prepared.classes, [images[label] for label in range(len(prepared.classes))], params.evaluate)
 
 
 def last_used() -> dict[str, object]:

@@ -7,6 +7,7 @@ from reprise.params.dependencies import Dependencies, param_values
 from reprise.params.load import load_params
 from reprise.params.reset import DEFAULTS
 from reprise.runtime.atomic import publishing
+from reprise.runtime.checksums import write_sealed
 from reprise.runtime.environment import after_torch, before_torch
 from reprise.runtime.errors import one_line_errors
 
@@ -14,9 +15,9 @@ from reprise.runtime.errors import one_line_errors
 def main() -> None:
     """Read the params and the model, evaluate, publish."""
     dependencies = Dependencies.of_stage("evaluate")
-    names = ["metrics/test.json", "metrics/per_class.csv", "metrics/confusion.csv", "data/predictions.csv"]
-    names += ["models/README.md", "data/records/evaluate.json"]
-    with publishing(*map(Path, names), check=dependencies.check) as (*outs, page, record):
+    names = [f"metrics/{name}" for name in ("test.json", "per_class.csv", "confusion.csv", "risk_coverage.csv")]
+    names += ["data/predictions.csv", "models/confidence.json", "models/README.md", "data/records/evaluate.json"]
+    with publishing(*map(Path, names), check=dependencies.check) as (*outs, fit, page, record):
         params = dependencies.begin()
         weights, description = Path("models/model.safetensors"), Path("models/model.json")
         dependencies.check_earlier("train")
@@ -25,14 +26,17 @@ def main() -> None:
         before_torch(*settings)
         from reprise.data.formats.packed import load_metadata
         from reprise.evaluation.evaluate import check_budget, evaluate
+        from reprise.evaluation.fitting import fit_confidence
         from reprise.evaluation.model_page import model_card
         from reprise.model.backbone import load_model
 
         after_torch(*settings)
         dependencies.check_code()
         network, card = load_model(weights, description)
-        data, bins = Path("data/processed"), params.evaluate.calibration_bins
-        result = evaluate(network, card, data, params.evaluate.batch_size, bins, params.evaluate.metrics)
+        data, asked = Path("data/processed"), params.evaluate
+        confidence = fit_confidence(network, card, data, asked)
+        result = evaluate(network, card, data, asked.batch_size, asked.calibration_bins, asked.metrics, confidence)
+        write_sealed(fit, confidence.model_dump())
         check_budget({**result.metrics, "size_mb": weights.stat().st_size / 1e6}, params.evaluate.budget)
         result.save(*outs)
         trained_with, metadata = card.record.params if card.record else {}, load_metadata(data)

@@ -23,13 +23,15 @@ def main() -> None:
             provenance = load_card(description).provenance
             settings = provenance.threads, provenance.reproducible
             before_torch(*settings)
+            from reprise.evaluation.confidence import load_confidence
             from reprise.export.parity import export_model
             from reprise.model.backbone import load_model
 
             after_torch(*settings)
             dependencies.check_code()
             network, card = load_model(weights, description)
-            result = export_model(network, card, Path("data/processed"), params.evaluate.batch_size, folder)
+            fitted, size = load_confidence(Path("models/confidence.json"), card), params.evaluate.batch_size
+            result = export_model(network, card, Path("data/processed"), size, folder, fitted)
         result.save(folder, *outs)
         dependencies.record().save(record)
     say(result.line())

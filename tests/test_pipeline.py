@@ -30,7 +30,7 @@ def metrics(workspace, name="test"):
 def test_repro_publishes_everything_and_says_what_it_did(reproduced_once):
     outs = "data/raw/images.zip data/processed/train_images.npy data/report/report.md data/report/class_9.png "
     outs += "data/predictions.csv models/model.safetensors models/model.json metrics/data.json metrics/train.json "
-    outs += "metrics/test.json metrics/history.csv metrics/per_class.csv metrics/confusion.csv"
+    outs += "metrics/test.json metrics/history.csv metrics/per_class.csv metrics/confusion.csv models/confidence.json"
     for out in outs.split():
         assert (reproduced_once.path / out).stat().st_size > 0, out
     measured = metrics(reproduced_once)
@@ -114,7 +114,7 @@ def test_an_experiment_compares_with_the_commit(reproduced):
 
     vega = json.loads(reproduced.run("dvc", "plots", "diff", "HEAD", "workspace", "--json").stdout)["data"]
     drawn = {name.split("::")[-1] for name in vega}
-    assert drawn >= {"Loss", "Accuracy", "metrics/confusion.csv", "metrics/per_class.csv"}
+    assert drawn >= {"Loss", "Accuracy", "metrics/confusion.csv", "metrics/per_class.csv", "metrics/risk_coverage.csv"}
 
 
 WRONG = [  # what `-S` sets, and the key that is put back
@@ -178,7 +178,7 @@ def test_plots_draw_train_and_validation_in_one_picture_and_shares_of_each_label
         else parts[0]["content"]
         for name, parts in data.items()
     }
-    tables = {f"metrics/{name}.csv" for name in ("history", "confusion", "per_class")}
+    tables = {f"metrics/{name}.csv" for name in ("history", "confusion", "per_class", "risk_coverage")}
     assert set(pictures) == {"Loss", "Accuracy", *tables}
     loss = json.dumps(pictures["Loss"])
     assert "train_loss" in loss

@@ -8,7 +8,7 @@ from scipy import stats
 
 from reprise.comparison import statistics
 from reprise.comparison.verdict import LEVEL, Seeds
-from reprise.runtime.intervals import wilson
+from reprise.runtime.intervals import mean_interval, wilson
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_the_bootstrap_interval_of_a_mean_covers_the_truth():
     generator = np.random.default_rng(2)
     inside = []
     for _ in range(400):
-        low, high = statistics.mean_interval(generator.gamma(3.0, size=150))
+        low, high = mean_interval(generator.gamma(3.0, size=150))
         inside.append(low <= 3 <= high)
     assert 0.93 <= np.mean(inside) <= 0.97
 

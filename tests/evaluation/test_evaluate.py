@@ -239,7 +239,7 @@ def test_predictions_are_made_in_fp32_channels_last_inference_mode_with_one_shap
 
 def test_the_files_say_what_was_measured(measured, tmp_path):
     logits, labels, result = measured
-    files = [tmp_path / name for name in ("test.json", "per_class.csv", "confusion.csv", "predictions.csv")]
+    files = [tmp_path / name for name in ("test.json", "per_class.csv", "confusion.csv", "risk.csv", "predictions.csv")]
     result.save(*files)
     assert json.loads(files[0].read_text()) == result.metrics
     confusion = list(csv.DictReader(io.StringIO(files[2].read_text())))
@@ -249,7 +249,7 @@ def test_the_files_say_what_was_measured(measured, tmp_path):
     assert written == {("abc"[i], "abc"[j]): table[i, j] for i in range(3) for j in range(3) if i == j or table[i, j]}
     wrong = sum(int(row["images"]) for row in confusion if row["label"] != row["predicted"])
     assert wrong == (logits.argmax(1) != labels).sum()
-    rows = list(csv.DictReader(io.StringIO(files[3].read_text())))
+    rows = list(csv.DictReader(io.StringIO(files[4].read_text())))
     assert [row["id"] for row in rows] == [str(number) for number in range(50)]
     for row, probabilities, label in zip(rows, logits.softmax(1).tolist(), labels.tolist(), strict=True):
         assert [float(row[f"p({name})"]) for name in "abc"] == pytest.approx(probabilities, rel=1e-5)
@@ -329,7 +329,7 @@ def test_with_one_class_alone_pairs_of_classes_are_undefined_and_no_library_warn
 def test_undefined_values_are_null_in_json_empty_in_csv_and_none_for_people_with_a_note(tmp_path):
     result = answered([0, 0, 1, 1], [0, 0, 1, 1])
     result.metrics["auroc"] = None
-    files = [tmp_path / name for name in ("test.json", "per_class.csv", "confusion.csv", "predictions.csv")]
+    files = [tmp_path / name for name in ("test.json", "per_class.csv", "confusion.csv", "risk.csv", "predictions.csv")]
     result.save(*files)
     assert json.loads(files[0].read_text(), parse_constant=pytest.fail)["auroc"] is None
     assert files[1].read_text().splitlines()[1] == "ant,2,1.0,1.0,1.0"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reprise.data.formats.packed import load_metadata, load_split
+from reprise.evaluation.confidence import NOTHING
 from reprise.evaluation.evaluate import predict_split
 from reprise.export.parity import TOLERANCE, compare, export_model
 from reprise.export.session import open_onnx
@@ -37,6 +38,7 @@ class Pretended:
 
     def __init__(self, measured, digits, change) -> None:
         _, self.card, expected = measured
+        self.confidence = NOTHING
         changed = expected["test"].copy()
         change(changed)
         self.rows = {}

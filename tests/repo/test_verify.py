@@ -91,6 +91,7 @@ def test_one_bit_in_any_cache_object_is_named_and_the_object_filled_anew(reprodu
     found, way_out = verify(reproduced)
     # of a stage with an out that is neither cached nor a metric DVC keeps no run: these are in Git alone
     only_in_git = {"models/README.md", "metrics/test.json", "metrics/per_class.csv", "metrics/confusion.csv"}
+    only_in_git |= {"metrics/risk_coverage.csv"}
     assert set(found) == names(reproduced, outs(reproduced)) - only_in_git
     assert {what.partition(", ")[0] for what in found.values()} == {"altered in the cache"}
     assert {what.partition(", ")[2] for what in found.values()} == names(reproduced, bad)
@@ -252,6 +253,7 @@ def test_a_fresh_clone_is_told_to_reproduce_and_broken_records_are_one_line(repr
     fresh = Workspace(tmp_path / "fresh")
     found, way_out = verify(fresh)
     outs_without_metrics = {"data/raw", "data/processed", "models/model.safetensors", "models/model.json"}
+    outs_without_metrics |= {"models/confidence.json"}
     outs_without_metrics |= {"models/export", "data/report", "data/predictions.csv", "data/records/check.txt"}
     outs_without_metrics |= {f"data/records/{stage}.json" for stage in ("download", "preprocess", "evaluate", "export")}
     assert found == dict.fromkeys(

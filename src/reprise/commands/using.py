@@ -7,7 +7,7 @@ import tempfile
 from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reprise.commands.registry import argument, command
 from reprise.runtime.errors import UserError, say, visible
@@ -71,14 +71,15 @@ def predict(options: Namespace) -> int:
         file.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
         write_row, terminal = row_writer(file), not out and sys.stdout.isatty()
         shown = visible if terminal else str  # names may hold what a terminal obeys
+        columns = [*(f"p({name})" for name in model.card.classes), *model.confidence.columns]
         if layout == "csv":
-            write_row(["id", "predicted", *(shown(f"p({name})") for name in model.card.classes), "reason"])
+            write_row(["id", "predicted", *map(shown, columns), "reason"])
         predictions = model.stream(given if given[1:] else given[0], options.top, cpus())
         quiet = terminal or None  # a bar would stand between the rows
         for each in tqdm(predictions, "predict", unit=" images", leave=False, disable=quiet):
             images, bad = images + 1, bad + bool(each.reason)
             if layout == "csv":
-                write_row(list(map(shown, _row(each, len(model.card.classes)))))
+                write_row([shown(cell) if isinstance(cell, str) else cell for cell in _row(each, len(columns))])
             else:
                 say(json.dumps(each.plain()) if layout == "jsonl" else _line(each), file)
     said = f", {bad:,} of them cannot be used (see the reasons)" if bad else ""
@@ -138,12 +139,18 @@ def _standard_input(stack: ExitStack) -> Path | bytes:
     return path
 
 
-def _row(each: "Prediction", classes: int) -> list[str]:
+def _row(each: "Prediction", columns: int) -> list[Any]:
     """Return a row of a CSV; digits as in data/predictions.csv."""
-    digits = [""] * classes if each.probabilities is None else [f"{p:.6g}" for p in each.probabilities.tolist()]
+    from reprise.evaluation.predictions import cells
+
+    digits: list[Any] = [""] * columns
+    if each.probabilities is not None:
+        digits = [*(f"{p:.6g}" for p in each.probabilities.tolist()), *cells(each.judged)]
     return [each.name, each.label or "", *digits, each.reason]
 
 
 def _line(each: "Prediction") -> str:
-    answer = each.reason or "  ".join(f"{name} {p:.4f}" for name, p in each.top)
-    return f"{each.name}  {answer}".replace("\n", "\\n")
+    shown = ["unknown"] * bool(each.judged.get("unknown")) + [f"{name} {p:.4f}" for name, p in each.top]
+    if "prediction_set" in each.judged:
+        shown.append(f"{{{', '.join(each.judged['prediction_set'])}}}")
+    return f"{each.name}  {each.reason or '  '.join(shown)}".replace("\n", "\\n")

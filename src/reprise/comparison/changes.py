@@ -11,12 +11,16 @@ from reprise.repo.revisions import CODE, WEIGHTS, Revision
 
 # the sign of an improvement (0: none), and from which change on it is worth a word; the rows come in this order
 DIRECTIONS: dict[str, tuple[int, float]] = {"accuracy": (1, 0.005), "loss": (-1, 0.01)}
-DIRECTIONS |= dict.fromkeys(("top5_accuracy", "precision", "recall", "f1"), (1, 0.005)) | {"ece": (-1, 0.01)}
+DIRECTIONS |= dict.fromkeys(("top5_accuracy", "precision", "recall", "f1"), (1, 0.005)) | {
+    "ece": (-1, 0.01),
+    "brier": (-1, 0.01),
+}
 ALWAYS = set(DIRECTIONS)  # those that every evaluation defines
 # what `evaluate.metrics` may add; a metric that is not here has no direction
 DIRECTIONS |= dict.fromkeys(("auroc", "average_precision", "cohen_kappa", "jaccard_index"), (1, 0.005))
 DIRECTIONS |= dict.fromkeys(("matthews_corrcoef", "specificity"), (1, 0.005))
-DIRECTIONS |= {"hamming_distance": (-1, 0.005), "hinge_loss": (-1, 0.01), "images": (0, 1)}
+DIRECTIONS |= dict.fromkeys(("hamming_distance", "selective_risk"), (-1, 0.005)) | {"images": (0, 1)}
+DIRECTIONS |= dict.fromkeys(("hinge_loss", "brier"), (-1, 0.01))
 COSTS = {"parameters": 0.01, "MACs": 0.01, "model size, bytes": 0.01}  # the threshold as a share of the former value
 BETTER = {1: "higher", -1: "lower", 0: "-"}
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from reprise.comparison.compare import compare
 from reprise.comparison.pairing import OtherDataError
 from reprise.repo.project import Project
-from reprise.repo.revisions import Revision
+from reprise.repo.revisions import CONFIDENCE, Revision
 from reprise.repo.verify import stale, verify
 from reprise.runtime.errors import UserError, first, reason
 
@@ -65,7 +65,8 @@ def _is_exported(revision: Revision) -> bool:
 def _against(project: Project, last: str, head: Revision, anyway: bool) -> str:
     """Return the verdict on HEAD against the last release. Raises UserError if it stands in the way."""
     base = Revision(project, last, project.git("rev-parse", f"{last}^{{commit}}").strip())
-    if base.md5(WEIGHTS) == head.md5(WEIGHTS) and _is_exported(base) >= _is_exported(head):
+    equal = base.md5(WEIGHTS) == head.md5(WEIGHTS) and base.md5(CONFIDENCE) in (None, head.md5(CONFIDENCE))
+    if equal and _is_exported(base) >= _is_exported(head):
         raise UserError(f"the model is that of {last}; train another one, or use that release")
     try:
         found = compare(project, str(base.commit), "HEAD")

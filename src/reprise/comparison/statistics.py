@@ -10,9 +10,9 @@ from functools import cache
 import numpy as np
 from scipy.special import bdtr, stdtrit
 
-SEED = 20250101  # any number, always the same
+from reprise.runtime.intervals import SEED, middle
+
 RESAMPLES = 10_000
-RESAMPLES_OF_A_MEAN = 2_000  # each of which costs a pass over all values
 
 
 def mcnemar(broken: int, fixed: int) -> float:
@@ -34,22 +34,7 @@ def accuracy_difference(broken: int, fixed: int, images: int, level: float = 0.9
     """
     one, other = (broken + 0.5) / (images + 2), (fixed + 0.5) / (images + 2)
     drawn = np.random.default_rng(SEED).multinomial(images, [one, other, 1 - one - other], size=RESAMPLES)
-    return _middle((drawn[:, 1] - drawn[:, 0]) / images, level)
-
-
-def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean of values (N,), at a confidence level."""
-    generator = np.random.default_rng(SEED)
-    means: list[float] = []
-    while left := RESAMPLES_OF_A_MEAN - len(means):
-        size = min(left, max(1, 1_000_000 // len(values))), len(values)  # a part at a time, of 8 MB
-        means += values[generator.integers(len(values), size=size)].mean(axis=1).tolist()
-    return _middle(np.array(means), level)
-
-
-def _middle(resampled: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return middle((drawn[:, 1] - drawn[:, 0]) / images, level)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from reprise.comparison import statistics
+from reprise.runtime.intervals import mean_interval
 
 LEVEL = 0.05  # of significance: how often runs that are equally good may be told apart all the same
 POWER = 0.8  # how often the minimum detectable difference is shown where it is real
@@ -92,4 +93,4 @@ class Verdict:
         self.loss, self.loss_interval = (math.nan, math.nan), (math.nan, math.nan)
         if finite.any():
             self.loss = float(losses[0, finite].mean()), float(losses[1, finite].mean())
-            self.loss_interval = statistics.mean_interval(losses[1, finite] - losses[0, finite])
+            self.loss_interval = mean_interval(losses[1, finite] - losses[0, finite])

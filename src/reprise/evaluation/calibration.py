@@ -41,10 +41,16 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int) -> Calibra
     confidence, right = confidence[known].astype(np.float64), right[known]
     if not len(confidence):
         return Calibration(math.nan, math.nan, [])
-    bin_of = np.clip(np.ceil(confidence * bins).astype(int), 1, bins) - 1
+    bin_of = bin_numbers(confidence, bins)
     filled = []
     for number in np.unique(bin_of).tolist():
         inside = bin_of == number
         mean, share = float(confidence[inside].mean()), float(right[inside].mean())
         filled.append(Bin(number / bins, (number + 1) / bins, int(inside.sum()), mean, share))
     return Calibration(float(confidence.mean()), float(right.mean()), filled)
+
+
+def bin_numbers(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """Return the bin (N,), from 0, of each confidence (N,), finite, in 0..1."""
+    numbers: np.ndarray = np.clip(np.ceil(confidence * bins).astype(int), 1, bins) - 1
+    return numbers

@@ -8,9 +8,9 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,10 @@ from torch import Tensor
 
 from reprise.data.formats.packed import PackedSplit, Split, load_metadata, load_split
 from reprise.evaluation.calibration import Calibration, calibration
+from reprise.evaluation.confidence import NOTHING, Confidence
 from reprise.evaluation.predictions import write_csv, write_predictions
+from reprise.evaluation.reliability import Interval, kept_promises, reliability, risk_coverage
+from reprise.evaluation.temperature import outputs
 from reprise.loader.batches import EvalBatches, mask_outputs, whole
 from reprise.model.artifact import ModelCard
 from reprise.model.backbone import TIMMBackbone, count_flops
@@ -33,6 +36,7 @@ OF_IMAGES = ("accuracy", "average_precision", "hamming_distance", "recall")
 OF_IMAGES_AND_OTHERS = ("auroc", "logauc")
 # the metrics that every test.json has, but for top5_accuracy
 ALWAYS = ("accuracy", "loss", "top5_accuracy", "precision", "recall", "f1", "ece", "images", "parameters", "flops")
+OF_CONFIDENCE = ("brier", "coverage", "set_size", "answered", "selective_risk")
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Evaluation:
     """Predictions for a split and the metrics computed from them.
 
     ids: (N,); labels: int64 (N,); probabilities: float32 (N, classes); metrics: None where one is undefined; confusion:
-    counts, int64 (classes, classes), a row for each label.
+    counts, int64 (classes, classes), a row for each label. judged: of each image by `Confidence.judge`, if the model
+    has it; measured: of these answers, with 95 % intervals; a second value is that without the temperature.
     """
 
     classes: list[str]
@@ -62,6 +67,9 @@ class Evaluation:
     per_class: list[ClassRow]
     confusion: Tensor
     calibration: Calibration
+    confidence: Confidence = NOTHING
+    judged: list[dict[str, Any]] = field(default_factory=list)
+    measured: dict[str, list[Interval]] = field(default_factory=dict)
 
     def note(self) -> str:
         """Return a sentence about the classes without test images; "" if there are none."""
@@ -77,10 +85,11 @@ class Evaluation:
         """Return the metrics as text, one line each, followed by the note."""
         width = max(map(len, self.metrics))
         lines = [f"  {name:<{width}}  {shown(value):>14}" for name, value in self.metrics.items()]
-        return "\n".join(lines + [f"  {note}" for note in [self.note()] if note])
+        notes = self.note(), self.confidence.calibration and f"temperature: {self.confidence.calibration}"
+        return "\n".join(lines + [f"  {note}" for note in notes if note])
 
-    def save(self, metrics: Path, per_class: Path, confusion: Path, predictions: Path) -> None:
-        """Write metrics (JSON), the table by class, the confusion counts and the predictions of each image (CSV)."""
+    def save(self, metrics: Path, per_class: Path, confusion: Path, curve: Path, predictions: Path) -> None:
+        """Write metrics (JSON) and, as CSV, the table by class, confusion counts, risk by coverage, predictions."""
         metrics.write_text(json.dumps(self.metrics, indent=2) + "\n", encoding="utf-8")
         write_csv(per_class, ["class", "images", "precision", "recall", "f1"], map(astuple, self.per_class))
         # the diagonal first, so that a plot meets the classes in their order; then the confusions that occurred
@@ -88,7 +97,9 @@ class Evaluation:
         cells += [(label, guess) for label, guess in self.confusion.nonzero().tolist() if label != guess]
         rows = [(self.classes[label], self.classes[guess], int(self.confusion[label, guess])) for label, guess in cells]
         write_csv(confusion, ["label", "predicted", "images"], rows)
-        write_predictions(predictions, self.classes, self.ids, self.labels.tolist(), self.probabilities.numpy())
+        write_csv(curve, ["coverage", "risk", "confidence"], risk_coverage(self.probabilities, self.labels))
+        images = self.ids, self.labels.tolist(), self.probabilities.numpy(), self.judged
+        write_predictions(predictions, self.classes, *images)
 
 
 def shown(value: float | int | None) -> str:
@@ -103,16 +114,27 @@ def evaluate(
     batch_size: int,
     calibration_bins: int,
     extra: Sequence[str] = (),
+    confidence: Confidence = NOTHING,
 ) -> Evaluation:
     """Measure a model on the test split of packed data; extra: further metrics, see `extra_metric`.
 
+    confidence: what was fitted for the model; all is measured of the probabilities at its temperature.
     Raises UserError as `predict_split` does, and for an extra metric that cannot be computed.
     """
     named = metric_keys(extra)
     split, logits, labels = predict_split(network, card, processed, "test", batch_size)
+    bare, logits = logits, logits / confidence.temperature  # a division by 1 changes no bit
     result = summarize(network, card, split, logits, labels, calibration_bins)
     result.metrics.update({key: extra_metric(name, result.probabilities, labels) for key, name in named.items()})
-    return result
+    if not confidence.columns:
+        return result
+    judged = [confidence.judge(card.classes, answer) for answer in torch.cat(outputs(bare, confidence), dim=1).numpy()]
+    bare_bins, bins = (reliability(each, labels, calibration_bins) for each in (bare, logits))
+    measured = {name: [found, bare_bins[name]] for name, found in bins.items()}
+    right = (result.probabilities.argmax(dim=1) == labels).tolist()
+    measured |= kept_promises(judged, [card.classes[label] for label in labels.tolist()], right)
+    result.metrics.update({name: _rounded(found[0][0]) for name, found in measured.items()} | result.metrics)
+    return replace(result, confidence=confidence, judged=judged, measured=measured)
 
 
 def predict_split(
@@ -155,7 +177,8 @@ def metric_keys(extra: Sequence[str]) -> dict[str, str]:
 
     for name in extra:
         key = name.partition(":")[2] if is_part(name) else name
-        if key in ALWAYS or key in keys or (is_part(name) and hasattr(classification, f"multiclass_{key}")):
+        taken = key in {*ALWAYS, *OF_CONFIDENCE, *keys}
+        if taken or (is_part(name) and hasattr(classification, f"multiclass_{key}")):
             raise UserError(f"evaluate.metrics: {key} is the name of another metric; remove or rename {name}")
         keys[key] = name
     return keys

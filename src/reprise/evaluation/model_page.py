@@ -15,6 +15,7 @@ from reprise.evaluation.calibration import Calibration
 from reprise.evaluation.evaluate import Evaluation, shown
 from reprise.model.artifact import ModelCard
 from reprise.params.load import flat
+from reprise.runtime.errors import brief
 from reprise.runtime.intervals import wilson
 from reprise.runtime.markup import HIDDEN, table, text
 
@@ -60,7 +61,7 @@ def model_card(
             "## Classes",
             _classes(evaluation),
             "## Calibration",
-            _calibration(evaluation.calibration),
+            _calibration(evaluation.calibration) + _confidence(evaluation),
             "## Limits",
             _limits(card, metadata, evaluation),
             "## Provenance",
@@ -154,6 +155,21 @@ def _calibration(found: Calibration) -> str:
     )  # fmt: skip
 
 
+def _confidence(evaluation: Evaluation) -> str:
+    """Return what was fitted, with what came of it on the test images; "" if nothing was."""
+    fitted = evaluation.confidence.model_dump(exclude={"weights_sha256"}, exclude_defaults=True)
+    if not fitted:
+        return ""
+    rows = [
+        [name, *(f"{value:.4f} ({low:.4f} to {high:.4f})" for value, low, high in found)]
+        for name, found in evaluation.measured.items()
+    ]
+    shortened = {name: brief(str(value), 300) for name, value in fitted.items()}  # by class, there are many thresholds
+    header = ["test", "measured (95 % interval)", "without the temperature"]
+    said = "Fitted on the validation images, which also chose the epoch, and measured on the test images:"
+    return f"\n\n{said}\n\n{_properties(shortened)}\n\n{table(header, [[*row, ''][:3] for row in rows])}"
+
+
 def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
     counts = _counts(evaluation)
     _, name, found, images = min((found / images, name, found, images) for name, found, images, _ in counts if images)
@@ -161,7 +177,8 @@ def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
     few = sum(0 < images < FEW for _, _, images, _ in counts)
     size = min(card.preprocessing.image_size, card.architecture.image_size)
     limits = [
-        f"It knows {len(card.classes):,} classes and nothing else: any image is given one of them.",
+        f"It knows {len(card.classes):,} classes and nothing else: any image is given one of them"
+        f"{', or unknown' * (evaluation.confidence.answered is not None)}.",
         f"It sees {size} x {size} pixels; what is lost at that size is lost to it.",
         f"The test images come from the same source as the training images ({text(metadata.data)}); on others, "
         "expect less.",

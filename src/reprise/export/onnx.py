@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reprise.augment.functional import resized, to_unit
-from reprise.export.session import CARD, INPUT, OUTPUT, seal
+from reprise.evaluation.confidence import NOTHING, Confidence
+from reprise.evaluation.temperature import outputs
+from reprise.export.session import CARD, CONFIDENCE, INPUT, OUTPUTS, seal
 from reprise.loader.batches import Normalize
 from reprise.model.artifact import ModelCard
 from reprise.runtime.errors import UserError, brief
@@ -30,23 +32,24 @@ class NotExportableError(Exception):
 
 
 class Pixels(nn.Module):
-    """A network with the preprocessing before it and softmax after it."""
+    """A network with the preprocessing before it and softmax after it, at the model's temperature."""
 
-    def __init__(self, network: nn.Module, card: ModelCard) -> None:
+    def __init__(self, network: nn.Module, card: ModelCard, confidence: Confidence = NOTHING) -> None:
         super().__init__()
+        self.confidence = confidence
         self.network, self.image_size = network, card.architecture.image_size
         self.normalize = Normalize(card.preprocessing.mean, card.preprocessing.std)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return probabilities, float32 (N, classes), of images, uint8 (N, H, W, C)."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return `outputs`, float32, for images, uint8 (N, H, W, C)."""
         pixels = resized(to_unit(images), self.image_size).contiguous()
-        probabilities: Tensor = self.network(self.normalize(pixels)).softmax(dim=1)
-        return probabilities
+        return outputs(self.network(self.normalize(pixels)), self.confidence)
 
 
-def export_onnx(network: nn.Module, card: ModelCard, path: Path) -> None:
+def export_onnx(network: nn.Module, card: ModelCard, path: Path, confidence: Confidence = NOTHING) -> None:
     """Write a published model as one ONNX file, sealed, with the card as its metadata property `reprise`.
 
+    confidence: if it adds to the answers, it is the property `confidence`, and the energy a second output.
     network: on the CPU, left as it was but in evaluation mode. Raises NotExportableError where torch's exporter fails,
     and UserError where a package is missing.
     """
@@ -62,10 +65,10 @@ def export_onnx(network: nn.Module, card: ModelCard, path: Path) -> None:
     try:
         with _silence(), sdpa_kernel(SDPBackend.MATH):  # other kernels' memory layouts cannot be exported
             program = torch.onnx.export(
-                Pixels(network, card).eval(),
+                Pixels(network, card, confidence).eval(),
                 (example,),
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=OUTPUTS[: 1 + bool(confidence.columns)],
                 dynamic_shapes=({0: torch.export.Dim("N")},),
                 dynamo=True,
                 external_data=False,
@@ -76,7 +79,8 @@ def export_onnx(network: nn.Module, card: ModelCard, path: Path) -> None:
         model = program.model_proto
         _strip(model)
         model.producer_name, model.producer_version = "reprise", ""
-        onnx.helper.set_model_props(model, {CARD: card.model_dump_json()})
+        properties = {CARD: card, CONFIDENCE: confidence} if confidence.columns else {CARD: card}
+        onnx.helper.set_model_props(model, {name: part.model_dump_json() for name, part in properties.items()})
         content = model.SerializeToString(deterministic=True)
     except (MemoryError, OSError):
         raise

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from reprise.data.formats.packed import Split
+from reprise.evaluation.confidence import NOTHING, Confidence
 from reprise.evaluation.evaluate import predict_split
+from reprise.evaluation.temperature import outputs
 from reprise.export.onnx import NotExportableError, export_onnx, one_line
 from reprise.export.outcome import ONNX, Export
 from reprise.export.session import OnnxModel, open_onnx
@@ -25,7 +27,9 @@ TOLERANCE = 1e-4
 SPLITS: tuple[Split, ...] = ("val", "test")
 
 
-def export_model(network: TIMMBackbone, card: ModelCard, processed: Path, batch_size: int, folder: Path) -> Export:
+def export_model(
+    network: TIMMBackbone, card: ModelCard, processed: Path, batch_size: int, folder: Path, fitted: Confidence = NOTHING
+) -> Export:
     """Export a published model to `folder`, which is created, and compare it with torch on validation and test images.
 
     A model that torch cannot export or onnxruntime cannot run leaves the folder empty, and the reason is in the result.
@@ -34,7 +38,7 @@ def export_model(network: TIMMBackbone, card: ModelCard, processed: Path, batch_
     folder.mkdir()
     path = folder / ONNX
     try:
-        export_onnx(network, card, path)
+        export_onnx(network, card, path, fitted)
         with _runnable():
             model = open_onnx(path)
         return compare(network, model, processed, batch_size, path.stat().st_size)
@@ -62,11 +66,12 @@ def compare(network: TIMMBackbone, model: OnnxModel, processed: Path, batch_size
     card, counts, largest, worst = model.card, np.zeros(3, np.int64), 0.0, ""
     for name in SPLITS:
         split, logits, _ = predict_split(network, card, processed, name, batch_size)
-        expected = logits.softmax(dim=1).numpy()
+        expected = outputs(logits, model.confidence)[0].numpy()
         starts = range(0, len(split), batch_size)
         with _runnable():
             given = np.concatenate([model(split.images[start : start + batch_size]) for start in starts])
             given[:1] = model(split.images[:1])  # alone, as most images come
+        given = given[:, : len(card.classes)]
         difference = np.nan_to_num(np.abs(given - expected), nan=np.inf)
         row, label = np.unravel_index(difference.argmax(), difference.shape)
         if difference[row, label] > largest:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from reprise.evaluation.confidence import Confidence
 from reprise.model.artifact import ModelCard
 from reprise.runtime.checksums import naming
 from reprise.runtime.environment import cpus
 from reprise.runtime.errors import UserError, reason
 
-INPUT, OUTPUT, CARD = "images", "probabilities", "reprise"  # names in the ONNX model; CARD: of the metadata property
+INPUT, OUTPUTS = "images", ["probabilities", "energy"]  # names in the ONNX model; the second, if it has `columns`
+CARD, CONFIDENCE = "reprise", "confidence"  # of metadata properties
 # protobuf: field 14 of ModelProto (metadata_props), 74 bytes; its key, 6 bytes; its value, 64 bytes, which follow
 SEAL = b"\x72\x4a\x0a\x06sha256\x12\x40"
 SEAL_BYTES = len(SEAL) + 64
@@ -28,13 +30,15 @@ class OnnxModel:
     card: all that is known of it. A row of the result depends on the batch it is in by less than 1e-6.
     """
 
-    def __init__(self, session: Any, card: ModelCard) -> None:
-        self.session, self.card = session, card
+    def __init__(self, session: Any, card: ModelCard, confidence: Confidence) -> None:
+        self.session, self.card, self.confidence = session, card, confidence
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return probabilities, float32 (N, classes), of images, uint8 (N, S, S, C), S: preprocessing.image_size."""
-        probabilities: np.ndarray = self.session.run([OUTPUT], {INPUT: images})[0]
-        return probabilities
+        """Return probabilities, float32 (N, classes), of images, uint8 (N, S, S, C), S: preprocessing.image_size.
+
+        If the model has `confidence.columns`, the energy is one more column.
+        """
+        return np.concatenate(self.session.run(None, {INPUT: images}), axis=1)
 
 
 def open_onnx(path: Path, threads: int = 0) -> OnnxModel:
@@ -64,7 +68,9 @@ def open_onnx(path: Path, threads: int = 0) -> OnnxModel:
     options.add_session_config_entry("session.load_model_format", "ONNX")  # another would name files otherwise
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        card = ModelCard.model_validate_json(session.get_modelmeta().custom_metadata_map[CARD])
+        properties = session.get_modelmeta().custom_metadata_map
+        card = ModelCard.model_validate_json(properties[CARD])
+        confidence = Confidence.model_validate_json(properties.get(CONFIDENCE, "{}"))
     except ValidationError:
         raise UserError(f"{path}: written by another version of Reprise; export it again, or update") from None
     except Exception as error:  # onnxruntime's own kinds, each derived from Exception directly
@@ -72,10 +78,11 @@ def open_onnx(path: Path, threads: int = 0) -> OnnxModel:
         raise UserError(f"{path}: {why}; use a newer onnxruntime") from None
     found = [(each.name, each.type, each.shape[1:]) for each in (*session.get_inputs(), *session.get_outputs())]
     shape = [*[card.preprocessing.image_size] * 2, card.preprocessing.channels]
-    expected = [(INPUT, "tensor(uint8)", shape), (OUTPUT, "tensor(float)", [len(card.classes)])]
+    widths = zip(OUTPUTS, [len(card.classes), *[1] * bool(confidence.columns)], strict=False)
+    expected = [(INPUT, "tensor(uint8)", shape), *((name, "tensor(float)", [width]) for name, width in widths)]
     if found != expected or isinstance(session.get_inputs()[0].shape[0], int):
         raise UserError(f"{path}: its inputs and outputs are not those of its card; export it again")
-    return OnnxModel(session, card)
+    return OnnxModel(session, card, confidence)
 
 
 def seal(model: bytes | memoryview) -> bytes:

@@ -9,7 +9,7 @@ for prediction in model.predict(["cat.jpg", "photos", "more.zip"]):
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from reprise.evaluation.confidence import FILE, load_confidence
 from reprise.inference.sources import decoded, named_images
 from reprise.model.artifact import ModelCard, load_card
 from reprise.runtime.environment import before_torch, end_imports
@@ -34,7 +35,9 @@ class Prediction:
     """The answer for one image, or the reason why there is none.
 
     top: the likeliest classes with their probabilities, the first one first; probabilities: float32 (classes,) in the
-    order of the model's classes. Without an answer label, probability and probabilities are None.
+    order of the model's classes. Without an answer label, probability and probabilities are None. judged: as far as
+    the model has them, prediction_set, unknown (then the label is no more than the best guess) and energy; see
+    `Confidence.judge`.
     """
 
     name: str
@@ -43,22 +46,25 @@ class Prediction:
     top: list[tuple[str, float]] = field(default_factory=list)
     probabilities: np.ndarray | None = None
     reason: str = ""
+    judged: dict[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
-        """Return name, label, probability, top and reason for JSON; probabilities have 6 digits."""
+        """Return name, label, probability, top, reason and what `judged` has, for JSON; probabilities have 6 digits."""
         top = [(name, float(f"{p:.6g}")) for name, p in self.top]
         probability = top[0][1] if top else None
-        return {"name": self.name, "label": self.label, "probability": probability, "top": top, "reason": self.reason}
+        answer = {"name": self.name, "label": self.label, "probability": probability, "top": top}
+        return answer | {"reason": self.reason} | self.judged
 
 
 class Model:
     """A model ready to predict; `card` says all that is known of it.
 
-    run: takes images, uint8 (N, S, S, C), and returns probabilities, float32 (N, classes). exact: see `load_model`.
+    run: a TorchModel or OnnxModel, which takes images, uint8 (N, S, S, C), and returns probabilities, float32 (N,
+    classes), with the energy as one more column if it has `confidence.columns`. exact: see `load_model`.
     """
 
-    def __init__(self, card: ModelCard, run: Callable[[np.ndarray], np.ndarray], exact: bool = True) -> None:
-        self.card, self.run, self.exact = card, run, exact
+    def __init__(self, card: ModelCard, run: Any, exact: bool = True) -> None:
+        self.card, self.run, self.exact, self.confidence = card, run, exact, run.confidence
 
     def predict(self, images: Any, top: int = 5, workers: int = 1) -> list[Prediction]:
         """Return a `Prediction` for each image; see `stream`."""
@@ -76,21 +82,26 @@ class Model:
         most = BATCH_PIXELS // self.card.architecture.image_size**2 // SAME_BITS * SAME_BITS
         while batch := list(islice(images, min(BATCH, max(SAME_BITS, most)))):
             good = [pixels for _, pixels in batch if not isinstance(pixels, str)]
-            answers = iter(self.probabilities(np.stack(good)) if good else [])
+            answers = iter(self.answers(np.stack(good)) if good else [])
             for name, found in batch:
                 bad = isinstance(found, str)
                 yield Prediction(name, reason=str(found)) if bad else self.prediction(name, next(answers), top)
 
-    def prediction(self, name: str, probabilities: np.ndarray, top: int = 5) -> Prediction:
-        """Return the answer for an image of this name from its probabilities, float32 (classes,)."""
+    def prediction(self, name: str, answer: np.ndarray, top: int = 5) -> Prediction:
+        """Return the answer for an image of this name from its row of `answers`."""
+        probabilities = answer[: len(self.card.classes)]
         if not np.isfinite(probabilities).all():
             return Prediction(name, reason="the model's answer is not a number (NaN); train it again")
         order = np.argsort(-probabilities, kind="stable")[: max(1, top)].tolist()
         best = [(self.card.classes[label], float(probabilities[label])) for label in order]
-        return Prediction(name, *best[0], best, probabilities)
+        return Prediction(name, *best[0], best, probabilities, "", self.confidence.judge(self.card.classes, answer))
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 (N, classes), of images, uint8 (N, S, S, C), as `decode` gives them."""
+        return self.answers(images)[:, : len(self.card.classes)]
+
+    def answers(self, images: np.ndarray) -> np.ndarray:
+        """Return what `run` gives for images, uint8 (N, S, S, C), as `decode` gives them."""
         padding = -len(images) % SAME_BITS if self.exact else 0
         return self.run(np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)]))[: len(images)]
 
@@ -117,7 +128,7 @@ def load_model(
     incomplete, altered or of another version, and for code that was not asked for.
     """
     with _fetched(Path(source), repo, rev) as path:
-        weights, description, exported = model_files(path)
+        weights, description, exported, _ = model_files(path)
         on_torch = path.suffix != ".onnx" and weights.is_file() and find_spec("torch") is not None
         if runtime == "onnx" or (runtime is None and exported.is_file() and not on_torch):
             return _on_onnx(exported, description, exact)
@@ -130,12 +141,13 @@ def load_model(
         return _on_torch(weights, description, project, exact)
 
 
-def model_files(path: Path) -> tuple[Path, Path, Path]:
-    """Return where a model's weights, its description and its export are, or would be; path: as for `load_model`."""
+def model_files(path: Path) -> tuple[Path, Path, Path, Path]:
+    """Return where a model's weights, description, export and confidence are, or would be; path: see `load_model`."""
     if not path.is_dir():
-        return path.with_suffix(".safetensors"), path.with_suffix(".json"), path.with_suffix(".onnx")
+        weights, description, exported = (path.with_suffix(kind) for kind in (".safetensors", ".json", ".onnx"))
+        return weights, description, exported, path.with_name(FILE)
     folder = path if (path / "model.onnx").is_file() else path / "export"
-    return path / "model.safetensors", path / "model.json", folder / "model.onnx"
+    return path / "model.safetensors", path / "model.json", folder / "model.onnx", path / FILE
 
 
 def _on_onnx(exported: Path, description: Path, exact: bool) -> Model:
@@ -147,6 +159,9 @@ def _on_onnx(exported: Path, description: Path, exact: bool) -> Model:
         description = folder.with_name("model.json")
     if description.is_file() and load_card(description).weights_sha256 != session.card.weights_sha256:
         raise UserError(f"{exported}: exported from other weights than those of {description}; run `dvc repro export`")
+    beside = description.with_name(FILE)
+    if beside.is_file() and load_confidence(beside, session.card) != session.confidence:
+        raise UserError(f"{exported}: exported with another {beside}; run `dvc repro export`")
     return Model(session.card, session, exact)
 
 
@@ -155,6 +170,7 @@ def _on_torch(weights: Path, description: Path, project: str | Path | None, exac
     if card.architecture.code_sha256 and project is None:
         code = card.architecture.model_name.partition(":")[0]
         raise UserError(f"{weights}: needs {code}; `project=FOLDER` (--project) lets the code in that folder run")
+    confidence = load_confidence(description.with_name(FILE), card)
     first = exact and "torch" not in sys.modules
     if first:
         before_torch(card.provenance.threads, card.provenance.reproducible)
@@ -162,7 +178,7 @@ def _on_torch(weights: Path, description: Path, project: str | Path | None, exac
 
     if first:
         end_imports()
-    return Model(card, TorchModel(weights, description, Path(project or ROOT), exact), exact)
+    return Model(card, TorchModel(weights, description, Path(project or ROOT), exact, confidence), exact)
 
 
 @contextmanager
@@ -176,11 +192,11 @@ def _fetched(source: Path, repo: str | None, rev: str | None) -> Iterator[Path]:
     from dvc.repo import Repo
     from scmrepo.exceptions import SCMError
 
-    names = ["model.safetensors", "model.json", "model.onnx", "export/model.onnx"]
+    names = ["model.safetensors", "model.json", "model.onnx", "export/model.onnx", FILE]
     whole = source
     if source.suffix:
-        whole, names = source.parent, [source.name, source.with_suffix(".json").name]
-    names += ["../model.json"] * (whole.name == "export")  # what it was exported from
+        whole, names = source.parent, [source.name, source.with_suffix(".json").name, FILE]
+    names += ["../model.json", f"../{FILE}"] * (whole.name == "export")  # what it was exported from
     with tempfile.TemporaryDirectory() as folder:
         try:
             with suppress(NotDvcRepoError), Repo(repo) as here:  # a folder; at a revision, paths begin at Git's root

@@ -295,6 +295,10 @@ class EvaluateParams(Section):
     batch_size: int = param("images per forward pass", ge=1, le=65_536)
     calibration_bins: int = param("confidence bins of the expected calibration error", ge=1, le=1000)
     metrics: list[str] = param("further metrics, torchmetrics' multiclass ones, e.g. auroc; or project/FILE.py:NAME")
+    calibration: Literal["none", "temperature"] = param("of probabilities, on the validation split, if that helps")
+    coverage: float | None = param("share of images whose prediction set holds their class; null: no sets", gt=0, lt=1)
+    coverage_by: Literal["all", "class"] = param("coverage holds over all images, or of each class")
+    risk: float | None = param("most that may be wrong among the answers; others are unknown; null: any", gt=0, lt=1)
     title: str | None = param("the project's name, on the model's card")
     budget: BudgetParams
 

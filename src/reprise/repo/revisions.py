@@ -25,6 +25,7 @@ from reprise.runtime.errors import UserError, nearest
 
 WORKSPACE = "workspace"
 PREDICTIONS, MODEL, WEIGHTS = "data/predictions.csv", "models/model.json", "models/model.safetensors"
+CONFIDENCE = "models/confidence.json"
 RAW, PROCESSED = "data/raw", "data/processed"
 CODE = ("src/", "stages/", "project")
 TEST, TRAIN, HISTORY = "metrics/test.json", "metrics/train.json", "metrics/history.csv"
@@ -161,7 +162,7 @@ class Revision:
         Without the model's, and those of the user's images, which data/raw stands for. made: further deps that follow
         from that param.
         """
-        left_out = (MODEL, WEIGHTS, self.params.get("data.path"), *made)
+        left_out = (MODEL, WEIGHTS, CONFIDENCE, self.params.get("data.path"), *made)
         deps = {path: md5 for path, md5 in self.md5s("deps").items() if path not in left_out}
         # as DVC compares: 1 and 1.0 are equal; keys become text before they are sorted
         text = json.dumps([{**self.params, free: None}, deps], default=str)
