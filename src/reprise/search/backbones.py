@@ -1,0 +1,137 @@
+"""Which pretrained network suits the data: each is tried frozen, under a linear head, as an experiment of DVC.
+
+They are ranked by accuracy on the validation split; the test split is not looked at. Networks whose interval against
+the best one includes zero are as good as the data can tell.
+"""
+
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from reprise.comparison.pictures import Axes, document, label
+from reprise.comparison.statistics import accuracy_difference
+from reprise.params.backbone import FROZEN
+from reprise.repo.project import Project
+from reprise.repo.revisions import MODEL, PROCESSED, WEIGHTS, Revision, experiments
+from reprise.repo.trials import workspace
+from reprise.runtime.errors import UserError
+from reprise.runtime.markup import table, text
+
+STAGES = ("check", "download", "preprocess", "train")
+BATCH = 256  # images to a batch when answers are compared
+SECONDS = re.compile(r" in (\d+\.\d) s$")
+
+
+class Backbone(NamedTuple):
+    """A network that was tried: its experiment, which validation images it has right, and what it costs.
+
+    failed: why it could not be tried; the other fields are empty then. seconds: of the whole trial.
+    """
+
+    name: str
+    experiment: str = ""
+    right: Sequence[bool] = ()
+    parameters: int = 0
+    flops: int = 0
+    seconds: float = 0.0
+    failed: str = ""
+
+    @property
+    def accuracy(self) -> float:
+        """On the validation split."""
+        return sum(self.right) / len(self.right)
+
+
+def candidates(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return {timm's name: file of weights, "" for timm's own}; without names, those of data/weights/NAME.safetensors.
+
+    root: of the project. names: each a name, or NAME=FILE. Raises UserError without any.
+    """
+    files = {path.stem: path.relative_to(root).as_posix() for path in sorted(root.glob("data/weights/*.safetensors"))}
+    given = dict((each if "=" in each else f"{each}={files.get(each, '')}").split("=", 1) for each in names)
+    if not (found := given or files):
+        way_out = "`reprise weights MODEL` fetches one there, or name models of timm, which then come from its hub"
+        raise UserError(f"data/weights: no weights there named after a model, NAME.safetensors; {way_out}")
+    return found
+
+
+def rank(project: Project, models: dict[str, str], say: Callable[[str], object]) -> list[Backbone]:
+    """Try the networks that HEAD has no experiment of yet; return all, the best one first, failed ones last.
+
+    models: {timm's name: file of weights, "" for timm's own}. Raises UserError for uncommitted changes, and where none
+    could be tried.
+    """
+    project.refuse_edits("every network is tried on the last commit")
+    head = project.git("rev-parse", "HEAD").strip()
+    found = [_try(project, head, name, file, say) for name, file in models.items()]
+    if all(each.failed for each in found):
+        raise UserError(f"none could be tried; {found[0].name}: {found[0].failed}")
+    return sorted(found, key=lambda each: (bool(each.failed), -sum(each.right), each.parameters))
+
+
+def _try(project: Project, head: str, name: str, file: str, say: Callable[[str], object]) -> Backbone:
+    experiment, log = f"backbone-{re.sub('[^0-9A-Za-z_.-]', '-', name)}", project.root / f"runs/backbones/{name}.log"
+    known = {run.name: run for run in experiments(project, head)}
+    with workspace(project, head) as here:
+        if experiment not in known:
+            say(f"{name}: at work, see {project.short(log)}")
+            log.unlink(missing_ok=True)
+            model = {"name": name, "weights": file or "data/weights", "pretrained": not file}
+            train = {**FROZEN, "backbone": "frozen", "head": "linear", "feature_views": 1, "precision": "fp32"}
+            begun = time.perf_counter()
+            if here.run({"model": model, "train": train}, log, "train").wait():
+                said = [line for line in log.read_text("utf-8", "replace").splitlines() if line.startswith("error:")]
+                return Backbone(name, failed=said[-1].removeprefix("error: ") if said else f"see {project.short(log)}")
+            here.save(experiment, f"backbone {name} in {time.perf_counter() - begun:.1f} s", STAGES)
+        run = next(run for run in experiments(project, head) if run.name == experiment)
+        seconds = SECONDS.search(project.git("log", "-1", "--format=%s", str(run.commit)).strip())
+        took = float(seconds[1]) if seconds else math.nan
+        return Backbone(name, experiment, *_measured(project, run, here.root), took)
+
+
+def _measured(project: Project, run: Revision, root: Path) -> tuple[list[bool], int, int]:
+    """Return which validation images an experiment's model has right, its parameters and its FLOPs."""
+    from reprise.evaluation.evaluate import predict_split
+    from reprise.model.backbone import count_flops, load_model
+
+    weights, card = run.out(WEIGHTS), run.out(MODEL)
+    if weights is None or card is None:
+        raise UserError(f"{run}: its model is neither in DVC's cache nor in a remote; `dvc exp remove {run.name}`")
+    network, said = load_model(weights, card, project.root)
+    _, logits, labels = predict_split(network, said, root / PROCESSED, "val", BATCH)
+    size = sum(weight.numel() for weight in network.parameters())
+    return (logits.argmax(dim=1) == labels).tolist(), size, count_flops(network, said.architecture) or 0
+
+
+def ranking(found: Sequence[Backbone]) -> str:
+    """Return a Markdown table of what `rank` has found."""
+    best, rows = found[0], []
+    for each in found:
+        if each.failed:
+            rows.append([text(each.name), *["-"] * 5, text(each.failed)])
+            continue
+        pairs = list(zip(best.right, each.right, strict=True))
+        broken, fixed = pairs.count((True, False)), pairs.count((False, True))
+        low, high = accuracy_difference(broken, fixed, len(pairs))
+        against = "-" if each is best else f"{each.accuracy - best.accuracy:+.4f} ({low:+.4f} to {high:+.4f})"
+        size = [f"{each.parameters / 1e6:.1f}", f"{each.flops / 1e9:.2f}", f"{each.seconds:.1f}"]
+        rows.append([text(each.name), f"{each.accuracy:.4f}", against, *size, f"dvc exp apply {each.experiment}"])
+    header = ["model", "validation accuracy", "against the best (95 %)", "M parameters", "GFLOPs", "seconds", ""]
+    return table(header, rows)
+
+
+def picture(found: Sequence[Backbone]) -> str:
+    """Draw validation accuracy over size, as SVG."""
+    tried = [each for each in found if not each.failed]
+    sizes = [math.log10(each.parameters) for each in tried]
+    top, bottom = max(each.accuracy for each in tried), min(each.accuracy for each in tried)
+    title = "validation accuracy by parameters (log10)"
+    axes = Axes(70, 30, (560, 300), (min(sizes) - 0.1, max(sizes) + 0.3), (bottom - 0.02, top + 0.02), title)
+    parts = axes.frame()
+    for each, size in zip(tried, sizes, strict=True):
+        x, y = axes.place((size, each.accuracy))
+        parts += [f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4' fill='#0b67b2'/>", label(x + 7, y + 4, each.name)]
+    return document(720, 370, parts)
