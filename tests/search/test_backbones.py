@@ -23,15 +23,17 @@ def test_a_table_says_which_are_as_good_as_the_best_and_why_one_failed():
     assert picture(tried).count("<circle") == 2
 
 
-def test_candidates_are_files_named_after_models_or_what_is_named(tmp_path):
-    with pytest.raises(UserError, match="no weights there named after a model"):
-        candidates(tmp_path, [])
-    (tmp_path / "data/weights").mkdir(parents=True)
-    (tmp_path / "data/weights/resnet18.safetensors").touch()
-    assert candidates(tmp_path, []) == {"resnet18": "data/weights/resnet18.safetensors"}
-    given = ["resnet18", "resnet34", "vit=data/weights/v=1.pt"]
-    named = {"resnet18": "data/weights/resnet18.safetensors", "resnet34": "", "vit": "data/weights/v=1.pt"}
-    assert candidates(tmp_path, given) == named
+def test_candidates_are_weights_named_after_models_or_what_is_named_and_fetched_if_need_be(tmp_path):
+    folder = tmp_path / "data/weights"
+    with pytest.raises(UserError, match="no weights there"):
+        candidates(tmp_path, [], str.upper)
+    (folder / "vit.tag").mkdir(parents=True)
+    (folder / "vit.tag/origin.json").touch()
+    (folder / "resnet18.safetensors").touch()
+    there = {"resnet18": "data/weights/resnet18.safetensors", "vit.tag": "data/weights/vit.tag"}
+    assert candidates(tmp_path, [], str.upper) == there
+    named = {"vit.tag": "data/weights/vit.tag", "resnet34": "RESNET34", "vit": "data/weights/v=1.pt"}
+    assert candidates(tmp_path, ["vit.tag", "resnet34", "vit=data/weights/v=1.pt"], str.upper) == named
 
 
 @pytest.mark.slow
@@ -39,7 +41,9 @@ def test_every_network_is_an_experiment_without_test_figures_and_is_not_tried_ag
     folder = reproduced.path / "data/weights"
     for name in ("test_resnet", "test_vit"):
         save_file(timm.create_model(name, num_classes=10).state_dict(), folder / f"{name}.safetensors")
-    shown = reproduced.run("python", "-m", "reprise", "backbones", "test_resnet", "test_vit", "no_such_model").stdout
+    shown = reproduced.run(
+        "python", "-m", "reprise", "backbones", "test_resnet", "test_vit", "no_such_model=data/weights/no.pt"
+    ).stdout
     assert "no_such_model" in shown.splitlines()[4]
     found = {run.name: run for run in experiments(Project(reproduced.path)) if run.name.startswith("backbone-")}
     assert found.keys() == {"backbone-test_resnet", "backbone-test_vit"}

@@ -1,10 +1,14 @@
 """Data sets, presets and params, and checks before a training."""
 
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reprise.commands.registry import OVERRIDES, argument, command, here
 from reprise.runtime.errors import UserError, say
+
+if TYPE_CHECKING:
+    from reprise.model.artifact import Origin
+    from reprise.repo.project import Project
 
 
 @command()
@@ -96,18 +100,24 @@ def weights(options: Namespace) -> None:
     Where a network is; a team without one then has them by `dvc pull`, and the pipeline never asks the hub. What is
     there already is verified instead: to fetch anew, remove the folder and its .dvc file.
     """
+    path, origin = fetched(here(), options.model)
+    say(f"weights: {origin.source}, revision {origin.revision}, SHA-256 {origin.sha256} -> {path}")
+    say(f"set model.name={options.model} model.pretrained=false model.weights={path}; to share it, commit {path}.dvc")
+
+
+def fetched(project: "Project", model: str) -> tuple[str, "Origin"]:
+    """Return the folder, tracked by DVC, with timm's weights of a model, fetched if need be, and their origin."""
     from reprise.model.networks import timm_name
     from reprise.model.pretrained import fetch_weights
 
-    project, path = here(), f"data/weights/{timm_name(options.model)}"
+    path = f"data/weights/{timm_name(model)}"
     folder, tracked = project.root / path, project.root / f"{path}.dvc"
     if tracked.exists() and not folder.exists():
         raise UserError(f"{path}: DVC tracks it; `dvc pull {path}` brings it")
-    origin = fetch_weights(options.model, folder)
+    origin = fetch_weights(model, folder)
     if not tracked.exists():
         project.dvc("add", path)
-    say(f"weights: {origin.source}, revision {origin.revision}, SHA-256 {origin.sha256} -> {path}")
-    say(f"set model.name={options.model} model.pretrained=false model.weights={path}; to share it, commit {path}.dvc")
+    return path, origin
 
 
 @command(OVERRIDES)

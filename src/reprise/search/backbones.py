@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from reprise.comparison.pictures import Axes, document, label
 from reprise.comparison.statistics import accuracy_difference
+from reprise.model.pretrained import ORIGIN
 from reprise.params.backbone import FROZEN
 from reprise.repo.project import Project
 from reprise.repo.revisions import MODEL, PROCESSED, WEIGHTS, Revision, experiments
@@ -45,23 +46,26 @@ class Backbone(NamedTuple):
         return sum(self.right) / len(self.right)
 
 
-def candidates(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return {timm's name: file of weights, "" for timm's own}; without names, those of data/weights/NAME.safetensors.
+def candidates(root: Path, names: Sequence[str], fetch: Callable[[str], str]) -> dict[str, str]:
+    """Return {timm's name: path of weights, from the root}; without names, of all in data/weights named after a model.
 
-    root: of the project. names: each a name, or NAME=FILE. Raises UserError without any.
+    root: of the project. names: each a name, or NAME=PATH; weights that are not there come from `fetch`, by its path.
+    Raises UserError without any.
     """
-    files = {path.stem: path.relative_to(root).as_posix() for path in sorted(root.glob("data/weights/*.safetensors"))}
-    given = dict((each if "=" in each else f"{each}={files.get(each, '')}").split("=", 1) for each in names)
-    if not (found := given or files):
-        way_out = "`reprise weights MODEL` fetches one there, or name models of timm, which then come from its hub"
-        raise UserError(f"data/weights: no weights there named after a model, NAME.safetensors; {way_out}")
-    return found
+    found = {path.stem: path for path in sorted(root.glob("data/weights/*.safetensors"))}
+    found |= {path.parent.name: path.parent for path in sorted(root.glob(f"data/weights/*/{ORIGIN}"))}
+    there = {name: path.relative_to(root).as_posix() for name, path in found.items()}
+    given = (name.partition("=")[::2] for name in names)
+    models = {name: path or there.get(name) or fetch(name) for name, path in given} or there
+    if not models:
+        raise UserError("data/weights: no weights there; name models of timm, whose weights are fetched to it")
+    return models
 
 
 def rank(project: Project, models: dict[str, str], say: Callable[[str], object]) -> list[Backbone]:
     """Try the networks that HEAD has no experiment of yet; return all, the best one first, failed ones last.
 
-    models: {timm's name: file of weights, "" for timm's own}. Raises UserError for uncommitted changes, and where none
+    models: {timm's name: path of weights, from the root}. Raises UserError for uncommitted changes, and where none
     could be tried.
     """
     project.refuse_edits("every network is tried on the last commit")
@@ -79,7 +83,7 @@ def _try(project: Project, head: str, name: str, file: str, say: Callable[[str],
         if experiment not in known:
             say(f"{name}: at work, see {project.short(log)}")
             log.unlink(missing_ok=True)
-            model = {"name": name, "weights": file or "data/weights", "pretrained": not file}
+            model = {"name": name, "weights": file, "pretrained": False}
             train = {**FROZEN, "backbone": "frozen", "head": "linear", "feature_views": 1, "precision": "fp32"}
             begun = time.perf_counter()
             if here.run({"model": model, "train": train}, log, "train").wait():
