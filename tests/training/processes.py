@@ -4,8 +4,9 @@ import os
 
 from tests.conftest import ROOT
 
-# arguments: prepared data, where the result goes, "WHAT WHO STEP", overrides of params.yaml. WHAT: exit or a signal;
-# WHO: the rank of a process, each or group. PATCH in the environment is run before the training
+# arguments: prepared data, where the result goes, "WHAT WHO STEP", overrides of params.yaml. WHAT: exit, a signal, or
+# exec: runs EVENT of the environment; WHO: the rank of a process, each or group. PATCH in the environment is run before
+# the training
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
@@ -35,6 +36,8 @@ with one_line_errors():
         if trainer.global_step == int(step):
             if what == "exit" and who == str(number):
                 os._exit(3)
+            if what == "exec" and who == str(number):
+                exec(os.environ["EVENT"])
             if what.startswith("SIG") and who in (str(number), "each"):
                 os.kill(os.getpid(), signal.Signals[what])
             if who == "group" and number == 0:
