@@ -1,8 +1,17 @@
 """A training in a process of its own, at a step of which something happens to it."""
 
 import os
+from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY
+
+# no layer here knows its batch, so two processes and two accumulated batches differ by rounding alone
+PLAIN = [
+    *(*TINY, "model.name=mlp", "model.kwargs.drop_rate=0.2", "train.ema=0.9", "train.schedule=constant"),
+    *("train.optimizer=sgd", "train.lr=0.01", "train.batch_size=5"),
+]
+TWO = ("train.devices=2",)
+RESULT = ("history.csv", "model.safetensors", "model.json")
 
 # arguments: prepared data, where the result goes, "WHAT WHO STEP", overrides of params.yaml. WHAT: exit, a signal, or
 # exec: runs EVENT of the environment; WHO: the rank of a process, each or group. PATCH in the environment is run before
@@ -56,3 +65,8 @@ def environment(**changes: str) -> dict[str, str]:
     """Return the environment of such a process: this one's, without what the tests set for themselves."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
     return inherited | {"PYTHONPATH": str(ROOT / "src")} | changes
+
+
+def read(out: Path) -> dict[str, bytes]:
+    """Return the files of a result, by name."""
+    return {name: (out / name).read_bytes() for name in RESULT}

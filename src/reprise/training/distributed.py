@@ -84,7 +84,7 @@ class SharedBuffers(Callback):
                 torch.distributed.broadcast(buffer, 0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Peers(Callback):
     """Makes sure that the processes train the same and, on several machines, that they notice when one is lost."""
 
@@ -96,7 +96,7 @@ class Peers(Callback):
         records: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(records, self.provenance.model_dump(exclude=machine))
         if unequal := [key for key, value in records[0].items() if any(other[key] != value for other in records)]:
-            what = f"the processes of this training differ in {', '.join(unequal)}"
+            what = f"the processes of this training differ in their {', '.join(unequal).replace('_sha256', '')}"
             raise UserError(f"{what}; bring params.yaml, code, data and packages of all machines to one state")
         if trainer.num_nodes > 1:
             _probe_connections()
