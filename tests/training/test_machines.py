@@ -12,6 +12,7 @@ from subprocess import PIPE
 
 import pytest
 
+from tests.conftest import blocks
 from tests.training.processes import PLAIN, SCRIPT, environment, read
 
 NODES = ("train.num_nodes=2", "train.checkpoint_every.minutes=0")  # a checkpoint after step 16, or an epoch
@@ -26,6 +27,12 @@ class Machines:
     prefixes: tuple[list[str], list[str]] = ([], [])
     address: str = "127.0.0.1"
     interface: str = "lo"
+
+
+def free_port():
+    """Return a port that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
 
 
 @pytest.fixture
@@ -57,8 +64,7 @@ def train(digits, tmp_path):
         script, out = tmp_path / "training.py", tmp_path / "out"
         script.write_text(SCRIPT)
         out.mkdir(exist_ok=True)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         agents = []
         for number, prefix in enumerate(machines.prefixes):
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={number}"]
@@ -115,3 +121,22 @@ def test_machines_with_other_params_do_not_train_together(train, tmp_path):
     for each in said:
         assert "error: the processes of this training differ in their params; bring params.yaml, code, data" in each
     assert not list((tmp_path / "out").glob("*.*"))
+
+
+@pytest.mark.slow
+def test_the_page_runs_dvc_on_the_first_machine_and_the_training_alone_on_the_second(reproduced, tmp_path):
+    reproduced.set("train.num_nodes=2")
+    reproduced.commit()
+    other, port = reproduced.copy(tmp_path / "other"), str(free_port())
+    here = [each.replace("10.0.0.1", "127.0.0.1").replace("29500", port) for each in blocks("docs/machines.md", "sh")]
+    second = subprocess.Popen(here[1], shell=True, cwd=other.path, env=other.environment(), stdout=PIPE, text=True)
+    try:
+        first = reproduced.run("sh", "-c", here[0])
+        assert second.communicate(timeout=60)[0] == ""
+    finally:
+        second.kill()
+    assert second.returncode == 0
+    assert first.stdout.count("train: test_resnet, best epoch") == 1
+    assert not reproduced.clean()
+    assert other.clean()
+    assert reproduced.run("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
