@@ -18,17 +18,19 @@ def run(digits, tmp_path_factory):
     script = folder / "training.py"
     script.write_text(SCRIPT)
 
-    def start(name, *overrides, event="none 0 -1", launcher=(sys.executable,), tasks=({},)):
+    def start(name, *overrides, event="none 0 -1", launchers=((sys.executable,),), tasks=({},)):
         out = folder / name
         out.mkdir(exist_ok=True)
-        command = [*launcher, str(script), str(digits), str(out), event, *PLAIN, *overrides]
+        training = [str(script), str(digits), str(out), event, *PLAIN, *overrides]
         started = [
-            subprocess.Popen(command, env=environment(**task), stderr=PIPE, text=True, start_new_session=True)
-            for task in tasks
+            subprocess.Popen(
+                [*launcher, *training], env=environment(**task), stderr=PIPE, text=True, start_new_session=True
+            )
+            for launcher, task in zip(launchers, tasks, strict=True)
         ]
         try:
             # ends when every process that could still write has ended, those that Lightning has started too
-            said = [process.communicate(timeout=60)[1] for process in started]
+            said = [process.communicate(timeout=90)[1] for process in started]
         finally:
             for process in started:
                 if process.poll() is None:

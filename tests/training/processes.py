@@ -1,6 +1,7 @@
 """A training in a process of its own, at a step of which something happens to it."""
 
 import os
+import socket
 from pathlib import Path
 
 from tests.conftest import ROOT, TINY
@@ -70,3 +71,9 @@ def environment(**changes: str) -> dict[str, str]:
 def read(out: Path) -> dict[str, bytes]:
     """Return the files of a result, by name."""
     return {name: (out / name).read_bytes() for name in RESULT}
+
+
+def free_port() -> str:
+    """Return a port that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return str(free.getsockname()[1])

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import pytest
 from reprise.params.resolve import rank
 from reprise.runtime.errors import UserError
 from reprise.training.distributed import slurm_environment
-from tests.training.processes import PLAIN, SCRIPT, TWO, environment, read
+from tests.training.processes import PLAIN, SCRIPT, TWO, environment, free_port, read
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 SLURM = {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "training"}
@@ -22,10 +21,8 @@ SLURM = {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "0",
 
 def srun():
     """Return the environments of the two tasks that `srun --nodes=1 --ntasks-per-node=2` starts."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "training", "SLURM_NODELIST": "127.0.0.1", "SLURM_NNODES": "1"}
-    job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "MASTER_PORT": str(port)}
+    job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "MASTER_PORT": free_port()}
     return [job | {"SLURM_PROCID": task, "SLURM_LOCALID": task} for task in "01"]
 
 
@@ -65,11 +62,11 @@ def test_a_signal_to_any_process_stops_all_with_a_checkpoint(signum, who, run):
 
 @pytest.mark.slow
 def test_tasks_of_slurm_that_are_preempted_go_on_to_the_same_bits(run, undisturbed):
-    first, second, out = run("preempted", *TWO, event="SIGTERM each 5", tasks=srun())
+    first, second, out = run("preempted", *TWO, event="SIGTERM each 5", launchers=[(sys.executable,)] * 2, tasks=srun())
     assert stopped(first, signal.SIGTERM), (first.returncode, first.stderr)
     assert (second.returncode, second.stderr) == (143, "")
     assert not list(out.glob("*.*"))
-    first, second, out = run("preempted", *TWO, tasks=srun())
+    first, second, out = run("preempted", *TWO, launchers=[(sys.executable,)] * 2, tasks=srun())
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert first.stderr.count("continuing in epoch 1, step 17") == 1
     assert second.stderr == ""
@@ -99,7 +96,7 @@ def test_a_process_that_dies_ends_the_training_which_goes_on_under_torchrun_to_t
     assert killed.returncode != 0
     assert not (again / "model.safetensors").exists()
     assert len(list(again.glob("scratch/*/000000-000000016.ckpt"))) == 1
-    resumed, again = run("again", *often, launcher=TORCHRUN)
+    resumed, again = run("again", *often, launchers=[TORCHRUN])
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stderr.count("continuing in epoch 1, step 17") == 1
     assert read(again) == read(out)
