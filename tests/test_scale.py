@@ -16,7 +16,7 @@ def formulas(capsys):
     names = {}
     exec(blocks("docs/scale.md", "python")[0], names)
     printed = capsys.readouterr().out
-    assert len(printed) > 400 and printed in (ROOT / "docs/scale.md").read_text()
+    assert len(printed) > 300 and printed in (ROOT / "docs/scale.md").read_text()
     return names
 
 
