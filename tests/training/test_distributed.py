@@ -1,9 +1,7 @@
 """Several processes of one training: gloo on the CPU, started by Lightning, by torchrun or as SLURM does."""
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,68 +13,17 @@ import pytest
 from reprise.params.resolve import rank
 from reprise.runtime.errors import UserError
 from reprise.training.distributed import slurm_environment
-from tests.conftest import TINY
-from tests.training.processes import SCRIPT, environment
+from tests.training.processes import PLAIN, SCRIPT, TWO, environment, free_port, read
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-# no layer here knows its batch, so two processes and two accumulated batches differ by rounding alone
-PLAIN = [
-    *(*TINY, "model.name=mlp", "model.kwargs.drop_rate=0.2", "train.ema=0.9", "train.schedule=constant"),
-    *("train.optimizer=sgd", "train.lr=0.01", "train.batch_size=5"),
-]
-TWO = ("train.devices=2",)
 SLURM = {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "training"}
-RESULT = ("history.csv", "model.safetensors", "model.json")
 
 
 def srun():
     """Return the environments of the two tasks that `srun --nodes=1 --ntasks-per-node=2` starts."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "training", "SLURM_NODELIST": "127.0.0.1", "SLURM_NNODES": "1"}
-    job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "MASTER_PORT": str(port)}
+    job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "MASTER_PORT": free_port()}
     return [job | {"SLURM_PROCID": task, "SLURM_LOCALID": task} for task in "01"]
-
-
-@pytest.fixture(scope="module")
-def run(digits, tmp_path_factory):
-    """Run a training in processes of its own; return what those started here ended with and the result's folder."""
-    folder = tmp_path_factory.mktemp("trainings")
-    script = folder / "training.py"
-    script.write_text(SCRIPT)
-
-    def start(name, *overrides, event="none 0 -1", launcher=(sys.executable,), tasks=({},)):
-        out = folder / name
-        out.mkdir(exist_ok=True)
-        command = [*launcher, str(script), str(digits), str(out), event, *PLAIN, *overrides]
-        started = [
-            subprocess.Popen(command, env=environment(**task), stderr=PIPE, text=True, start_new_session=True)
-            for task in tasks
-        ]
-        try:
-            # ends when every process that could still write has ended, those that Lightning has started too
-            said = [process.communicate(timeout=60)[1] for process in started]
-        finally:
-            for process in started:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-        ended = (subprocess.CompletedProcess(p.args, p.returncode, None, s) for p, s in zip(started, said, strict=True))
-        return *ended, out
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def undisturbed(run):
-    """The result of two processes that Lightning has started, by name, and what they said."""
-    two, out = run("two", *TWO)
-    assert two.returncode == 0, two.stderr
-    return read(out), two.stderr
-
-
-def read(out):
-    """Return the files of a result, by name."""
-    return {name: (out / name).read_bytes() for name in RESULT}
 
 
 def test_two_processes_train_as_one_with_two_accumulated_batches(run, undisturbed):
@@ -115,11 +62,11 @@ def test_a_signal_to_any_process_stops_all_with_a_checkpoint(signum, who, run):
 
 @pytest.mark.slow
 def test_tasks_of_slurm_that_are_preempted_go_on_to_the_same_bits(run, undisturbed):
-    first, second, out = run("preempted", *TWO, event="SIGTERM each 5", tasks=srun())
+    first, second, out = run("preempted", *TWO, event="SIGTERM each 5", launchers=[(sys.executable,)] * 2, tasks=srun())
     assert stopped(first, signal.SIGTERM), (first.returncode, first.stderr)
     assert (second.returncode, second.stderr) == (143, "")
     assert not list(out.glob("*.*"))
-    first, second, out = run("preempted", *TWO, tasks=srun())
+    first, second, out = run("preempted", *TWO, launchers=[(sys.executable,)] * 2, tasks=srun())
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert first.stderr.count("continuing in epoch 1, step 17") == 1
     assert second.stderr == ""
@@ -149,7 +96,7 @@ def test_a_process_that_dies_ends_the_training_which_goes_on_under_torchrun_to_t
     assert killed.returncode != 0
     assert not (again / "model.safetensors").exists()
     assert len(list(again.glob("scratch/*/000000-000000016.ckpt"))) == 1
-    resumed, again = run("again", *often, launcher=TORCHRUN)
+    resumed, again = run("again", *often, launchers=[TORCHRUN])
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stderr.count("continuing in epoch 1, step 17") == 1
     assert read(again) == read(out)

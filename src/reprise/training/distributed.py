@@ -2,6 +2,8 @@
 
 import os
 import re
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -14,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from reprise.params.resolve import check_launched
 from reprise.params.schema import TrainParams
 from reprise.runtime.errors import UserError
+from reprise.runtime.provenance import Provenance
 from reprise.training.callbacks.ema import WeightAverage
 
 
@@ -51,8 +54,8 @@ def failure(error: RuntimeError) -> str | None:
         way_out = "started (by srun or torchrun) and reach MASTER_ADDR, and whether MASTER_PORT is free"
         what = f"the processes of this training did not find each other: {str(error).splitlines()[0]}"
         return f"{what} See whether all of them were {way_out}"
-    if re.search("[Cc]onnection (closed|reset)|Broken pipe", str(error)):
-        return "another process of this training has ended; nothing was published, see above"
+    if re.search("[Cc]onnection (closed|reset|timed out)|Broken pipe|No route to host|unreachable", str(error)):
+        return "another process of this training has ended, or its machine is lost; nothing was published, see above"
     return None
 
 
@@ -79,3 +82,35 @@ class SharedBuffers(Callback):
         for module in (pl_module.net, *([self.average.average.module] if self.average else [])):
             for buffer in module.buffers():
                 torch.distributed.broadcast(buffer, 0)
+
+
+@dataclass(eq=False)
+class Peers(Callback):
+    """Makes sure that the processes train the same and, on several machines, that they notice when one is lost."""
+
+    provenance: Provenance
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raise UserError in every process if one has other params, data, code or packages."""
+        machine = {"device", "cpu_capability"} if self.provenance.reproducible == "off" else None
+        records: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(records, self.provenance.model_dump(exclude=machine))
+        if unequal := [key for key, value in records[0].items() if any(other[key] != value for other in records)]:
+            what = f"the processes of this training differ in their {', '.join(unequal).replace('_sha256', '')}"
+            raise UserError(f"{what}; bring params.yaml, code, data and packages of all machines to one state")
+        if trainer.num_nodes > 1:
+            _probe_connections()
+
+
+def _probe_connections() -> None:
+    """Have the kernel end the connections of this process, gloo's among them, 30 s after the other side falls silent.
+
+    A pulled cable or a machine without power closes no connection, so a collective would wait for its timeout. That
+    cannot be as short: one process may write a large checkpoint while the others wait. Kernels answer at any time.
+    """
+    probes = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_USER_TIMEOUT": 30_000}  # seconds, seconds, milliseconds
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(OSError), socket.fromfd(int(descriptor), socket.AF_INET, socket.SOCK_STREAM) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # OSError: it is something else
+            for name, value in probes.items():
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

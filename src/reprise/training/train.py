@@ -24,7 +24,7 @@ from reprise.params.schema import ModelParams, TrainParams
 from reprise.runtime.device import resolve_reproducible
 from reprise.runtime.environment import cpus
 from reprise.runtime.errors import UserError
-from reprise.runtime.provenance import cpu_name
+from reprise.runtime.provenance import Provenance, cpu_name
 from reprise.runtime.signals import Stopped, StopSignals
 from reprise.training.callbacks.best_epoch import BestEpoch
 from reprise.training.callbacks.ema import WeightAverage
@@ -33,7 +33,7 @@ from reprise.training.callbacks.finite_loss import FiniteLoss
 from reprise.training.callbacks.progress import Progress
 from reprise.training.checkpoint import Checkpoints, Resumption
 from reprise.training.debug import Debug
-from reprise.training.distributed import EndTogether, SharedBuffers, ddp_strategy, failure, slurm_environment
+from reprise.training.distributed import EndTogether, Peers, SharedBuffers, ddp_strategy, failure, slurm_environment
 from reprise.training.frozen import fit_head
 from reprise.training.loggers import LearningRate
 from reprise.training.result import FinishedRun, TrainResult, card_of, provenance_of, report_pretrained
@@ -103,7 +103,7 @@ def train(
             logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
         try:
             if params.backbone != "frozen":
-                _fit(made, best, checkpoints, options)
+                _fit(made, best, provenance, checkpoints, options)
             else:
                 with StopSignals(), _one_line(params.batch_size):
                     fit_head(made, best, provenance, scratch and scratch.with_name("features"))
@@ -126,14 +126,16 @@ def _silent() -> Iterator[None]:
         raise SystemExit(stopped.code) from None
 
 
-def _fit(made: Assembly, best: BestEpoch, checkpoints: Checkpoints | None, options: Options) -> None:
+def _fit(
+    made: Assembly, best: BestEpoch, provenance: Provenance, checkpoints: Checkpoints | None, options: Options
+) -> None:
     """Run Lightning's Trainer over the epochs that the checkpoints have not seen."""
     params, several = made.params, made.process.world > 1
     losses, own = FiniteLoss(params.lr), own_callbacks(params)
     with StopSignals(deferred=True) as signals:
         callbacks = [
             StatelessDropout(params.seed),
-            *([SharedBuffers(best.average), EndTogether()] if several else []),
+            *([Peers(provenance), SharedBuffers(best.average), EndTogether()] if several else []),
             losses,
             LearningRate(),
             *([FrozenBackbone(made.network.model, params.freeze_epochs)] if params.freeze_epochs else []),
