@@ -19,17 +19,10 @@ from reprise.runtime.errors import UserError, one_line_errors
 # what timm, torchmetrics and the network judge; that takes seconds, and is not asked for the last model's values and
 # the defaults
 BUILDING = (
-    *(
-        "evaluate.budget",
-        "model.",
-        "data/weights",
-        "data.image_size",
-        "data.channels",
-        "evaluate.metrics",
-        "train.backbone",
-    ),
-    *("train.optimizer", "train.schedule", "train.layer_decay", "train.reproducible", "train.precision"),
-    *("train.compile", "train.start_size", "train.augment.crop", "train.augment.hue", "train.augment.saturation"),
+    *("evaluate.budget", "evaluate.gates", "evaluate.metrics", "model.", "data/weights", "data.image_size"),
+    *("data.channels", "train.backbone", "train.optimizer", "train.schedule", "train.layer_decay"),
+    *("train.reproducible", "train.precision", "train.compile", "train.start_size", "train.augment.crop"),
+    *("train.augment.hue", "train.augment.saturation"),
 )
 WEIGHTS = Path("data/weights")
 
@@ -65,12 +58,14 @@ def check(params: Params, inputs: dict[str, str]) -> None:
         before_torch(train.threads, train.reproducible)
         from reprise.data.formats.packed import load_metadata
         from reprise.evaluation.evaluate import check_budget, check_metrics
+        from reprise.evaluation.gates import check_names
         from reprise.training.setup import check_settings
 
         data, prepared = {name: value for name, value in values.items() if name.startswith("data.")}, None
         if not params.data.is_own and data.items() <= known.items():  # the same public data set, prepared alike
             with suppress(UserError):
                 prepared = load_metadata(Path("data/processed"))
+        check_names(params.evaluate.gates, prepared.classes if prepared else None)
         network = check_settings(params, weights, prepared)
         if network is not None:  # with more classes than two, if they are not known yet, it needs more
             parameters = sum(weight.numel() for weight in network.parameters())

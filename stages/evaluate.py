@@ -15,8 +15,8 @@ def main() -> None:
     """Read the params and the model, evaluate, publish."""
     dependencies = Dependencies.of_stage("evaluate")
     names = ["metrics/test.json", "metrics/per_class.csv", "metrics/confusion.csv", "data/predictions.csv"]
-    names += ["models/README.md", "data/records/evaluate.json"]
-    with publishing(*map(Path, names), check=dependencies.check) as (*outs, page, record):
+    names += ["metrics/groups.csv", "data/groups.csv", "models/README.md", "data/records/evaluate.json"]
+    with publishing(*map(Path, names), check=dependencies.check) as (*outs, groups, members, page, record):
         params = dependencies.begin()
         weights, description = Path("models/model.safetensors"), Path("models/model.json")
         dependencies.check_earlier("train")
@@ -25,16 +25,20 @@ def main() -> None:
         before_torch(*settings)
         from reprise.data.formats.packed import load_metadata
         from reprise.evaluation.evaluate import check_budget, evaluate
+        from reprise.evaluation.gates import check_gates, check_names
         from reprise.evaluation.model_page import model_card
         from reprise.model.backbone import load_model
 
         after_torch(*settings)
         dependencies.check_code()
         network, card = load_model(weights, description)
+        check_names(params.evaluate.gates, card.classes)
         data, bins = Path("data/processed"), params.evaluate.calibration_bins
         result = evaluate(network, card, data, params.evaluate.batch_size, bins, params.evaluate.metrics)
         check_budget({**result.metrics, "size_mb": weights.stat().st_size / 1e6}, params.evaluate.budget)
+        check_gates(result, params.evaluate.gates, params.evaluate.gate_confidence)
         result.save(*outs)
+        result.groups.save(groups, members, result.ids)
         trained_with, metadata = card.record.params if card.record else {}, load_metadata(data)
         named = metadata.model_copy(update={"data": params.data.title or metadata.data})
         defaults = param_values(load_params(DEFAULTS))

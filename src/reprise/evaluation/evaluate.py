@@ -18,6 +18,7 @@ from torch import Tensor
 
 from reprise.data.formats.packed import PackedSplit, Split, load_metadata, load_split
 from reprise.evaluation.calibration import Calibration, calibration
+from reprise.evaluation.groups import Groups, find_groups
 from reprise.evaluation.predictions import write_csv, write_predictions
 from reprise.loader.batches import EvalBatches, mask_outputs, whole
 from reprise.model.artifact import ModelCard
@@ -62,6 +63,7 @@ class Evaluation:
     per_class: list[ClassRow]
     confusion: Tensor
     calibration: Calibration
+    groups: Groups
 
     def note(self) -> str:
         """Return a sentence about the classes without test images; "" if there are none."""
@@ -74,10 +76,10 @@ class Evaluation:
         )
 
     def table(self) -> str:
-        """Return the metrics as text, one line each, followed by the note."""
+        """Return the metrics as text, one line each, followed by the note and what is found of groups."""
         width = max(map(len, self.metrics))
         lines = [f"  {name:<{width}}  {shown(value):>14}" for name, value in self.metrics.items()]
-        return "\n".join(lines + [f"  {note}" for note in [self.note()] if note])
+        return "\n".join(lines + [f"  {note}" for note in (self.note(), self.groups.sentence()) if note])
 
     def save(self, metrics: Path, per_class: Path, confusion: Path, predictions: Path) -> None:
         """Write metrics (JSON), the table by class, the confusion counts and the predictions of each image (CSV)."""
@@ -258,7 +260,8 @@ def summarize(
     classes = len(card.classes)
     probabilities = logits.softmax(dim=1)
     confidence, predicted = probabilities.max(dim=1)
-    calibrated = calibration(confidence.numpy(), (predicted == labels).numpy(), calibration_bins)
+    right = (predicted == labels).numpy()
+    calibrated = calibration(confidence.numpy(), right, calibration_bins)
     confusion = torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
     images, claims, found = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diag()
     shares = (found, claims), (found, images), (2 * found, images + claims)
@@ -281,7 +284,8 @@ def summarize(
     }
     per_class = zip(card.classes, images.tolist(), *scores, strict=True)
     rows = [ClassRow(name, count, *map(_rounded, its_scores)) for name, count, *its_scores in per_class]
-    return Evaluation(card.classes, split.ids, labels, probabilities, metrics, rows, confusion, calibrated)
+    groups = find_groups(split.images, split.columns, right)
+    return Evaluation(card.classes, split.ids, labels, probabilities, metrics, rows, confusion, calibrated, groups)
 
 
 def _rounded(value: Tensor | float) -> float | None:

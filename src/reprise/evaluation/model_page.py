@@ -13,6 +13,7 @@ from timm import get_pretrained_cfg
 from reprise.data.formats.packed import Metadata
 from reprise.evaluation.calibration import Calibration
 from reprise.evaluation.evaluate import Evaluation, shown
+from reprise.evaluation.groups import Groups
 from reprise.model.artifact import ModelCard
 from reprise.params.load import flat
 from reprise.runtime.intervals import wilson
@@ -26,6 +27,7 @@ LICENSES = {
     "pcam": "CC0",
 }
 KEPT = "The code has changed since: `reprise keep` showed in a short training that it gives the same bits as {}."
+WORST = 5  # groups in the table, the most significant ones
 FEW = 100  # a class with fewer test images is named among the limits
 
 
@@ -59,6 +61,8 @@ def model_card(
             _metrics(evaluation, right, images),
             "## Classes",
             _classes(evaluation),
+            "## Groups",
+            _groups(evaluation.groups),
             "## Calibration",
             _calibration(evaluation.calibration),
             "## Limits",
@@ -140,6 +144,15 @@ def _classes(evaluation: Evaluation) -> str:
         for name, found, images, claimed in _counts(evaluation)
     ]
     return table(["class", "test images", "recall (95 % interval)", "precision (95 % interval)"], rows)
+
+
+def _groups(found: Groups) -> str:
+    rows = []
+    for each in found.judged[:WORST]:
+        names = text(each.name), text(found.range_of(each))
+        rows.append([*names, f"{each.images:,}", _share(each.right, each.images), f"{each.p:.2g}"])
+    header = ["group", "values", "test images", "accuracy (95 % interval)", "p, Holm"]
+    return f"{text(found.sentence())}.\n\n{table(header, rows)}"
 
 
 def _calibration(found: Calibration) -> str:

@@ -66,6 +66,8 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
     rows_of, sums = take_out(destination, rows_of, shape, findings.dropped, sums)
     _check_training(rows_of, class_names, classes, findings.dropped)
     _write_lists(destination, rows_of, findings, splits)
+    if columns := _columns(archive, rows_of["test"], findings.sizes):
+        _write_json(destination / "test_columns.json", columns)
     mean, std = channel_statistics(sums, len(rows_of["train"]) * params.image_size**2)
     placement = [f"{split} {ids[row]}" for row, split in enumerate(splits) if row not in findings.dropped]
     metadata = Metadata(
@@ -125,6 +127,15 @@ def _write_lists(destination: Path, rows_of: dict[Split, list[int]], findings: F
     _write_json(destination / "dropped.json", dropped)
 
 
-def _write_json(path: Path, values: list[str] | list[dict[str, str]]) -> None:
+def _columns(archive: RawArchive, rows: list[int], sizes: np.ndarray) -> dict[str, list[str]]:
+    """Return what is known of these images besides, see `PackedSplit`; sizes: (N, 2) of all, width and height."""
+    (width, height), members = sizes[rows].T, list(archive.members)
+    differ = len(np.unique(sizes[rows], axis=0)) > 1
+    measured = {"size": width * height, "aspect": (width / height).round(4)} if differ else {}
+    columns = {name: [archive.columns[members[row]][name] for row in rows] for name in archive.source.columns}
+    return {name: list(map(str, values.tolist())) for name, values in measured.items()} | columns
+
+
+def _write_json(path: Path, values: list[str] | list[dict[str, str]] | dict[str, list[str]]) -> None:
     with naming(path):
         path.write_text(json.dumps(values, indent=0) + "\n", encoding="utf-8")

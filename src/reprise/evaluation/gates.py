@@ -1,0 +1,48 @@
+"""Gates: bars that the published model has to reach, each with the lower end of an interval."""
+
+from collections.abc import Collection, Iterable, Mapping
+
+from reprise.evaluation.evaluate import Evaluation
+from reprise.evaluation.groups import SMALLEST
+from reprise.runtime.errors import UserError, brief, listed, nearest
+from reprise.runtime.intervals import wilson
+
+WAY_OUT = "train a better model, measure it on more test images, or lower the bar for the lower end of the interval"
+
+
+def check_names(gates: Iterable[str], classes: Iterable[str] | None = None) -> None:
+    """Raise UserError for a gate of no known kind and, where the classes are known, for one of another class."""
+    names = [gate.partition(".")[2] for gate in gates] if classes is None else list(classes)
+    known = ["accuracy", *(f"{kind}.{name}" for kind in ("recall", "precision") for name in names)]
+    _refuse_others([gate for gate in gates if not gate.startswith("group.")], known)
+
+
+def check_gates(found: Evaluation, gates: Mapping[str, float], level: float) -> None:
+    """Raise UserError, naming each miss, where the lower end of Wilson's interval at this level is below a gate.
+
+    A class without test images, or that is never predicted, reaches none. Raises UserError as `check_names` does, and
+    for a group that is unknown or has fewer images than SMALLEST.
+    """
+    right, images, claims = (part.tolist() for part in (found.confusion.diag(), *map(found.confusion.sum, (1, 0))))
+    counts = {"accuracy": (sum(right), sum(images))}
+    for name, good, own, claimed in zip(found.classes, right, images, claims, strict=True):
+        counts |= {f"recall.{name}": (good, own), f"precision.{name}": (good, claimed)}
+    counts |= {f"group.{group.name}": (group.right, group.images) for group in found.groups.judged}
+    _refuse_others(gates, counts)
+    missed = []
+    for gate, bar in gates.items():
+        low, high = wilson(*counts[gate], level)
+        if not low >= bar:
+            said = "{:,} of {:,} images right".format(*counts[gate])
+            missed.append(f"evaluate.gates.{brief(gate)} = {bar}: {said}, interval {low:.4f} to {high:.4f}")
+    if missed:
+        raise UserError(f"{'; '.join(missed)} (evaluate.gate_confidence = {level}); {WAY_OUT}")
+
+
+def _refuse_others(gates: Iterable[str], known: Collection[str]) -> None:
+    for gate in gates:
+        if gate not in known:
+            near = nearest(gate, known)
+            hint = f"did you mean {listed(near)}?" if near else f"there are {listed(list(known))}"
+            why = f"no metric with an interval, class, or group of at least {SMALLEST} test images and not all of them"
+            raise UserError(f"evaluate.gates: {brief(gate)}: {why}; {hint}")
