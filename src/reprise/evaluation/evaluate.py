@@ -75,11 +75,16 @@ class Evaluation:
             "averages over the classes leave them out where they are undefined"
         )
 
+    def class_counts(self) -> list[tuple[str, int, int, int]]:
+        """Return of each class its name and the images that were found, that it has, and that were taken for it."""
+        sums = self.confusion.diag(), self.confusion.sum(dim=1), self.confusion.sum(dim=0)
+        return list(zip(self.classes, *(part.tolist() for part in sums), strict=True))
+
     def table(self) -> str:
         """Return the metrics as text, one line each, followed by the note and what is found of groups."""
         width = max(map(len, self.metrics))
         lines = [f"  {name:<{width}}  {shown(value):>14}" for name, value in self.metrics.items()]
-        return "\n".join(lines + [f"  {note}" for note in (self.note(), self.groups.sentence()) if note])
+        return "\n".join(lines + [f"  {note}" for note in (self.note(), f"groups: {self.groups.sentence()}") if note])
 
     def save(self, metrics: Path, per_class: Path, confusion: Path, predictions: Path) -> None:
         """Write metrics (JSON), the table by class, the confusion counts and the predictions of each image (CSV)."""

@@ -7,8 +7,6 @@ from reprise.evaluation.groups import SMALLEST
 from reprise.runtime.errors import UserError, brief, listed, nearest
 from reprise.runtime.intervals import wilson
 
-WAY_OUT = "train a better model, measure it on more test images, or lower the bar for the lower end of the interval"
-
 
 def check_names(gates: Iterable[str], classes: Iterable[str] | None = None) -> None:
     """Raise UserError for a gate of no known kind and, where the classes are known, for one of another class."""
@@ -23,10 +21,9 @@ def check_gates(found: Evaluation, gates: Mapping[str, float], level: float) -> 
     A class without test images, or that is never predicted, reaches none. Raises UserError as `check_names` does, and
     for a group that is unknown or has fewer images than SMALLEST.
     """
-    right, images, claims = (part.tolist() for part in (found.confusion.diag(), *map(found.confusion.sum, (1, 0))))
-    counts = {"accuracy": (sum(right), sum(images))}
-    for name, good, own, claimed in zip(found.classes, right, images, claims, strict=True):
-        counts |= {f"recall.{name}": (good, own), f"precision.{name}": (good, claimed)}
+    counts = {"accuracy": (int(found.confusion.diag().sum()), len(found.labels))}
+    for name, right, images, claimed in found.class_counts():
+        counts |= {f"recall.{name}": (right, images), f"precision.{name}": (right, claimed)}
     counts |= {f"group.{group.name}": (group.right, group.images) for group in found.groups.judged}
     _refuse_others(gates, counts)
     missed = []
@@ -36,7 +33,7 @@ def check_gates(found: Evaluation, gates: Mapping[str, float], level: float) -> 
             said = "{:,} of {:,} images right".format(*counts[gate])
             missed.append(f"evaluate.gates.{brief(gate)} = {bar}: {said}, interval {low:.4f} to {high:.4f}")
     if missed:
-        raise UserError(f"{'; '.join(missed)} (evaluate.gate_confidence = {level}); {WAY_OUT}")
+        raise UserError(f"{'; '.join(missed)} (at {level}); get a better model or more test images, or lower the bar")
 
 
 def _refuse_others(gates: Iterable[str], known: Collection[str]) -> None:

@@ -8,7 +8,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +51,8 @@ class Groups:
     """The groups of N images.
 
     members: {property: each image's value, or quarter}, N names, without properties that make no group. ranges:
-    {group: its numbers} where numbers were cut. judged: groups and pairs of at least SMALLEST images, most significant
-    first.
+    {group: its numbers} where numbers were cut. judged: groups and pairs of at least SMALLEST images: first those
+    significantly worse than the rest, each by accuracy, the worst first.
     """
 
     members: dict[str, list[str]]
@@ -61,10 +61,10 @@ class Groups:
 
     def sentence(self) -> str:
         """Return what was found, in one line."""
-        failing = [each for each in self.judged if each.p <= LEVEL]
-        named = [f"{brief(each.name)} ({each.right:,} of {each.images:,} right)" for each in failing]
-        said = f"worse than the rest: {first(named, 5)}" if named else "none is shown to be worse than the rest"
-        return f"Of {len(self.judged):,} groups of {SMALLEST} images and more {said}"
+        named = [f"{brief(one.name)} ({one.right:,} of {one.images:,} right)" for one in self.judged if one.p <= LEVEL]
+        of_all = f"of {len(self.judged):,} groups of at least {SMALLEST} images"
+        none = f"none {of_all} is shown to be worse than the rest"
+        return f"worse than the rest, {of_all}: {first(named, 5)}" if named else none
 
     def range_of(self, group: Group) -> str:
         """Return the numbers that the quarters in a group's name stand for; "" if there are none."""
@@ -99,9 +99,7 @@ def find_groups(images: np.ndarray, columns: dict[str, list[str]], right: np.nda
             members[name] = parts
             ranges |= {f"{name}={part}": said for part, said in numbers.items()}
     judged = _judge(members, right) if members else []
-    judged.sort(key=lambda group: (group.p, group.right / group.images, group.name))
-    corrected = holm([group.p for group in judged])
-    return Groups(members, ranges, [replace(group, p=p) for group, p in zip(judged, corrected, strict=True)])
+    return Groups(members, ranges, sorted(judged, key=lambda one: (one.p > LEVEL, one.right / one.images, one.name)))
 
 
 def measured(images: np.ndarray) -> dict[str, list[float]]:
@@ -111,8 +109,8 @@ def measured(images: np.ndarray) -> dict[str, list[float]]:
     channels. From sums of integers, so that they are the same on every machine.
     """
     step = max(1, (16 << 20) // (images[0].size * 8))  # 16 MB at a time
-    sums = np.concatenate([_sums(images[start : start + step]) for start in range(0, len(images), step)], axis=1)
-    total, squares, edges = sums
+    parts = [_sums(images[start : start + step]) for start in range(0, len(images), step)]
+    total, squares, edges = np.concatenate(parts, axis=1)
     pixels, inner = images[0, ..., 0].size, max(1, images[0, 2:, 2:, 0].size)
     shown = total / pixels, np.sqrt(pixels * squares - total**2) / pixels, np.sqrt(edges / inner)
     white = 255 * images.shape[3]
@@ -122,9 +120,8 @@ def measured(images: np.ndarray) -> dict[str, list[float]]:
 def _sums(images: np.ndarray) -> np.ndarray:
     """Return the sums of the pixels, of their squares, and of the squared Laplacian of each image, int64 (3, N)."""
     gray = images.sum(axis=3, dtype=np.int64)
-    across = gray[:, 1:-1, :-2] + gray[:, 1:-1, 2:] - 2 * gray[:, 1:-1, 1:-1]
-    down = gray[:, :-2, 1:-1] + gray[:, 2:, 1:-1] - 2 * gray[:, 1:-1, 1:-1]
-    return np.stack([part.sum(axis=(1, 2)) for part in (gray, gray**2, (across + down) ** 2)])
+    laplacian = np.diff(gray, 2, axis=2)[:, 1:-1] + np.diff(gray, 2, axis=1)[:, :, 1:-1]
+    return np.stack([part.sum(axis=(1, 2)) for part in (gray, gray**2, laplacian**2)])
 
 
 def _cut(values: Sequence[str | float]) -> tuple[list[str], dict[str, str]]:
@@ -147,7 +144,7 @@ def _cut(values: Sequence[str | float]) -> tuple[list[str], dict[str, str]]:
 
 
 def _judge(members: Mapping[str, list[str]], right: np.ndarray) -> list[Group]:
-    """Return the groups of at least SMALLEST images by one property and by two, their p-values not yet corrected."""
+    """Return the groups of at least SMALLEST images by one property and by two."""
     from scipy.stats import hypergeom  # takes half a second
 
     names, blocks = [], []
@@ -162,8 +159,8 @@ def _judge(members: Mapping[str, list[str]], right: np.ndarray) -> list[Group]:
     pairs, sizes = images[one, other], images.diagonal()
     of_rest = [hypergeom.cdf(found[one, other], sizes[part], found.diagonal()[part], pairs) for part in (one, other)]
     alone = hypergeom.cdf(found[one, other], len(right), right.sum(), pairs)
-    p = np.where(one == other, alone, np.maximum(*of_rest))
     own = (one == other) | (pairs < np.minimum(sizes[one], sizes[other]))  # no group again under another name
-    columns = large[one], large[other], pairs, found[one, other], p
-    rows = zip(*(column[own].tolist() for column in columns), strict=True)
+    p = holm(np.where(one == other, alone, np.maximum(*of_rest))[own].tolist())
+    columns = (column[own].tolist() for column in (large[one], large[other], pairs, found[one, other]))
+    rows = zip(*columns, p, strict=True)
     return [Group(tuple(dict.fromkeys((names[a], names[b]))), *counts) for a, b, *counts in rows]

@@ -37,7 +37,6 @@ Precision = Literal["fp32", "bf16", "auto"]
 Resize = Literal["stretch", "fit", "crop"]
 Processors = Annotated[int, Field(ge=1, le=256)] | Literal["auto"]
 Bar = Annotated[str, Field(pattern=r"^[\w.]+ *(>=|<=) *-?\d+(\.\d+)?$")]
-Gate = Annotated[float, Field(gt=0, lt=1)]
 Side = Annotated[int, Field(ge=8, le=1024)]
 Own = Annotated[str, Field(pattern=r"^project/.+\.py:\w+$")]
 
@@ -298,7 +297,7 @@ class EvaluateParams(Section):
     metrics: list[str] = param("further metrics, torchmetrics' multiclass ones, e.g. auroc; or project/FILE.py:NAME")
     title: str | None = param("the project's name, on the model's card")
     budget: BudgetParams
-    gates: dict[str, Gate] = param("what the lower end of a metric's interval has to reach, e.g. recall.cat: 0.9")
+    gates: dict[str, Annotated[float, Field(gt=0, lt=1)]] = param("what the lower end of an interval has to reach")
     gate_confidence: float = param("confidence level of these intervals (Wilson's)", ge=0.5, le=0.9999)
 
 
