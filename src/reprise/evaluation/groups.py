@@ -52,7 +52,7 @@ class Groups:
 
     members: {property: each image's value, or quarter}, N names, without properties that make no group. ranges:
     {group: its numbers} where numbers were cut. judged: groups and pairs of at least SMALLEST images: first those
-    significantly worse than the rest, each by accuracy, the worst first.
+    significantly worse than the rest, those of the lowest upper end of Wilson's interval first.
     """
 
     members: dict[str, list[str]]
@@ -98,8 +98,7 @@ def find_groups(images: np.ndarray, columns: dict[str, list[str]], right: np.nda
         if SMALLEST <= max(Counter(parts).values(), default=0) < len(right):
             members[name] = parts
             ranges |= {f"{name}={part}": said for part, said in numbers.items()}
-    judged = _judge(members, right) if members else []
-    return Groups(members, ranges, sorted(judged, key=lambda one: (one.p > LEVEL, one.right / one.images, one.name)))
+    return Groups(members, ranges, _judge(members, right) if members else [])
 
 
 def measured(images: np.ndarray) -> dict[str, list[float]]:
@@ -144,7 +143,7 @@ def _cut(values: Sequence[str | float]) -> tuple[list[str], dict[str, str]]:
 
 
 def _judge(members: Mapping[str, list[str]], right: np.ndarray) -> list[Group]:
-    """Return the groups of at least SMALLEST images by one property and by two."""
+    """Return the groups of at least SMALLEST images by one property and by two, see `Groups.judged`."""
     from scipy.stats import hypergeom  # takes half a second
 
     names, blocks = [], []
@@ -163,4 +162,5 @@ def _judge(members: Mapping[str, list[str]], right: np.ndarray) -> list[Group]:
     p = holm(np.where(one == other, alone, np.maximum(*of_rest))[own].tolist())
     columns = (column[own].tolist() for column in (large[one], large[other], pairs, found[one, other]))
     rows = zip(*columns, p, strict=True)
-    return [Group(tuple(dict.fromkeys((names[a], names[b]))), *counts) for a, b, *counts in rows]
+    judged = [Group(tuple(dict.fromkeys((names[a], names[b]))), *counts) for a, b, *counts in rows]
+    return sorted(judged, key=lambda group: (group.p > LEVEL, wilson(group.right, group.images)[1]))
