@@ -103,10 +103,10 @@ def test_a_gate_holds_the_lower_end_of_the_interval_of_classes_groups_and_all():
     with pytest.raises(UserError) as refused:
         check_gates(result, met | {"accuracy": 0.92, "recall.bee": 0.83, "recall.emu\n": 0.01}, 0.95)
     assert str(refused.value).startswith(
-        "evaluate.gates.accuracy = 0.92: 190 of 200 images right, interval 0.9104 to 0.9726; "
-        "evaluate.gates.recall.bee = 0.83: 90 of 100 images right, interval 0.8256 to 0.9448; "
-        "evaluate.gates.recall.emu\\n = 0.01: 0 of 0 images right, interval 0.0000 to 1.0000 "
-        "(at 0.95); get a better model or more test images"
+        "evaluate.gates.accuracy = 0.92: 190 of 200 images right, 95 % interval 0.9104 to 0.9726; "
+        "evaluate.gates.recall.bee = 0.83: 90 of 100 images right, 95 % interval 0.8256 to 0.9448; "
+        "evaluate.gates.recall.emu\\n = 0.01: 0 of 0 images right, 95 % interval 0.0000 to 1.0000; "
+        "get a better model or more test images"
     )
     worst = result.groups.judged[0]
     check_gates(result, {"accuracy": 0.92, f"group.{worst.name}": 0.5}, 0.8)

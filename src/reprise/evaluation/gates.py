@@ -30,10 +30,10 @@ def check_gates(found: Evaluation, gates: Mapping[str, float], level: float) -> 
     for gate, bar in gates.items():
         low, high = wilson(*counts[gate], level)
         if not low >= bar:
-            said = "{:,} of {:,} images right".format(*counts[gate])
-            missed.append(f"evaluate.gates.{brief(gate)} = {bar}: {said}, interval {low:.4f} to {high:.4f}")
+            said = "{:,} of {:,} images right, {:.6g} % interval {:.4f} to {:.4f}"
+            missed.append(f"evaluate.gates.{brief(gate)} = {bar}: {said.format(*counts[gate], 100 * level, low, high)}")
     if missed:
-        raise UserError(f"{'; '.join(missed)} (at {level}); get a better model or more test images, or lower the bar")
+        raise UserError(f"{'; '.join(missed)}; get a better model or more test images, or lower the bar")
 
 
 def _refuse_others(gates: Iterable[str], known: Collection[str]) -> None:
