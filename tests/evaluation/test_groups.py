@@ -46,7 +46,8 @@ def test_a_pair_is_named_where_neither_of_its_groups_alone_is_at_fault():
     columns["light"] = np.random.default_rng(1).choice(["day", "night"], COUNT).tolist()
     planted = (np.array(columns["camera"]) == "3") & (np.array(columns["light"]) == "night")
     found = find_groups(images, columns, right & ~planted)
-    assert names(found)[0] == "camera=3 & light=night"
+    pair = next(group for group in found.judged if group.name == "camera=3 & light=night")
+    assert (pair.p < 1e-9, pair.right, pair.images) == (True, 0, planted.sum())
 
 
 def test_without_a_group_that_fails_one_is_named_in_at_most_5_percent_of_runs():

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import csr_array, hstack
 
 from reprise.evaluation.predictions import plain, write_csv
 from reprise.runtime.errors import brief, first
@@ -51,8 +50,8 @@ class Groups:
     """The groups of N images.
 
     members: {property: each image's value, or quarter}, N names, without properties that make no group. ranges:
-    {group: its numbers} where numbers were cut. judged: groups and pairs of at least SMALLEST images: first those
-    significantly worse than the rest, those of the lowest upper end of Wilson's interval first.
+    {group: its numbers} where numbers were cut. judged: groups and pairs of at least SMALLEST images, the most
+    significant first, and of equally significant ones that with the lowest upper end of Wilson's interval.
     """
 
     members: dict[str, list[str]]
@@ -144,6 +143,7 @@ def _cut(values: Sequence[str | float]) -> tuple[list[str], dict[str, str]]:
 
 def _judge(members: Mapping[str, list[str]], right: np.ndarray) -> list[Group]:
     """Return the groups of at least SMALLEST images by one property and by two, see `Groups.judged`."""
+    from scipy.sparse import csr_array, hstack
     from scipy.stats import hypergeom  # takes half a second
 
     names, blocks = [], []
@@ -163,4 +163,4 @@ def _judge(members: Mapping[str, list[str]], right: np.ndarray) -> list[Group]:
     columns = (column[own].tolist() for column in (large[one], large[other], pairs, found[one, other]))
     rows = zip(*columns, p, strict=True)
     judged = [Group(tuple(dict.fromkeys((names[a], names[b]))), *counts) for a, b, *counts in rows]
-    return sorted(judged, key=lambda group: (group.p > LEVEL, wilson(group.right, group.images)[1]))
+    return sorted(judged, key=lambda group: (group.p, wilson(group.right, group.images)[1]))
