@@ -21,8 +21,8 @@ from reprise.runtime.errors import UserError, one_line_errors
 # what timm, torchmetrics and the network judge; that takes seconds, and is not asked for the last model's values and
 # the defaults
 BUILDING = re.compile(
-    r"evaluate\.(budget|metrics|coverage|risk)|model\.|data/weights|data\.(image_size|channels)|train\.(backbone|compile"
-    r"|optimizer|schedule|layer_decay|reproducible|precision|start_size|augment\.(crop|hue|saturation))"
+    r"evaluate\.(budget|gates|metrics|coverage|risk)|model\.|data/weights|data\.(image_size|channels)"
+    r"|train\.(backbone|compile|optimizer|schedule|layer_decay|reproducible|precision|start_size|augment\.(crop|hue|saturation))"
 )
 WEIGHTS = Path("data/weights")
 
@@ -59,12 +59,14 @@ def check(params: Params, inputs: dict[str, str]) -> None:
         from reprise.data.formats.packed import load_metadata, load_split
         from reprise.evaluation.evaluate import check_budget, check_metrics
         from reprise.evaluation.fitting import check_images
+        from reprise.evaluation.gates import check_names
         from reprise.training.setup import check_settings
 
         data, prepared = {name: value for name, value in values.items() if name.startswith("data.")}, None
         if not params.data.is_own and data.items() <= known.items():  # the same public data set, prepared alike
             with suppress(UserError):
                 prepared = load_metadata(Path("data/processed"))
+        check_names(params.evaluate.gates, prepared.classes if prepared else None)
         network = check_settings(params, weights, prepared)
         if network is not None:  # with more classes than two, if they are not known yet, it needs more
             parameters = sum(weight.numel() for weight in network.parameters())

@@ -16,8 +16,9 @@ def main() -> None:
     """Read the params and the model, evaluate, publish."""
     dependencies = Dependencies.of_stage("evaluate")
     names = [f"metrics/{name}" for name in ("test.json", "per_class.csv", "confusion.csv", "risk_coverage.csv")]
-    names += ["data/predictions.csv", "models/confidence.json", "models/README.md", "data/records/evaluate.json"]
-    with publishing(*map(Path, names), check=dependencies.check) as (*outs, fit, page, record):
+    names += ["data/predictions.csv", "metrics/groups.csv", "data/groups.csv", "models/confidence.json"]
+    names += ["models/README.md", "data/records/evaluate.json"]
+    with publishing(*map(Path, names), check=dependencies.check) as (*outs, groups, members, fit, page, record):
         params = dependencies.begin()
         weights, description = Path("models/model.safetensors"), Path("models/model.json")
         dependencies.check_earlier("train")
@@ -27,6 +28,7 @@ def main() -> None:
         from reprise.data.formats.packed import load_metadata
         from reprise.evaluation.evaluate import check_budget, evaluate
         from reprise.evaluation.fitting import fit_confidence
+        from reprise.evaluation.gates import check_gates, check_names
         from reprise.evaluation.model_page import model_card
         from reprise.model.backbone import load_model
 
@@ -34,16 +36,18 @@ def main() -> None:
         dependencies.check_code()
         network, card = load_model(weights, description)
         data, asked = Path("data/processed"), params.evaluate
+        check_names(asked.gates, card.classes)
         confidence = fit_confidence(network, card, data, asked)
         result = evaluate(network, card, data, asked.batch_size, asked.calibration_bins, asked.metrics, confidence)
         write_sealed(fit, confidence.model_dump())
         check_budget({**result.metrics, "size_mb": weights.stat().st_size / 1e6}, params.evaluate.budget)
+        check_gates(result, params.evaluate.gates, params.evaluate.gate_confidence)
         result.save(*outs)
+        result.groups.save(groups, members, result.ids)
         trained_with, metadata = card.record.params if card.record else {}, load_metadata(data)
         named = metadata.model_copy(update={"data": params.data.title or metadata.data})
         defaults = param_values(load_params(DEFAULTS))
-        text = model_card(card, named, trained_with, result, params.evaluate.title, defaults)
-        page.write_text(text, encoding="utf-8")
+        page.write_text(model_card(card, named, trained_with, result, params.evaluate.title, defaults), "utf-8")
         dependencies.record().save(record)
     print(f"evaluate: {card.architecture.model_name} on {len(result.ids):,} test images -> metrics/test.json")
     print(result.table())

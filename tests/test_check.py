@@ -31,6 +31,8 @@ WRONG = {  # what is set, and what is said
     "data.mirror=http://m data.name=gtsrb": "data.mirror = http://m: torchvision cannot take gtsrb from elsewhere",
     "evaluate.budget.parameters=1000": "evaluate.budget.parameters = 1,000: this model needs 373,",
     "evaluate.budget.size_mb=0.5": "evaluate.budget.size_mb = 0.5: this model needs 1.4",
+    'evaluate.gates={"recal.cat":0.9}': "evaluate.gates: recal.cat: no metric with an interval, .* did you mean",
+    'evaluate.gates={"recall.11":0.9}': "evaluate.gates: recall.11: no metric .* class, .*; did you mean recall.1,",
     "evaluate.metrics=[recall]": "evaluate.metrics: recall is the name of another metric",
     "evaluate.metrics=[auroc,auroc]": "evaluate.metrics: auroc is the name of another metric",
     "evaluate.metrics=[project/a.py:ece]": "ece is the name of another metric; remove or rename project/a.py:ece",

@@ -218,6 +218,25 @@ def photos(folder, classes=("cat", "dog"), each=12):
 
 
 @pytest.mark.slow
+def test_a_column_of_the_csv_becomes_groups_and_a_gate_that_is_missed_fails_the_stage(reproduced):
+    photos(reproduced.path / "data/own", each=60)
+    files = [f"{name}/{index}.jpg" for name in ("cat", "dog") for index in range(60)]
+    rows = [f"{file},{file[:3]},{index % 2}\n" for index, file in enumerate(files)]
+    (reproduced.path / "data/own/labels.csv").write_text("filename,label,camera\n" + "".join(rows))
+    gates = "evaluate.gates={group.camera=1: 0.99}"  # more than 30 images can show
+    reproduced.set("data.name=folder", "data.test_fraction=0.5", "train.batch_size=8", gates)
+    message = refused(reproduced.run("dvc", "repro", check=False))
+    assert re.search(r"evaluate.gates.group.camera=1 = 0.99: \d+ of \d+ images right, 95 % interval 0.\d+ to ", message)
+    reproduced.set("evaluate.gates={group.camera=1: 0.001}")
+    reproduced.run("dvc", "repro")
+    predicted = list(csv.DictReader(io.StringIO((reproduced.path / "data/predictions.csv").read_text())))
+    right = [row["label"] == row["predicted"] for row in predicted if re.search(r"[13579]\.jpg$", row["id"])]
+    table = csv.DictReader(io.StringIO((reproduced.path / "metrics/groups.csv").read_text()))
+    (row,) = (row for row in table if row["group"] == "camera=1")
+    assert float(row["accuracy"]) == pytest.approx(sum(right) / int(row["images"]), rel=1e-5)
+
+
+@pytest.mark.slow
 def test_the_users_own_images_train_a_classifier(reproduced):
     photos(reproduced.path / "data/own")
     reproduced.set("data.name=folder", "data.test_fraction=0.25", "train.batch_size=8")

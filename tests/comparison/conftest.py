@@ -43,11 +43,13 @@ class Project:
         return self.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
 
     def state(
-        self, said, train=(), classes=CLASSES, params=None, metrics=None, code="1", sure=0.9, content=None, torch="2.11"
-    ):
+        self, said, train=(), classes=CLASSES, params=None, metrics=None, code="1", sure=0.9, content=None,
+        torch="2.11", groups=None,
+    ):  # fmt: skip
         """Write results. said: {name: (label, predicted)} of the test images; train: names of the training images.
 
         Names are CLASS/FILE; an image's content is its file's name, or what `content` says. sure: of each prediction.
+        groups: the text of data/groups.csv.
         """
         params = {"train": {"seed": 0, "lr": 0.1}, "evaluate": {"calibration_bins": 10}, **(params or {})}
         self.write("params.yaml", yaml.safe_dump(params, sort_keys=False))
@@ -87,6 +89,7 @@ class Project:
             {"path": "models/model.safetensors", "hash": "md5", "md5": "0" * 32, "size": 1000},
             {"path": "data/predictions.csv", "hash": "md5", "md5": self.stored(table.getvalue().encode())},
         ]
+        outs += [{"path": "data/groups.csv", "hash": "md5", "md5": self.stored(groups.encode())}] if groups else []
         deps = [{"path": "src/model.py", "hash": "md5", "md5": hashlib.md5(code.encode()).hexdigest()}]
         stages = {"all": {"cmd": "true", "deps": deps, "params": {"params.yaml": params}, "outs": outs}}
         self.write("dvc.lock", yaml.safe_dump({"schema": "2.0", "stages": stages}))

@@ -71,6 +71,22 @@ def test_the_command_names_the_class_that_broke_shows_its_images_and_exits_with_
     assert set(re.findall(r'<img src="(.*?)"', twin)) == {path.name for path in (tmp_path / "out").glob("*.svg")}
 
 
+def test_groups_that_became_worse_are_named_as_classes_are_by_the_images_both_have(project):
+    said = answers(60, 0) | answers(60, 0, "bee", prefix="b")
+    project.state(said).commit()
+    odd = {name: (label, "cat" if name.endswith(("1", "3")) else label) for name, (label, _) in said.items()}
+    rows = [f"{name},{'old' if name.endswith(('1', '3', '5')) else 'new'},{name}\n" for name in reversed(odd)]
+    project.state(dict(reversed(odd.items())), groups="id,'=camera,few\n" + "".join(rows)).commit("head")
+    found = compare(project.path, "main", "head")
+    assert [(one.name, one.images, one.base_right, one.head_right) for one in found.groups] == [
+        ("=camera=old", 36, 36, 12),
+        ("=camera=new", 84, 84, 84),
+    ]
+    assert "\ngroups found worse than before: =camera=old 36/36 -> 12/36" in summary(found)
+    assert "Groups found worse than before: **&#61;camera=old** (-66.67 points)." in markdown(found, set())
+    assert "## Groups" not in markdown(compare(project.path, "head", "main"), set())  # of a version without them
+
+
 def test_captions_of_a_sheet_are_in_any_script(project, tmp_path):
     names = ["Blüte", "κύκλος", "щука"]
     project.state(answers(5, 5, "Blüte", "щука"), classes=names).commit()

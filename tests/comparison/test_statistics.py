@@ -8,7 +8,7 @@ from scipy import stats
 
 from reprise.comparison import statistics
 from reprise.comparison.verdict import LEVEL, Seeds
-from reprise.runtime.intervals import mean_interval, wilson
+from reprise.runtime.intervals import holm, mean_interval, wilson
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_wilson_interval_of_the_published_examples(successes, trials, low, high)
 def test_of_nothing_nothing_is_known():
     assert wilson(0, 0) == (0.0, 1.0)
     assert statistics.mcnemar(0, 0) == 1.0
-    assert statistics.holm([]) == []
+    assert holm([]) == []
 
 
 def test_mcnemar_is_the_exact_binomial_test():
@@ -36,8 +36,8 @@ def test_mcnemar_is_the_exact_binomial_test():
 
 
 def test_holm_corrects_step_by_step_and_keeps_the_order():
-    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # as R's p.adjust
-    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # as R's p.adjust
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
 
 
 def test_welch_is_scipys_and_one_run_borrows_the_others_spread():

@@ -204,7 +204,8 @@ def test_an_evaluation_without_flops_is_shown(measured):
     *_, result = measured
     metrics = {"accuracy": 0.5, "images": 1234, "flops": None}
     assert replace(result, metrics=metrics).table() == (
-        "  accuracy          0.5000\n  images             1,234\n  flops               none"
+        "  accuracy          0.5000\n  images             1,234\n  flops               none\n"
+        "  groups: none of 0 groups of at least 20 images is shown to be worse than the rest"
     )
 
 
@@ -334,7 +335,7 @@ def test_undefined_values_are_null_in_json_empty_in_csv_and_none_for_people_with
     assert json.loads(files[0].read_text(), parse_constant=pytest.fail)["auroc"] is None
     assert files[1].read_text().splitlines()[1] == "ant,2,1.0,1.0,1.0"
     assert list(csv.reader(io.StringIO(files[1].read_text())))[3] == ["emu\n", "0", "", "", ""]
-    *lines, note = result.table().splitlines()
+    *lines, note, _ = result.table().splitlines()
     assert lines[-1].split() == ["auroc", "none"]
     assert len({len(line) for line in lines}) == 1
     assert note.startswith("  1 of 3 classes without a test image (emu\\n): averages over the classes leave them out")

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard as HubCard
 from reprise.data.formats.packed import Metadata
 from reprise.evaluation.calibration import calibration
 from reprise.evaluation.evaluate import ClassRow, Evaluation
+from reprise.evaluation.groups import Group, Groups
 from reprise.evaluation.model_page import LICENSES, model_card
 from reprise.model.artifact import Architecture, ModelCard, Origin, Preprocessing, Training
 from reprise.params.schema import DataSet
@@ -34,6 +35,7 @@ def page(
     title=None,
     pretrained=False,
     defaults=None,
+    groups=Groups({}, {}, []),
     **more,
 ):
     probabilities = torch.full((14, 3), 0.0)
@@ -46,7 +48,7 @@ def page(
     right = probabilities.argmax(dim=1) == labels
     calibrated = calibration(probabilities.amax(dim=1).numpy(), right.numpy(), 10)
     evaluation = Evaluation(
-        list(classes), ids, labels, probabilities, metrics, rows, torch.tensor(confusion), calibrated
+        list(classes), ids, labels, probabilities, metrics, rows, torch.tensor(confusion), calibrated, groups
     )
     card = ModelCard(
         architecture=Architecture(model_name="resnet18", num_classes=3, in_chans=3, image_size=32, kwargs={}),
@@ -79,6 +81,16 @@ def test_shares_come_with_wilsons_interval_and_a_class_without_images_claims_not
     assert "Classes without a test image: 1;" in said
     assert "in a later split too: 2 images." in said
     assert "Weakest" not in page(confusion=((10, 0, 0), (0, 4, 0), (0, 0, 0)))  # nothing is weak here
+
+
+def test_the_worst_groups_are_named_and_stay_text():
+    failing = Group(("camera=<b>", "age=low"), 30, 15, 0.001)
+    said = page(groups=Groups({}, {"age=low": "8 to 12"}, [failing, *[Group(("light=Day",), 40, 36, 1.0)] * 9]))
+    assert (
+        "worse than the rest, of 10 groups of at least 20 images&#58; camera=&#60;b&#62; &#38; age=low (15 of" in said
+    )
+    assert "| camera=&#60;b&#62; &#38; age=low | 8 to 12 | 30 | 0.5000 (0.3315 to 0.6685) | 0.001 |" in said
+    assert said.count("| light=Day |  | 40 | 0.9000 (") == 4
 
 
 def test_licenses_of_data_and_weights_are_named_or_said_to_be_unknown():

@@ -132,7 +132,7 @@ def test_a_record_keeps_the_params_of_the_stage_and_the_inputs_as_dvc_names_them
     assert record.params == {
         "data.val_fraction": 0.1, "evaluate.batch_size": 256, "evaluate.calibration_bins": 15, "evaluate.metrics": [],
         "evaluate.title": None, "evaluate.budget.parameters": None, "evaluate.budget.flops": None,
-        "evaluate.budget.size_mb": None,
+        "evaluate.budget.size_mb": None, "evaluate.gates": {}, "evaluate.gate_confidence": 0.95,
     }  # fmt: skip
     assert record.inputs == {"data/raw": f"{hashlib.md5(listing.encode()).hexdigest()}.dir"}
 

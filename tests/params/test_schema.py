@@ -127,6 +127,7 @@ def test_overrides_reach_nested_and_free_form_keys():
             "train.augment: crop and resized_crop both cut a window out of the image; set one of them to 0",
         ),
         ("train.backbone=frozen train.ema=0.9", "train: ema = 0.9: not with backbone = frozen; set it to null"),
+        ("evaluate.gates.accuracy=1", "evaluate.gates.accuracy = 1 is not allowed: Input should be less than 1"),
         ("train.head=prototypes", 'head = prototypes: not with backbone = tune; set it to "linear"'),
     ],
 )
@@ -201,6 +202,7 @@ SPECIAL = {  # what a pattern allows, and what no other value forbids
     "data.mirror": st.none() | st.from_regex("https?://[!-~]{1,9}", fullmatch=True),
     "data.sha256": st.none() | st.from_regex("[0-9a-fA-F]{64}", fullmatch=True),
     **dict.fromkeys(["data.path", "model.weights"], TEXT.filter(lambda text: text and "\0" not in text)),
+    "evaluate.gates": st.dictionaries(TEXT, st.floats(0, 1, exclude_min=True, exclude_max=True), max_size=3),
     "data.group": st.sampled_from([None, "patient", r"^(\d+)_[a-z]", "1"]),
     **dict.fromkeys(["data.val_fraction", "data.test_fraction"], st.floats(0, 0.49, exclude_min=True)),
     "model.name": TEXT.filter(bool) | st.sampled_from(["no", "null", "1e5", "007", "~", "0x1f", "1:30"]),

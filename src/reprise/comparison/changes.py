@@ -2,12 +2,16 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from reprise.comparison.statistics import holm, mcnemar
-from reprise.comparison.verdict import Answers
+import numpy as np
+
+from reprise.comparison.statistics import mcnemar
+from reprise.comparison.verdict import LEVEL, Answers
 from reprise.repo.revisions import CODE, WEIGHTS, Revision
+from reprise.runtime.intervals import holm
 
 # the sign of an improvement (0: none), and from which change on it is worth a word; the rows come in this order
 DIRECTIONS: dict[str, tuple[int, float]] = {"accuracy": (1, 0.005), "loss": (-1, 0.01)}
@@ -26,8 +30,8 @@ BETTER = {1: "higher", -1: "lower", 0: "-"}
 
 
 @dataclass(frozen=True)
-class ClassChange:
-    """One class: its test images, how many each model has right, and the p-value, corrected for all classes."""
+class PartChange:
+    """A class or a group: its test images, how many each model has right, and the p-value, corrected for all."""
 
     name: str
     images: int
@@ -37,7 +41,7 @@ class ClassChange:
 
     @property
     def difference(self) -> float:
-        """Head's recall minus base's."""
+        """Share of the images that head has right, minus base's."""
         return (self.head_right - self.base_right) / self.images
 
 
@@ -87,18 +91,24 @@ def not_numbers(revision: Revision) -> list[str]:
     return [name for name, value in metrics.items() if (name in ALWAYS if value is None else not math.isfinite(value))]
 
 
-def class_changes(answers: Answers, classes: list[str]) -> list[ClassChange]:
-    """Return each class that has images, the largest loss of recall first."""
+def part_changes(answers: Answers, parts: Mapping[str, np.ndarray]) -> list[PartChange]:
+    """Return each class or group that has images, the largest loss first; parts: {name: its images}, bool (N,) each."""
     found = []
-    for name in classes:
-        here = answers.labels == name
+    for name, here in parts.items():
         if here.any():
             base, head = answers.right[:, here]
             p = mcnemar(int((base & ~head).sum()), int((head & ~base).sum()))
-            found.append(ClassChange(name, int(here.sum()), int(base.sum()), int(head.sum()), p))
+            found.append(PartChange(name, int(here.sum()), int(base.sum()), int(head.sum()), p))
     corrected = holm([change.p for change in found])
     changes = [replace(change, p=p) for change, p in zip(found, corrected, strict=True)]
     return sorted(changes, key=lambda change: (change.difference, change.p))
+
+
+def significant(found: Sequence[PartChange]) -> dict[str, list[PartChange]]:
+    """Return those significantly "worse" or "better", if there are any; the largest change first."""
+    worse = [change for change in found if change.p <= LEVEL and change.difference < 0]
+    better = [change for change in reversed(found) if change.p <= LEVEL and change.difference > 0]
+    return {word: some for word, some in (("worse", worse), ("better", better)) if some}
 
 
 def confusion_changes(answers: Answers) -> list[tuple[str, str, int, int]]:

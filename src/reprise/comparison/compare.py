@@ -7,10 +7,11 @@ import numpy as np
 from reprise.comparison import changes
 from reprise.comparison.flips import flips
 from reprise.comparison.pairing import Pairing
-from reprise.comparison.verdict import LEVEL, Answers, Seeds, Verdict
+from reprise.comparison.verdict import Answers, Seeds, Verdict
 from reprise.evaluation.calibration import calibration
+from reprise.evaluation.groups import SMALLEST, read_members
 from reprise.repo.project import Project
-from reprise.repo.revisions import PREDICTIONS, PROCESSED, Revision, experiments, find_revision
+from reprise.repo.revisions import GROUPS, PREDICTIONS, PROCESSED, Revision, experiments, find_revision
 from reprise.repo.verify import stale_code
 from reprise.runtime.errors import UserError, listed
 
@@ -34,7 +35,8 @@ class Comparison:
         several = _over_seeds((base, head), rows) if seeds else None
         self.verdict = Verdict(answers, several, _only_the_seed_differs(base, head))
         self.metrics = changes.metric_changes(base, head)
-        self.classes = changes.class_changes(answers, classes)
+        self.classes = changes.part_changes(answers, {name: answers.labels == name for name in classes})
+        self.groups = changes.part_changes(answers, _groups(head, rows[1]))
         self.confusions = changes.confusion_changes(answers)
         bins = head.params.get("evaluate.calibration_bins")
         bins = bins if isinstance(bins, int) and bins > 0 else BINS
@@ -45,14 +47,6 @@ class Comparison:
         bad = set(changes.not_numbers(head)) - set(changes.not_numbers(base))
         self.regressed = self.verdict.word == "worse" or bool(bad)
         self.notes = _notes(base, head, self.verdict, pairing.notes)
-
-    @property
-    def changed_classes(self) -> dict[str, list[changes.ClassChange]]:
-        """The classes whose recall is significantly "worse" or "better", if there are any; the largest change first."""
-        significant = [change for change in self.classes if change.p <= LEVEL]
-        worse = [change for change in significant if change.difference < 0]
-        better = [change for change in reversed(significant) if change.difference > 0]
-        return {word: some for word, some in (("worse", worse), ("better", better)) if some}
 
 
 def compare(project: Project, base: str, head: str, seeds: bool = False) -> Comparison:
@@ -75,6 +69,15 @@ def _answers(both: tuple[Revision, Revision], rows: np.ndarray) -> Answers:
         of_names = [shares[range(len(own)), [column[name] for name in names]] for names in (labels, predicted)]
         found.append([predicted, *of_names])
     return Answers(labels, *map(np.stack, zip(*found, strict=True)))
+
+
+def _groups(head: Revision, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return which of head's test images, by their rows, are in each group of `SMALLEST` and more, bool (N,) each."""
+    path = head.out(GROUPS)
+    members = read_members(path.read_text(encoding="utf-8", errors="surrogateescape")) if path else {}
+    values = {name: np.array(of_all)[rows] for name, of_all in members.items()}
+    parts = {f"{name}={value}": own == value for name, own in values.items() for value in np.unique(own).tolist()}
+    return {name: here for name, here in parts.items() if here.sum() >= SMALLEST}
 
 
 def _over_seeds(both: tuple[Revision, Revision], rows: np.ndarray) -> Seeds:

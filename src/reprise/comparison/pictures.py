@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from reprise.comparison.changes import ClassChange
+from reprise.comparison.changes import PartChange
 from reprise.comparison.verdict import LEVEL
 from reprise.evaluation.calibration import Calibration
 from reprise.runtime.markup import HIDDEN
@@ -102,7 +102,7 @@ def curves(base: dict[str, list[float]], head: dict[str, list[float]]) -> str:
     return document(740, 270, [*parts, *_legend(60, 256), label(200, 256, "dashed: training, solid: validation")])
 
 
-def class_bars(changes: Sequence[ClassChange]) -> str:
+def class_bars(changes: Sequence[PartChange]) -> str:
     """Draw the recall of each class for both models, in the order given."""
     parts = [
         label(180, 20, "recall by class", extra="font-weight='bold'"),

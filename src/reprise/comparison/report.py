@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reprise.comparison import pictures
-from reprise.comparison.changes import code_changes, different, provenance_changes
+from reprise.comparison.changes import PartChange, code_changes, different, provenance_changes, significant
 from reprise.comparison.compare import Comparison
 from reprise.comparison.flips import SHOWN, Flip, sheet
 from reprise.comparison.verdict import LEVEL, POWER, Interval
@@ -21,9 +21,9 @@ LONGEST = 80  # characters of a name or value
 def summary(found: Comparison) -> str:
     """Return the verdict and what a reviewer has to know in a few lines of plain text."""
     lines = [f"{found.verdict.word}: {_sentence(found)}"]
-    for word, some in found.changed_classes.items():
-        recalls = [f"{_cut(c.name)} {c.base_right}/{c.images} -> {c.head_right}/{c.images}" for c in some]
-        lines.append(f"classes found {word} than before: {_listed(recalls)}")
+    for what, word, some in _changed(found):
+        shares = [f"{_cut(c.name)} {c.base_right}/{c.images} -> {c.head_right}/{c.images}" for c in some]
+        lines.append(f"{what} found {word} than before: {_listed(shares)}")
     lines += [f"note: {note}" for note in found.notes]
     return "\n".join(HIDDEN.sub("?", line) for line in lines)
 
@@ -69,12 +69,13 @@ def markdown(found: Comparison, files: set[str]) -> str:
         _sentence(found),
         "\n>\n".join(f"> **Note:** {text(note)}" for note in found.notes),
         _verdict_table(found),
-        *_named_classes(found),
+        *_named_parts(found),
         "## Metrics",
         _metrics(found),
         "## Classes",
-        _classes(found),
+        _parts(found.classes, "class", "classes", "recall"),
         picture("classes.svg", "recall by class of both"),
+        *(["## Groups", _parts(found.groups, "group", "groups", "accuracy")] if found.groups else []),
         "## Images",
         f"{len(found.broken):,} {images}, {len(found.fixed):,} the reverse; those first of which head is surest.",
         *_flips("Right before, wrong now", found.broken, picture("broken.svg", "right before, wrong now")),
@@ -141,11 +142,16 @@ def _verdict_table(found: Comparison) -> str:
     return table(["", text(found.base), text(found.head), "change"], rows)
 
 
-def _named_classes(found: Comparison) -> list[str]:
+def _changed(found: Comparison) -> list[tuple[str, str, list[PartChange]]]:
+    kinds = {"classes": found.classes, "groups": found.groups}
+    return [(what, word, some) for what, parts in kinds.items() for word, some in significant(parts).items()]
+
+
+def _named_parts(found: Comparison) -> list[str]:
     lines = []
-    for word, some in found.changed_classes.items():
+    for what, word, some in _changed(found):
         named = [f"**{_name(c.name)}** ({_points(c.difference)} points)" for c in some]
-        lines.append(f"Classes found {word} than before: {_listed(named)}.")
+        lines.append(f"{what.capitalize()} found {word} than before: {_listed(named)}.")
     return lines
 
 
@@ -157,15 +163,15 @@ def _metrics(found: Comparison) -> str:
     return table(["metric, each on its own test set", "base", "head", "change", "better is", ""], rows)
 
 
-def _classes(found: Comparison) -> str:
-    words = {change.name: word for word, some in found.changed_classes.items() for change in some}
+def _parts(found: list[PartChange], what: str, several: str, share: str) -> str:
+    words = {change.name: word for word, some in significant(found).items() for change in some}
     rows = []
-    for change in found.classes:
+    for change in found:
         recalls = [f"{right / change.images:.4f}" for right in (change.base_right, change.head_right)]
         values = [*recalls, f"{change.difference:+.4f}", _p(change.p), words.get(change.name, "")]
         rows.append([_name(change.name), change.images, *values])
-    header = ["class", "images", "recall, base", "recall, head", "change", "p, Holm", ""]
-    return "Worst first.\n\n" + _table(header, rows, "classes")
+    header = [what, "images", f"{share}, base", f"{share}, head", "change", "p, Holm", ""]
+    return "Worst first.\n\n" + _table(header, rows, several)
 
 
 def _flips(title: str, flips: Sequence[Flip], picture: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Confidence intervals, tests, corrections for multiple tests and power, for two runs on the same test images.
+"""Confidence intervals, tests and power, for two runs on the same test images.
 
 Resampling is seeded: the same counts give the same interval, to the last bit.
 """
@@ -35,19 +35,6 @@ def accuracy_difference(broken: int, fixed: int, images: int, level: float = 0.9
     one, other = (broken + 0.5) / (images + 2), (fixed + 0.5) / (images + 2)
     drawn = np.random.default_rng(SEED).multinomial(images, [one, other, 1 - one - other], size=RESAMPLES)
     return middle((drawn[:, 1] - drawn[:, 0]) / images, level)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values, in their order, corrected for multiple tests by Holm's step-down method.
-
-    Holm, Scandinavian Journal of Statistics 6, 1979.
-    """
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    corrected, highest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = highest
-    return corrected
 
 
 def power(difference: float, disagreement: float, images: int, level: float = 0.05) -> float:

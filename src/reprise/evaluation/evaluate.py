@@ -19,6 +19,7 @@ from torch import Tensor
 from reprise.data.formats.packed import PackedSplit, Split, load_metadata, load_split
 from reprise.evaluation.calibration import Calibration, calibration
 from reprise.evaluation.confidence import NOTHING, Confidence
+from reprise.evaluation.groups import Groups, find_groups
 from reprise.evaluation.predictions import write_csv, write_predictions
 from reprise.evaluation.reliability import Interval, kept_promises, reliability, risk_coverage
 from reprise.evaluation.temperature import outputs
@@ -67,6 +68,7 @@ class Evaluation:
     per_class: list[ClassRow]
     confusion: Tensor
     calibration: Calibration
+    groups: Groups
     confidence: Confidence = NOTHING
     judged: list[dict[str, Any]] = field(default_factory=list)
     measured: dict[str, list[Interval]] = field(default_factory=dict)
@@ -81,11 +83,17 @@ class Evaluation:
             "averages over the classes leave them out where they are undefined"
         )
 
+    def class_counts(self) -> list[tuple[str, int, int, int]]:
+        """Return of each class its name and the images that were found, that it has, and that were taken for it."""
+        sums = self.confusion.diag(), self.confusion.sum(dim=1), self.confusion.sum(dim=0)
+        return list(zip(self.classes, *(part.tolist() for part in sums), strict=True))
+
     def table(self) -> str:
-        """Return the metrics as text, one line each, followed by the note."""
+        """Return the metrics as text, one line each, followed by the note and what is found of groups."""
         width = max(map(len, self.metrics))
         lines = [f"  {name:<{width}}  {shown(value):>14}" for name, value in self.metrics.items()]
-        notes = self.note(), self.confidence.calibration and f"temperature: {self.confidence.calibration}"
+        fitted = self.confidence.calibration
+        notes = [self.note(), f"temperature: {fitted}" if fitted else "", f"groups: {self.groups.sentence()}"]
         return "\n".join(lines + [f"  {note}" for note in notes if note])
 
     def save(self, metrics: Path, per_class: Path, confusion: Path, curve: Path, predictions: Path) -> None:
@@ -281,7 +289,8 @@ def summarize(
     classes = len(card.classes)
     probabilities = logits.softmax(dim=1)
     confidence, predicted = probabilities.max(dim=1)
-    calibrated = calibration(confidence.numpy(), (predicted == labels).numpy(), calibration_bins)
+    right = (predicted == labels).numpy()
+    calibrated = calibration(confidence.numpy(), right, calibration_bins)
     confusion = torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
     images, claims, found = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diag()
     shares = (found, claims), (found, images), (2 * found, images + claims)
@@ -304,7 +313,8 @@ def summarize(
     }
     per_class = zip(card.classes, images.tolist(), *scores, strict=True)
     rows = [ClassRow(name, count, *map(_rounded, its_scores)) for name, count, *its_scores in per_class]
-    return Evaluation(card.classes, split.ids, labels, probabilities, metrics, rows, confusion, calibrated)
+    groups = find_groups(split.images, split.columns, right)
+    return Evaluation(card.classes, split.ids, labels, probabilities, metrics, rows, confusion, calibrated, groups)
 
 
 def _rounded(value: Tensor | float) -> float | None:

@@ -13,6 +13,7 @@ from timm import get_pretrained_cfg
 from reprise.data.formats.packed import Metadata
 from reprise.evaluation.calibration import Calibration
 from reprise.evaluation.evaluate import Evaluation, shown
+from reprise.evaluation.groups import Groups
 from reprise.model.artifact import ModelCard
 from reprise.params.load import flat
 from reprise.runtime.errors import brief
@@ -60,6 +61,8 @@ def model_card(
             _metrics(evaluation, right, images),
             "## Classes",
             _classes(evaluation),
+            "## Groups",
+            _groups(evaluation.groups),
             "## Calibration",
             _calibration(evaluation.calibration) + _confidence(evaluation),
             "## Limits",
@@ -129,19 +132,21 @@ def _metrics(evaluation: Evaluation, right: int, images: int) -> str:
     return table(["metric", "test", "95 % interval"], rows) + (f"\n\n{text(note)}." if note else "")
 
 
-def _counts(evaluation: Evaluation) -> list[tuple[str, int, int, int]]:
-    """Return of each class its name and the images that were found, that it has, and that were taken for it."""
-    confusion = evaluation.confusion
-    counts = (part.tolist() for part in (confusion.diag(), confusion.sum(dim=1), confusion.sum(dim=0)))
-    return list(zip(evaluation.classes, *counts, strict=True))
-
-
 def _classes(evaluation: Evaluation) -> str:
     rows = [
         [text(name), f"{images:,}", _share(found, images), _share(found, claimed)]
-        for name, found, images, claimed in _counts(evaluation)
+        for name, found, images, claimed in evaluation.class_counts()
     ]
     return table(["class", "test images", "recall (95 % interval)", "precision (95 % interval)"], rows)
+
+
+def _groups(found: Groups) -> str:
+    rows = []
+    for each in found.judged[:5]:
+        names = text(each.name), text(found.range_of(each))
+        rows.append([*names, f"{each.images:,}", _share(each.right, each.images), f"{each.p:.2g}"])
+    header = ["group", "values", "test images", "accuracy (95 % interval)", "p, Holm"]
+    return f"By Holm-corrected tests, {text(found.sentence())}.\n\n{table(header, rows)}"
 
 
 def _calibration(found: Calibration) -> str:
@@ -171,7 +176,7 @@ def _confidence(evaluation: Evaluation) -> str:
 
 
 def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
-    counts = _counts(evaluation)
+    counts = evaluation.class_counts()
     _, name, found, images = min((found / images, name, found, images) for name, found, images, _ in counts if images)
     absent = sum(images == 0 for _, _, images, _ in counts)
     few = sum(0 < images < FEW for _, _, images, _ in counts)

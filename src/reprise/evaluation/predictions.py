@@ -47,7 +47,7 @@ def read_predictions(content: str) -> Predictions:
     """Parse the text of such a file. Raises ValueError if this version has not written it."""
     header, *rows = csv.reader(io.StringIO(content, newline=""))
     classes = [name[2:-1] for name in header[3:] if name.startswith("p(")]
-    ids, labels, predicted = ([_name(row[column]) for row in rows if len(row) == len(header)] for column in range(3))
+    ids, labels, predicted = ([plain(row[column]) for row in rows if len(row) == len(header)] for column in range(3))
     if header[:3] != COLUMNS or not rows or len(set(ids)) < len(rows):
         raise ValueError("not predictions of this version")
     probabilities = np.array([row[3 : 3 + len(classes)] for row in rows], dtype=np.float64).reshape(
@@ -74,6 +74,6 @@ def _cell(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
 
 
-def _name(cell: str) -> str:
+def plain(cell: str) -> str:
     """Return the name that `write_csv` was given."""
     return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell

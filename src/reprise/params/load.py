@@ -23,7 +23,8 @@ from reprise.runtime.errors import UserError, brief, nearest, reason
 DEEPEST = 20  # levels of a file
 MOST_VALUES = 50_000  # of a file: seconds
 MOST_LINES = 20  # of a message
-FREE = ("model.kwargs", "train.optimizer_kwargs", "train.schedule_kwargs")  # sections of the user's own keys
+# sections of the user's own keys
+FREE = ("model.kwargs", "train.optimizer_kwargs", "train.schedule_kwargs", "evaluate.gates")
 
 
 def load_params(path: Path | str, overrides: Iterable[str] = (), preset: Path | None = None) -> Params:

@@ -301,6 +301,8 @@ class EvaluateParams(Section):
     risk: float | None = param("most that may be wrong among the answers; others are unknown; null: any", gt=0, lt=1)
     title: str | None = param("the project's name, on the model's card")
     budget: BudgetParams
+    gates: dict[str, Annotated[float, Field(gt=0, lt=1)]] = param("what the lower end of an interval has to reach")
+    gate_confidence: float = param("confidence level of these intervals (Wilson's)", ge=0.5, le=0.9999)
 
 
 class ExportParams(Section):

@@ -26,7 +26,7 @@ from reprise.runtime.errors import UserError, nearest
 WORKSPACE = "workspace"
 PREDICTIONS, MODEL, WEIGHTS = "data/predictions.csv", "models/model.json", "models/model.safetensors"
 CONFIDENCE = "models/confidence.json"
-RAW, PROCESSED = "data/raw", "data/processed"
+RAW, PROCESSED, GROUPS = "data/raw", "data/processed", "data/groups.csv"
 CODE = ("src/", "stages/", "project")
 TEST, TRAIN, HISTORY = "metrics/test.json", "metrics/train.json", "metrics/history.csv"
 DATA = "metrics/data.json"

@@ -1,7 +1,10 @@
-"""Confidence intervals of proportions and means. Resampling is seeded: equal values give equal bits."""
+"""Confidence intervals of proportions and means, and the correction of p-values for multiple tests.
+
+Resampling is seeded: equal values give equal bits.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -41,3 +44,16 @@ def middle(resampled: np.ndarray, level: float) -> tuple[float, float]:
     """Return the quantiles between which the middle share `level` of resampled values (R,) lies."""
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values, in their order, corrected for multiple tests by Holm's step-down method.
+
+    Holm, Scandinavian Journal of Statistics 6, 1979.
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = highest
+    return corrected

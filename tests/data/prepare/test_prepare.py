@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,6 +67,21 @@ def test_labels_follow_the_sources_order_of_classes(tmp_path):
     prepared(tmp_path, raw_images(), classes=("dog", "cat"))
     data = load_split(tmp_path / "out", "test")
     assert {image_id[:3]: label for image_id, label in zip(data.ids, data.labels, strict=True)} == {"dog": 0, "cat": 1}
+
+
+def test_columns_and_sizes_of_test_images_travel_with_them_where_there_are_any(tmp_path):
+    assert "test_columns.json" not in prepared(tmp_path / "plain", raw_images()).sha256
+    images = [replace(image, columns={"size": "big", "of": image.member}) for image in raw_images()]
+    odd = RawImage("unsplit", "cat", "wide.ppm", encode_array(np.zeros((8, 12, 3), np.uint8)), {"size": "", "of": ""})
+    prepared(tmp_path / "own", [*images, odd], test_fraction=0.7)
+    data = load_split(tmp_path / "own/out", "test")
+    rows = [("1.5", "", "") if "wide" in name else ("1.0", "big", f"unsplit/{name}") for name in data.ids]
+    assert ("1.5", "", "") in rows
+    # the user's own size, not the number of pixels
+    assert list(zip(*(data.columns[name] for name in ("aspect", "size", "of")), strict=True)) == rows
+    (tmp_path / "own/out/test_columns.json").write_text("{}")
+    with pytest.raises(UserError, match=r"test_columns\.json"):
+        load_split(tmp_path / "own/out", "test")
 
 
 def test_gray_stays_one_channel_unless_one_image_has_color(tmp_path):

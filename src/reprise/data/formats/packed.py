@@ -1,12 +1,13 @@
 """Prepared data: one packed uint8 array per split, its labels and ids, and the metadata that describe them.
 
 `preprocess` writes a folder of `{train,val,test}_images.npy` (N, H, W, C; uint8), `*_labels.npy` (N; int64),
-`*_ids.json`, `dropped.json` and `metadata.json`; `load_split` reads one split with its images memory-mapped.
+`*_ids.json`, `dropped.json` and `metadata.json` and, where there is something to say, `test_columns.json`; `load_split`
+reads one split with its images memory-mapped.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -55,11 +56,16 @@ class Metadata(BaseModel):
 
 @dataclass(frozen=True)
 class PackedSplit:
-    """One split: images (N, H, W, C) uint8, labels (N,) int64, ids (N names)."""
+    """One split: images (N, H, W, C) uint8, labels (N,) int64, ids (N names).
+
+    columns: of the test split, N values each: the further columns of the user's CSV; `size` (pixels) and `aspect`
+    (width / height) of the files, where these differ.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     ids: list[str]
+    columns: dict[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -112,10 +118,12 @@ def load_metadata(folder: Path) -> Metadata:
 
 def load_split(folder: Path, split: Split) -> PackedSplit:
     """Verify the files of one split and read them, images memory-mapped. Raises UserError as `load_metadata` does."""
-    images, labels, ids = (folder / f"{split}_{part}" for part in ("images.npy", "labels.npy", "ids.json"))
     sha256 = load_metadata(folder).sha256
+    parts = ("images.npy", "labels.npy", "ids.json", "columns.json")
+    images, labels, ids, columns = (folder / f"{split}_{part}" for part in parts)
     with reading("prepared data", "preprocess"):
-        for path in (images, labels, ids):
+        for path in (images, labels, ids, *[columns] * (columns.name in sha256)):
             verify_file(path, sha256[path.name])
         pixels = np.load(images, mmap_mode="r", allow_pickle=False)
-        return PackedSplit(pixels, np.load(labels, allow_pickle=False), json.loads(ids.read_bytes()))
+        known = json.loads(columns.read_bytes()) if columns.name in sha256 else {}
+        return PackedSplit(pixels, np.load(labels, allow_pickle=False), json.loads(ids.read_bytes()), known)

@@ -113,7 +113,7 @@ def _check_training(
 
 
 def _write_lists(destination: Path, rows_of: dict[Split, list[int]], findings: Findings, splits: list[Split]) -> None:
-    """Write labels and ids of each split, and what was dropped; splits: of every image, as assigned."""
+    """Write labels, ids and columns, and what was dropped; splits: of every image, as assigned."""
     ids = findings.ids
     for split, rows in rows_of.items():
         labels, path = BytesIO(), destination / f"{split}_labels.npy"
@@ -123,8 +123,19 @@ def _write_lists(destination: Path, rows_of: dict[Split, list[int]], findings: F
         _write_json(destination / f"{split}_ids.json", [ids[row] for row in rows])
     dropped = [{"id": ids[row], "split": splits[row], "reason": why} for row, why in sorted(findings.dropped.items())]
     _write_json(destination / "dropped.json", dropped)
+    if columns := _columns(findings, rows_of["test"]):
+        _write_json(destination / "test_columns.json", columns)
 
 
-def _write_json(path: Path, values: list[str] | list[dict[str, str]]) -> None:
+def _columns(findings: Findings, rows: list[int]) -> dict[str, list[str]]:
+    """Return what is known of these images besides, see `PackedSplit`."""
+    archive, (width, height) = findings.archive, findings.sizes[rows].T
+    members, differ = list(archive.members), len(np.unique(findings.sizes[rows], axis=0)) > 1
+    measured = {"size": width * height, "aspect": (width / height).round(4)} if differ else {}
+    columns = {name: [archive.columns[members[row]][name] for row in rows] for name in archive.source.columns}
+    return {name: list(map(str, values.tolist())) for name, values in measured.items()} | columns
+
+
+def _write_json(path: Path, values: list[str] | list[dict[str, str]] | dict[str, list[str]]) -> None:
     with naming(path):
         path.write_text(json.dumps(values, indent=0) + "\n", encoding="utf-8")
