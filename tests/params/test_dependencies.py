@@ -131,6 +131,7 @@ def test_a_record_keeps_the_params_of_the_stage_and_the_inputs_as_dvc_names_them
     listing = f'[{{"md5": "{hashlib.md5(b"images").hexdigest()}", "relpath": "images.zip"}}]'
     assert record.params == {
         "data.val_fraction": 0.1, "evaluate.batch_size": 256, "evaluate.calibration_bins": 15, "evaluate.metrics": [],
+        "evaluate.calibration": "none", "evaluate.coverage": None, "evaluate.coverage_by": "all", "evaluate.risk": None,
         "evaluate.title": None, "evaluate.budget.parameters": None, "evaluate.budget.flops": None,
         "evaluate.budget.size_mb": None, "evaluate.gates": {}, "evaluate.gate_confidence": 0.95,
     }  # fmt: skip
