@@ -23,6 +23,7 @@ ORDER = [
         "inference",
         "repo",
         "comparison",
+        "labels",
         "diagnostics",
         "commands",
         "cli",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reprise.data.formats.packed import PackedSplit, Split, load_metadata, load_split
 from reprise.evaluation.calibration import Calibration, calibration
-from reprise.evaluation.predictions import write_csv, write_predictions
+from reprise.evaluation.predictions import write_predictions
 from reprise.loader.batches import EvalBatches, mask_outputs, whole
 from reprise.model.artifact import ModelCard
 from reprise.model.backbone import TIMMBackbone, count_flops
@@ -27,6 +27,7 @@ from reprise.params.schema import BudgetParams
 from reprise.runtime.device import device
 from reprise.runtime.errors import UserError, listed, nearest
 from reprise.runtime.parts import create_part, is_part
+from reprise.runtime.tables import write_csv
 
 # torchmetrics' metrics that need images of the class, and those that need images of other classes too
 OF_IMAGES = ("accuracy", "average_precision", "hamming_distance", "recall")

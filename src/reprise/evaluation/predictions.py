@@ -2,17 +2,14 @@
 
 import csv
 import io
-import re
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
 
+from reprise.runtime.tables import plain, write_csv
+
 COLUMNS = ["id", "label", "predicted"]  # and p(CLASS) of each class
-FORMULA = re.compile(r"'*[=+\-@\t\r]")  # a spreadsheet computes a cell that begins so, and takes one after ' as text
 
 
 @dataclass(frozen=True)
@@ -39,31 +36,8 @@ def read_predictions(content: str) -> Predictions:
     """Parse the text of such a file. Raises ValueError if this version has not written it."""
     header, *rows = csv.reader(io.StringIO(content, newline=""))
     classes = [name[2:-1] for name in header[3:]]
-    ids, labels, predicted = ([_name(row[column]) for row in rows if len(row) == len(header)] for column in range(3))
+    ids, labels, predicted = ([plain(row[column]) for row in rows if len(row) == len(header)] for column in range(3))
     if header[:3] != COLUMNS or not rows or len(set(ids)) < len(rows):
         raise ValueError("not predictions of this version")
     probabilities = np.array([row[3:] for row in rows], dtype=np.float64).reshape(len(rows), len(classes))
     return Predictions(classes, ids, np.array(labels, dtype=object), np.array(predicted, dtype=object), probabilities)
-
-
-def write_csv(path: Path, header: list[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table, as `row_writer` does."""
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        write = row_writer(file)
-        for row in chain([header], rows):
-            write(row)
-
-
-def row_writer(file: TextIO) -> Callable[[Sequence[Any]], object]:
-    """Return what writes a row, whatever the names in it hold: one that a spreadsheet would compute gets a '."""
-    writer = csv.writer(file, lineterminator="\n")
-    return lambda row: writer.writerow([_cell(value) for value in row])
-
-
-def _cell(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
-
-
-def _name(cell: str) -> str:
-    """Return the name that `write_csv` was given."""
-    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
