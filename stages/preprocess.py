@@ -19,8 +19,7 @@ def main() -> None:
     with publishing(*map(Path, names), check=dependencies.check) as (processed, report, metrics, record):
         params = dependencies.begin()
         dependencies.check_earlier("download")
-        raw, prepare = Path("data/raw"), params.data.prepare
-        metadata, findings = preprocess(raw, processed, prepare, cpus(), Path(CORRECTIONS))
+        metadata, findings = preprocess(Path("data/raw"), processed, params.data.prepare, cpus(), Path(CORRECTIONS))
         write_report(findings, report)
         metrics.write_text(json.dumps(findings.metrics(), indent=2) + "\n", encoding="utf-8")
         dependencies.record().save(record)

@@ -10,7 +10,6 @@ from inspect import cleandoc
 
 import reprise.commands.care
 import reprise.commands.judging
-import reprise.commands.labels
 import reprise.commands.settings
 import reprise.commands.using  # noqa: F401  they enter themselves
 from reprise.commands.registry import COMMANDS

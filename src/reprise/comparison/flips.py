@@ -2,7 +2,6 @@
 
 import json
 from base64 import b64encode
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -52,7 +51,7 @@ def sheet(revision: Revision, shown: list[Flip], fixed: bool) -> bytes | None:
     return contact_sheet(tiles, GONE if fixed else NEW)
 
 
-def contact_sheet(tiles: Sequence[tuple[np.ndarray, str, str]], color: str = NEW) -> bytes:
+def contact_sheet(tiles: list[tuple[np.ndarray, str, str]], color: str = NEW) -> bytes:
     """Return an SVG of images, numbered, each uint8 (H, W, C) with its first line and its second, which has the color.
 
     Captions are in the fonts of the reader, which have all scripts. Images smaller than a tile are enlarged by a whole

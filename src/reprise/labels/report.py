@@ -13,7 +13,6 @@ from reprise.runtime.errors import UserError
 from reprise.runtime.markup import table, text
 from reprise.runtime.tables import read_csv, write_csv
 
-OUTLYING = 6  # robust standard deviations of the energy
 HEADER = ["id", "label", "suggested", "score", "why", "sha256"]
 SHOWN, ROWS = 48, 50  # images on the sheet, rows of a table on the page
 
@@ -37,8 +36,7 @@ def doubts(found: Examined, decided: Collection[str]) -> list[Doubt]:
         reasons = {
             "other class": scores.suspicious[row],
             f"near-duplicate with another label: {found.twins.get(ids[row])}": ids[row] in found.twins,
-            "nothing like any class": scores.unlike[row],
-            "outlier": found.energy[row] > OUTLYING,
+            "outlier, nothing like any class": scores.unlike[row],
         }
         if any(reasons.values()) and ids[row] not in decided:
             label, other = classes[scores.labels[row]], classes[scores.counted[row]] * int(scores.suspicious[row])

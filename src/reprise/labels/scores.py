@@ -5,6 +5,8 @@ among those whose threshold it reaches. Images by given and by counted class are
 to the number of images of each given class, estimate how the labels are mixed up.
 """
 
+from collections import Counter
+
 import numpy as np
 
 from reprise.runtime.intervals import wilson
@@ -24,9 +26,8 @@ class Scores:
         """Take labels, int64 (N,), and probabilities (N, K)."""
         self.labels, classes = labels, probabilities.shape[1]
         self.score = probabilities[np.arange(len(labels)), labels]
-        self.images = np.bincount(labels, minlength=classes)
-        sums = np.bincount(labels, self.score, classes)
-        thresholds = np.where(self.images > 0, sums / np.maximum(self.images, 1), np.inf)
+        images, sums = np.bincount(labels, minlength=classes), np.bincount(labels, self.score, classes)
+        thresholds = np.where(images > 0, sums / np.maximum(images, 1), np.inf)
         reached = np.where(probabilities >= thresholds, probabilities, -1)
         self.counted = np.where(reached.max(axis=1) < 0, -1, reached.argmax(axis=1))
         self.suspicious: np.ndarray = (self.counted >= 0) & (self.counted != labels)
@@ -38,12 +39,9 @@ class Scores:
         images: how many with that label are estimated to be of the other class; share: of all with that label, with its
         95 % interval (Wilson's).
         """
-        joint = np.zeros((len(self.images), len(self.images)), np.int64)
-        np.add.at(joint, (self.labels[self.counted >= 0], self.counted[self.counted >= 0]), 1)
-        rows = []
-        for label, real in np.argwhere(joint > 0).tolist():
-            found, total = int(joint[label, real]), int(joint[label].sum())
-            if label != real:
-                share = found / total
-                rows.append((label, real, share * int(self.images[label]), share, *wilson(found, total)))
+        images, sure = Counter(self.labels.tolist()), self.counted >= 0
+        joint = Counter(zip(self.labels[sure].tolist(), self.counted[sure].tolist(), strict=True))
+        totals = Counter(self.labels[sure].tolist())
+        parts = ((*pair, number / totals[pair[0]], wilson(number, totals[pair[0]])) for pair, number in joint.items())
+        rows = [(a, b, part * images[a], part, *interval) for a, b, part, interval in parts if a != b]
         return sorted(rows, key=lambda row: -row[2])

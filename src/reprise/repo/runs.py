@@ -63,7 +63,7 @@ def prepared_data(project: Project, data: DataParams) -> Path:
         return root / "data/processed"
     (root / "runs/data").mkdir(parents=True, exist_ok=True)
     with Lock(root / "runs/data"):  # a second process finds what the first has prepared
-        folder = root / "runs/data" / _key(data, root)
+        folder = root / "runs/data" / _key(data, root / data.path, root / CORRECTIONS)
         if (folder / "processed").exists():
             return folder / "processed"
         own = [os.path.relpath(root / data.path, root)] if data.is_own else []
@@ -76,9 +76,8 @@ def prepared_data(project: Project, data: DataParams) -> Path:
     return folder / "processed"
 
 
-def _key(data: DataParams, root: Path) -> str:
+def _key(data: DataParams, own: Path, corrections: Path) -> str:
     """Return a folder's name for these params, this code, the corrections and, of own images, the files as they are."""
-    own, corrections = root / data.path, root / CORRECTIONS
     parts = [data.model_dump_json(), listing_md5(md5_listing(corrections))]
     parts += [path.read_text() for path in sorted(Path(reprise.data.__path__[0]).rglob("*.py"))]
     if data.is_own:

@@ -182,7 +182,7 @@ def test_the_page_names_everything_and_its_pictures_exist(tmp_path):
     with Image.open(tmp_path / "report/leaks.png") as picture:
         pixels = np.asarray(picture)
     twin = (tmp_path / "report/report.html").read_text(encoding="utf-8")
-    assert set(re.findall(r'src="(.*?)"', twin)) == names - {"report.md", "report.html"}
+    assert set(re.findall(r'src="(.*?)"', twin)) == names - {"report.md", "report.html", "two_labels.csv"}
     assert '<td>cat</td>\n<td style="text-align:right">8</td>' in twin
     assert "<b>" not in html("<b>" + escaped("<b>"))
     assert pixels.shape == (132, 12 * 68, 3)

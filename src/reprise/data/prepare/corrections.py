@@ -55,8 +55,7 @@ def read_corrections(path: Path) -> dict[str, Correction]:
     header, *rows = read_csv(path) or [[]]
     if header != HEADER:
         raise UserError(f"{path}: its first line has to be {','.join(HEADER)}; write it, or take the file from Git")
-    found: dict[str, Correction] = {}
-    of_content: dict[str, Correction] = {}
+    found, of_content = dict[str, Correction](), dict[str, Correction]()
     for line, row in enumerate(rows, 2):
         if len(row) != len(HEADER) or not (row[0] and row[2] and re.fullmatch("[0-9a-f]{64}", row[1])):
             needs = f"an id, the SHA-256 of the image's file (`sha256sum`), a class or `{DROP}`, by whom, and why"
@@ -67,8 +66,7 @@ def read_corrections(path: Path) -> dict[str, Correction]:
             both = f"{shown(one.id)} is {one.label}, above {shown(earlier.id)}, the same image, is {earlier.label}"
             raise UserError(f"{path}, line {line}: {both}; keep one of the lines")
         found[one.id] = one
-        if one.label != DROP:
-            of_content[one.sha256] = one
+        of_content |= {one.sha256: one} if one.label != DROP else {}
     return found
 
 

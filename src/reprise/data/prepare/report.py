@@ -39,8 +39,7 @@ def write_report(findings: Findings, folder: Path) -> None:
         if pairs := list(findings.two_labels(kind).items()):
             lines += ["", f"## {kind.capitalize()} images under two labels", "", *_pairs(findings, pairs)]
     two = {row: twin for kind in ("similar", "equal") for row, twin in findings.two_labels(kind).items()}
-    rows = [(findings.ids[row], findings.ids[twin]) for row, twin in sorted(two.items())]
-    write_csv(folder / "two_labels.csv", ["id", "twin"], rows)
+    write_csv(folder / "two_labels.csv", ["id", "twin"], [[findings.ids[row] for row in pair] for pair in two.items()])
     if findings.complaints:
         lines += ["", "## Read, but with a damaged part", ""]
         lines += _bullets([f"{text(findings.ids[row])}: {text(said)}" for row, said in findings.complaints.items()])
