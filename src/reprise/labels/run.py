@@ -48,8 +48,8 @@ def examine(project: Project, found: Workspace, folds: int) -> Examined:
         say(f"labels: fold {fold + 1} of {folds}, see {project.short(log)}", sys.stderr)
         dvc = found.run({"data": {"folds": folds, "fold": fold}}, log, "train")  # ends when this process does
         if dvc.wait():
-            said = [line for line in log.read_text("utf-8", "replace").splitlines() if line.startswith("error: ")]
-            raise UserError(f"fold {fold} of {folds} failed: {''.join(said[-1:]) or project.short(log)}")
+            said = [line[7:] for line in log.read_text("utf-8", "replace").splitlines() if line.startswith("error: ")]
+            raise UserError(f"fold {fold + 1} of {folds} failed: {''.join(said[-1:]) or project.short(log)}")
         found.save(f"labels-{fold}-of-{folds}", f"reprise labels: fold {fold} of {folds}", STAGES)
         provenance = load_card(root / MODEL).provenance
         if "torch" not in sys.modules:

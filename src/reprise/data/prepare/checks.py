@@ -114,7 +114,7 @@ class Findings:
             lines.append(f"{images(len(two))} under two labels, the first: {one}; correct the labels")
         if gone := self.corrected.gone:
             named = first([shown(name) for name in gone], NAMED)
-            lines.append(f"{CORRECTIONS}: the data have no longer {named}; remove these {len(gone):,} lines")
+            lines.append(f"{CORRECTIONS}: {len(gone):,} of these images are gone: {named}; remove their lines")
         if self.missed:
             lines.append(f"{first(self.missed, NAMED, '; ')}; smaller groups or another data.seed may come nearer")
         if missing := [f"{shown(name)} in {split}" for name, split in self.missing()]:
