@@ -12,13 +12,13 @@ from reprise.labels.report import read_doubts
 from reprise.runtime.tables import read_csv
 from tests.conftest import TINY, fresh_clone
 
-EACH, LEVELS = 40, {"dark": 60, "light": 190}
+LEVELS = {"dark": 60, "light": 190}
 
 
 def project(path, *splits):
     """Return a clone with images of two classes, two of each in the other's folder: {their ids: the right class}."""
     clone, random, wrong = fresh_clone(path), np.random.default_rng(0), {}
-    for split, (name, level), number in itertools.product(splits, LEVELS.items(), range(EACH)):
+    for split, (name, level), number in itertools.product(splits, LEVELS.items(), range(40)):
         folder = (LEVELS.keys() - {name}).pop() if number < 2 else name
         file = path / "data/own" / split / folder / f"{name}-{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -48,8 +48,7 @@ def test_wrong_labels_are_found_once_and_corrected_when_somebody_accepts_them(tm
     assert clone.clean()
     assert {"labels-0-of-2", "labels-1-of-2"} == set(clone.run("dvc", "exp", "list", "--name-only").stdout.split())
 
-    file.unlink()
-    assert labels(clone, "--folds", "2")
+    assert "80 images: 4 seem" in labels(clone, "--folds", "2")
     assert file.read_bytes() == first
     assert "epoch" not in "".join(log.read_text() for log in clone.path.glob("runs/labels-*.log"))  # not trained again
 
@@ -80,6 +79,5 @@ def test_a_fold_that_cannot_be_trained_is_one_line_and_leaves_no_report(tmp_path
     file = clone.path / "data/own/rare/1.png"
     file.parent.mkdir()
     Image.fromarray(np.full((16, 16), 120, np.uint8)).save(file)
-    few = "too few images to give each of 3 splits one: class rare (1)"
-    assert f"fold 1 of 2 failed: {few}" in labels(clone, "--folds", "2")
+    assert "fold 1 of 2 failed: too few images to give each of 3 splits one" in labels(clone, "--folds", "2")
     assert not (clone.path / "runs/labels").exists()

@@ -57,8 +57,7 @@ def test_only_what_is_named_changes_and_no_image_moves_to_another_split(tmp_path
     raw = archive(tmp_path)
     before, _ = prepared(tmp_path / "before", raw)
     lines = f"cat/3.pgm,{digest(3)},'=cow,,", f"dog/21.pgm,{digest(21)},drop,,two", f"dog/22.pgm,{digest(22)},dog,,"
-    path = corrections(tmp_path, *lines)
-    after, findings = prepared(tmp_path / "after", raw, path)
+    after, findings = prepared(tmp_path / "after", raw, corrections(tmp_path, *lines))
     dropped = {"id": "dog/21.pgm", "split": before.pop("dog/21.pgm")[0], "reason": "corrections.csv: two"}
     assert after == before | {"cat/3.pgm": (before["cat/3.pgm"][0], 2)}
     assert json.loads((tmp_path / "after/dropped.json").read_text()) == [dropped]
