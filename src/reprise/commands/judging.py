@@ -180,6 +180,5 @@ def labels(options: Namespace) -> None:
         return say(f"labels: {len(taken):,} of {len(rows):,} suggestions -> {CORRECTIONS}; `dvc repro` uses them")
     project.refuse_edits("the folds are experiments of the last commit")
     with workspace(project, project.git("rev-parse", "HEAD").strip()) as tree, publishing(folder) as (partial,):
-        found = examine(project, tree, options.folds)
-        summary = write_report(found, doubts(found, decided), partial)
+        summary = write_report(found := examine(project, tree, options.folds), doubts(found, decided), partial)
     say(f"labels: {summary} -> {project.short(folder / 'labels.md')}")

@@ -61,8 +61,9 @@ def write_report(found: Examined, rows: list[Doubt], folder: Path) -> str:
         tiles.append((pixels, row.label, row.suggested or row.why))
     (folder / "labels.svg").write_bytes(contact_sheet(tiles))
     other, unseen = sum(bool(row.suggested) for row in rows), len(found.archive.members) - images
-    summary = f"{images:,} images: {other:,} seem to be of another class, {len(rows) - other:,} are odd otherwise"
-    summary += f"; {unseen:,} more were left out, or every fold has trained on them" * bool(unseen)
+    summary = f"{images:,} images, {found.scores.agreed:.1%} as the models say: {other:,} seem to be of another class, "
+    more = f"; {unseen:,} more were left out, or every fold has trained on them" * bool(unseen)
+    summary += f"{len(rows) - other:,} are odd otherwise{more}"
     page = [
         f"# Labels\n\n{summary}",
         "![the worst first: label, and what is suggested](labels.svg)",

@@ -65,6 +65,5 @@ def examine(project: Project, found: Workspace, folds: int) -> Examined:
             answers = dict(zip(split.ids, said_of, strict=True)) | answers  # the first one counts
     members = [member for member in archive.members if image_id(member) in answers]
     given, probabilities = zip(*(answers[image_id(member)] for member in members), strict=True)
-    twins = dict(read_csv(root / "data/report/two_labels.csv"))
-    scores, metadata = Scores(np.array(given), np.stack(probabilities)), load_metadata(root / PROCESSED)
-    return Examined(archive, metadata, members, scores, twins)
+    twins, metadata = dict(read_csv(root / "data/report/two_labels.csv")), load_metadata(root / PROCESSED)
+    return Examined(archive, metadata, members, Scores(np.array(given), np.stack(probabilities)), twins)

@@ -19,7 +19,8 @@ class Scores:
 
     score: the probability of the given label (N,), the lower the worse; counted: the class that an image counts as,
     int64 (N,), or -1; suspicious: it counts as another class than its label says, bool (N,); unlike: it reaches not
-    even half of any class's threshold, bool (N,).
+    even half of any class's threshold, bool (N,). agreed: the share of images
+    whose likeliest class is the label; the lower, the more suggestions are the models' own errors.
     """
 
     def __init__(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
@@ -31,6 +32,7 @@ class Scores:
         reached = np.where(probabilities >= thresholds, probabilities, -1)
         self.counted = np.where(reached.max(axis=1) < 0, -1, reached.argmax(axis=1))
         self.suspicious: np.ndarray = (self.counted >= 0) & (self.counted != labels)
+        self.agreed = float((probabilities.argmax(axis=1) == labels).mean())
         self.unlike: np.ndarray = np.all(probabilities < UNLIKE * thresholds, axis=1)
 
     def mixed(self) -> list[tuple[int, int, float, float, float, float]]:
