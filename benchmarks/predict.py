@@ -33,7 +33,7 @@ start = time.perf_counter()
 print(time.perf_counter() - start)
 """
 OURS = """
-from reprise.evaluation.predictions import write_csv
+from reprise.runtime.tables import write_csv
 rows = ([each.name, each.label, *(f"{p:.6g}" for p in each.probabilities.tolist())] for each in model.stream(images))
 write_csv(Path(out), ["id", "predicted", *model.card.classes], rows)
 """

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from reprise.data.prepare.corrections import CORRECTIONS
 from reprise.data.prepare.prepare import preprocess
 from reprise.data.prepare.report import write_report
 from reprise.params.dependencies import Dependencies
@@ -18,7 +19,7 @@ def main() -> None:
     with publishing(*map(Path, names), check=dependencies.check) as (processed, report, metrics, record):
         params = dependencies.begin()
         dependencies.check_earlier("download")
-        metadata, findings = preprocess(Path("data/raw"), processed, params.data.prepare, cpus())
+        metadata, findings = preprocess(Path("data/raw"), processed, params.data.prepare, cpus(), Path(CORRECTIONS))
         write_report(findings, report)
         metrics.write_text(json.dumps(findings.metrics(), indent=2) + "\n", encoding="utf-8")
         dependencies.record().save(record)

@@ -155,6 +155,7 @@ def fresh_clone(path: Path) -> Workspace:
             shutil.copy2(ROOT / name, path / name)
     (path / "metrics").mkdir(exist_ok=True)
     (path / "data/own").mkdir(parents=True, exist_ok=True)
+    (path / "data/corrections.csv").write_text("id,sha256,label,by,why\n")
     (path / "data/own/.gitkeep").touch()  # which a project with own images has no longer
     shutil.copy(PARAMS, path / "params.yaml")
     return new_repository(path)

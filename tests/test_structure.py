@@ -24,6 +24,7 @@ ORDER = [
         "repo",
         "comparison",
         "search",
+        "labels",
         "diagnostics",
         "commands",
         "cli",

@@ -14,7 +14,9 @@ from tests.conftest import Workspace, new_repository
 
 CODE, NEW, PAGE = "src/reprise/training/optim.py", "src/reprise/new.py", "docs/page.md"
 DEFAULTS, SCHEMA, STAGE = "src/reprise/params/defaults.yaml", "src/reprise/params/schema.py", "stages/evaluate.py"
-THEIRS = ["dvc.lock", "metrics/test.json", "models/README.md", "README.md", "project/parts.py", "data/own/cat/1.jpg"]
+CORRECTIONS = "data/corrections.csv"
+THEIRS = ["dvc.lock", "metrics/test.json", "models/README.md", "README.md", "project/parts.py", CORRECTIONS]
+THEIRS += ["data/own/cat/1.jpg"]
 
 
 def write(workspace, path, text):
@@ -137,7 +139,10 @@ def test_an_update_brings_what_is_new_and_leaves_what_is_theirs(upstream, tmp_pa
     # the next one, where neither of the two versions is known yet
     project.run("git", "clone", "--quiet", git(project, "rev-parse", "--show-toplevel"), str(tmp_path / "second"))
     second = Workspace(new_repository(tmp_path / "second").path / folder)
+    git(second, "rm", "--quiet", CORRECTIONS)  # as a project of a version that had none
+    second.commit()
     assert "2.9.0 to 2.10.0" in reprise(second, "update", *source)[0]
+    assert read(second, CORRECTIONS) == "id,sha256,label,by,why\n"
     assert read(second, NEW) == '"""Newer."""\n'
     assert json.loads(read(second, "reprise.json"))["commit"] == git(upstream, "rev-parse", "v2.10.0")
     assert "here already" in refused(second, "update", *source)

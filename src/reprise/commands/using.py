@@ -45,10 +45,10 @@ def predict(options: Namespace) -> int:
     """
     from tqdm import tqdm
 
-    from reprise.evaluation.predictions import row_writer
     from reprise.inference.predict import load_model, model_files
     from reprise.runtime.atomic import publishing
     from reprise.runtime.environment import cpus
+    from reprise.runtime.tables import row_writer
 
     out, images, bad = options.out, 0, 0
     if out and os.path.lexists(out) and not (out.is_file() and out.stat().st_mode & 0o200):  # DVC protects its cache

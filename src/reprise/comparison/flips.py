@@ -41,23 +41,26 @@ def flips(answers: Answers, ids: list[str], fixed: bool) -> list[Flip]:
 
 
 def sheet(revision: Revision, shown: list[Flip], fixed: bool) -> bytes | None:
-    """Return an SVG of these images, numbered, with both predictions; None if the images are not available.
+    """Return an SVG of these images, numbered, with both predictions; None if the images are not available."""
+    ids, packed = (revision.out(f"{PROCESSED}/test_{part}") for part in ("ids.json", "images.npy"))
+    row_of = {name: row for row, name in enumerate(json.loads(ids.read_bytes()))} if ids else {}
+    if packed is None or not shown or any(flip.id not in row_of for flip in shown):
+        return None
+    images = np.load(packed, mmap_mode="r", allow_pickle=False)
+    tiles = [(images[row_of[flip.id]], flip.base if fixed else flip.label, flip.head) for flip in shown]
+    return contact_sheet(tiles, GONE if fixed else NEW)
+
+
+def contact_sheet(tiles: list[tuple[np.ndarray, str, str]], color: str = NEW) -> bytes:
+    """Return an SVG of images, numbered, each uint8 (H, W, C) with its first line and its second, which has the color.
 
     Captions are in the fonts of the reader, which have all scripts. Images smaller than a tile are enlarged by a whole
     number.
     """
-    ids, packed = (revision.out(f"{PROCESSED}/test_{part}") for part in ("ids.json", "images.npy"))
-    if ids is None or packed is None or not shown:
-        return None
-    row_of = {name: row for row, name in enumerate(json.loads(ids.read_bytes()))}
-    images = np.load(packed, mmap_mode="r", allow_pickle=False)
-    columns, parts = min(COLUMNS, len(shown)), []
-    for index, flip in enumerate(shown):
-        if flip.id not in row_of:
-            return None
+    columns, parts = min(COLUMNS, len(tiles)), []
+    for index, (pixels, first, second) in enumerate(tiles):
         x, y = 8 + index % columns * (TILE + 8), 8 + index // columns * (TILE + CAPTION + 8)
-        pixels = np.asarray(images[row_of[flip.id]])
-        tile = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        tile = Image.fromarray(np.asarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
         tile.thumbnail((TILE, TILE), Image.Resampling.BOX)  # never larger
         size, content = tile.width * (TILE // tile.width), BytesIO()
         tile.save(content, "PNG", optimize=True)
@@ -66,8 +69,8 @@ def sheet(revision: Revision, shown: list[Flip], fixed: bool) -> bytes | None:
         parts += [
             f"<image {place} style='image-rendering:pixelated' href='{link}'/><rect {place} {BLANK}/>",
             f"<svg x='{x}' y='{y + TILE}' width='{TILE}' height='{CAPTION}'>",  # cuts a long caption off
-            label(0, 13, f"{index + 1}: {flip.base if fixed else flip.label}"),
-            label(0, 26, f"\u2192 {flip.head}", extra=f"fill='{GONE if fixed else NEW}'") + "</svg>",
+            label(0, 13, f"{index + 1}: {first}"),
+            label(0, 26, f"\u2192 {second}", extra=f"fill='{color}'") + "</svg>",
         ]
-    rows = -(-len(shown) // columns)
+    rows = -(-len(tiles) // columns)
     return document(columns * (TILE + 8) + 8, rows * (TILE + CAPTION + 8) + 8, parts).encode()

@@ -20,7 +20,7 @@ from reprise.data.formats.packed import PackedSplit, Split, load_metadata, load_
 from reprise.evaluation.calibration import Calibration, calibration
 from reprise.evaluation.confidence import NOTHING, Confidence
 from reprise.evaluation.groups import Groups, find_groups
-from reprise.evaluation.predictions import write_csv, write_predictions
+from reprise.evaluation.predictions import write_predictions
 from reprise.evaluation.reliability import Interval, kept_promises, reliability, risk_coverage
 from reprise.evaluation.temperature import outputs
 from reprise.loader.batches import EvalBatches, mask_outputs, whole
@@ -31,6 +31,7 @@ from reprise.params.schema import BudgetParams
 from reprise.runtime.device import device
 from reprise.runtime.errors import UserError, listed, nearest
 from reprise.runtime.parts import create_part, is_part
+from reprise.runtime.tables import write_csv
 
 # torchmetrics' metrics that need images of the class, and those that need images of other classes too
 OF_IMAGES = ("accuracy", "average_precision", "hamming_distance", "recall")

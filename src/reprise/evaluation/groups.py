@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from reprise.evaluation.predictions import plain, write_csv
 from reprise.runtime.errors import brief, first
 from reprise.runtime.intervals import holm, wilson
+from reprise.runtime.tables import plain, write_csv
 
 SMALLEST = 20  # images of a group that is judged
 LEVEL = 0.05  # of significance, after Holm's correction for all groups and pairs that are judged

@@ -83,6 +83,7 @@ def _data(card: ModelCard, metadata: Metadata) -> dict[str, str]:
         "classes": f"{len(metadata.classes):,}",
         **{f"{split} images": f"{count:,}" for split, count in metadata.counts.items()},
         "left out": f"{metadata.dropped:,}",
+        **({"labels corrected": f"{metadata.relabeled:,}"} if metadata.relabeled else {}),
         "input": f"{size}, {'gray' if card.preprocessing.channels == 1 else 'RGB'}, {card.preprocessing.resize}",
         "archive, SHA-256": metadata.source_sha256,
         "splits, SHA-256": metadata.splits_sha256,
@@ -191,7 +192,8 @@ def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
         and f"Weakest class: {text(name)}, {found:,} of {images:,} found, recall {_share(found, images)}.",
         few and f"Classes with fewer than {FEW} test images: {few:,}; see the width of their intervals.",
         absent and f"Classes without a test image: {absent:,}; nothing is known of them.",
-        metadata.dropped and f"Left out, unreadable or in a later split too: {metadata.dropped:,} images.",
+        metadata.dropped
+        and f"Left out, unreadable, in a later split too or by corrections: {metadata.dropped:,} images.",
     ]
     return "\n".join(f"- {limit}" for limit in limits if limit)
 

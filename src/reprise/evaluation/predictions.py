@@ -3,18 +3,17 @@
 import csv
 import io
 import json
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
+from reprise.runtime.tables import plain, write_csv
+
 Judged = Sequence[dict[str, Any]]
 COLUMNS = ["id", "label", "predicted"]  # then p(CLASS) of each class, and what `Confidence.judge` adds
-FORMULA = re.compile(r"'*[=+\-@\t\r]")  # a spreadsheet computes a cell that begins so, and takes one after ' as text
 
 
 @dataclass(frozen=True)
@@ -54,26 +53,3 @@ def read_predictions(content: str) -> Predictions:
         len(rows), len(classes)
     )
     return Predictions(classes, ids, np.array(labels, dtype=object), np.array(predicted, dtype=object), probabilities)
-
-
-def write_csv(path: Path, header: list[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table, as `row_writer` does."""
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        write = row_writer(file)
-        for row in chain([header], rows):
-            write(row)
-
-
-def row_writer(file: TextIO) -> Callable[[Sequence[Any]], object]:
-    """Return what writes a row, whatever the names in it hold: one that a spreadsheet would compute gets a '."""
-    writer = csv.writer(file, lineterminator="\n")
-    return lambda row: writer.writerow([_cell(value) for value in row])
-
-
-def _cell(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
-
-
-def plain(cell: str) -> str:
-    """Return the name that `write_csv` was given."""
-    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell

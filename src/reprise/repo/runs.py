@@ -17,12 +17,14 @@ from typing import Any, TextIO
 
 import reprise.data
 from reprise.data.download.sources import download
+from reprise.data.prepare.corrections import CORRECTIONS
 from reprise.data.prepare.prepare import preprocess
 from reprise.params.dependencies import Dependencies, load_record, other_params, record_path
 from reprise.params.load import as_yaml, flat, load_params
 from reprise.params.schema import DataParams, ModelParams, Params, TrainParams
 from reprise.repo.project import Project
 from reprise.runtime.atomic import Lock, publishing, remove
+from reprise.runtime.checksums import listing_md5, md5_listing
 from reprise.runtime.environment import after_torch, before_torch, cpus
 from reprise.runtime.errors import UserError, visible
 from reprise.runtime.signals import Stopped
@@ -61,22 +63,22 @@ def prepared_data(project: Project, data: DataParams) -> Path:
         return root / "data/processed"
     (root / "runs/data").mkdir(parents=True, exist_ok=True)
     with Lock(root / "runs/data"):  # a second process finds what the first has prepared
-        folder = root / "runs/data" / _key(data, root / data.path)
+        folder = root / "runs/data" / _key(data, root / data.path, root / CORRECTIONS)
         if (folder / "processed").exists():
             return folder / "processed"
         own = [os.path.relpath(root / data.path, root)] if data.is_own else []
-        dependencies = Dependencies("src/reprise/repo/runs.py", own, root=root)
+        dependencies = Dependencies("src/reprise/repo/runs.py", [*own, CORRECTIONS], root=root)
         dependencies.begin(load_params(root / "params.yaml"))
         with publishing(folder, check=dependencies.check) as (partial,):
             partial.mkdir()
             download(data, partial / "raw", root / "data/.downloads", root)
-            preprocess(partial / "raw", partial / "processed", data, cpus())
+            preprocess(partial / "raw", partial / "processed", data, cpus(), root / CORRECTIONS)
     return folder / "processed"
 
 
-def _key(data: DataParams, own: Path) -> str:
-    """Return a folder's name for these params, this code and, of the user's own images, the files as they are now."""
-    parts = [data.model_dump_json()]
+def _key(data: DataParams, own: Path, corrections: Path) -> str:
+    """Return a folder's name for these params, this code, the corrections and, of own images, the files as they are."""
+    parts = [data.model_dump_json(), listing_md5(md5_listing(corrections))]
     parts += [path.read_text() for path in sorted(Path(reprise.data.__path__[0]).rglob("*.py"))]
     if data.is_own:
         files = sorted(path for path in (own, *own.rglob("*")) if path.is_file())

@@ -13,6 +13,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from reprise.data.prepare.corrections import CORRECTIONS, HEADER
 from reprise.params.load import load_params
 from reprise.params.presets import edited
 from reprise.repo.processes import at_rest
@@ -69,6 +70,8 @@ def update(project: Project, source: str | None = None, to: str = "") -> Iterato
     message, change = f"Update Reprise {old['version']} to {new['version']}", ""
     for record, params in (old, ours), (new, theirs if said else ours):
         files = dict.fromkeys(OWN) | _reprise(project, record["tree"], record) | {PARAMS: params}
+        lacks = record is new and not project.read(CORRECTIONS, "HEAD")  # which the stages need
+        files |= {CORRECTIONS: ",".join(HEADER) + "\n"} if lacks else {}
         change = _commit(project, message, files, change, record["tree"])
     with at_rest(project):
         try:

@@ -78,6 +78,7 @@ def test_clean_data_have_nothing_to_report(tmp_path, capsys):
         "width": {"min": 32, "median": 32, "max": 32},
         "height": {"min": 32, "median": 32, "max": 32},
         "dropped": {"corrupt": 0, "leaks": 0},
+        "corrections": {"relabeled": 0, "dropped": 0, "gone": 0},
         "two_labels": {"equal": 0, "similar": 0},
         "equal": NO_TWINS,
         "similar": NO_TWINS,
@@ -177,11 +178,11 @@ def test_the_page_names_everything_and_its_pictures_exist(tmp_path):
     assert "at most 18 of 128 bits" in text
     assert "fewer than the usual" not in text
     names = {path.name for path in (tmp_path / "report").iterdir()}
-    assert names == {"class_0.png", "class_1.png", "leaks.png", "report.md", "report.html"}
+    assert names == {"class_0.png", "class_1.png", "leaks.png", "report.md", "report.html", "two_labels.csv"}
     with Image.open(tmp_path / "report/leaks.png") as picture:
         pixels = np.asarray(picture)
     twin = (tmp_path / "report/report.html").read_text(encoding="utf-8")
-    assert set(re.findall(r'src="(.*?)"', twin)) == names - {"report.md", "report.html"}
+    assert set(re.findall(r'src="(.*?)"', twin)) == names - {"report.md", "report.html", "two_labels.csv"}
     assert '<td>cat</td>\n<td style="text-align:right">8</td>' in twin
     assert "<b>" not in html("<b>" + escaped("<b>"))
     assert pixels.shape == (132, 12 * 68, 3)

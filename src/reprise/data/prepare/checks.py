@@ -4,17 +4,20 @@ A leak is an image of train or val that is in a later split (in the order train,
 pixels once prepared, or similar by its perceptual hash. The later split then measures memorization, too.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from reprise.data.formats.packed import SPLITS
-from reprise.data.formats.raw import RawArchive, shown
+from reprise.data.formats.packed import SPLITS, Split
+from reprise.data.formats.raw import RawArchive, image_id, shown
+from reprise.data.prepare.corrections import CORRECTIONS, Corrected
 from reprise.data.prepare.duplicates import Twins, bits_of_similar, equal_images, similar_images
+from reprise.params.schema import PrepareParams
 from reprise.runtime.errors import UserError, first
 
-NAMED = 3  # leaks in an error
+NAMED, LISTED = 3, 50  # leaks and bad images in an error; the rest are counted
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Findings:
     splits: 0, 1, 2 as in SPLITS, or -1 for an image that cannot be read. twins: by kind, before any leak was dropped.
     similar_bits: in how many of 128 similar images may differ, see `bits_of_similar`. peaks: see `Decoded`; depth: the
     bits in use of images of 16. dropped: {row: reason}. complaints: {row: what the libraries said} of images left.
-    missed: see `missed_shares`.
+    missed: see `missed_shares`. corrected: what data/corrections.csv does.
     """
 
     archive: RawArchive
@@ -36,6 +39,7 @@ class Findings:
     twins: dict[str, Twins]
     peaks: np.ndarray
     depth: int
+    corrected: Corrected
     dropped: dict[int, str] = field(default_factory=dict)
     complaints: dict[int, str] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
@@ -77,7 +81,7 @@ class Findings:
         of all images that can be read. test_in_train: images of test with a twin in train; test: those with a twin in
         test itself.
         """
-        counts, leaks = self.counts(), sum(self.splits[row] >= 0 for row in self.dropped)
+        counts, leaks = self.counts(), sum(int(self.splits[row] >= 0) for row in self.dropped)
         train = counts[:, 0]
         return {
             "images": dict(zip(SPLITS, counts.sum(axis=0).tolist(), strict=True)),
@@ -86,7 +90,8 @@ class Findings:
             "missing": len(self.missing()),
             "width": _extremes(self.sizes[self.splits >= 0, 0]),
             "height": _extremes(self.sizes[self.splits >= 0, 1]),
-            "dropped": {"corrupt": len(self.dropped) - int(leaks), "leaks": int(leaks)},
+            "dropped": {"corrupt": len(self.dropped) - leaks - len(self.corrected.dropped), "leaks": leaks},
+            "corrections": {name: len(vars(self.corrected)[name]) for name in ("relabeled", "dropped", "gone")},
             "two_labels": {kind: len(self.two_labels(kind)) for kind in self.twins},
             **{kind: self.shared(kind) for kind in self.twins},
         }
@@ -107,6 +112,9 @@ class Findings:
         if two := list(self.two_labels("equal").items()):
             one = f"{shown(self.ids[two[0][0]])}, {self.relation(*two[0])}"
             lines.append(f"{images(len(two))} under two labels, the first: {one}; correct the labels")
+        if gone := self.corrected.gone:
+            named = first([shown(name) for name in gone], NAMED)
+            lines.append(f"{CORRECTIONS}: {len(gone):,} of these images are gone: {named}; remove their lines")
         if self.missed:
             lines.append(f"{first(self.missed, NAMED, '; ')}; smaller groups or another data.seed may come nearer")
         if missing := [f"{shown(name)} in {split}" for name, split in self.missing()]:
@@ -150,14 +158,30 @@ class Findings:
 
 
 def check(
-    archive: RawArchive, ids: list[str], splits: np.ndarray, labels: np.ndarray, seen: np.ndarray, depth: int = 16
+    splits: list[Split], corrected: Corrected, seen: np.ndarray, wrong: Mapping[int, str], params: PrepareParams
 ) -> Findings:
-    """Find duplicates; seen: SIGNATURE (N,); for the others see `Findings`."""
-    similar_bits = bits_of_similar(seen["hash"][splits >= 0], labels[splits >= 0])
-    equal = equal_images(seen["digest"], splits)
-    twins = {"equal": equal, "similar": similar_images(seen["hash"], splits, equal, similar_bits)}
+    """Find duplicates and what cannot be read; seen, wrong: of `pack`. Raises UserError for the latter as params say.
+
+    What is unreadable or dropped by corrections is left out of everything.
+    """
+    archive = corrected.archive
+    ids, label_of = list(map(image_id, archive.members)), {name: i for i, name in enumerate(archive.source.classes)}
+    labels = np.array([label_of[name] for name in corrected.class_names])
+    bad = {row: why for row, why in wrong.items() if not seen["width"][row] and row not in corrected.dropped}
+    if bad and params.on_corrupt == "error":
+        way_out = "cannot be read; replace or remove them, or set data.on_corrupt: drop"
+        listed = first([f"{shown(ids[row])}: {why}" for row, why in bad.items()], LISTED, "\n  ")
+        raise UserError(f"{images(len(bad))} {way_out}:\n  {listed}")
+    dropped = bad | corrected.dropped
+    placed = np.array([SPLITS.index(split) for split in splits])
+    placed[list(dropped)] = -1
+    similar_bits = bits_of_similar(seen["hash"][placed >= 0], labels[placed >= 0])
+    equal = equal_images(seen["digest"], placed)
+    twins = {"equal": equal, "similar": similar_images(seen["hash"], placed, equal, similar_bits)}
     sizes = np.stack([seen["width"], seen["height"]], axis=1)
-    return Findings(archive, ids, splits, labels, sizes, similar_bits, twins, seen["peak"], depth)
+    said = {row: why for row, why in wrong.items() if row not in dropped}
+    found = archive, ids, placed, labels, sizes, similar_bits, twins, seen["peak"], params.bits, corrected
+    return Findings(*found, dropped=dropped, complaints=said)
 
 
 def _extremes(values: np.ndarray) -> dict[str, int]:

@@ -6,7 +6,6 @@ Several processes share the work and write disjoint rows, so the result does not
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
@@ -14,25 +13,28 @@ import numpy as np
 
 from reprise.data.formats.packed import SPLITS, Metadata, Split
 from reprise.data.formats.raw import RawArchive, image_id, shown
-from reprise.data.prepare.checks import Findings, check, images
+from reprise.data.prepare.checks import Findings, check
+from reprise.data.prepare.corrections import apply_corrections
 from reprise.data.prepare.packing import all_gray, channel_statistics, pack, take_out
 from reprise.data.prepare.splits import assign_splits, identify, missed_shares
 from reprise.data.prepare.workers import spread
 from reprise.params.schema import PrepareParams
 from reprise.runtime.checksums import file_sha256, naming, write_sealed
-from reprise.runtime.errors import UserError, first, say
+from reprise.runtime.errors import UserError, say
 
-LISTED = 50  # bad images named in an error; the rest are counted
 MANY_IMAGES, MANY_BYTES = 10_000, 32 << 20  # below both, one process is done before others have started
 
 
-def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int = 1) -> tuple[Metadata, Findings]:
+def preprocess(
+    raw: Path, destination: Path, params: PrepareParams, workers: int = 1, corrections: Path | None = None
+) -> tuple[Metadata, Findings]:
     """Decode, convert, resize, split and check the images of a raw folder; write packed arrays into the new folder.
 
     Dropped images are listed in `dropped.json`; warnings go to stderr. workers: the most processes to use; the result
-    does not depend on them. Raises UserError for fewer than two classes, a class with fewer images than splits, a class
-    that only the test split has, for unreadable images (all of them listed) and leaks, as `params` say, for images
-    of 16 bits with small values, for an altered archive, and when memory runs out.
+    does not depend on them. corrections: a file of them, see `apply_corrections`; splits are drawn by the labels of the
+    raw data, so that no correction moves another image. Raises UserError for fewer than two classes, a class with fewer
+    images than splits, a class that only the test split has, for unreadable images (all of them listed) and leaks, as
+    `params` say, for images of 16 bits with small values, for an altered archive, and when memory runs out.
     """
     archive = RawArchive(raw)
     given, class_names = archive.placed()
@@ -41,6 +43,7 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
         raise UserError(f"the data have one class ({shown(classes[0])}); at least 2 are needed, each in its own folder")
     ids = list(map(image_id, archive.members))
     splits = assign_splits(identify(archive, params.group), class_names, given, params)
+    corrected = apply_corrections(corrections, archive)
     rows_of = {split: [row for row, name in enumerate(splits) if name == split] for split in SPLITS}
 
     destination.mkdir()
@@ -48,23 +51,13 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
         depth = params.channels if params.channels != "auto" else 1 if all_gray(archive, map_tasks) else 3
         shape = (params.image_size, params.image_size, depth)
         sums, seen, wrong = pack(archive, rows_of, shape, params, destination, map_tasks)
-    bad = {row: reason for row, reason in wrong.items() if not seen["width"][row]}
-    if bad and params.on_corrupt == "error":
-        raise _unreadable([f"{shown(ids[row])}: {reason}" for row, reason in bad.items()])
-
-    label_of = {name: label for label, name in enumerate(classes)}
-    labels = np.array([label_of[name] for name in class_names])
-    placed = np.array([SPLITS.index(split) for split in splits])
-    placed[list(bad)] = -1
-    findings = check(archive, ids, placed, labels, seen, params.bits)
+    findings = check(splits, corrected, seen, wrong, params)
     findings.missed.extend(missed_shares(splits, class_names, given, params))
-    findings.dropped.update(bad)
-    findings.complaints.update((row, said) for row, said in wrong.items() if row not in bad)
     if params.depth == "auto":
         findings.check_depth()
     findings.treat_leaks(params.on_leak)
     rows_of, sums = take_out(destination, rows_of, shape, findings.dropped, sums)
-    _check_training(rows_of, class_names, classes, findings.dropped)
+    _check_training(rows_of, findings)
     _write_lists(destination, rows_of, findings, splits)
     mean, std = channel_statistics(sums, len(rows_of["train"]) * params.image_size**2)
     placement = [f"{split} {ids[row]}" for row, split in enumerate(splits) if row not in findings.dropped]
@@ -79,6 +72,7 @@ def preprocess(raw: Path, destination: Path, params: PrepareParams, workers: int
         std=std,
         counts={split: len(rows) for split, rows in rows_of.items()},
         dropped=len(findings.dropped),
+        relabeled=len(corrected.relabeled.keys() - findings.dropped.keys()) or None,
         source_sha256=archive.source.sha256,
         splits_sha256=hashlib.sha256(json.dumps([archive.source.sha256, *placement]).encode()).hexdigest(),
         sha256={path.name: file_sha256(path) for path in sorted(destination.iterdir())},
@@ -95,21 +89,14 @@ def _is_many(archive: RawArchive) -> bool:
     return len(sizes) >= MANY_IMAGES or sum(sizes) >= MANY_BYTES
 
 
-def _unreadable(reasons: list[str]) -> UserError:
-    way_out = "cannot be read; replace or remove them, or set data.on_corrupt: drop"
-    listed = first(reasons, LISTED, "\n  ")
-    return UserError(f"{images(len(reasons))} {way_out}:\n  {listed}")
-
-
-def _check_training(
-    rows_of: dict[Split, list[int]], class_names: list[str], classes: list[str], dropped: Mapping[int, str]
-) -> None:
-    """Raise UserError if the dropped images were all training images of a class, or all images of a split."""
+def _check_training(rows_of: dict[Split, list[int]], findings: Findings) -> None:
+    """Raise UserError if the dropped and relabeled images were all those of a class in train, or of a split."""
+    changed, class_names = len(findings.dropped) + len(findings.corrected.relabeled), findings.corrected.class_names
     trained = {class_names[row] for row in rows_of["train"]}
-    lost = [f"class {name} in train" for name in classes if name not in trained]
+    lost = [f"class {name} in train" for name in findings.archive.source.classes if name not in trained]
     lost += [split for split, rows in rows_of.items() if not rows]
-    if dropped and lost:
-        raise UserError(f"with {len(dropped):,} images dropped, none is left of {', '.join(lost)}; add images")
+    if changed and lost:
+        raise UserError(f"with {changed:,} images dropped or relabeled, none is left of {', '.join(lost)}; add images")
 
 
 def _write_lists(destination: Path, rows_of: dict[Split, list[int]], findings: Findings, splits: list[Split]) -> None:

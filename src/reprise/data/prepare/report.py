@@ -15,6 +15,7 @@ from reprise.data.prepare.decode import decode
 from reprise.data.prepare.duplicates import MOST_BITS
 from reprise.runtime.checksums import naming
 from reprise.runtime.markup import html, table, text
+from reprise.runtime.tables import write_csv
 
 SIDE, EXAMPLES = 64, 8  # pixels of a picture, pictures of a class
 CLASSES, PAIRS, ACROSS = 200, 48, 12  # classes with pictures; pairs drawn, in a row of them
@@ -22,7 +23,7 @@ LISTED = 1000  # lines of one list
 
 
 def write_report(findings: Findings, folder: Path) -> None:
-    """Write `report.md`, `report.html` and their pictures into a new folder."""
+    """Write `report.md`, `report.html`, their pictures, and `two_labels.csv` of images and twins, into a new folder."""
     folder.mkdir()
     leaks = list(findings.leaks().items())
     lines = [*_overview(findings), *_classes(findings, folder), *_duplicates(findings)]
@@ -35,8 +36,10 @@ def write_report(findings: Findings, folder: Path) -> None:
         lines += ["", "## Images in two splits", "", "![each image above its twin](leaks.png)", ""]
         lines += _pairs(findings, leaks)
     for kind in ("equal", "similar"):
-        if two := list(findings.two_labels(kind).items()):
-            lines += ["", f"## {kind.capitalize()} images under two labels", "", *_pairs(findings, two)]
+        if pairs := list(findings.two_labels(kind).items()):
+            lines += ["", f"## {kind.capitalize()} images under two labels", "", *_pairs(findings, pairs)]
+    two = {row: twin for kind in ("similar", "equal") for row, twin in findings.two_labels(kind).items()}
+    write_csv(folder / "two_labels.csv", ["id", "twin"], [[findings.ids[row] for row in pair] for pair in two.items()])
     if findings.complaints:
         lines += ["", "## Read, but with a damaged part", ""]
         lines += _bullets([f"{text(findings.ids[row])}: {text(said)}" for row, said in findings.complaints.items()])
@@ -52,7 +55,7 @@ def write_report(findings: Findings, folder: Path) -> None:
 
 def _overview(findings: Findings) -> list[str]:
     metrics = findings.metrics()
-    images, dropped = metrics["images"], metrics["dropped"]
+    images, dropped, hand = metrics["images"], metrics["dropped"], metrics["corrections"]
     side = "{0} {1[min]:,} to {1[max]:,}, median {1[median]:,}".format
     sizes = side("width", metrics["width"]), side("height", metrics["height"])
     return [
@@ -62,6 +65,7 @@ def _overview(findings: Findings) -> list[str]:
         + ", ".join(f"{count:,} {split}" for split, count in images.items()),
         f"- sizes in pixels: {'; '.join(sizes)}",
         f"- left out: {dropped['corrupt']:,} that cannot be read, {dropped['leaks']:,} that a later split has too",
+        f"- by corrections.csv: {hand['relabeled']:,} labels changed, {hand['dropped']:,} images left out",
         *([f"- {findings.range()}"] if findings.peaks.any() else []),
         f"- imbalance: the largest class of train has {metrics['imbalance']:g} times the images of the smallest",
         *(f"- groups: {text(line)}" for line in findings.missed[:LISTED]),

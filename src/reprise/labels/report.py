@@ -1,0 +1,83 @@
+"""runs/labels: the images whose labels are doubtful as a ranked CSV, how labels are mixed up, and a contact sheet."""
+
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+from reprise.comparison.flips import contact_sheet
+from reprise.data.formats.raw import image_id
+from reprise.data.prepare.decode import decode
+from reprise.labels.run import Examined
+from reprise.runtime.errors import UserError
+from reprise.runtime.markup import table, text
+from reprise.runtime.tables import read_csv, write_csv
+
+HEADER = ["id", "label", "suggested", "score", "why", "sha256"]
+SHOWN, ROWS = 48, 50  # images on the sheet, rows of a table on the page
+
+
+class Doubt(NamedTuple):
+    """One image: its label, the class that is suggested or "", the score (see `Scores`), why, the file's SHA-256."""
+
+    id: str
+    label: str
+    suggested: str
+    score: str
+    why: str
+    sha256: str
+
+
+def doubts(found: Examined, decided: Collection[str]) -> list[Doubt]:
+    """Return the images whose labels are doubtful, the worst score first; decided: ids of those to leave out."""
+    scores, classes, ids = found.scores, found.metadata.classes, list(map(image_id, found.members))
+    rows = []
+    for row in sorted(range(len(ids)), key=scores.score.__getitem__):
+        reasons = {
+            "other class": scores.suspicious[row],
+            f"near-duplicate with another label: {found.twins.get(ids[row])}": ids[row] in found.twins,
+            "outlier, nothing like any class": scores.unlike[row],
+        }
+        if any(reasons.values()) and ids[row] not in decided:
+            label, other = classes[scores.labels[row]], classes[scores.counted[row]] * int(scores.suspicious[row])
+            why = "; ".join(reason for reason, applies in reasons.items() if applies)
+            sha256 = hashlib.sha256(found.archive.read(found.members[row])).hexdigest()
+            rows.append(Doubt(ids[row], label, other, f"{scores.score[row]:.6g}", why, sha256))
+    return rows
+
+
+def write_report(found: Examined, rows: list[Doubt], folder: Path) -> str:
+    """Write labels.csv, noise.csv, their page labels.md and its picture into a new folder; return a summary."""
+    folder.mkdir()
+    write_csv(folder / "labels.csv", HEADER, rows)
+    kept, classes, images = found.metadata, found.metadata.classes, len(found.members)
+    names = ["label", "really", "images", "share", "low", "high"]
+    noise = [[classes[a], classes[b], *(f"{each:.4g}" for each in more)] for a, b, *more in found.scores.mixed()]
+    write_csv(folder / "noise.csv", names, noise)
+    member_of, tiles = {image_id(member): member for member in found.members}, []
+    for row in rows[:SHOWN]:
+        encoded = found.archive.read(member_of[row.id])
+        pixels = decode(encoded, kept.image_size, kept.channels, kept.resize, kept.depth or 16).pixels
+        tiles.append((pixels, row.label, row.suggested or row.why))
+    (folder / "labels.svg").write_bytes(contact_sheet(tiles))
+    other, unseen = sum(bool(row.suggested) for row in rows), len(found.archive.members) - images
+    summary = f"{images:,} images, {found.scores.agreed:.1%} as the models say: {other:,} seem to be of another class, "
+    more = f"; {unseen:,} more were left out, or every fold has trained on them" * bool(unseen)
+    summary += f"{len(rows) - other:,} are odd otherwise{more}"
+    page = [
+        f"# Labels\n\n{summary}",
+        "![the worst first: label, and what is suggested](labels.svg)",
+        table(HEADER[:-1], [list(map(text, row[:-1])) for row in rows[:ROWS]]),
+        "Estimated, how many images with a label are really of another class; share with its 95 % interval:",
+        table(names, [list(map(text, row)) for row in noise[:ROWS]]),
+    ]
+    (folder / "labels.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
+    return summary
+
+
+def read_doubts(path: Path) -> list[Doubt]:
+    """Read labels.csv. Raises UserError where it is missing, or is none that this version has written."""
+    header, *rows = read_csv(path) or [[]]
+    if header != HEADER or any(len(row) != len(header) for row in rows):
+        raise UserError(f"{path}: not there, or not written by this version; `reprise labels` writes it")
+    return [Doubt(*row) for row in rows]

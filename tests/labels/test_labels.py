@@ -1,0 +1,83 @@
+"""`reprise labels` finds labels that are wrong, without a model that has seen them, and changes none by itself."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reprise.data.prepare.corrections import read_corrections
+from reprise.labels.report import read_doubts
+from reprise.runtime.tables import read_csv
+from tests.conftest import TINY, fresh_clone
+
+LEVELS = {"dark": 60, "light": 190}
+
+
+def project(path, *splits):
+    """Return a clone with images of two classes, two of each in the other's folder: {their ids: the right class}."""
+    clone, random, wrong = fresh_clone(path), np.random.default_rng(0), {}
+    for split, (name, level), number in itertools.product(splits, LEVELS.items(), range(40)):
+        folder = (LEVELS.keys() - {name}).pop() if number < 2 else name
+        file = path / "data/own" / split / folder / f"{name}-{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(level - 50, level + 50, (16, 16), dtype=np.uint8)).save(file)
+        if folder != name:
+            wrong[file.relative_to(path / "data/own").as_posix()] = name
+    clone.set(*TINY, "data.name=folder", "data.test_fraction=0.2", "train.epochs=10", "train.batch_size=8")
+    clone.commit()
+    return clone, wrong
+
+
+def labels(clone, *arguments):
+    """Return what the command says; if it fails, its error."""
+    done = clone.run("python", "-m", "reprise", "labels", *arguments, check=False)
+    assert "Traceback" not in done.stderr
+    return done.stderr if done.returncode else done.stdout
+
+
+@pytest.mark.slow
+def test_wrong_labels_are_found_once_and_corrected_when_somebody_accepts_them(tmp_path):
+    clone, wrong = project(tmp_path / "clone", ".")
+    assert "80 images, 95.0% as the models say: 4 seem to be of another class" in labels(clone, "--folds", "2")
+    file = clone.path / "runs/labels/labels.csv"
+    first = file.read_bytes()
+    assert {row.id: row.suggested for row in read_doubts(file)[:4]} == wrong
+    assert len(read_csv(clone.path / "runs/labels/noise.csv")) == 3  # a header and both directions
+    assert clone.clean()
+    assert {"labels-0-of-2", "labels-1-of-2"} == set(clone.run("dvc", "exp", "list", "--name-only").stdout.split())
+
+    assert ": 4 seem" in labels(clone, "--folds", "2")
+    assert file.read_bytes() == first
+    assert "epoch" not in "".join(log.read_text() for log in clone.path.glob("runs/labels-*.log"))  # not trained again
+
+    assert "3 of 4 suggestions" in labels(clone, "--accept", "3")
+    assert "uncommitted changes (data/corrections.csv): the folds are" in labels(clone, "--folds", "2")
+    assert "1 of 1 suggestions" in labels(clone, "--accept", "all")
+    corrected = read_corrections(clone.path / "data/corrections.csv")
+    assert {one.id: (one.label, one.by) for one in corrected.values()} == {key: (wrong[key], "Test") for key in wrong}
+    clone.commit()
+    clone.run("dvc", "repro", "preprocess")
+    assert json.loads((clone.path / "metrics/data.json").read_text())["corrections"]["relabeled"] == 4
+
+
+@pytest.mark.slow
+def test_data_with_a_test_split_of_their_own_are_examined_whole(tmp_path):
+    clone, wrong = project(tmp_path / "clone", "train", "test")
+    assert "160 images, " in labels(clone, "--folds", "2")
+    found = {row.id: row.suggested for row in read_doubts(clone.path / "runs/labels/labels.csv") if row.suggested}
+    assert found.items() <= wrong.items()
+    assert {name.split("/")[0] for name in found} == {"train", "test"}
+
+
+@pytest.mark.slow
+def test_a_fold_that_cannot_be_trained_is_one_line_and_leaves_no_report(tmp_path):
+    clone, _ = project(tmp_path / "clone", ".")
+    assert "not there, or not written by this version" in labels(clone, "--accept", "all")
+    assert "fold 1 of 1 failed: params.yaml: data.folds" in labels(clone, "--folds", "1")
+    file = clone.path / "data/own/rare/1.png"
+    file.parent.mkdir()
+    Image.fromarray(np.full((16, 16), 120, np.uint8)).save(file)
+    assert "fold 1 of 2 failed: too few images to give each of 3 splits one" in labels(clone, "--folds", "2")
+    assert not (clone.path / "runs/labels").exists()
