@@ -23,6 +23,7 @@ ORDER = [
         "inference",
         "repo",
         "comparison",
+        "search",
         "diagnostics",
         "commands",
         "cli",

@@ -10,6 +10,7 @@ from inspect import cleandoc
 
 import reprise.commands.care
 import reprise.commands.judging
+import reprise.commands.searching
 import reprise.commands.settings
 import reprise.commands.using  # noqa: F401  they enter themselves
 from reprise.commands.registry import COMMANDS
