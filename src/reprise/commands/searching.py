@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from reprise.commands.registry import argument, command, here
-from reprise.runtime.errors import say
 
 
 @command(
@@ -16,6 +15,8 @@ from reprise.runtime.errors import say
     argument("--seed", type=int, help="of the choices (0)"),
     argument("--pruner", help="none, median or hyperband: ends hopeless trainings (none)"),
     argument("--objectives", nargs="+", metavar="METRIC", help="val_accuracy, val_loss, flops (val_accuracy)"),
+    argument("--confirm", type=int, choices=range(3, 21), metavar="SEEDS", help="compare the best with the baseline"),
+    argument("--apply", action="store_true", help="write the best into params.yaml"),
     argument("--jobs", type=int, default=1, metavar="N", help="trials at a time (1)"),
 )
 def sweep(options: Namespace) -> None:
@@ -28,6 +29,7 @@ def sweep(options: Namespace) -> None:
     train.optimizer=sgd` after them: only then. Whatever ends it, the same command goes on. The test split is not looked
     at. See docs/sweeps.md.
     """
+    from reprise.search.confirm import conclude
     from reprise.search.study import begin
     from reprise.search.sweep import run_sweep
 
@@ -40,7 +42,5 @@ def sweep(options: Namespace) -> None:
         path = project.root / "sweeps" / Path(options.what[0]).name
     else:
         changes["space"] = dict(text.split("=", 1) for text in options.what)
-    ended = run_sweep(project, begin(project, path, changes), options.jobs)
-    states = [trial.state for trial in ended]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed"))
-    say(f"sweep {path.stem}: {counts}; `dvc exp apply NAME` takes one over")
+    definition = begin(project, path, changes)
+    conclude(project, definition, run_sweep(project, definition, options.jobs), options.confirm, options.apply)
