@@ -11,10 +11,6 @@ from reprise.commands.registry import argument, command, here
     argument("what", nargs="+", metavar="FILE | key=values", help="sweeps/NAME.yaml, or what each parameter may be"),
     argument("--name", default="sweep", help="of a sweep given by parameters (sweep)"),
     argument("--trials", type=int, metavar="N", help="how many (20)"),
-    argument("--sampler", help="tpe, random, grid or nsga2 (tpe)"),
-    argument("--seed", type=int, help="of the choices (0)"),
-    argument("--pruner", help="none, median or hyperband: ends hopeless trainings (none)"),
-    argument("--objectives", nargs="+", metavar="METRIC", help="val_accuracy, val_loss, flops (val_accuracy)"),
     argument("--confirm", type=int, choices=range(3, 21), metavar="SEEDS", help="compare the best with the baseline"),
     argument("--apply", action="store_true", help="write the best into params.yaml"),
     argument("--jobs", type=int, default=1, metavar="N", help="trials at a time (1)"),
@@ -23,24 +19,22 @@ def sweep(options: Namespace) -> None:
     """Try settings, each as an experiment of DVC, and find the best on validation data.
 
     reprise sweep sweeps/example.yaml
-    reprise sweep --trials 20 'train.lr=log(1e-4,1e-1)' 'model.name=resnet18|resnet34' train.epochs=3
+    reprise sweep --trials 20 'train.lr=log(1e-4,1e-1)' 'model.name=resnet18|resnet34' sampler=random
 
-    The second writes sweeps/sweep.yaml. Values: a|b|c, log(low,high), float(low,high), int(low,high,step); `... when
-    train.optimizer=sgd` after them: only then. Whatever ends it, the same command goes on. The test split is not looked
-    at. See docs/sweeps.md.
+    The second writes sweeps/sweep.yaml. A parameter: a|b|c, log(low,high), float(low,high), int(low,high,step), or one
+    value. Whatever ends a sweep, the same command goes on. The test split is not looked at. See docs/sweeps.md.
     """
     from reprise.search.confirm import conclude
     from reprise.search.study import begin
     from reprise.search.sweep import run_sweep
 
-    project, changes = here(), dict[str, Any]()
-    for name in ("trials", "sampler", "seed", "pruner", "objectives"):
-        if (value := getattr(options, name)) is not None:
-            changes[name] = value
-    path = project.root / "sweeps" / f"{options.name}.yaml"
-    if options.what[0].endswith(".yaml"):
-        path = project.root / "sweeps" / Path(options.what[0]).name
+    project, changes = here(), dict[str, Any](trials=options.trials) if options.trials else {}
+    name = options.name
+    if "=" not in options.what[0]:
+        name = Path(options.what[0]).stem
     else:
-        changes["space"] = dict(text.split("=", 1) for text in options.what)
-    definition = begin(project, path, changes)
+        given = dict(text.partition("=")[::2] for text in options.what)
+        changes |= {key: text for key, text in given.items() if "." not in key}
+        changes["space"] = {key: text for key, text in given.items() if "." in key}
+    definition = begin(project, name, changes)
     conclude(project, definition, run_sweep(project, definition, options.jobs), options.confirm, options.apply)

@@ -58,6 +58,8 @@ class Workspace:
         """
         (self.root / COURSE).parent.mkdir(exist_ok=True)
         with Lock(self.root / HISTORY):  # which a stage holds that has outlived its DVC
+            for lock in self._git_dir.glob("*.lock"):  # of a git that was killed
+                remove(lock)
             self._git("reset", "--hard", "--quiet", self.commit)
             self._git("clean", "--force", "-d", "--quiet")
             remove(self.root / COURSE)
@@ -101,21 +103,22 @@ class Workspace:
         self.project.git("update-ref", f"refs/exps/{self.commit[:2]}/{self.commit[2:]}/{name}", commit)
         return commit
 
+    @property
+    def _git_dir(self) -> Path:
+        return Path((self.tree / ".git").read_text("utf-8").removeprefix("gitdir: ").removesuffix("\n"))
+
     def _git(self, *arguments: str) -> str:
         """Run git on the work tree, and on nothing else where that is damaged."""
-        return Project(self.root).git(f"--git-dir={self.tree / '.git'}", f"--work-tree={self.tree}", *arguments)
+        return Project(self.root).git(f"--git-dir={self._git_dir}", f"--work-tree={self.tree}", *arguments)
 
 
 def end(process: subprocess.Popen[bytes], most_s: float = 60) -> None:
     """End a DVC and its stage, which keeps a checkpoint, and wait for both; after so many seconds they are killed."""
-    until = time.monotonic() + most_s
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-        while time.monotonic() < until:
+        for signum in (signal.SIGTERM, *[0] * int(10 * most_s), signal.SIGKILL):
+            os.killpg(process.pid, signum)  # 0: only asks whether there is one
             process.poll()
-            os.killpg(process.pid, 0)
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.1 * (process.returncode is None or not signum))
     process.wait()
 
 
@@ -155,20 +158,18 @@ def _free(folder: Path) -> tuple[int, Path]:
 
 def _prepare(found: Workspace) -> None:
     project, tree, root = found.project, found.tree, found.root
-    ready = tree.with_name(f".{tree.name}.ready")  # made whole once
-    if not (ready.exists() and (tree / ".git").is_file()):
-        ready.unlink(missing_ok=True)
-        remove(tree)
-        project.git("worktree", "prune")
-        project.git("worktree", "add", "--force", "--force", "--quiet", "--detach", str(tree), found.commit)
-        local = project.root / ".dvc/config.local"
-        if local.exists():
-            shutil.copyfile(local, root / ".dvc/config.local")
-        inside = Project(root)
-        inside.dvc("config", "--local", "cache.dir", str(Path(project.dvc_repo.cache.local.path).parent.parent))
-        inside.dvc("config", "--local", "cache.type", "reflink,hardlink,copy")  # prepared data are there once
-        ready.touch()
-    for lock in Path(found._git("rev-parse", "--absolute-git-dir").strip()).glob("*.lock"):  # of a git that was killed
-        remove(lock)
-    found._git("checkout", "--force", "--quiet", "--detach", found.commit)
-    Project(root).dvc("checkout", "--quiet", "--allow-missing")
+    ready = tree.with_name(f".{tree.name}.ready")  # names the commit, once all is there
+    if (tree / ".git").is_file() and ready.exists() and ready.read_text() == found.commit:
+        return
+    ready.unlink(missing_ok=True)
+    remove(tree)
+    project.git("worktree", "prune")
+    project.git("worktree", "add", "--force", "--force", "--quiet", "--detach", str(tree), found.commit)
+    local = project.root / ".dvc/config.local"
+    if local.exists():
+        shutil.copyfile(local, root / ".dvc/config.local")
+    inside = Project(root)
+    inside.dvc("config", "--local", "cache.dir", str(Path(project.dvc_repo.cache.local.path).parent.parent))
+    inside.dvc("config", "--local", "cache.type", "reflink,hardlink,copy")  # prepared data are there once
+    inside.dvc("checkout", "--quiet", "--allow-missing")
+    ready.write_text(found.commit)

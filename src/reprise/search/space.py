@@ -43,13 +43,6 @@ def distribution(given: Any) -> BaseDistribution:
 AsText = WithJsonSchema({"type": ["string", "number", "boolean", "null", "array"], "description": FORMS})
 
 
-class Begun(Section):
-    """What a sweep began with: the commit whose code, data and params all trials have, and a digest of the rest."""
-
-    commit: Annotated[str, Field(pattern="^[0-9a-f]{40,64}$")]
-    digest: str
-
-
 class Definition(Section):
     """A sweep by its name; all but `trials` stays as it was when it began."""
 
@@ -65,7 +58,8 @@ class Definition(Section):
     )
     space: dict[str, Annotated[BaseDistribution, BeforeValidator(distribution), AsText]] = Field(min_length=1)
     when: dict[str, dict[str, Scalar]] = Field({}, description="tried only beside these values of parameters above it")
-    begun: Begun | None = Field(None, description="written when the sweep begins")
+    commit: str | None = Field(None, description="written when the sweep begins: all trials have its code and params")
+    digest: str | None = Field(None, description="written when the sweep begins: of all else here but `trials`")
 
     @classmethod
     def load(cls, path: Path, changes: dict[str, Any] | None = None) -> Self:
@@ -74,11 +68,9 @@ class Definition(Section):
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            lines = []
-            for each in error.errors():
-                where, hint = ".".join(map(str, each["loc"])), f"; a parameter is {FORMS}" * ("space" in each["loc"])
-                lines.append(f"{path.name}: {where} = {brief(str(each['input']))}: {each['msg']}{hint}")
-            raise UserError("\n".join(lines)) from None
+            wrong = [(".".join(map(str, each["loc"])), each) for each in error.errors()]
+            lines = [f"{path.name}: {where} = {brief(str(each['input']))}: {each['msg']}" for where, each in wrong]
+            raise UserError("\n".join([*lines, f"{path.name}: what a parameter may be: {FORMS}"])) from None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -99,10 +91,10 @@ class Definition(Section):
         """Return [(metric, "maximize" or "minimize")]."""
         return [(metric, DIRECTIONS[metric]) for metric in self.metrics]
 
-    @property
-    def digest(self) -> str:
-        """The checksum of all that decides the trials; `trials` only says how many."""
-        return hashlib.sha256(repr(self.model_copy(update={"trials": 0, "begun": None})).encode()).hexdigest()
+    def deciding(self) -> str:
+        """Return the checksum of all that decides the trials; `trials` only says how many."""
+        rest = self.model_copy(update={"trials": 0, "commit": None, "digest": None})
+        return hashlib.sha256(repr(rest).encode()).hexdigest()
 
     def check(self, params: Path) -> None:
         """Raise UserError for a parameter that is not searched, or a value of it that params.yaml may not have."""

@@ -9,14 +9,13 @@ Optuna keeps no state of its samplers: each trial has one of its own, seeded by 
 import json
 import re
 import warnings
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, BruteForceSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna import samplers
+from optuna.distributions import distribution_to_json
 from optuna.trial import TrialState
 
 from reprise.params.presets import edited
@@ -25,7 +24,7 @@ from reprise.runtime.atomic import publishing
 from reprise.runtime.errors import UserError
 from reprise.search.space import Definition
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 State = Literal["complete", "pruned", "failed"]
 SCHEMA = "# yaml-language-server: $schema=../src/reprise/search/sweep.schema.json\ntrials: 20\n"
@@ -46,19 +45,20 @@ class Trial(NamedTuple):
     commit: str | None
 
 
-def begin(project: Project, path: Path, changes: dict[str, Any]) -> Definition:
+def begin(project: Project, name: str, changes: dict[str, Any]) -> Definition:
     """Return a sweep's definition, with these changes; write into its file what is new, and what it begins with.
 
     Raises UserError for a space that params.yaml refuses, uncommitted changes, or another sweep of the same name.
     """
+    path = project.root / "sweeps" / f"{name}.yaml"
     definition = Definition.load(path, changes)
-    before = project.read(f"sweeps/{path.stem}.jsonl") or project.refs(f"refs/exps/**/{path.stem}-[0-9]*")
-    if definition.begun is None and not before:
+    before = project.read(f"sweeps/{name}.jsonl") or project.refs(f"refs/exps/*/*/{name}-[0-9]*")
+    if definition.commit is None and not before:
         project.refuse_edits("all trials have the code, data and params of the last commit", "sweeps")
         definition.check(project.root / "params.yaml")
-        commit = project.git("rev-parse", "HEAD").strip()
-        changes = {**changes, "begun": {"commit": commit, "digest": definition.digest}}
-    elif definition.begun is None or definition.begun.digest != definition.digest:
+        begun = {"commit": project.git("rev-parse", "HEAD").strip(), "digest": definition.deciding()}
+        changes = {**changes, **begun}
+    elif definition.digest != definition.deciding():
         raise UserError(f"{path.name}: a sweep of this name began with another space or setting; choose another name")
     if changes:
         text = path.read_text("utf-8") if path.exists() else SCHEMA
@@ -72,7 +72,7 @@ def trials(project: Project, definition: Definition) -> list[Trial]:
 
     commit: None for an experiment that was removed. Raises UserError for a line of the ledger that is no record.
     """
-    commit = definition.begun.commit if definition.begun else "none"
+    commit = definition.commit or "none"
     form = "--format=%(refname:lstrip=4) %(objectname) %(contents:body)"
     found = project.git("for-each-ref", form, f"refs/exps/{commit[:2]}/{commit[2:]}").splitlines()
     experiments = [line.split(" ", 2) for line in found if re.match(rf"{definition.name}-\d{{4,}} \w+ {{", line)]
@@ -94,42 +94,53 @@ def record(project: Project, trial: Trial) -> None:
         partial.write_text(f"{before}{json.dumps(trial._asdict())}\n", encoding="utf-8")
 
 
-def sampler(definition: Definition, number: int, parallel: bool) -> BaseSampler:
+def sampler(definition: Definition, number: int, parallel: bool) -> samplers.BaseSampler:
     """Return Optuna's sampler for one trial. parallel: others run meanwhile, and are taken to end badly."""
     seed = int(np.random.SeedSequence([definition.seed, number]).generate_state(1)[0])
     if definition.sampler == "nsga2":
-        return NSGAIISampler(population_size=min(50, max(4, definition.trials // 5)), seed=seed)
+        return samplers.NSGAIISampler(population_size=min(50, max(4, definition.trials // 5)), seed=seed)
     if definition.sampler == "tpe":
         grouped = bool(definition.when)
-        return TPESampler(multivariate=True, group=grouped, constant_liar=parallel, seed=seed)
-    return BruteForceSampler(seed) if definition.sampler == "grid" else RandomSampler(seed)
+        return samplers.TPESampler(multivariate=True, group=grouped, constant_liar=parallel, seed=seed)
+    return samplers.BruteForceSampler(seed) if definition.sampler == "grid" else samplers.RandomSampler(seed)
 
 
-def pruner(definition: Definition, epochs: int) -> BasePruner:
-    """Return Optuna's pruner. epochs: of the longest training."""
-    if definition.pruner == "median":
-        return MedianPruner(n_startup_trials=4, n_warmup_steps=1)
-    return HyperbandPruner(1, epochs) if definition.pruner == "hyperband" else NopPruner()
+def create_study(definition: Definition, begun: dict[int, dict[str, Any]], ended: Iterable[Trial]) -> optuna.Study:
+    """Return Optuna's study of the trials so far: those that have ended, and those that have begun, waiting.
+
+    begun: {number: {"params": ..., "system": what Optuna notes on a trial}}.
+    """
+    hyperband = definition.pruner == "hyperband"
+    study = optuna.create_study(
+        study_name=definition.name,
+        directions=[direction for _, direction in definition.objectives],
+        pruner=optuna.pruners.HyperbandPruner() if hyperband else optuna.pruners.MedianPruner(4, n_warmup_steps=1),
+    )
+    known = {trial.number: trial for trial in ended}
+    for number in range(max([*known, *begun], default=-1) + 1):
+        noted = begun.get(number, {})
+        if trial := known.get(number):
+            made = optuna.trial.create_trial(
+                state=STATES[trial.state],
+                values=trial.values,
+                params=trial.params,
+                distributions={key: definition.space[key] for key in trial.params},
+                intermediate_values=dict(enumerate(trial.course, 1)),
+                system_attrs=noted.get("system"),
+            )
+            study.add_trial(made)
+        else:
+            study.enqueue_trial(noted.get("params", {}))
+    return study
 
 
-def ask(
-    study: optuna.Study, definition: Definition, parallel: bool, params: dict[str, Any] | None = None
-) -> tuple[optuna.Trial, dict[str, Any]]:
-    """Begin the next trial of a study, with these params or those that the sampler chooses; return it with them."""
-    if params is not None:
-        study.enqueue_trial(params)
-    if params is None or definition.sampler == "nsga2":  # which notes on each trial what the next ones need
-        study.sampler = sampler(definition, len(study.trials) - (params is not None), parallel)
-    trial, chosen = study.ask(), dict[str, Any]()
+def suggest(trial: optuna.Trial, definition: Definition) -> dict[str, Any]:
+    """Return the params that the sampler, or whoever enqueued the trial, has chosen."""
+    chosen: dict[str, Any] = {}
     for key, each in definition.space.items():
         if any(chosen.get(other, ...) != value for other, value in definition.when.get(key, {}).items()):
             continue
-        match each:
-            case CategoricalDistribution():
-                chosen[key] = trial.suggest_categorical(key, each.choices)
-            case IntDistribution():
-                chosen[key] = trial.suggest_int(key, each.low, each.high, step=each.step)
-            case FloatDistribution():
-                chosen[key] = trial.suggest_float(key, each.low, each.high, log=each.log, step=each.step)
-    study.sampler = RandomSampler(0)  # until the next trial: a grid's would end `optimize`, which does not run
-    return trial, chosen
+        made = json.loads(distribution_to_json(each))  # {"name": "FloatDistribution", "attributes": {"low": 0, ...}}
+        choose = getattr(trial, f"suggest_{made['name'].removesuffix('Distribution').lower()}")
+        chosen[key] = choose(key, **made["attributes"])
+    return chosen
