@@ -185,7 +185,9 @@ class Revision:
     @property
     def evaluated(self) -> bool:
         """Whether the predictions that dvc.lock names, if it does, are those of its model."""
-        return self.md5s("deps").get(WEIGHTS, self.md5(WEIGHTS)) == self.md5(WEIGHTS)
+        made = [each for each in self.stages.values() if PREDICTIONS in {out["path"] for out in each.get("outs") or []}]
+        used = [dep["md5"] for stage in made for dep in stage.get("deps") or [] if dep["path"] == WEIGHTS]
+        return used in ([], [self.md5(WEIGHTS)])
 
     @cached_property
     def predictions(self) -> Predictions:

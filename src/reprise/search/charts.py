@@ -5,7 +5,6 @@ charts.json has their specifications; here they get data, titles and the scale o
 
 import json
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ def charts(good: Sequence[Trial], best: Sequence[Trial], definition: Definition,
         {**each.params, "trial": each.number, "best": each in best} | dict(zip(metrics, each.values or [], strict=True))
         for each in good
     ]
-    specs = json.loads(Path(__file__).with_name("charts.json").read_text("utf-8"))
+    specs = Path(__file__).with_name("charts.json").read_text("utf-8")
 
     def chart(name: str, x: str, y: str) -> dict[str, Any]:
-        spec: dict[str, Any] = deepcopy(specs[name])
+        spec: dict[str, Any] = json.loads(specs)[name]
         for axis, field in (("x", x), ("y", y)):
             spec["transform"].insert(0, {"calculate": f"datum[{json.dumps(field)}]", "as": axis})
             spec["encoding"][axis]["title"] = field
@@ -42,7 +41,7 @@ def charts(good: Sequence[Trial], best: Sequence[Trial], definition: Definition,
     }
     for spec, (_, direction) in zip(drawn["best.svg"], definition.objectives, strict=True):
         spec["layer"][1]["encoding"]["y"]["field"] = direction  # the running maximum, or minimum
-    page = {**specs["page"], "data": {"values": rows}, "columns": 4 - len(metrics)}
+    page = {**json.loads(specs)["page"], "data": {"values": rows}, "columns": 4 - len(metrics)}
     return {name: vegalite_to_svg({**page, "concat": parts}) for name, parts in drawn.items() if rows and parts}
 
 

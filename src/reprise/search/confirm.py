@@ -35,8 +35,7 @@ def conclude(project: Project, definition: Definition, trials: Sequence[Trial], 
     seeds: FEWEST to MOST. May be killed at any moment: the next call goes on. Raises UserError if there is no winner,
     if a run fails, or if the winner is not to be applied.
     """
-    assert definition.begun
-    base, best = Revision(project, "the baseline", definition.begun.commit), front(trials, definition)
+    base, best = Revision(project, "the baseline", definition.commit), front(trials, definition)
     folder, found = project.root / "runs/sweeps" / definition.name, None
     if not best:
         raise UserError(f"no trial is complete, see {write(folder, definition, trials, UNCONFIRMED)}")
