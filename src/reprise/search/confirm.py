@@ -41,10 +41,11 @@ def conclude(project: Project, definition: Definition, trials: Sequence[Trial], 
         raise UserError(f"no trial is complete, see {write(folder, definition, trials, UNCONFIRMED)}")
     both = {f"{definition.name}-base": {}, best[0].name: best[0].params}
     planned = [_planned(name, params, definition.seed) for name, params in both.items()]
+    missing = [run for runs in planned for run in runs[: seeds or 0] if not _existing(base, [run])]
     if seeds and _has(base, best[0].params):
         say(f"{best[0].name} has the params of {base}: there is nothing to confirm")
-    elif seeds:
-        _train(base, [run for runs in planned for run in runs[:seeds]], folder)
+    elif missing:
+        _train(base, missing, folder)
     of_base, of_best = (_existing(base, runs) for runs in planned)
     if min(len(of_base), len(of_best)) >= FEWEST:
         found = Comparison(of_base[0], of_best[0], [*of_base, *of_best])
@@ -72,14 +73,13 @@ def _has(revision: Revision, params: dict[str, Any]) -> bool:
 
 
 def _train(base: Revision, runs: Sequence[tuple[str, dict[str, Any]]], folder: Path) -> None:
-    """Train and evaluate the runs that do not exist yet."""
+    """Train and evaluate runs; each is an experiment once it has ended."""
     with workspace(base.project, str(base.commit)) as found:
         for name, params in runs:
-            if not _existing(base, [(name, params)]):
-                say(f"{name}: {json.dumps(params)}")
-                if found.run(params, folder / f"{name}.log", STAGES[-1]).wait():
-                    raise UserError(f"{name}: failed, see {folder / name}.log; the same command goes on")
-                found.save(name, f"{name}: to confirm the winner of a sweep", STAGES)
+            say(f"{name}: {json.dumps(params)}")
+            if found.run(params, folder / f"{name}.log", STAGES[-1]).wait():
+                raise UserError(f"{name}: failed, see {folder / name}.log; the same command goes on")
+            found.save(name, f"{name}: to confirm the winner of a sweep", STAGES)
     remove_trees(base.project)
 
 
