@@ -94,11 +94,19 @@ def record(project: Project, trial: Trial) -> None:
         partial.write_text(f"{before}{json.dumps(trial._asdict())}\n", encoding="utf-8")
 
 
+class NSGA2(samplers.NSGAIISampler):
+    """NSGA-II whose parents are in one order, whether they are chosen now or were noted by an earlier trial."""
+
+    def select_parent(self, study: optuna.Study, generation: int) -> list[optuna.trial.FrozenTrial]:
+        """Return the parents of a generation by number."""
+        return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
+
+
 def sampler(definition: Definition, number: int, parallel: bool) -> samplers.BaseSampler:
     """Return Optuna's sampler for one trial. parallel: others run meanwhile, and are taken to end badly."""
     seed = int(np.random.SeedSequence([definition.seed, number]).generate_state(1)[0])
     if definition.sampler == "nsga2":
-        return samplers.NSGAIISampler(population_size=min(50, max(4, definition.trials // 5)), seed=seed)
+        return NSGA2(population_size=min(50, max(4, definition.trials // 5)), seed=seed)
     if definition.sampler == "tpe":
         grouped = bool(definition.when)
         return samplers.TPESampler(multivariate=True, group=grouped, constant_liar=parallel, seed=seed)
@@ -114,7 +122,7 @@ def create_study(definition: Definition, begun: dict[int, dict[str, Any]], ended
     study = optuna.create_study(
         study_name=definition.name,
         directions=[direction for _, direction in definition.objectives],
-        pruner=optuna.pruners.HyperbandPruner() if hyperband else optuna.pruners.MedianPruner(4, n_warmup_steps=1),
+        pruner=optuna.pruners.HyperbandPruner() if hyperband else optuna.pruners.MedianPruner(4, n_warmup_steps=2),
     )
     known = {trial.number: trial for trial in ended}
     for number in range(max([*known, *begun], default=-1) + 1):
