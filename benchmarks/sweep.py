@@ -37,8 +37,7 @@ def loss(params: dict) -> float:
 def best_so_far(name: str, seed: int) -> list[float]:
     """Return the best loss after each trial."""
     definition = Definition.load(
-        Path("sweep.yaml"),
-        {"space": SPACE, "sampler": name, "seed": seed, "objectives": ["val_loss"], "trials": TRIALS},
+        Path("sweep.yaml"), space=SPACE, sampler=name, seed=seed, objectives=["val_loss"], trials=TRIALS
     )
     study = create_study(definition, {}, [])
     found: list[float] = []

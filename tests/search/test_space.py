@@ -11,7 +11,7 @@ RATE = {"train.lr": "log(1e-4, 1e-1)"}
 
 
 def definition(tmp_path, **changes):
-    return Definition.load(tmp_path / "mine.yaml", {"space": RATE, **changes})
+    return Definition.load(tmp_path / "mine.yaml", **{"space": RATE, **changes})
 
 
 @pytest.mark.parametrize(
@@ -84,11 +84,12 @@ def test_only_what_decides_the_trials_is_in_the_digest(tmp_path):
     assert definition(tmp_path, trials=7, commit="a", digest="b", sampler="tpe").deciding() == digest
     others = [
         {"seed": 1},
+        {"commit": "a"},
         {"space": {"train.lr": "log(1e-4, 0.2)"}},
         {"objectives": ["val_loss"]},
         {"pruner": "median"},
     ]
-    assert len({definition(tmp_path, **other).deciding() for other in others} | {digest}) == 5
+    assert len({definition(tmp_path, **other).deciding() for other in others} | {digest}) == 6
 
 
 def test_the_schema_is_current_and_the_example_is_allowed():

@@ -23,7 +23,7 @@ GRID = {"train.batch_size": "int(8, 40, 8)", "train.optimizer": "adamw|sgd", "tr
 
 def definition(tmp_path, **changes):
     when = {"train.optimizer_kwargs.momentum": {"train.optimizer": "sgd"}} if "space" not in changes else {}
-    return Definition.load(tmp_path / "mine.yaml", {"space": SPACE, "when": when, "trials": 20, **changes})
+    return Definition.load(tmp_path / "mine.yaml", **{"space": SPACE, "when": when, "trials": 20, **changes})
 
 
 def sweep(made, count, rebuilt_at=()):

@@ -51,13 +51,13 @@ def begin(project: Project, name: str, changes: dict[str, Any]) -> Definition:
     Raises UserError for a space that params.yaml refuses, uncommitted changes, or another sweep of the same name.
     """
     path = project.root / "sweeps" / f"{name}.yaml"
-    definition = Definition.load(path, changes)
+    definition = Definition.load(path, **changes)
     before = project.read(f"sweeps/{name}.jsonl") or project.refs(f"refs/exps/*/*/{name}-[0-9]*")
     if definition.commit is None and not before:
         project.refuse_edits("all trials have the code, data and params of the last commit", "sweeps")
         definition.check(project.root / "params.yaml")
-        begun = {"commit": project.git("rev-parse", "HEAD").strip(), "digest": definition.deciding()}
-        changes = {**changes, **begun}
+        begun = definition.model_copy(update={"commit": project.git("rev-parse", "HEAD").strip()})
+        changes = {**changes, "commit": begun.commit, "digest": begun.deciding()}
     elif definition.digest != definition.deciding():
         raise UserError(f"{path.name}: a sweep of this name began with another space or setting; choose another name")
     if changes:
