@@ -31,7 +31,7 @@ def sweep(monkeypatch, capsys):
     def sweep(clone, *options):
         monkeypatch.chdir(clone.path)
         try:
-            return main(["sweep", "lr", *options]), capsys.readouterr().out
+            return main(["sweep", "sweeps/lr.yaml", *options]), capsys.readouterr().out
         except SystemExit as refused:
             return 1, str(refused.code)
 
@@ -41,7 +41,7 @@ def sweep(monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_lucky_winner_is_found_worse_on_new_seeds_each_run_once_though_killed_and_is_not_applied(reproduced, sweep):
     swept(reproduced, {"train.lr": 0.00001, "train.epochs": 1}, {"train.lr": 0.001, "train.epochs": 1})
-    command = [sys.executable, "-m", "reprise", "sweep", "lr", "--confirm", "3"]
+    command = [sys.executable, "-m", "reprise", "sweep", "sweeps/lr.yaml", "--confirm", "3"]
     own = reproduced.environment() | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, cwd=reproduced.path, env=own, stdout=subprocess.PIPE, text=True) as killed:
         assert any(line.startswith("lr-base-s2: ") for line in killed.stdout)

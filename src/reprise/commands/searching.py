@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from reprise.commands.registry import argument, command, here
+from reprise.runtime.errors import UserError
 
 
 @command(
@@ -24,17 +25,19 @@ def sweep(options: Namespace) -> None:
     The second writes sweeps/sweep.yaml. A parameter: a|b|c, log(low,high), float(low,high), int(low,high,step), or one
     value. Whatever ends a sweep, the same command goes on. The test split is not looked at. See docs/sweeps.md.
     """
+    from reprise.params.load import parse
     from reprise.search.confirm import conclude
     from reprise.search.study import begin
     from reprise.search.sweep import run_sweep
 
-    project, changes = here(), dict[str, Any](trials=options.trials) if options.trials else {}
-    name = options.name
-    if "=" not in options.what[0]:
-        name = Path(options.what[0]).stem
-    else:
-        given = dict(text.partition("=")[::2] for text in options.what)
-        changes |= {key: text for key, text in given.items() if "." not in key}
+    project, changes = here(), {} if options.trials is None else dict[str, Any](trials=options.trials)
+    if "=" in options.what[0]:
+        name, given = options.name, dict(text.partition("=")[::2] for text in options.what)
+        changes |= {key: parse(text, key) for key, text in given.items() if "." not in key}
         changes["space"] = {key: text for key, text in given.items() if "." in key}
+    else:
+        name = Path(options.what[0]).stem
+        if len(options.what) > 1 or Path(options.what[0]).resolve() != project.root / f"sweeps/{name}.yaml":
+            raise UserError(f"{' '.join(options.what)}: give one file sweeps/NAME.yaml, or parameters key=values")
     definition = begin(project, name, changes)
     conclude(project, definition, run_sweep(project, definition, options.jobs), options.confirm, options.apply)

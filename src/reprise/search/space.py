@@ -62,9 +62,9 @@ class Definition(Section):
     digest: str | None = Field(None, description="written when the sweep begins: of all else here but `trials`")
 
     @classmethod
-    def load(cls, path: Path, changes: dict[str, Any] | None = None) -> Self:
+    def load(cls, path: Path, **changes: Any) -> Self:
         """Read the file NAME.yaml, with these changes. Raises UserError with a line for each mistake."""
-        tree = {**(read_yaml(path) if path.exists() else {}), **(changes or {}), "name": path.stem}
+        tree = {**(read_yaml(path) if path.exists() or "space" not in changes else {}), **changes, "name": path.stem}
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
@@ -93,8 +93,7 @@ class Definition(Section):
 
     def deciding(self) -> str:
         """Return the checksum of all that decides the trials; `trials` only says how many."""
-        rest = self.model_copy(update={"trials": 0, "commit": None, "digest": None})
-        return hashlib.sha256(repr(rest).encode()).hexdigest()
+        return hashlib.sha256(repr(self.model_copy(update={"trials": 0, "digest": None})).encode()).hexdigest()
 
     def check(self, params: Path) -> None:
         """Raise UserError for a parameter that is not searched, or a value of it that params.yaml may not have."""

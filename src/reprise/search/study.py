@@ -51,13 +51,13 @@ def begin(project: Project, name: str, changes: dict[str, Any]) -> Definition:
     Raises UserError for a space that params.yaml refuses, uncommitted changes, or another sweep of the same name.
     """
     path = project.root / "sweeps" / f"{name}.yaml"
-    definition = Definition.load(path, changes)
+    definition = Definition.load(path, **changes)
     before = project.read(f"sweeps/{name}.jsonl") or project.refs(f"refs/exps/*/*/{name}-[0-9]*")
     if definition.commit is None and not before:
         project.refuse_edits("all trials have the code, data and params of the last commit", "sweeps")
         definition.check(project.root / "params.yaml")
-        begun = {"commit": project.git("rev-parse", "HEAD").strip(), "digest": definition.deciding()}
-        changes = {**changes, **begun}
+        begun = definition.model_copy(update={"commit": project.git("rev-parse", "HEAD").strip()})
+        changes = {**changes, "commit": begun.commit, "digest": begun.deciding()}
     elif definition.digest != definition.deciding():
         raise UserError(f"{path.name}: a sweep of this name began with another space or setting; choose another name")
     if changes:
@@ -94,11 +94,19 @@ def record(project: Project, trial: Trial) -> None:
         partial.write_text(f"{before}{json.dumps(trial._asdict())}\n", encoding="utf-8")
 
 
+class NSGA2(samplers.NSGAIISampler):
+    """NSGA-II whose parents are in one order, whether they are chosen now or were noted by an earlier trial."""
+
+    def select_parent(self, study: optuna.Study, generation: int) -> list[optuna.trial.FrozenTrial]:
+        """Return the parents of a generation by number."""
+        return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
+
+
 def sampler(definition: Definition, number: int, parallel: bool) -> samplers.BaseSampler:
     """Return Optuna's sampler for one trial. parallel: others run meanwhile, and are taken to end badly."""
     seed = int(np.random.SeedSequence([definition.seed, number]).generate_state(1)[0])
     if definition.sampler == "nsga2":
-        return samplers.NSGAIISampler(population_size=min(50, max(4, definition.trials // 5)), seed=seed)
+        return NSGA2(population_size=min(50, max(4, definition.trials // 5)), seed=seed)
     if definition.sampler == "tpe":
         grouped = bool(definition.when)
         return samplers.TPESampler(multivariate=True, group=grouped, constant_liar=parallel, seed=seed)
@@ -114,7 +122,7 @@ def create_study(definition: Definition, begun: dict[int, dict[str, Any]], ended
     study = optuna.create_study(
         study_name=definition.name,
         directions=[direction for _, direction in definition.objectives],
-        pruner=optuna.pruners.HyperbandPruner() if hyperband else optuna.pruners.MedianPruner(4, n_warmup_steps=1),
+        pruner=optuna.pruners.HyperbandPruner() if hyperband else optuna.pruners.MedianPruner(4, n_warmup_steps=2),
     )
     known = {trial.number: trial for trial in ended}
     for number in range(max([*known, *begun], default=-1) + 1):
