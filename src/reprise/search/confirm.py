@@ -36,7 +36,7 @@ def conclude(project: Project, definition: Definition, trials: Sequence[Trial], 
     if a run fails, or if the winner is not to be applied.
     """
     base, best = Revision(project, "the baseline", definition.commit), front(trials, definition)
-    folder, found = project.root / "runs/sweeps" / definition.name, None
+    folder = project.root / "runs/sweeps" / definition.name
     if not best:
         raise UserError(f"no trial is complete, see {write(folder, definition, trials, UNCONFIRMED)}")
     both = {f"{definition.name}-base": {}, best[0].name: best[0].params}
@@ -46,9 +46,8 @@ def conclude(project: Project, definition: Definition, trials: Sequence[Trial], 
         say(f"{best[0].name} has the params of {base}: there is nothing to confirm")
     elif missing:
         _train(base, missing, folder)
-    of_base, of_best = (_existing(base, runs) for runs in planned)
-    if min(len(of_base), len(of_best)) >= FEWEST:
-        found = Comparison(of_base[0], of_best[0], [*of_base, *of_best])
+    one, other = (_existing(base, runs) for runs in planned)
+    found = Comparison(one[0], other[0], [*one, *other]) if min(len(one), len(other)) >= FEWEST else None
     said = summary(found) if found else UNCONFIRMED
     page = write(folder, definition, trials, said)
     say(f"{said}\n{best[0].name} is the best, {best[0].values}: `dvc exp apply {best[0].name}` takes it over -> {page}")
