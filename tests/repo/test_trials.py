@@ -48,6 +48,8 @@ def test_a_damaged_work_tree_is_made_anew_and_the_projects_own_is_not_touched(tm
     (repository.path / "params.yaml").write_text("a: 1\n")
     (repository.path / "dvc.yaml").write_text("stages: {}\n")
     (repository.path / ".gitignore").write_text("/runs/\n")
+    (repository.path / "data").mkdir()
+    (repository.path / "data/file").touch()
     repository.commit()
     project = Project(repository.path)
     head = project.git("rev-parse", "HEAD").strip()

@@ -15,6 +15,7 @@ import pytest
 
 from reprise.repo.project import Project
 from reprise.repo.revisions import find_revision
+from reprise.repo.trials import COURSE, TREES
 from reprise.runtime.errors import UserError
 from reprise.search import sweep as module
 from reprise.search.space import Definition
@@ -223,7 +224,7 @@ def until(condition):
 @pytest.mark.slow
 def test_killed_drivers_and_a_killed_training_lose_and_repeat_no_trial(reproduced):
     project, name = Project(reproduced.path), "killed"
-    settings = ["train.lr=log(1e-3,1e-2)", "train.epochs=3", "--trials", "5", "--jobs", "2", "--name", name]
+    settings = ["train.lr=log(1e-3,1e-2)", "train.epochs=40", "--trials", "5", "--jobs", "2", "--name", name]
     command = [sys.executable, "-m", "reprise", "sweep", *settings]
     ledger = project.root / f"sweeps/{name}.jsonl"
     start = partial(
@@ -231,9 +232,8 @@ def test_killed_drivers_and_a_killed_training_lose_and_repeat_no_trial(reproduce
     )
     for kill in range(2):
         driver = start()
-        until(lambda driver=driver: children(driver, "stages/train.py"))
-        if kill:
-            until(ledger.exists)
+        until(lambda kill=kill: kill == 0 or ledger.exists())
+        until(lambda: list(project.root.glob(f"{TREES}/*/{COURSE}")))  # an epoch is over
         driver.kill()
         driver.wait()
     driver = start()

@@ -105,7 +105,7 @@ class Workspace:
 
     @property
     def _git_dir(self) -> Path:
-        return Path((self.tree / ".git").read_text("utf-8").removeprefix("gitdir: ").removesuffix("\n"))
+        return self.tree / (self.tree / ".git").read_text("utf-8").removeprefix("gitdir: ").removesuffix("\n")
 
     def _git(self, *arguments: str) -> str:
         """Run git on the work tree, and on nothing else where that is damaged."""
@@ -138,10 +138,11 @@ def workspace(project: Project, commit: str) -> Iterator[Workspace]:
 
 def remove_trees(project: Project) -> None:
     """Remove the work trees that no process holds."""
-    for ready in (project.root / TREES).glob(".*.lock"):
-        with ready.open("a") as lock, suppress(BlockingIOError):
+    for path in (project.root / TREES).glob(".*.lock"):
+        with path.open("a") as lock, suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove(ready.with_name(ready.name.split(".")[1]))
+            remove(path.with_suffix(".ready"))
+            remove(path.with_name(path.stem[1:]))
     project.git("worktree", "prune")
 
 
