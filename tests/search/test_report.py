@@ -14,7 +14,7 @@ LR = [0.0001, 0.001, 0.01, 0.1, 0.0003, 0.003, 0.03, 0.02]
 
 @pytest.fixture
 def definition(tmp_path):
-    return lambda **changes: Definition.load(tmp_path / "lr.yaml", {"space": SPACE, "trials": 9, **changes})
+    return lambda **changes: Definition.load(tmp_path / "lr.yaml", space=SPACE, trials=9, **changes)
 
 
 def trial(number, values=None, state="complete", reason=None, **params):
