@@ -71,7 +71,7 @@ def test_the_same_trials_give_the_same_bytes_and_the_html_needs_no_other_file(de
     [
         [],
         [trial(0, [0.5]), trial(1, [float("nan")]), trial(2, state="pruned")],
-        [trial(number, [0.5]) for number in range(9)],
+        [trial(number, [0.1]) for number in range(9)],
         [trial(number, [number / 10], **{"train.optimizer": "sgd", "train.lr": 0.1}) for number in range(9)],
     ],
 )

@@ -38,12 +38,15 @@ def front(trials: Sequence[Trial], definition: Definition) -> list[Trial]:
 def importances(trials: Sequence[Trial], definition: Definition) -> dict[str, float]:
     """Return {parameter: share of the first objective's variance that it explains} (fANOVA), the largest first.
 
-    Of parameters that all complete trials have; {} of fewer than FEWEST, or where the objective is the same in all.
+    Of parameters that differ and that all complete trials have; {} of fewer than FEWEST, or if all reached the same.
     """
-    study, fanova = _study(ranked(trials, definition), definition), FanovaImportanceEvaluator(seed=0)
-    with suppress(RuntimeError):  # no variance
-        if len(study.trials) >= FEWEST:
-            return get_param_importances(study, evaluator=fanova, target=lambda each: each.values[0])
+    good, fanova = ranked(trials, definition), FanovaImportanceEvaluator(seed=0)
+    given = {key: [each.params[key] for each in good if key in each.params] for key in definition.space}
+    varied = [key for key, values in given.items() if len(values) == len(good) and len(set(values)) > 1]
+    if len(good) >= FEWEST and varied and len({(each.values or [])[0] for each in good}) > 1:  # else rounding decides
+        with suppress(RuntimeError):  # no variance
+            study = _study(good, definition)
+            return get_param_importances(study, evaluator=fanova, params=varied, target=lambda each: each.values[0])
     return {}
 
 
