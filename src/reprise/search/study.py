@@ -44,6 +44,14 @@ class Trial(NamedTuple):
     course: list[float]
     commit: str | None
 
+    def line(self) -> str:
+        """Return the record as a line of JSON."""
+        return json.dumps(self._asdict())
+
+    def but(self, **changes: Any) -> "Trial":
+        """Return it with some fields changed."""
+        return self._replace(**changes)
+
 
 def begin(project: Project, name: str, changes: dict[str, Any]) -> Definition:
     """Return a sweep's definition, with these changes; write into its file what is new, and what it begins with.
@@ -83,7 +91,7 @@ def trials(project: Project, definition: Definition) -> list[Trial]:
         ended = {trial.number: trial for trial in (Trial(**json.loads(line)) for line in lines)}
     except (ValueError, TypeError):
         raise UserError(f"{path}: a line is no record of a trial; remove that line, and its trial runs again") from None
-    return [ended[number]._replace(commit=commits.get(ended[number].name)) for number in sorted(ended)]
+    return [ended[number].but(commit=commits.get(ended[number].name)) for number in sorted(ended)]
 
 
 def record(project: Project, trial: Trial) -> None:
@@ -91,7 +99,7 @@ def record(project: Project, trial: Trial) -> None:
     path = project.root / "sweeps" / f"{trial.name.rpartition('-')[0]}.jsonl"
     with publishing(path) as (partial,):
         before = path.read_text("utf-8") if path.exists() else ""
-        partial.write_text(f"{before}{json.dumps(trial._asdict())}\n", encoding="utf-8")
+        partial.write_text(f"{before}{trial.line()}\n", encoding="utf-8")
 
 
 class NSGA2(samplers.NSGAIISampler):

@@ -101,13 +101,13 @@ class Sweep:
             seconds = round(time.monotonic() - started, 1)
             ended = Trial(number, name, "complete", params, None, None, seconds, course[:epoch], None)
             if epoch:
-                ended = ended._replace(state="pruned", reason=f"after epoch {epoch}")
+                ended = ended.but(state="pruned", reason=f"after epoch {epoch}")
             elif process.returncode:
-                ended = ended._replace(state="failed", reason=_error(log))
+                ended = ended.but(state="failed", reason=_error(log))
             else:
-                ended = ended._replace(values=self._values(found))
-                message = f"sweep {self.definition.name}, trial {number}\n\n{json.dumps(ended._asdict())}"
-                ended = ended._replace(commit=found.save(name, message, STAGES))
+                ended = ended.but(values=self._values(found))
+                message = f"sweep {self.definition.name}, trial {number}\n\n{ended.line()}"
+                ended = ended.but(commit=found.save(name, message, STAGES))
         record(self.project, ended)
         self.ended.append(ended)
         say(f"{name}: {ended.values or f'{ended.state}, {ended.reason}'}, {seconds:.0f} s, {json.dumps(params)}")
