@@ -92,8 +92,9 @@ format: setup  ## put style and format right
 	@ruff check --fix .
 	@ruff format .
 
-schema: setup  ## write the JSON schema of params.yaml anew
+schema: setup  ## write the JSON schemas of params.yaml and of sweeps anew
 	@python -m reprise.params.schema
+	@python -m reprise.search.space
 
 # torch and torchvision have other hashes for CPUs and GPUs, and torch brings its own CUDA packages
 APART := torch==|torchvision==|nvidia-|cuda-|triton

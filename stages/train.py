@@ -37,7 +37,7 @@ def main() -> None:
         dependencies.check_code()
         name = f"repro-{datetime.now():%Y-%m-%d_%H-%M-%S}"
         loggers = [] if number else create_loggers(params.train.loggers, RUNS / "logs" / name, name)
-        options = Options(loggers=loggers, rank=number)
+        options = Options(loggers=loggers, rank=number, course=outs[3] if outs else None)
         data, scratch = Path("data/processed"), RUNS / "checkpoints"
         result = train(data, params.model, params.train, scratch, weights, options)
         if outs is None:

@@ -40,5 +40,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ModuleNotFoundError as error:
             if str(error.name).partition(".")[0] in ("reprise", "project"):
                 raise
-            extra = "serve" if options.run.__name__ == "serve" else "train"
+            extra = {"serve": "serve", "sweep": "search"}.get(options.run.__name__, "train")
             raise UserError(f"{error}; run `pip install 'PATH/TO/CLONE[{extra}]'`") from None

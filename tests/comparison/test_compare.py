@@ -13,12 +13,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from reprise.comparison import compare as comparing
 from reprise.comparison.report import markdown, summary, write
 from reprise.repo import project as repo
-from reprise.repo.revisions import find_revision
+from reprise.repo.revisions import WEIGHTS, Revision, find_revision
 from reprise.runtime.errors import UserError
 from tests.comparison.conftest import Project, answers
 from tests.conftest import ROOT
@@ -255,6 +256,17 @@ def test_several_seeds_judge_the_setting(project):
     assert compare(project.path, "noisy-0", "good-0", seeds=True).verdict.word == "better"
     with pytest.raises(UserError, match=r"fewer than 3 runs differ .* train.seed alone; .*dvc exp run --queue -S"):
         compare(project.path, "main", "main", seeds=True)
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_predictions_are_those_of_the_model_if_evaluate_ran_whether_or_not_export_did(project, evaluated):
+    project.state(answers(5, 5))
+    new, old = ([{"path": WEIGHTS, "md5": digit * 32}] for digit in "01")
+    lock = yaml.safe_load((project.path / "dvc.lock").read_text())
+    lock["stages"]["all"]["deps"] += new if evaluated else old
+    lock["stages"]["export"] = {"cmd": "true", "deps": old if evaluated else new}
+    project.write("dvc.lock", yaml.safe_dump(lock))
+    assert Revision(repo.Project.find(project.path)).evaluated == evaluated
 
 
 def test_outs_come_from_the_remote_where_the_cache_lacks_them(project, tmp_path):

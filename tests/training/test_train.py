@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning import Callback
 from torch import nn
 
 from reprise.data.formats.packed import load_metadata, load_split
@@ -20,7 +21,7 @@ from reprise.training.callbacks.best_epoch import BestEpoch
 from reprise.training.callbacks.finite_loss import FiniteLoss
 from reprise.training.module import LitClassifier
 from reprise.training.setup import lit_classifier
-from reprise.training.train import StatelessDropout, train
+from reprise.training.train import Options, StatelessDropout, train
 from tests.conftest import PARAMS, TINY, data_params
 from tests.training.test_checkpoint import bits
 
@@ -142,6 +143,22 @@ def test_training_stops_when_no_epoch_has_been_better_for_as_long_as_patience_la
     assert len(history_of(*epochs, early_stopping=1, select="val_loss").history) == 4
     worse = [(0.5, 1.0), (0.4, 1.0), (0.3, 1.0), (0.2, 1.0)]
     assert [len(history_of(*worse, early_stopping=1, freeze_epochs=frozen).history) for frozen in (0, 2)] == [2, 3]
+
+
+def test_the_history_so_far_is_written_after_each_epoch(digits, tiny_params, tmp_path):
+    course, seen = tmp_path / "course", []
+
+    class Watch(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            seen.append(course.read_text() if course.exists() else "")
+
+    params = tiny_params("train.epochs=3")
+    result = train(digits, params.model, params.train, options=Options(callbacks=[Watch()], course=course))
+    paths = [tmp_path / name for name in ("weights", "card", "metrics", "history")]
+    result.save(*paths)
+    lines = paths[-1].read_text().splitlines(keepends=True)
+    assert seen == ["", "".join(lines[:2]), "".join(lines[:3])]
+    assert course.read_text() == "".join(lines)
 
 
 @pytest.mark.parametrize(

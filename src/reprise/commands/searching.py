@@ -2,10 +2,12 @@
 
 import sys
 from argparse import Namespace
+from pathlib import Path
+from typing import Any
 
 from reprise.commands.registry import argument, command, here
 from reprise.commands.settings import fetched
-from reprise.runtime.errors import say
+from reprise.runtime.errors import UserError, say
 
 
 @command(argument("models", nargs="*", metavar="MODEL", help="of timm, or MODEL=PATH (those of data/weights)"))
@@ -36,3 +38,38 @@ def backbones(options: Namespace) -> None:
     (folder / "report.md").write_text(page, encoding="utf-8")
     (folder / "report.html").write_text(html(page), encoding="utf-8")
     say(f"{ranking(found)}\nbackbones: {len(found)} tried -> {project.short(folder / 'report.md')}")
+
+
+@command(
+    argument("what", nargs="+", metavar="FILE | key=values", help="sweeps/NAME.yaml, or what each parameter may be"),
+    argument("--name", default="sweep", help="of a sweep given by parameters (sweep)"),
+    argument("--trials", type=int, metavar="N", help="how many (20)"),
+    argument("--confirm", type=int, choices=range(3, 21), metavar="SEEDS", help="compare the best with the baseline"),
+    argument("--apply", action="store_true", help="write the best into params.yaml"),
+    argument("--jobs", type=int, default=1, metavar="N", help="trials at a time (1)"),
+)
+def sweep(options: Namespace) -> None:
+    """Try settings, each as an experiment of DVC, and find the best on validation data.
+
+    reprise sweep sweeps/example.yaml
+    reprise sweep --trials 20 'train.lr=log(1e-4,1e-1)' 'model.name=resnet18|resnet34' sampler=random
+
+    The second writes sweeps/sweep.yaml. A parameter: a|b|c, log(low,high), float(low,high), int(low,high,step), or one
+    value. Whatever ends a sweep, the same command goes on. The test split is not looked at. See docs/sweeps.md.
+    """
+    from reprise.params.load import parse
+    from reprise.search.confirm import conclude
+    from reprise.search.study import begin
+    from reprise.search.sweep import run_sweep
+
+    project, changes = here(), {} if options.trials is None else dict[str, Any](trials=options.trials)
+    if "=" in options.what[0]:
+        name, given = options.name, dict(text.partition("=")[::2] for text in options.what)
+        changes |= {key: parse(text, key) for key, text in given.items() if "." not in key}
+        changes["space"] = {key: text for key, text in given.items() if "." in key}
+    else:
+        name = Path(options.what[0]).stem
+        if len(options.what) > 1 or Path(options.what[0]).resolve() != project.root / f"sweeps/{name}.yaml":
+            raise UserError(f"{' '.join(options.what)}: give one file sweeps/NAME.yaml, or parameters key=values")
+    definition = begin(project, name, changes)
+    conclude(project, definition, run_sweep(project, definition, options.jobs), options.confirm, options.apply)

@@ -1,5 +1,6 @@
 """The comparison of two revisions: everything that a report says, as data."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -26,13 +27,13 @@ class Comparison:
     not numbers where base has numbers. notes: what the reader has to know, most important first.
     """
 
-    def __init__(self, base: Revision, head: Revision, seeds: bool = False) -> None:
-        """Read and compare; see `compare`."""
+    def __init__(self, base: Revision, head: Revision, runs: Sequence[Revision] | None = None) -> None:
+        """Read and compare; see `compare`. runs: to judge by, those of both settings over seeds are among them."""
         self.base, self.head = base, head
         pairing = Pairing(base, head)
         rows, classes = pairing.test_images()
         answers = _answers((base, head), rows)
-        several = _over_seeds((base, head), rows) if seeds else None
+        several = None if runs is None else _over_seeds((base, head), rows, runs)
         self.verdict = Verdict(answers, several, _only_the_seed_differs(base, head))
         self.metrics = changes.metric_changes(base, head)
         self.classes = changes.part_changes(answers, {name: answers.labels == name for name in classes})
@@ -55,7 +56,8 @@ def compare(project: Project, base: str, head: str, seeds: bool = False) -> Comp
     seeds: judge by all of DVC's experiments that differ from the revisions in nothing but the seed. Raises UserError
     where a revision is not available or the two have nothing in common.
     """
-    return Comparison(find_revision(project, base), find_revision(project, head), seeds)
+    runs = experiments(project) if seeds else None
+    return Comparison(find_revision(project, base), find_revision(project, head), runs)
 
 
 def _answers(both: tuple[Revision, Revision], rows: np.ndarray) -> Answers:
@@ -80,11 +82,11 @@ def _groups(head: Revision, rows: np.ndarray) -> dict[str, np.ndarray]:
     return {name: here for name, here in parts.items() if here.sum() >= SMALLEST}
 
 
-def _over_seeds(both: tuple[Revision, Revision], rows: np.ndarray) -> Seeds:
-    """Compare the runs of both settings over seeds. Raises UserError if neither has three."""
+def _over_seeds(both: tuple[Revision, Revision], rows: np.ndarray, among: Sequence[Revision]) -> Seeds:
+    """Compare the runs of both settings over seeds, and those among others. Raises UserError if neither has three."""
     labels = both[1].predictions.labels[rows[1]]
     runs = [
-        {seed: run.predictions.predicted[own] == labels for seed, run in _runs(revision).items()}
+        {seed: run.predictions.predicted[own] == labels for seed, run in _runs(revision, among).items()}
         for revision, own in zip(both, rows, strict=True)
     ]
     if max(map(len, runs)) < 3:
@@ -95,10 +97,10 @@ def _over_seeds(both: tuple[Revision, Revision], rows: np.ndarray) -> Seeds:
     return Seeds(*runs)
 
 
-def _runs(revision: Revision) -> dict[int, Revision]:
-    """Return {seed: run} of the revision and all experiments with its params, code and data."""
+def _runs(revision: Revision, among: Sequence[Revision]) -> dict[int, Revision]:
+    """Return {seed: run} of the revision and those among others with its params, code and data, if evaluated."""
     setting = revision.setting(SEED_PARAM)
-    others = (run for run in experiments(revision.project) if run.setting(SEED_PARAM) == setting)
+    others = (run for run in among if run.evaluated and run.setting(SEED_PARAM) == setting)
     runs: dict[int, Revision] = {}
     for run in (revision, *(run for run in others if run.out(PREDICTIONS))):
         runs.setdefault(int(run.params.get(SEED_PARAM, 0)), run)

@@ -37,8 +37,7 @@ def load_params(path: Path | str, overrides: Iterable[str] = (), preset: Path | 
     if preset:
         overlay(tree, read_yaml(preset))
     changed = list(overrides)
-    for override in changed:
-        _override(tree, override)
+    override(tree, changed)
     return validated(tree, path.name, kept=not (changed or preset))
 
 
@@ -116,7 +115,7 @@ class _Composer(Composer):
         return a
 
 
-def _parse(text: str, name: str) -> Any:
+def parse(text: str, name: str) -> Any:
     """Return a YAML 1.2 document. Raises UserError, beginning with its name, if it is none."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer, yaml.max_depth = _Composer, DEEPEST
@@ -136,29 +135,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, UnicodeDecodeError) as error:
         wrong = "no such file" if isinstance(error, FileNotFoundError) else "not UTF-8 text"
         raise UserError(f"{path}: {wrong}; restore it with `git checkout -- {path.name}`") from None
-    tree = _parse(text, path.name)
+    tree = parse(text, path.name)
     if not isinstance(tree, dict):
         raise UserError(f"{path.name}: expected the sections {', '.join(Params.model_fields)}; found none")
     return tree
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
-    """Set one dotted key of the tree; only the free-form `*kwargs` may gain keys."""
-    key, equals, text = override.partition("=")
-    key = key.lstrip("+")
-    if not equals or not key:
-        raise UserError(f"'{brief(override)}': an override is written key=value, e.g. train.epochs=3")
-    *sections, name = key.split(".")
-    free = len(sections) >= 2 and ".".join(sections[:2]) in FREE
-    place: Any = tree
-    for depth, section in enumerate(sections):
-        if free and depth and isinstance(place, dict):
-            place[section] = {} if place.get(section) is None else place[section]
-        place = place.get(section) if isinstance(place, dict) else None
-    known = isinstance(place, dict) and (name in place or free)
-    if not known or len(sections) >= DEEPEST:
-        raise UserError(f"{brief(override)}: there is no parameter '{brief(key)}'{near_miss(key, all_keys(Params))}")
-    place[name] = _parse(text, brief(override))
+def override(tree: dict[str, Any], changes: Iterable[str]) -> None:
+    """Set dotted keys of the tree, by `key=value`; only the free-form `*kwargs` may gain keys."""
+    for change in changes:
+        key, equals, text = change.partition("=")
+        key = key.lstrip("+")
+        if not equals or not key:
+            raise UserError(f"'{brief(change)}': an override is written key=value, e.g. train.epochs=3")
+        *sections, name = key.split(".")
+        free = len(sections) >= 2 and ".".join(sections[:2]) in FREE
+        place: Any = tree
+        for depth, section in enumerate(sections):
+            if free and depth and isinstance(place, dict):
+                place[section] = {} if place.get(section) is None else place[section]
+            place = place.get(section) if isinstance(place, dict) else None
+        known = isinstance(place, dict) and (name in place or free)
+        if not known or len(sections) >= DEEPEST:
+            raise UserError(f"{brief(change)}: there is no parameter '{brief(key)}'{near_miss(key, all_keys(Params))}")
+        place[name] = parse(text, brief(change))
 
 
 def all_keys(section: type[Section], prefix: str = "") -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reprise.repo.project import Project
+from reprise.repo.trials import TREES
 from reprise.runtime.atomic import Lock, remove
 from reprise.runtime.errors import UserError
 
@@ -44,10 +45,11 @@ def holdings(project: Project, checkpoints: bool = False) -> list[Holding]:
         (root / "runs/data", "data prepared for runs, prepared again when they are needed", True),
         (root / "runs/features", "features of frozen backbones, computed again when they are needed", True),
         (root / "runs/checkpoints", stopped, checkpoints),
+        (root / TREES, "work trees of sweeps, made again when needed", True),
     ]
     places = [Holding(path, size(path), what, partial(remove, path) if may else None) for path, what, may in found]
     places.append(Holding(cache, size(cache), of_cache, collect if own else None))
-    kept = [path for path in sorted(runs) if path.name not in ("data", "checkpoints", "features")]
+    kept = [path for path in sorted(runs) if path.name not in ("data", "checkpoints", "features", "trees")]
     places += [Holding(path, size(path), "yours; `rm -r` removes it", None) for path in kept]
     return sorted((place for place in places if place.size), key=lambda place: place.remove is None)
 

@@ -140,9 +140,13 @@ class Project:
         listed = self.git("diff", "--name-only", "--no-renames", "--relative", "-z", *arguments, check=False)
         return [path for path in listed.split("\0") if path]
 
-    def refuse_edits(self, why: str) -> None:
-        """Raise UserError if tracked files of the work tree have uncommitted changes; why: that matters."""
-        if changed := self.whole.changed("HEAD"):
+    def refuse_edits(self, why: str, *apart: str) -> None:
+        """Raise UserError if tracked files of the work tree have uncommitted changes; why: that matters.
+
+        apart: folders of the project that do not matter.
+        """
+        allowed = tuple(f"{self.prefix / folder}/" for folder in apart)
+        if changed := [path for path in self.whole.changed("HEAD") if not path.startswith(allowed)]:
             raise UserError(f"uncommitted changes ({listed(changed, 3)}): {why}; `git commit` or `git stash` first")
 
     def refs(self, prefix: str) -> dict[str, str]:

@@ -183,12 +183,19 @@ class Revision:
         path = self.out(MODEL)
         return json.loads(path.read_bytes()) if path else {}
 
+    @property
+    def evaluated(self) -> bool:
+        """Whether the predictions that dvc.lock names, if it does, are those of its model."""
+        made = [each for each in self.stages.values() if PREDICTIONS in {out["path"] for out in each.get("outs") or []}]
+        used = [dep["md5"] for stage in made for dep in stage.get("deps") or [] if dep["path"] == WEIGHTS]
+        return used in ([], [self.md5(WEIGHTS)])
+
     @cached_property
     def predictions(self) -> Predictions:
         """What the model predicted for each test image. Raises UserError where that is in no cache or remote."""
         if not self.md5(PREDICTIONS):
             raise UserError(f"{self}: its dvc.lock has no {PREDICTIONS}; name a revision that ran evaluate")
-        if self.md5s("deps").get(WEIGHTS, self.md5(WEIGHTS)) != self.md5(WEIGHTS):
+        if not self.evaluated:
             way_out = f"`dvc exp apply {self.name}`, then `dvc repro`" if self.commit else "`dvc repro`"
             raise UserError(f"{self}: its {PREDICTIONS} are another model's: evaluate has not run there; {way_out}")
         path = self.out(PREDICTIONS)

@@ -5,23 +5,28 @@ shared; so is `runs/`, where a training that was killed finds its checkpoint. An
 """
 
 import fcntl
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reprise.params.load import overlay
+from reprise.params.load import flat, override
 from reprise.params.presets import edited
 from reprise.repo.project import Project, environment
-from reprise.repo.revisions import parse_yaml
-from reprise.runtime.atomic import remove
+from reprise.repo.revisions import HISTORY, parse_yaml
+from reprise.runtime.atomic import Lock, remove
 
 TREES = "runs/trees"
+COURSE = "metrics/.history.csv.partial"  # the history of a training so far, see `reprise.runtime.atomic`
 # DVC, which ends when this process has died: its stage then ends too, with a checkpoint
 DVC = (
     "import sys; from reprise.runtime.signals import stop_with_parent; stop_with_parent()\n"
@@ -45,18 +50,27 @@ class Workspace:
         return self.tree / self.project.prefix
 
     def run(self, values: dict[str, Any], log: Path, *targets: str) -> subprocess.Popen[bytes]:
-        """Start `dvc repro TARGETS` with some params changed (a nested tree, as `overlay` takes); return its process.
+        """Start `dvc repro TARGETS` with some params changed (by dotted name, or nested); return its process.
 
-        What was here before is gone, but for files that Git ignores. Raises UserError if the file of params cannot be
-        edited; whether the params are allowed is the stage `check` to say, in the log.
+        What was here before is gone, but for files that Git ignores; a stage that is about to end is waited for. Raises
+        UserError if the file of params cannot be edited; whether the params are allowed is the stage `check` to say, in
+        the log.
         """
-        self._git("reset", "--hard", "--quiet", self.commit)
+        (self.root / COURSE).parent.mkdir(exist_ok=True)
+        with Lock(self.root / HISTORY):  # which a stage holds that has outlived its DVC
+            for lock in self._git_dir.glob("*.lock"):  # of a git that was killed
+                remove(lock)
+            self._git("reset", "--hard", "--quiet", self.commit)
+            self._git("clean", "--force", "-d", "--quiet")
+            remove(self.root / COURSE)
         remove(self.root / ".dvc/tmp/rwlock")  # of a DVC that was killed
         for name in SHARED:  # after Git, which puts its placeholders there
             remove(self.root / name)
             (self.root / name).symlink_to(self.project.root / name)
         params = self.root / "params.yaml"
-        params.write_text(edited(params.read_text("utf-8"), lambda tree: overlay(tree, values)), encoding="utf-8")
+        changes = [f"{key}={json.dumps(value)}" for key, value in flat(values).items()]
+        after = edited(params.read_text("utf-8"), partial(override, changes=changes))
+        params.write_text(after, encoding="utf-8")
         log.parent.mkdir(parents=True, exist_ok=True)
         own = {**environment(), "PYTHONPATH": str(self.root / "src")}
         with log.open("ab") as file:
@@ -69,6 +83,7 @@ class Workspace:
                 stderr=file,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[self.lock],
+                start_new_session=True,  # Ctrl-C is for this process, which then calls `end`
             )
 
     def save(self, name: str, message: str, stages: Sequence[str] = ()) -> str:
@@ -80,7 +95,7 @@ class Workspace:
         entries = parse_yaml((self.root / "dvc.lock").read_text("utf-8"))["stages"]
         left_out = [entry for stage, entry in entries.items() if stages and stage not in stages]
         outs = [out["path"] for entry in left_out for out in entry.get("outs") or []]
-        self._git("add", "--update", "--", "params.yaml", "dvc.lock", "metrics", "models")
+        self._git("add", "--all", "--", "params.yaml", "dvc.lock", "metrics", "models")
         if outs:
             self._git("rm", "--cached", "--quiet", "--force", "--ignore-unmatch", "--", *outs)
         tree = self._git("write-tree").strip()
@@ -88,8 +103,23 @@ class Workspace:
         self.project.git("update-ref", f"refs/exps/{self.commit[:2]}/{self.commit[2:]}/{name}", commit)
         return commit
 
+    @property
+    def _git_dir(self) -> Path:
+        return self.tree / (self.tree / ".git").read_text("utf-8").removeprefix("gitdir: ").removesuffix("\n")
+
     def _git(self, *arguments: str) -> str:
-        return Project(self.root).git(*arguments)
+        """Run git on the work tree, and on nothing else where that is damaged."""
+        return Project(self.root).git(f"--git-dir={self._git_dir}", f"--work-tree={self.tree}", *arguments)
+
+
+def end(process: subprocess.Popen[bytes], most_s: float = 60) -> None:
+    """End a DVC and its stage, which keeps a checkpoint, and wait for both; after so many seconds they are killed."""
+    with suppress(ProcessLookupError):
+        for signum in (signal.SIGTERM, *[0] * int(10 * most_s), signal.SIGKILL):
+            os.killpg(process.pid, signum)  # 0: only asks whether there is one
+            process.poll()
+            time.sleep(0.1 * (process.returncode is None or not signum))
+    process.wait()
 
 
 @contextmanager
@@ -106,6 +136,16 @@ def workspace(project: Project, commit: str) -> Iterator[Workspace]:
         os.close(lock)
 
 
+def remove_trees(project: Project) -> None:
+    """Remove the work trees that no process holds."""
+    for path in (project.root / TREES).glob(".*.lock"):
+        with path.open("a") as lock, suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(path.with_suffix(".ready"))
+            remove(path.with_name(path.stem[1:]))
+    project.git("worktree", "prune")
+
+
 def _free(folder: Path) -> tuple[int, Path]:
     number = 0
     while True:
@@ -119,18 +159,18 @@ def _free(folder: Path) -> tuple[int, Path]:
 
 def _prepare(found: Workspace) -> None:
     project, tree, root = found.project, found.tree, found.root
-    ready = tree.with_name(f".{tree.name}.ready")  # made whole once
-    if not ready.exists() or not tree.exists():
-        ready.unlink(missing_ok=True)
-        remove(tree)
-        project.git("worktree", "prune")
-        project.git("worktree", "add", "--quiet", "--detach", str(tree), found.commit)
-        local = project.root / ".dvc/config.local"
-        if local.exists():
-            shutil.copyfile(local, root / ".dvc/config.local")
-        inside = Project(root)
-        inside.dvc("config", "--local", "cache.dir", str(Path(project.dvc_repo.cache.local.path).parent.parent))
-        inside.dvc("config", "--local", "cache.type", "reflink,hardlink,copy")  # prepared data are there once
-        ready.touch()
-    Project(root).git("checkout", "--force", "--quiet", "--detach", found.commit)
-    Project(root).dvc("checkout", "--quiet", "--allow-missing")
+    ready = tree.with_name(f".{tree.name}.ready")  # names the commit, once all is there
+    if (tree / ".git").is_file() and ready.exists() and ready.read_text() == found.commit:
+        return
+    ready.unlink(missing_ok=True)
+    remove(tree)
+    project.git("worktree", "prune")
+    project.git("worktree", "add", "--force", "--force", "--quiet", "--detach", str(tree), found.commit)
+    local = project.root / ".dvc/config.local"
+    if local.exists():
+        shutil.copyfile(local, root / ".dvc/config.local")
+    inside = Project(root)
+    inside.dvc("config", "--local", "cache.dir", str(Path(project.dvc_repo.cache.local.path).parent.parent))
+    inside.dvc("config", "--local", "cache.type", "reflink,hardlink,copy")  # prepared data are there once
+    inside.dvc("checkout", "--quiet", "--allow-missing")
+    ready.write_text(found.commit)

@@ -1,1 +1,1 @@
-"""Search for better settings, in which every trial is an experiment of DVC."""
+"""Search for the best setting: a space of params, its trials by Optuna, each one an experiment of DVC."""

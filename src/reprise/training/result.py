@@ -1,6 +1,5 @@
 """The result of a training: the network of its best epoch, its model card, and the metrics of every epoch."""
 
-import csv
 import json
 import sys
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from reprise.runtime.device import resolve_reproducible
 from reprise.runtime.errors import UserError, listed, say
 from reprise.runtime.parts import project_md5
 from reprise.runtime.provenance import Provenance, trace
-from reprise.training.callbacks.best_epoch import BestEpoch, EpochRow
+from reprise.training.callbacks.best_epoch import BestEpoch, EpochRow, write_history
 from reprise.training.checkpoint import Checkpoints, read_checkpoint
 from reprise.training.setup import Assembly
 
@@ -64,11 +63,7 @@ class TrainResult:
         save_model(self.network, self.card.model_copy(update={"record": record}), weights_path, card_path)
         reached = {name: value for name, value in self.best.rounded().items() if name != "lr"}
         metrics.write_text(json.dumps(reached, indent=2) + "\n", encoding="utf-8")
-        with history.open("w", encoding="utf-8", newline="") as file:
-            rows = [row.rounded() for row in self.history]
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_history(self.history, history)
 
 
 class FinishedRun:

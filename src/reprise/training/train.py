@@ -47,7 +47,8 @@ from reprise.training.threads import resolve_threads
 class Options:
     """What is no parameter: callbacks and loggers, which watch, `debug`, and the rank of this process among several.
 
-    origin: the folder of a finished run that is to go on for more epochs, with a scratch folder.
+    origin: the folder of a finished run that is to go on for more epochs, with a scratch folder; course: a file for the
+    history so far, written after each epoch.
 
     Process 0 alone prints, logs and saves; Lightning starts the others as copies of the script that calls `train`,
     unless torchrun or SLURM have.
@@ -58,6 +59,7 @@ class Options:
     debug: Debug = field(default_factory=Debug)
     rank: int = 0
     origin: Path | None = None
+    course: Path | None = None
 
 
 def train(
@@ -90,6 +92,7 @@ def train(
         network, metadata = made.network, made.metadata
         progress = Progress(made.batches.batch_size * process.world, made.batches.steps)
         best = BestEpoch(progress, params, None if params.ema is None else WeightAverage(network, params.ema))
+        best.course = options.course
         start = made.pretrained_weights
         begun_with = [origin.sha256, start.classes, made.architecture.image_size] if origin and start else None
         terms = {**options.debug.deciding(), **({"continued": earlier.card.provenance.key()} if earlier else {})}

@@ -1,7 +1,9 @@
 """What every epoch reached, and the weights of the one that validates best, averaged or not."""
 
+import csv
 import math
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -45,18 +47,29 @@ class EpochRow:
         return {name: value if name == "epoch" else float(f"{value:.6g}") for name, value in given.items()}
 
 
+def write_history(history: list[EpochRow], path: Path) -> None:
+    """Write the rows as CSV, a line for each epoch."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = [row.rounded() for row in history]
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 @dataclass(eq=False)
 class BestEpoch(Checkpoint):
     """Keeps the history and a copy of the best weights so far, averaged or not, and stops a training that stalls.
 
     Best is the highest validation accuracy, then the lowest loss, or with `train.select: val_loss` the lowest loss,
-    then the highest accuracy. Lightning calls a `Checkpoint` after the module has logged the epoch's metrics, any other
-    callback before.
+    then the highest accuracy. course: where the history so far is written after each epoch.
+
+    Lightning calls a `Checkpoint` after the module has logged the epoch's metrics, any other callback before.
     """
 
     progress: Progress
     params: TrainParams
     average: WeightAverage | None = None
+    course: Path | None = None
     history: list[EpochRow] = field(default_factory=list, init=False)
     epoch: int = field(default=0, init=False)
     averaged: bool = field(default=False, init=False)
@@ -81,6 +94,8 @@ class BestEpoch(Checkpoint):
         """Add a row; copy the weights, averaged or not, if they are the best so far, and say whether they are."""
         best = not self.history or self._rank(row, averaged) > self._rank(self.history[self.epoch - 1], self.averaged)
         self.history.append(row)
+        if self.course:
+            write_history(self.history, self.course)
         if best:
             self.epoch, self.averaged = row.epoch, averaged
             self.weights = {name: tensor.clone() for name, tensor in weights.items()}

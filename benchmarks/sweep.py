@@ -1,0 +1,83 @@
+"""Sweeps: TPE against random trials on a function, the overhead of a trial, and two jobs against one.
+
+python benchmarks/sweep.py           the function alone, in seconds
+python benchmarks/sweep.py PROJECT   sweeps in a clone of this repository with nothing uncommitted, in minutes
+"""
+
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from reprise.repo.project import Project
+from reprise.search.space import Definition
+from reprise.search.study import begin, create_study, sampler, suggest, trials
+from reprise.search.sweep import run_sweep
+
+SPACE = {
+    "train.lr": "log(1e-5, 1)",
+    "train.weight_decay": "log(1e-6, 1)",
+    "train.augment.rotate": "float(0, 45)",
+    "train.batch_size": "16|32|64|128",
+}
+TRIALS, REPETITIONS = 24, 5
+
+
+def loss(params: dict) -> float:
+    """Return what a training might reach: best at a learning rate of 3e-3, a decay of 1e-2, 10 degrees, 32 images."""
+    away = (math.log10(params["train.lr"] / 3e-3), math.log10(params["train.weight_decay"] / 1e-2) / 2)
+    return (
+        sum(part**2 for part in away)
+        + (params["train.augment.rotate"] / 10 - 1) ** 2 / 4
+        + params["train.batch_size"] / 256
+    )
+
+
+def best_so_far(name: str, seed: int) -> list[float]:
+    """Return the best loss after each trial."""
+    definition = Definition.load(
+        Path("sweep.yaml"), space=SPACE, sampler=name, seed=seed, objectives=["val_loss"], trials=TRIALS
+    )
+    study = create_study(definition, {}, [])
+    found: list[float] = []
+    for number in range(TRIALS):
+        study.sampler = sampler(definition, number, parallel=False)
+        trial = study.ask()
+        value = loss(suggest(trial, definition))
+        study.tell(trial, value)
+        found.append(min([value, *found[-1:]]))
+    return found
+
+
+def function() -> None:
+    needed = []
+    for seed in range(REPETITIONS):
+        tpe, random = best_so_far("tpe", seed), best_so_far("random", seed)
+        reached = next((number for number, value in enumerate(tpe, 1) if value <= random[-1]), None)
+        needed.append(reached or TRIALS + 1)
+        print(
+            f"seed {seed}: best of {TRIALS}: TPE {tpe[-1]:.3f}, random {random[-1]:.3f}; TPE is there after {reached}"
+        )
+    print(f"TPE needs a median of {statistics.median(needed)} trials to the best of {TRIALS} random ones")
+
+
+def sweeps(project: Project) -> None:
+    rates = {}
+    for jobs in (1, 2):
+        space = {"train.lr": "log(1e-3, 1e-2)", "train.epochs": 12}
+        definition = begin(project, f"bench-{jobs}-{int(time.time())}", {"space": space, "trials": 4 * jobs})
+        started = time.monotonic()
+        run_sweep(project, definition, jobs)
+        taken = time.monotonic() - started
+        rates[jobs] = 4 * jobs / taken
+        inside = sum(trial.seconds for trial in trials(project, definition))
+        an_hour = f"{3600 * rates[jobs]:.0f} an hour"
+        print(f"{jobs} jobs: {4 * jobs} trials in {taken:.0f} s, {inside:.0f} s in trials; {an_hour}")
+    print(f"two jobs give {rates[2] / rates[1]:.2f} times the trials of one")
+
+
+if __name__ == "__main__":
+    function()
+    if sys.argv[1:]:
+        sweeps(Project.find(Path(sys.argv[1])))

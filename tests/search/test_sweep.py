@@ -1,0 +1,254 @@
+"""A sweep goes on after any end, records each trial once, and lets no fault pass for a result."""
+
+import errno
+import json
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from reprise.repo.project import Project
+from reprise.repo.revisions import find_revision
+from reprise.repo.trials import COURSE, TREES
+from reprise.runtime.errors import UserError
+from reprise.search import sweep as module
+from reprise.search.space import Definition
+from reprise.search.study import begin, trials
+from reprise.search.sweep import run_sweep
+from tests.conftest import new_repository
+
+# a training: an epoch each time that the test allows one more
+TRAINING = """
+import json, os, signal, sys, time
+from pathlib import Path
+root, lr, epochs = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+course, history = root / "metrics/.history.csv.partial", root / "metrics/history.csv"
+def fail(*_): sys.exit(f"error: the loss became nan with train.lr={lr}")
+signal.signal(signal.SIGTERM, lambda *_: (root.with_name("stopped").touch(), sys.exit(143)))
+text = "epoch,val_accuracy,val_loss\\n"
+for epoch in range(1, epochs + 1):
+    text += f"{epoch},{1 - lr},{lr}\\n"
+    course.write_text(text + f"{epoch + 1},0.")  # half a line more
+    for _ in range(200 * (epoch > 2 and root.with_name("slow").exists() and lr > 0.5)): time.sleep(0.05)
+if lr > 0.9: fail()
+if root.with_name("killed").exists():
+    root.with_name("killed").unlink()
+    os.kill(os.getpid(), signal.SIGKILL)
+(root / "metrics/train.json").write_text(json.dumps({"val_accuracy": 1 - lr, "val_loss": lr}))
+course.rename(history)
+history.write_text(text)
+"""
+
+
+@dataclass
+class Tree:
+    """A work tree in which a made-up training runs."""
+
+    root: Path
+
+    def run(self, params, log, *targets):
+        assert targets == ("train",)
+        for path in (self.root / "metrics").iterdir():
+            path.unlink()
+        command = [sys.executable, "-c", TRAINING, self.root, str(params["train.lr"]), str(params["train.epochs"])]
+        with log.open("ab") as file:
+            return subprocess.Popen(command, stderr=file, start_new_session=True)
+
+    def save(self, name, message, stages):
+        assert json.loads(message.splitlines()[-1])["name"] == name
+        return "c0ffee"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project whose trainings are made up, in tmp_path/tree-N."""
+    (tmp_path / "clone").mkdir()
+    repository = new_repository(tmp_path / "clone")
+    (repository.path / "params.yaml").write_text("train: {threads: 1, epochs: 5, lr: 0.1}\n")
+    repository.commit()
+    free = [tmp_path / "tree-0", tmp_path / "tree-1"]
+
+    @contextmanager
+    def workspace(project, commit):
+        tree = Tree(free.pop())
+        (tree.root / "metrics").mkdir(parents=True, exist_ok=True)
+        yield tree
+        free.append(tree.root)
+
+    monkeypatch.setattr(module, "workspace", workspace)
+    monkeypatch.setattr(module, "POLL_S", 0.02)
+    monkeypatch.setattr(module, "cpus", lambda: 2)
+    monkeypatch.setattr(Definition, "check", lambda self, params: None)
+    return Project(repository.path)
+
+
+def run(project, jobs=1, **changes):
+    space = {"train.lr": "float(0, 0.8)", "train.epochs": 5}
+    definition = begin(project, "mine", {"space": space, "trials": 8, "sampler": "random", **changes})
+    return definition, lambda: run_sweep(project, definition, jobs)
+
+
+def brief(ended):
+    return [(each.number, each.name, each.state, each.params, each.values, each.course) for each in ended]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_every_trial_is_recorded_once_with_its_course_and_a_second_run_adds_none(project, jobs):
+    _, sweep = run(project, jobs, trials=6)
+    ended = sweep()
+    assert [trial.name for trial in ended] == [f"mine-{number:04d}" for number in range(6)]
+    for trial in ended:
+        assert trial.values == [1 - trial.params["train.lr"]]
+        assert trial.course == trial.values * 5
+    ledger = (project.root / "sweeps/mine.jsonl").read_text()
+    assert sorted(json.loads(line)["commit"] for line in ledger.splitlines()) == ["c0ffee"] * 6
+    assert brief(sweep()) == brief(ended)
+    assert (project.root / "sweeps/mine.jsonl").read_text() == ledger
+    assert len(run(project, jobs, trials=7)[1]()) == 7  # more of the same sweep
+
+
+@pytest.mark.parametrize("pruner", ["none", "median"])
+def test_a_sweep_that_is_stopped_at_any_trial_ends_in_the_trials_of_one_left_alone(project, monkeypatch, pruner):
+    alone = brief(run(project, sampler="tpe", pruner=pruner)[1]())
+    (project.root / "sweeps/mine.jsonl").unlink()
+    for path in (project.root / "runs/sweeps/mine").iterdir():
+        path.unlink()
+    _, sweep = run(project, sampler="tpe", pruner=pruner)
+    whole = module.record
+    for kills in range(1, 4):  # before a trial's record, and after it
+        for after in (False, True):
+
+            def killed(project, trial, kills=kills, after=after):
+                if trial.number < 2 * kills:
+                    whole(project, trial)
+                if after and trial.number == 2 * kills:
+                    whole(project, trial)
+                if trial.number >= 2 * kills:
+                    raise SystemExit
+
+            monkeypatch.setattr(module, "record", killed)
+            with pytest.raises(SystemExit):
+                sweep()
+    monkeypatch.setattr(module, "record", whole)
+    assert brief(sweep()) == alone
+    assert any(state == "pruned" for _, _, state, *_ in alone) == (pruner == "median")
+
+
+def test_a_hopeless_training_is_stopped_and_recorded_with_its_reason(project, tmp_path):
+    space = {"train.lr": "0.1|0.2|0.3|0.4|0.45|0.7", "train.epochs": 5}
+    (tmp_path / "slow").touch()  # the last, which would go on for long
+    ended = run(project, space=space, sampler="grid", pruner="median", seed=6)[1]()
+    (pruned,) = [trial for trial in ended if trial.params["train.lr"] == 0.7]
+    assert (pruned.state, pruned.values, pruned.commit) == ("pruned", None, None)
+    assert pruned.reason == "after epoch 2"
+    assert pruned.course == pytest.approx([0.3, 0.3])
+    assert (tmp_path / "stopped").exists()  # it had the time to keep a checkpoint
+    assert len(ended) == 6
+
+
+def test_a_failed_trial_stops_nothing_and_more_than_half_do(project, tmp_path):
+    space = {"train.lr": "0.1|0.2|0.95", "train.epochs": 1}
+    ended = run(project, space=space, sampler="grid")[1]()
+    assert [trial.state for trial in ended].count("complete") == 2
+    (failed,) = [trial for trial in ended if trial.state == "failed"]
+    assert failed.reason == "error: the loss became nan with train.lr=0.95"
+    worse = begin(project, "worse", {"space": {"train.lr": "float(0.91, 1)", "train.epochs": 1}, "trials": 20})
+    with pytest.raises(UserError, match=r"4 of 4 trials failed, worse-0003 by: error: the loss became nan"):
+        run_sweep(project, worse, 1)
+    assert len(trials(project, worse)) == 4
+    with pytest.raises(UserError, match=r"4 of 4 trials failed"):  # nothing more is tried
+        run_sweep(project, worse, 1)
+
+
+def test_a_training_that_was_killed_goes_on(project, tmp_path):
+    (tmp_path / "killed").touch()
+    assert [trial.state for trial in run(project, trials=2)[1]()] == ["complete"] * 2
+    assert not (tmp_path / "killed").exists()
+
+
+def test_a_full_disk_ends_the_sweep_and_is_no_failed_trial(project, monkeypatch):
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    definition, sweep = run(project, space={"train.lr": 0.95, "train.epochs": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(module.tempfile, "TemporaryFile", full)
+        with pytest.raises(OSError, match="No space left"):
+            sweep()
+    assert trials(project, definition) == []
+
+
+def test_what_does_not_fit_is_refused(project):
+    definition, sweep = run(project, trials=2)
+    with pytest.raises(UserError, match=r"--jobs 3 with train.threads: 1 is more than the 2 CPUs"):
+        run_sweep(project, definition, 3)
+    with pytest.raises(UserError, match=r"mine.yaml: a sweep of this name began with another space"):
+        run(project, space={"train.lr": "float(0, 0.7)"})
+    lock = module.Lock(project.root / "runs/sweeps")
+    lock.acquire()
+    with pytest.raises(UserError, match="a sweep is at work in this clone"):
+        sweep()
+    lock.release()
+    sweep()
+    (project.root / "sweeps/mine.yaml").unlink()  # but its trials are there
+    with pytest.raises(UserError, match=r"mine.yaml: a sweep of this name began with another space"):
+        run(project)
+    (project.root / "params.yaml").write_text("train: {threads: 1, epochs: 4}\n")
+    with pytest.raises(UserError, match=r"uncommitted changes \(params.yaml\)"):
+        begin(project, "other", {"space": {"train.lr": "1|2"}})
+
+
+def children(process, what):
+    """Return the processes below one whose command line holds a text."""
+    with suppress(psutil.NoSuchProcess):
+        below = psutil.Process(process.pid).children(recursive=True)
+        return [each for each in below if what in " ".join(each.cmdline())]
+    return []
+
+
+def until(condition):
+    """Wait for a state of other processes, and return it."""
+    end = time.monotonic() + 120
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.slow
+def test_killed_drivers_and_a_killed_training_lose_and_repeat_no_trial(reproduced):
+    project, name = Project(reproduced.path), "killed"
+    settings = ["train.lr=log(1e-3,1e-2)", "train.epochs=40", "--trials", "5", "--jobs", "2", "--name", name]
+    command = [sys.executable, "-m", "reprise", "sweep", *settings]
+    ledger = project.root / f"sweeps/{name}.jsonl"
+    start = partial(
+        subprocess.Popen, command, cwd=project.root, env=reproduced.environment(), stdout=subprocess.DEVNULL
+    )
+    for kill in range(2):
+        driver = start()
+        until(lambda kill=kill: kill == 0 or ledger.exists())
+        until(lambda: list(project.root.glob(f"{TREES}/*/{COURSE}")))  # an epoch is over
+        driver.kill()
+        driver.wait()
+    driver = start()
+    until(lambda: children(driver, "stages/train.py"))[0].kill()
+    assert driver.wait(timeout=280) == 0
+    names = [f"{name}-{number:04d}" for number in range(5)]
+    assert sorted(reproduced.run("dvc", "exp", "list", "--name-only").stdout.split()) == names
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert sorted(line["name"] for line in lines) == names
+    definition = Definition.load(project.root / f"sweeps/{name}.yaml")
+    for trial in trials(project, definition):
+        revision = find_revision(project, trial.name)
+        assert (revision.training["val_accuracy"], revision.metrics) == (trial.values[0], {})  # none of the test split
+        assert revision.params["train.lr"] == trial.params["train.lr"]
+        assert revision.history["val_accuracy"] == trial.course
+    assert reproduced.run("git", "status", "--porcelain").stdout == f"?? sweeps/{name}.yaml\n"
+    assert reproduced.run("git", "worktree", "list").stdout.count("\n") == 1
+    assert "continuing in epoch" in "".join(path.read_text() for path in project.root.glob(f"runs/sweeps/{name}/*.log"))
