@@ -49,8 +49,7 @@ def conclude(project: Project, definition: Definition, trials: Sequence[Trial], 
     one, other = (_existing(base, runs) for runs in planned)
     found = Comparison(one[0], other[0], [*one, *other]) if min(len(one), len(other)) >= FEWEST else None
     said = summary(found) if found else UNCONFIRMED
-    page = write(folder, definition, trials, said)
-    say(f"{said}\n{best[0].name} is the best, {best[0].values}: `dvc exp apply {best[0].name}` takes it over -> {page}")
+    say(f"{said}\nbest: {best[0].name}, {best[0].values} -> {write(folder, definition, trials, said)}")
     if apply:
         say(_apply(base, best[0], found))
 

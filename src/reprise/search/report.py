@@ -6,7 +6,6 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -40,14 +39,13 @@ def importances(trials: Sequence[Trial], definition: Definition) -> dict[str, fl
 
     Of parameters that differ and that all complete trials have; {} of fewer than FEWEST, or if all reached the same.
     """
-    good, fanova = ranked(trials, definition), FanovaImportanceEvaluator(seed=0)
+    good = ranked(trials, definition)
     given = {key: [each.params[key] for each in good if key in each.params] for key in definition.space}
     varied = [key for key, values in given.items() if len(values) == len(good) and len(set(values)) > 1]
-    if len(good) >= FEWEST and varied and len({(each.values or [])[0] for each in good}) > 1:  # else rounding decides
-        with suppress(RuntimeError):  # no variance
-            study = _study(good, definition)
-            return get_param_importances(study, evaluator=fanova, params=varied, target=lambda each: each.values[0])
-    return {}
+    if len(good) < FEWEST or not varied or len({(each.values or [])[0] for each in good}) == 1:
+        return {}  # or rounding would decide
+    study, fanova = _study(good, definition), FanovaImportanceEvaluator(seed=0)
+    return get_param_importances(study, evaluator=fanova, params=varied, target=lambda each: each.values[0])
 
 
 def _study(good: Sequence[Trial], definition: Definition) -> optuna.Study:
