@@ -1,0 +1,184 @@
+"""The page on which a person reviews labels, by keyboard. A decision is on the disk before it is answered.
+
+Two books take decisions: corrections of labels go into data/corrections.csv, and unlabelled images move to the folder
+of their class.
+"""
+
+import asyncio
+import base64
+import hashlib
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from reprise.data.formats.raw import RawArchive
+from reprise.data.prepare.corrections import DROP, Correction, read_corrections, write_corrections
+from reprise.data.prepare.decode import BadImageError, decode
+from reprise.runtime.errors import UserError
+
+SHOWN = 512  # pixels of a side, on the page
+PAGE = Path(__file__).with_name("review.html")
+
+
+class Candidate(NamedTuple):
+    """An image to decide on: its name, its label ("" if it has none), what is suggested, and why; images like it."""
+
+    id: str
+    label: str
+    suggested: str
+    score: float
+    why: str
+    neighbors: Sequence[tuple[str, str]] = ()  # name and label
+
+
+class Book(Protocol):
+    """Keeps decisions on images by their names."""
+
+    def decided(self) -> dict[str, str]:
+        """Return {name: label or DROP} of what is decided."""
+
+    def decide(self, name: str, label: str | None) -> None:
+        """Keep a decision, DROP for an image that is to go, None to take it back. It is on the disk afterwards."""
+
+    def read(self, name: str) -> bytes:
+        """Return an encoded image."""
+
+
+class Corrections:
+    """Decisions in data/corrections.csv, on images of the raw archive. Rows of other images stay."""
+
+    def __init__(self, archive: RawArchive, path: Path, by: str, why: dict[str, str]) -> None:
+        self.archive, self.path, self.by, self.why = archive, path, by, why
+        self.rows = {row.id: row for row in read_corrections(path)}
+
+    def decided(self) -> dict[str, str]:
+        """Return {name: label or DROP} of the rows."""
+        return {name: row.label for name, row in self.rows.items()}
+
+    def decide(self, name: str, label: str | None) -> None:
+        """Add, replace or remove a row and write the file."""
+        rows = {id: row for id, row in self.rows.items() if id != name}
+        if label is not None:
+            sha256 = hashlib.sha256(self.archive.read(name)).hexdigest()
+            rows[name] = Correction(name, sha256, label, self.by, self.why.get(name, ""))
+        write_corrections(self.path, list(rows.values()))
+        self.rows = rows
+
+    def read(self, name: str) -> bytes:
+        """Return an encoded image of the archive."""
+        return self.archive.read(name)
+
+
+class Unlabelled:
+    """Decisions on the files of a folder: each moves into the folder of its class beside the labelled images."""
+
+    def __init__(self, folder: Path, own: Path) -> None:
+        self.folder, self.own, self.moved = folder, own, dict[str, Path]()
+
+    def decided(self) -> dict[str, str]:
+        """Return {name: class} of what has moved since the page was opened."""
+        return {name: path.parent.name for name, path in self.moved.items()}
+
+    def decide(self, name: str, label: str | None) -> None:
+        """Move a file to a class, to another one, or back. Raises UserError where a file of this name is there."""
+        if label == DROP:
+            raise UserError("an unlabelled image needs a class; leave out what has none, and go on")
+        here = self.moved.get(name, self.folder / name)
+        target = self.folder / name if label is None else self.own / label / Path(name).name
+        if target.exists() and target != here:
+            raise UserError(f"{target}: there is such a file already; rename one of them")
+        here.replace(target)
+        self.moved = {other: path for other, path in self.moved.items() if other != name}
+        if label is not None:
+            self.moved[name] = target
+
+    def read(self, name: str) -> bytes:
+        """Return a file's content, wherever it is now."""
+        return self.moved.get(name, self.folder / name).read_bytes()
+
+
+class Review:
+    """The service behind the page. classes: the labels that there are; depth: bits of 16-bit images."""
+
+    def __init__(self, candidates: Sequence[Candidate], book: Book, classes: Sequence[str], depth: int = 16) -> None:
+        self.candidates, self.book, self.classes, self.depth = candidates, book, classes, depth
+        self.names = {each.id for each in candidates}
+        self.shown = self.names | {name for each in candidates for name, _ in each.neighbors}
+        self.writing = asyncio.Lock()
+
+    async def state(self, _: Request) -> Response:
+        """Answer GET /state: candidates, classes, and what is decided."""
+        found = {
+            "classes": list(self.classes),
+            "drop": DROP,
+            "candidates": [each._asdict() for each in self.candidates],
+        }
+        return JSONResponse(found | {"decided": self.book.decided()})
+
+    async def image(self, request: Request) -> Response:
+        """Answer GET /image?id=NAME with a PNG."""
+        name = request.query_params.get("id", "")
+        if name not in self.shown:
+            raise HTTPException(404, "no such image")
+        try:
+            encoded = await asyncio.to_thread(self.book.read, name)
+            pixels = (await asyncio.to_thread(decode, encoded, SHOWN, 3, "fit", self.depth)).pixels
+        except (BadImageError, OSError) as error:
+            raise HTTPException(404, str(error)) from None
+        png = io.BytesIO()
+        Image.fromarray(pixels).save(png, "PNG", compress_level=1)
+        return Response(png.getvalue(), media_type="image/png")
+
+    async def decide(self, request: Request) -> Response:
+        """Answer POST /decide, {"id": NAME, "label": CLASS, DROP or null}, once the decision is on the disk."""
+        if request.headers.get("content-type") != "application/json":  # what another site's page cannot send
+            raise HTTPException(415, "application/json is needed")
+        try:
+            asked = await request.json()
+            name, label = asked["id"], asked["label"]
+            known = name in self.names and label in (*self.classes, DROP, None)
+        except (ValueError, KeyError, TypeError):
+            raise HTTPException(400, "an id and a label are needed") from None
+        if not known:
+            raise HTTPException(422, "no such image or class")
+        async with self.writing:
+            try:
+                await asyncio.to_thread(self.book.decide, name, label)
+            except (UserError, OSError) as error:
+                raise HTTPException(409, str(error)) from None
+        return JSONResponse({"decided": label})
+
+
+def application(review: Review) -> Starlette:
+    """Return the page and its service as an ASGI application, for names of this machine alone."""
+    html = PAGE.read_text("utf-8")
+    own = {kind: _digest(re.findall(rf"<{kind}>(.*?)</{kind}>", html, re.DOTALL)[0]) for kind in ("script", "style")}
+    policy = f"default-src 'none'; img-src 'self'; connect-src 'self'; script-src {own['script']}; "
+    policy += f"style-src {own['style']}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+    async def page(_: Request) -> Response:
+        return Response(html, headers={"Content-Security-Policy": policy}, media_type="text/html")
+
+    async def refuse(_: Request, error: Any) -> Response:
+        return JSONResponse({"reason": error.detail}, error.status_code)
+
+    routes: list[Any] = [Route("/", page), Route("/state", review.state), Route("/image", review.image)]
+    routes.append(Route("/decide", review.decide, methods=["POST"]))
+    local = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
+    handlers: dict[Any, Callable[..., Any]] = {HTTPException: refuse}
+    return Starlette(routes=routes, middleware=[local], exception_handlers=handlers)
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

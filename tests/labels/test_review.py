@@ -1,0 +1,210 @@
+"""The page of `reprise labels --review`: what it says is decided is on the disk, whatever happens to the server."""
+
+import hashlib
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from reprise.data.formats.raw import RawImage, write_archive
+from reprise.data.prepare.corrections import DROP, Correction, read_corrections
+from reprise.labels.review import Unlabelled
+from reprise.runtime.errors import UserError
+
+CLASSES = ["<b>cat", "dog"]
+SERVE = """
+import sys
+from pathlib import Path
+import uvicorn
+from reprise.data.formats.raw import RawArchive
+from reprise.labels.review import Candidate, Corrections, Review, application
+folder, port = Path(sys.argv[1]), int(sys.argv[2])
+archive = RawArchive(folder / "raw")
+members = list(archive.members)
+of = {member: member.split("/")[1] for member in members}
+near = [(members[0], of[members[0]])]
+classes = archive.source.classes
+other = {classes[0]: classes[1], classes[1]: classes[0]}
+candidates = [Candidate(each, of[each], other[of[each]], 0.5, "other class", near) for each in members]
+book = Corrections(archive, folder / "corrections.csv", "someone", {each: "other class" for each in members})
+uvicorn.run(application(Review(candidates, book, classes)), port=port, log_level="error")
+"""
+
+
+def encoded(number):
+    pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def make(count):
+        images = [
+            RawImage("unsplit", CLASSES[number % 2], f"{number:05}.png", encoded(number)) for number in range(count)
+        ]
+        write_archive(tmp_path / "raw", "own", CLASSES, images)
+        return tmp_path
+
+    return make
+
+
+@pytest.fixture
+def port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@contextmanager
+def serving(folder, port):
+    process = subprocess.Popen([sys.executable, "-c", SERVE, str(folder), str(port)])
+    try:
+        with httpx.HTTPTransport(retries=9) as transport, httpx.Client(transport=transport) as client:
+            while True:
+                try:
+                    client.get(f"http://127.0.0.1:{port}/state")
+                    break
+                except httpx.ConnectError:
+                    assert process.poll() is None
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def browsing(port):
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1000,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
+        browser.get(f"http://127.0.0.1:{port}/")
+        WebDriverWait(browser, 60).until(lambda each: "image 1 of" in each.find_element(By.ID, "count").text)
+        yield browser
+
+
+def settled(browser):
+    WebDriverWait(browser, 60).until(lambda each: each.execute_script("return document.body.dataset.waiting") == "0")
+
+
+def press(browser, keys):
+    browser.find_element(By.TAG_NAME, "body").send_keys(keys)
+
+
+@pytest.mark.skipif(not shutil.which("chromedriver"), reason="no chromedriver")
+def test_each_key_does_what_its_button_says(folder, port):
+    path = folder(6)
+    with serving(path, port), browsing(port) as browser:
+        press(browser, "akd")
+        press(browser, "r")
+        browser.switch_to.active_element.send_keys("dog", Keys.ENTER)
+        press(browser, "au")
+        settled(browser)
+        shown = browser.find_element(By.ID, "label").text
+        log = [each for each in browser.get_log("browser") if "Content Security" in each["message"]]
+        sizes = browser.execute_script("return [...document.images].map(each => each.naturalWidth)")
+    rows = read_corrections(path / "corrections.csv")
+    assert [(row.id.split("/")[1], row.label) for row in rows] == [
+        ("<b>cat", "dog"),
+        ("dog", "dog"),
+        ("<b>cat", DROP),
+        ("dog", "dog"),
+    ]
+    first = rows[0]
+    assert first == Correction(first.id, hashlib.sha256(encoded(0)).hexdigest(), "dog", "someone", "other class")
+    assert shown == "<b>cat" and log == []  # of the image whose decision was taken back
+    assert sizes == [512, 512]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromedriver"), reason="no chromedriver")
+def test_a_thousand_decisions_by_keyboard_and_none_is_lost_though_the_server_is_killed(folder, port):
+    path, wanted = folder(1000), []
+    with browsing_while_killed(path, port) as (browser, restart):
+        for part in range(20):
+            keys = "akd"[part % 3] * 50
+            wanted += keys
+            press(browser, keys)
+            if part in (4, 11, 12):
+                restart()
+        settled(browser)
+        assert "1000 decided" in browser.find_element(By.ID, "count").text
+    rows = {row.id: row.label for row in read_corrections(path / "corrections.csv")}
+    labels = [CLASSES[number % 2] for number in range(1000)]
+    does = {"a": lambda label: CLASSES[1 - CLASSES.index(label)], "k": lambda label: label, "d": lambda label: DROP}
+    expected = [does[key](label) for key, label in zip(wanted, labels, strict=True)]
+    assert [rows[f"unsplit/{label}/{number:05}.png"] for number, label in enumerate(labels)] == expected
+
+
+@contextmanager
+def browsing_while_killed(path, port):
+    """Yield a browser, and what kills the server with SIGKILL and starts it again."""
+    servers = [serving(path, port)]
+    process = servers[0].__enter__()
+
+    def restart():
+        nonlocal process
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        servers.append(serving(path, port))
+        process = servers[-1].__enter__()
+
+    try:
+        with browsing(port) as browser:
+            yield browser, restart
+    finally:
+        for each in servers:
+            each.__exit__(None, None, None)
+
+
+def test_other_sites_and_nonsense_decide_nothing(folder, port):
+    path = folder(2)
+    with serving(path, port), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        name = client.get("/state").json()["candidates"][0]["id"]
+        right = {"id": name, "label": "dog"}
+        assert client.post("/decide", content=b'{"id": 1}', headers={"content-type": "text/plain"}).status_code == 415
+        assert client.post("/decide", json=right, headers={"host": "evil.example"}).status_code == 400
+        for wrong in (
+            {},
+            [],
+            {"id": name, "label": "horse"},
+            {"id": "../x", "label": "dog"},
+            {"id": [1], "label": "dog"},
+        ):
+            assert client.post("/decide", json=wrong).status_code in (400, 422), wrong
+        assert client.get("/image", params={"id": "../corrections.csv"}).status_code == 404
+        assert not (path / "corrections.csv").exists()
+        assert client.post("/decide", json=right).json() == {"decided": "dog"}
+        assert [row.id for row in read_corrections(path / "corrections.csv")] == [name]
+
+
+def test_an_unlabelled_image_moves_to_its_class_and_back_and_replaces_nothing(tmp_path):
+    folder, own = tmp_path / "unlabelled", tmp_path / "own"
+    for path in (folder, own / "cat", own / "dog"):
+        path.mkdir(parents=True)
+    (folder / "one.png").write_bytes(b"1")
+    (own / "dog/one.png").write_bytes(b"other")
+    book = Unlabelled(folder, own)
+    with pytest.raises(UserError, match="such a file already"):
+        book.decide("one.png", "dog")
+    book.decide("one.png", "cat")
+    assert (own / "cat/one.png").read_bytes() == b"1" and book.decided() == {"one.png": "cat"}
+    assert book.read("one.png") == b"1"
+    book.decide("one.png", None)
+    assert (folder / "one.png").read_bytes() == b"1" and book.decided() == {}
+    assert (own / "dog/one.png").read_bytes() == b"other"
