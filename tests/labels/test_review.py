@@ -20,7 +20,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from reprise.data.formats.raw import RawImage, write_archive
-from reprise.data.prepare.corrections import DROP, Correction, read_corrections
+from reprise.data.prepare.corrections import DROP, HEADER, Correction, add_corrections, read_corrections
 from reprise.labels.review import Unlabelled
 from reprise.runtime.errors import UserError
 
@@ -29,17 +29,17 @@ SERVE = """
 import sys
 from pathlib import Path
 import uvicorn
-from reprise.data.formats.raw import RawArchive
+from reprise.data.formats.raw import RawArchive, image_id
 from reprise.labels.review import Candidate, Corrections, Review, application
 folder, port = Path(sys.argv[1]), int(sys.argv[2])
 archive = RawArchive(folder / "raw")
-members = list(archive.members)
-of = {member: member.split("/")[1] for member in members}
-near = [(members[0], of[members[0]])]
+ids = list(map(image_id, archive.members))
+of = {each: each.split("/")[0] for each in ids}
+near = [(ids[0], of[ids[0]])]
 classes = archive.source.classes
 other = {classes[0]: classes[1], classes[1]: classes[0]}
-candidates = [Candidate(each, of[each], other[of[each]], 0.5, "other class", near) for each in members]
-book = Corrections(archive, folder / "corrections.csv", "someone", {each: "other class" for each in members})
+candidates = [Candidate(each, of[each], other[of[each]], "other class", near) for each in ids]
+book = Corrections(archive, folder / "corrections.csv", "someone", {each: "other class" for each in ids})
 uvicorn.run(application(Review(candidates, book, classes)), port=port, log_level="error")
 """
 
@@ -58,6 +58,8 @@ def folder(tmp_path):
             RawImage("unsplit", CLASSES[number % 2], f"{number:05}.png", encoded(number)) for number in range(count)
         ]
         write_archive(tmp_path / "raw", "own", CLASSES, images)
+        (tmp_path / "corrections.csv").write_text(",".join(HEADER) + "\n")
+        add_corrections(tmp_path / "corrections.csv", [Correction("gone/1.png", "0" * 64, "dog")])
         return tmp_path
 
     return make
@@ -119,14 +121,10 @@ def test_each_key_does_what_its_button_says(folder, port):
         log = [each for each in browser.get_log("browser") if "Content Security" in each["message"]]
         sizes = browser.execute_script("return [...document.images].map(each => each.naturalWidth)")
     rows = read_corrections(path / "corrections.csv")
-    assert [(row.id.split("/")[1], row.label) for row in rows] == [
-        ("<b>cat", "dog"),
-        ("dog", "dog"),
-        ("<b>cat", DROP),
-        ("dog", "dog"),
-    ]
-    first = rows[0]
-    assert first == Correction(first.id, hashlib.sha256(encoded(0)).hexdigest(), "dog", "someone", "other class")
+    first = Correction("<b>cat/00000.png", hashlib.sha256(encoded(0)).hexdigest(), "dog", "someone", "other class")
+    decided = {"<b>cat/00000.png": "dog", "dog/00001.png": "dog", "<b>cat/00002.png": DROP, "dog/00003.png": "dog"}
+    assert {name: row.label for name, row in rows.items()} == decided | {"gone/1.png": "dog"}
+    assert rows[first.id] == first
     assert shown == "<b>cat" and log == []  # of the image whose decision was taken back
     assert sizes == [512, 512]
 
@@ -144,11 +142,11 @@ def test_a_thousand_decisions_by_keyboard_and_none_is_lost_though_the_server_is_
                 restart()
         settled(browser)
         assert "1000 decided" in browser.find_element(By.ID, "count").text
-    rows = {row.id: row.label for row in read_corrections(path / "corrections.csv")}
+    rows = {name: row.label for name, row in read_corrections(path / "corrections.csv").items()}
     labels = [CLASSES[number % 2] for number in range(1000)]
     does = {"a": lambda label: CLASSES[1 - CLASSES.index(label)], "k": lambda label: label, "d": lambda label: DROP}
     expected = [does[key](label) for key, label in zip(wanted, labels, strict=True)]
-    assert [rows[f"unsplit/{label}/{number:05}.png"] for number, label in enumerate(labels)] == expected
+    assert [rows[f"{label}/{number:05}.png"] for number, label in enumerate(labels)] == expected
 
 
 @contextmanager
@@ -188,9 +186,9 @@ def test_other_sites_and_nonsense_decide_nothing(folder, port):
         ):
             assert client.post("/decide", json=wrong).status_code in (400, 422), wrong
         assert client.get("/image", params={"id": "../corrections.csv"}).status_code == 404
-        assert not (path / "corrections.csv").exists()
+        assert list(read_corrections(path / "corrections.csv")) == ["gone/1.png"]
         assert client.post("/decide", json=right).json() == {"decided": "dog"}
-        assert [row.id for row in read_corrections(path / "corrections.csv")] == [name]
+        assert list(read_corrections(path / "corrections.csv")) == [name, "gone/1.png"]
 
 
 def test_an_unlabelled_image_moves_to_its_class_and_back_and_replaces_nothing(tmp_path):

@@ -4,9 +4,13 @@ import os
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reprise.commands.registry import argument, command, here
 from reprise.runtime.errors import UserError, say
+
+if TYPE_CHECKING:
+    from reprise.repo.project import Project
 
 
 @command(
@@ -153,6 +157,9 @@ def number(text: str) -> int:
 @command(
     argument("--folds", type=int, default=5, help="of the cross-validation (default: %(default)s)"),
     argument("--accept", type=number, metavar="N", help="take over the first N suggestions, or all; train nothing"),
+    argument("--review", action="store_true", help="decide on a page, by keyboard"),
+    argument("--next", type=int, metavar="N", help="label N images of data/unlabelled on that page"),
+    argument("--port", type=int, default=8001, help="of the page, on this machine alone (8001; 0: any that is free)"),
 )
 def labels(options: Namespace) -> None:
     """Find labels that are probably wrong, by models that have not seen the images.
@@ -160,6 +167,8 @@ def labels(options: Namespace) -> None:
     reprise labels                train what is missing of five folds -> runs/labels
     reprise labels --accept 20    write the first 20 suggestions of runs/labels/labels.csv into data/corrections.csv
     reprise labels --accept all   all of them
+    reprise labels --review       the page: http://127.0.0.1:8001
+    reprise labels --next 100     the 100 images of data/unlabelled from which the model would learn most
 
     `git diff` shows the corrections; commit them, and `dvc repro` trains with them.
     """
@@ -172,6 +181,8 @@ def labels(options: Namespace) -> None:
     project = here()
     folder, path = project.root / "runs/labels", project.root / CORRECTIONS
     decided = read_corrections(path)
+    if options.review or options.next:
+        return review_labels(project, options.next, options.port)
     if options.accept is not None:
         rows = [row for row in read_doubts(folder / "labels.csv") if row.suggested and row.id not in decided]
         taken, by = rows[: options.accept], project.git("config", "user.name", check=False).strip()
@@ -182,3 +193,30 @@ def labels(options: Namespace) -> None:
     with workspace(project, project.git("rev-parse", "HEAD").strip()) as tree, publishing(folder) as (partial,):
         summary = write_report(found := examine(project, tree, options.folds), doubts(found, decided), partial)
     say(f"labels: {summary} -> {project.short(folder / 'labels.md')}")
+
+
+def review_labels(project: "Project", count: int | None, port: int) -> None:
+    """Serve the page on which labels are reviewed or, with a count, so many unlabelled images get theirs."""
+    from reprise.inference.predict import load_model
+    from reprise.inference.serve import listening
+    from reprise.labels import review
+    from reprise.labels.next import to_label
+    from reprise.params.load import load_params
+    from reprise.runtime.atomic import Lock
+    from reprise.runtime.environment import cpus
+
+    lock, data = Lock(project.root / "runs/labels-page"), load_params(project.root / "params.yaml").data
+    lock.path.parent.mkdir(exist_ok=True)
+    if not lock.acquire(wait=False):
+        raise UserError("labels: another page is open on this project; end it first")
+    depth = data.depth if isinstance(data.depth, int) else 16
+    with listening("127.0.0.1", port) as server:
+        if count:
+            model = load_model(project.root / "models", runtime="torch", project=project.root)
+            folder, classes = project.root / "data/unlabelled", model.card.classes
+            book: review.Book = review.Unlabelled(folder, review.class_folders(project.root / data.path, classes))
+            candidates = list(to_label(model, folder, count, cpus()))
+        else:
+            candidates, book, classes = review.of_doubts(project)
+        say(f"labels: {len(candidates):,} images at http://127.0.0.1:{server.getsockname()[1]}, Ctrl-C ends")
+        review.run(review.Review(candidates, book, classes, depth), server)

@@ -5,7 +5,47 @@ class were its label (BADGE; Ash et al., Deep Batch Active Learning by Diverse, 
 2020), without BADGE's chance: a gradient is long where the model is unsure, and alike images have alike ones.
 """
 
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+
+from reprise.inference.predict import Model
+from reprise.inference.sources import decoded, named_images
+from reprise.labels.review import Candidate
+
+BATCH = 64
+
+
+def to_label(model: Model, folder: Path, count: int, workers: int) -> Iterator[Candidate]:
+    """Yield the images of a folder that teach a model, on torch, most; those that cannot be read are left out."""
+    images = decoded(named_images(folder), model.card.preprocessing, workers)
+    names, found = list[str](), list[tuple[np.ndarray, np.ndarray]]()
+    while batch := list(islice(images, BATCH)):
+        good = [(name, pixels) for name, pixels in batch if not isinstance(pixels, str)]
+        names += [name for name, _ in good]
+        found += [_seen(model, np.stack([pixels for _, pixels in good]))] if good else []
+    if names:
+        probabilities, features = map(np.concatenate, zip(*found, strict=True))
+        for row in teaching_order(probabilities, features, count):
+            best = int(probabilities[row].argmax())
+            share = f"{probabilities[row, best]:.2f} sure"
+            yield Candidate(names[row], "", model.card.classes[best], share)
+
+
+def _seen(model: Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities (N, classes) and what the last layer sees (N, D), ones if a network does not name it."""
+    network, taken = model.run.network.model, list[Any]()
+    layer = network.get_classifier() if hasattr(network, "get_classifier") else network
+    hook = layer.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].float().cpu().numpy()))
+    try:
+        probabilities = model.probabilities(images)
+    finally:
+        hook.remove()
+    seen = taken[0][: len(images)]
+    return probabilities, seen if seen.ndim == 2 else np.ones((len(images), 1))
 
 
 def teaching_order(probabilities: np.ndarray, features: np.ndarray, count: int) -> list[int]:

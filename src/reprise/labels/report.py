@@ -1,9 +1,13 @@
 """runs/labels: the images whose labels are doubtful as a ranked CSV, how labels are mixed up, and a contact sheet."""
 
 import hashlib
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from scipy.spatial import cKDTree
 
 from reprise.comparison.flips import contact_sheet
 from reprise.data.formats.raw import image_id
@@ -13,12 +17,16 @@ from reprise.runtime.errors import UserError
 from reprise.runtime.markup import table, text
 from reprise.runtime.tables import read_csv, write_csv
 
-HEADER = ["id", "label", "suggested", "score", "why", "sha256"]
+HEADER = ["id", "label", "suggested", "score", "why", "sha256", "near"]
+NEAR = 6  # images that are answered most alike
 SHOWN, ROWS = 48, 50  # images on the sheet, rows of a table on the page
 
 
 class Doubt(NamedTuple):
-    """One image: its label, the class that is suggested or "", the score (see `Scores`), why, the file's SHA-256."""
+    """One image: its label, the class that is suggested or "", the score (see `Scores`), why, the file's SHA-256.
+
+    near: [[id, label], ...] as JSON, of the images that were answered most alike, by distance of log probabilities.
+    """
 
     id: str
     label: str
@@ -26,12 +34,13 @@ class Doubt(NamedTuple):
     score: str
     why: str
     sha256: str
+    near: str
 
 
 def doubts(found: Examined, decided: Collection[str]) -> list[Doubt]:
     """Return the images whose labels are doubtful, the worst score first; decided: ids of those to leave out."""
     scores, classes, ids = found.scores, found.metadata.classes, list(map(image_id, found.members))
-    rows = []
+    alike, rows = cKDTree(logged := np.log(scores.probabilities + 1e-9)), []
     for row in sorted(range(len(ids)), key=scores.score.__getitem__):
         reasons = {
             "other class": scores.suspicious[row],
@@ -42,7 +51,10 @@ def doubts(found: Examined, decided: Collection[str]) -> list[Doubt]:
             label, other = classes[scores.labels[row]], classes[scores.counted[row]] * int(scores.suspicious[row])
             why = "; ".join(reason for reason, applies in reasons.items() if applies)
             sha256 = hashlib.sha256(found.archive.read(found.members[row])).hexdigest()
-            rows.append(Doubt(ids[row], label, other, f"{scores.score[row]:.6g}", why, sha256))
+            nearest = np.atleast_1d(alike.query(logged[row], min(NEAR + 1, len(ids)))[1]).tolist()
+            near = [[ids[each], classes[scores.labels[each]]] for each in nearest if each != row][:NEAR]
+            score = f"{scores.score[row]:.6g}"
+            rows.append(Doubt(ids[row], label, other, score, why, sha256, json.dumps(near, ensure_ascii=False)))
     return rows
 
 
@@ -67,7 +79,7 @@ def write_report(found: Examined, rows: list[Doubt], folder: Path) -> str:
     page = [
         f"# Labels\n\n{summary}",
         "![the worst first: label, and what is suggested](labels.svg)",
-        table(HEADER[:-1], [list(map(text, row[:-1])) for row in rows[:ROWS]]),
+        table(HEADER[:5], [list(map(text, row[:5])) for row in rows[:ROWS]]),
         "Estimated, how many images with a label are really of another class; share with its 95 % interval:",
         table(names, [list(map(text, row)) for row in noise[:ROWS]]),
     ]

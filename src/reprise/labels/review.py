@@ -8,11 +8,15 @@ import asyncio
 import base64
 import hashlib
 import io
+import json
 import re
+import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,10 +26,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from reprise.data.formats.raw import RawArchive
-from reprise.data.prepare.corrections import DROP, Correction, read_corrections, write_corrections
+from reprise.data.formats.raw import RawArchive, image_id
+from reprise.data.prepare.corrections import CORRECTIONS, DROP, Correction, add_corrections, read_corrections
 from reprise.data.prepare.decode import BadImageError, decode
-from reprise.runtime.errors import UserError
+from reprise.labels.report import read_doubts
+from reprise.repo.project import Project
+from reprise.repo.revisions import RAW
+from reprise.runtime.errors import UserError, listed
+from reprise.runtime.signals import Stopped
 
 SHOWN = 512  # pixels of a side, on the page
 PAGE = Path(__file__).with_name("review.html")
@@ -37,9 +45,8 @@ class Candidate(NamedTuple):
     id: str
     label: str
     suggested: str
-    score: float
     why: str
-    neighbors: Sequence[tuple[str, str]] = ()  # name and label
+    near: Sequence[Sequence[str]] = ()  # names and labels
 
 
 class Book(Protocol):
@@ -56,28 +63,28 @@ class Book(Protocol):
 
 
 class Corrections:
-    """Decisions in data/corrections.csv, on images of the raw archive. Rows of other images stay."""
+    """Decisions in data/corrections.csv, on images of the raw archive. Lines of other images stay.
+
+    by: who decides; why: {id: reason}.
+    """
 
     def __init__(self, archive: RawArchive, path: Path, by: str, why: dict[str, str]) -> None:
         self.archive, self.path, self.by, self.why = archive, path, by, why
-        self.rows = {row.id: row for row in read_corrections(path)}
+        self.members = {image_id(member): member for member in archive.members}
 
     def decided(self) -> dict[str, str]:
-        """Return {name: label or DROP} of the rows."""
-        return {name: row.label for name, row in self.rows.items()}
+        """Return {name: label or DROP} of the lines."""
+        return {name: line.label for name, line in read_corrections(self.path).items()}
 
     def decide(self, name: str, label: str | None) -> None:
-        """Add, replace or remove a row and write the file."""
-        rows = {id: row for id, row in self.rows.items() if id != name}
-        if label is not None:
-            sha256 = hashlib.sha256(self.archive.read(name)).hexdigest()
-            rows[name] = Correction(name, sha256, label, self.by, self.why.get(name, ""))
-        write_corrections(self.path, list(rows.values()))
-        self.rows = rows
+        """Add, replace or remove a line."""
+        sha256, why = hashlib.sha256(self.read(name)).hexdigest(), self.why.get(name, "")
+        line = [] if label is None else [Correction(name, sha256, label, self.by, why)]
+        add_corrections(self.path, line, without=[name])
 
     def read(self, name: str) -> bytes:
         """Return an encoded image of the archive."""
-        return self.archive.read(name)
+        return self.archive.read(self.members[name])
 
 
 class Unlabelled:
@@ -114,7 +121,7 @@ class Review:
     def __init__(self, candidates: Sequence[Candidate], book: Book, classes: Sequence[str], depth: int = 16) -> None:
         self.candidates, self.book, self.classes, self.depth = candidates, book, classes, depth
         self.names = {each.id for each in candidates}
-        self.shown = self.names | {name for each in candidates for name, _ in each.neighbors}
+        self.shown = self.names | {name for each in candidates for name, _ in each.near}
         self.writing = asyncio.Lock()
 
     async def state(self, _: Request) -> Response:
@@ -158,6 +165,34 @@ class Review:
             except (UserError, OSError) as error:
                 raise HTTPException(409, str(error)) from None
         return JSONResponse({"decided": label})
+
+
+def of_doubts(project: Project) -> tuple[list[Candidate], Book, list[str]]:
+    """Return the images in runs/labels/labels.csv, the book of corrections, and the classes of the raw data.
+
+    Raises UserError for a list of other data.
+    """
+    rows, archive = read_doubts(project.root / "runs/labels/labels.csv"), RawArchive(project.root / RAW)
+    by = project.git("config", "user.name", check=False).strip()
+    book = Corrections(archive, project.root / CORRECTIONS, by, {row.id: row.why for row in rows})
+    if other := [row.id for row in rows if row.id not in book.members]:
+        raise UserError(f"runs/labels is of other data than data/raw: {listed(other)}; run `reprise labels` again")
+    candidates = [Candidate(row.id, row.label, row.suggested, row.why, json.loads(row.near)) for row in rows]
+    return candidates, book, archive.source.classes
+
+
+def class_folders(own: Path, classes: Sequence[str]) -> Path:
+    """Return the folder of the user's images that has one for each class. Raises UserError if there is none."""
+    for folder in (own, own / "train"):
+        if all((folder / name).is_dir() for name in classes):
+            return folder
+    raise UserError(f"{own}: has no folder for each of the classes {listed(classes)}; only such images can be added to")
+
+
+def run(review: Review, server: socket.socket) -> None:
+    """Serve the page until Ctrl-C or SIGTERM."""
+    with suppress(Stopped, KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(application(review), ws="none", log_level="error")).run(sockets=[server])
 
 
 def application(review: Review) -> Starlette:

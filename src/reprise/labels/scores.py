@@ -25,7 +25,7 @@ class Scores:
 
     def __init__(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
         """Take labels, int64 (N,), and probabilities (N, K)."""
-        self.labels, classes = labels, probabilities.shape[1]
+        self.labels, self.probabilities, classes = labels, probabilities, probabilities.shape[1]
         self.score = probabilities[np.arange(len(labels)), labels]
         images, sums = np.bincount(labels, minlength=classes), np.bincount(labels, self.score, classes)
         thresholds = np.where(images > 0, sums / np.maximum(images, 1), np.inf)

@@ -6,7 +6,7 @@ The label may be the one that the image has already: somebody has looked, and it
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -70,13 +70,15 @@ def read_corrections(path: Path) -> dict[str, Correction]:
     return found
 
 
-def add_corrections(path: Path, corrections: Iterable[Correction]) -> None:
+def add_corrections(path: Path, corrections: Iterable[Correction], without: Collection[str] = ()) -> None:
     """Add lines to a file, in the order of the ids; one of an image that has a line already takes its place.
 
-    The file is whole at any moment, and a second process waits. Raises UserError as `read_corrections` does.
+    without: ids whose lines are taken out first. The file is whole at any moment, and a second process waits. Raises
+    UserError as `read_corrections` does.
     """
     with publishing(path) as (partial,):
-        every = read_corrections(path) | {each.id: each for each in corrections}
+        kept = {name: each for name, each in read_corrections(path).items() if name not in without}
+        every = kept | {each.id: each for each in corrections}
         write_csv(partial, HEADER, [every[name] for name in sorted(every)])
         read_corrections(partial)  # nothing is written that could not be read
 
