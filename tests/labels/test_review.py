@@ -19,10 +19,12 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from reprise.data.formats.raw import RawImage, write_archive
+from reprise.data.formats.raw import RawArchive, RawImage, image_id, write_archive
 from reprise.data.prepare.corrections import DROP, HEADER, Correction, add_corrections, read_corrections
+from reprise.labels.report import HEADER as REPORT
 from reprise.labels.review import Unlabelled
 from reprise.runtime.errors import UserError
+from reprise.runtime.tables import write_csv
 
 CLASSES = ["<b>cat", "dog"]
 SERVE = """
@@ -206,3 +208,57 @@ def test_an_unlabelled_image_moves_to_its_class_and_back_and_replaces_nothing(tm
     book.decide("one.png", None)
     assert (folder / "one.png").read_bytes() == b"1" and book.decided() == {}
     assert (own / "dog/one.png").read_bytes() == b"other"
+
+
+@contextmanager
+def page(clone, *options):
+    """Yield a client of `reprise labels`."""
+    command = [sys.executable, "-m", "reprise", "labels", *options, "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=clone.path, env=clone.environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            address = process.stdout.readline().split(" at ")[1].partition(",")[0]
+            with httpx.Client(base_url=address, timeout=60) as client:
+                yield client
+        finally:
+            process.terminate()
+        assert process.wait() == 0
+
+
+@pytest.mark.slow
+def test_the_command_serves_doubts_and_unlabelled_images_and_no_second_page(reproduced):
+    digits = list(map(image_id, RawArchive(reproduced.path / "data/raw").members))[:2]
+    labels = [name.split("/")[0] for name in digits]
+    rows = [
+        [name, label, "7", "0.1", "other class", "0" * 64, "[]"] for name, label in zip(digits, labels, strict=True)
+    ]
+    (reproduced.path / "runs/labels").mkdir(parents=True)
+    write_csv(reproduced.path / "runs/labels/labels.csv", REPORT, rows)
+    with page(reproduced, "--review") as client:
+        assert [each["id"] for each in client.get("/state").json()["candidates"]] == digits
+        refused = reproduced.run("python", "-m", "reprise", "labels", "--review", "--port", "0", check=False)
+        assert refused.returncode == 1 and "another page is open" in refused.stderr
+        assert client.post("/decide", json={"id": digits[1], "label": "7"}).json() == {"decided": "7"}
+        assert client.get("/image", params={"id": digits[0]}).headers["content-type"] == "image/png"
+    assert reproduced.run("git", "diff", "--stat").stdout.split()[0] == "data/corrections.csv"
+    assert [row.label for row in read_corrections(reproduced.path / "data/corrections.csv").values()] == ["7"]
+
+    own, unlabelled = reproduced.path / "data/own", reproduced.path / "data/unlabelled"
+    unlabelled.mkdir()
+    for number in range(3):
+        (unlabelled / f"{number}.png").write_bytes(encoded(number))
+    (unlabelled / "bad.png").write_bytes(b"no image")
+    said = reproduced.run("python", "-m", "reprise", "labels", "--next", "2", check=False).stderr
+    assert "data.name = digits: images get labels in folders of classes" in said
+    reproduced.set("data.name=folder")
+    said = reproduced.run("python", "-m", "reprise", "labels", "--next", "2", check=False).stderr
+    assert "has no folder for each of the classes" in said
+    for name in range(10):
+        (own / str(name)).mkdir()
+    with page(reproduced, "--next", "2") as client:
+        first, second = (each["id"] for each in client.get("/state").json()["candidates"])
+        assert client.post("/decide", json={"id": first, "label": DROP}).status_code == 409
+        assert client.post("/decide", json={"id": first, "label": "3"}).status_code == 200
+        assert client.get("/image", params={"id": first}).status_code == 200
+    assert (own / "3" / first).is_file() and not (unlabelled / first).exists() and (unlabelled / second).is_file()

@@ -211,6 +211,8 @@ def review_labels(project: "Project", count: int | None, port: int) -> None:
         raise UserError("labels: another page is open on this project; end it first")
     depth = data.depth if isinstance(data.depth, int) else 16
     with listening("127.0.0.1", port) as server:
+        if count and data.name != "folder":
+            raise UserError(f"data.name = {data.name}: images get labels in folders of classes, data.name: folder")
         if count:
             model = load_model(project.root / "models", runtime="torch", project=project.root)
             folder, classes = project.root / "data/unlabelled", model.card.classes
