@@ -59,8 +59,8 @@ def page(
         ),
         weights_sha256="w",
     )  # fmt: skip
-    metadata = Metadata(
-        data=title or data, classes=list(classes), relabeled=3, image_size=32, channels=3, mean=[0.5] * 3, std=[0.5] * 3,
+    metadata = Metadata(relabeled=3,
+        data=title or data, classes=list(classes), image_size=32, channels=3, mean=[0.5] * 3, std=[0.5] * 3,
         counts={"train": 100, "val": 10, "test": 14}, dropped=2, source_sha256="a", splits_sha256="s", sha256={},
     )  # fmt: skip
     return model_card(card, metadata, settings or {"train": {"lr": 0.003}}, evaluation, None, defaults or {})
