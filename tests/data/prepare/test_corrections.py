@@ -128,8 +128,7 @@ def test_a_corrected_image_that_is_gone_is_named_and_counted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "its first line has to be"),
-        ("", "its first line has to be id,sha256,label,by,why"),
+        (None, "its first line has to be id,sha256,label,by,why"),
         (f"{LINE}a,{A},cat\n", "line 2: a line has 5 values"),
         (f"{LINE}a,{A[1:]},cat,,\n", "line 2: a line has 5 values"),
         (f"{LINE}<<<<<<< HEAD\na,{A},cat,,\n", "line 2: a line has 5 values"),
