@@ -178,7 +178,7 @@ def test_plots_draw_train_and_validation_in_one_picture_and_shares_of_each_label
         else parts[0]["content"]
         for name, parts in data.items()
     }
-    tables = {f"metrics/{name}.csv" for name in ("history", "confusion", "per_class", "risk_coverage")}
+    tables = {f"metrics/{name}.csv" for name in ("history", "confusion", "per_class", "risk_coverage", "groups")}
     assert set(pictures) == {"Loss", "Accuracy", *tables}
     loss = json.dumps(pictures["Loss"])
     assert "train_loss" in loss
