@@ -380,7 +380,7 @@ def test_make_plots_draws_this_run_on_a_page_that_loads_nothing(reproduced, tmp_
         pytest.skip("no Chromium is installed")
     options = ("--headless", "--no-sandbox", f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=10000")
     seen = reproduced.run(chromium, *options, "--dump-dom", page.as_uri()).stdout
-    assert len(re.findall(r'class="vega-embed.*?<svg [^>]*class="marks"', seen, re.DOTALL)) == 5
+    assert len(re.findall(r'class="vega-embed.*?<svg [^>]*class="marks"', seen, re.DOTALL)) == 7
 
 
 def readme_commands():

@@ -13,8 +13,9 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import uvicorn
 from PIL import Image
@@ -39,7 +40,8 @@ SHOWN = 512  # pixels of a side, on the page
 PAGE = Path(__file__).with_name("review.html")
 
 
-class Candidate(NamedTuple):
+@dataclass(frozen=True)
+class Candidate:
     """An image to decide on: its name, its label ("" if it has none), what is suggested, and why; images like it."""
 
     id: str
@@ -129,7 +131,7 @@ class Review:
         found = {
             "classes": list(self.classes),
             "drop": DROP,
-            "candidates": [each._asdict() for each in self.candidates],
+            "candidates": [asdict(each) for each in self.candidates],
         }
         return JSONResponse(found | {"decided": self.book.decided()})
 
