@@ -42,7 +42,7 @@ classes = archive.source.classes
 other = {classes[0]: classes[1], classes[1]: classes[0]}
 candidates = [Candidate(each, of[each], other[of[each]], "other class", near) for each in ids]
 book = Corrections(archive, folder / "corrections.csv", "someone", {each: "other class" for each in ids})
-uvicorn.run(application(Review(candidates, book, classes)), port=port, log_level="error")
+uvicorn.run(application(Review(candidates, book, classes, str(folder))), port=port, log_level="error")
 """
 
 
@@ -151,6 +151,26 @@ def test_a_thousand_decisions_by_keyboard_and_none_is_lost_though_the_server_is_
     assert [rows[f"{label}/{number:05}.png"] for number, label in enumerate(labels)] == expected
 
 
+@pytest.mark.skipif(not shutil.which("chromedriver"), reason="no chromedriver")
+def test_a_refused_decision_is_named_and_those_behind_it_are_saved(folder, port):
+    path = folder(6)
+    server = serving(path, port)
+    process = server.__enter__()
+    with browsing(port) as browser:
+        process.kill()
+        process.wait()
+        press(browser, "akdak")
+        hers = Correction("dog/00001.png", hashlib.sha256(encoded(1)).hexdigest(), "<b>cat", "Ada", "seen")
+        add_corrections(path / "corrections.csv", [hers])
+        with serving(path, port):
+            settled(browser)
+            assert "dog/00001.png: somebody else has decided" in browser.find_element(By.ID, "refused").text
+    server.__exit__(None, None, None)
+    rows = read_corrections(path / "corrections.csv")
+    assert rows.pop("dog/00001.png") == hers
+    assert [row.label for row in rows.values()] == ["dog", DROP, "<b>cat", "<b>cat", "dog"]  # by id; gone/1.png is last
+
+
 @contextmanager
 def browsing_while_killed(path, port):
     """Yield a browser, and what kills the server with SIGKILL and starts it again."""
@@ -176,17 +196,12 @@ def test_other_sites_and_nonsense_decide_nothing(folder, port):
     path = folder(2)
     with serving(path, port), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         name = client.get("/state").json()["candidates"][0]["id"]
-        right = {"id": name, "label": "dog"}
+        right = {"project": str(path), "id": name, "label": "dog", "before": None}
         assert client.post("/decide", content=b'{"id": 1}', headers={"content-type": "text/plain"}).status_code == 415
         assert client.post("/decide", json=right, headers={"host": "evil.example"}).status_code == 400
-        for wrong in (
-            {},
-            [],
-            {"id": name, "label": "horse"},
-            {"id": "../x", "label": "dog"},
-            {"id": [1], "label": "dog"},
-        ):
+        for wrong in ({}, [], *(right | wrong for wrong in ({"label": "horse"}, {"id": "../x"}, {"id": [1]}))):
             assert client.post("/decide", json=wrong).status_code in (400, 422), wrong
+        assert client.post("/decide", json=right | {"project": "other"}).status_code == 421
         assert client.get("/image", params={"id": "../corrections.csv"}).status_code == 404
         assert list(read_corrections(path / "corrections.csv")) == ["gone/1.png"]
         assert client.post("/decide", json=right).json() == {"decided": "dog"}
@@ -199,14 +214,18 @@ def test_an_unlabelled_image_moves_to_its_class_and_back_and_replaces_nothing(tm
         path.mkdir(parents=True)
     (folder / "one.png").write_bytes(b"1")
     (own / "dog/one.png").write_bytes(b"other")
-    book = Unlabelled(folder, own)
+    book = Unlabelled(folder, own, tmp_path / "moved")
     with pytest.raises(UserError, match="such a file already"):
         book.decide("one.png", "dog")
     book.decide("one.png", "cat")
     assert (own / "cat/one.png").read_bytes() == b"1" and book.decided() == {"one.png": "cat"}
-    assert book.read("one.png") == b"1"
+    book = Unlabelled(folder, own, tmp_path / "moved")  # after a kill
+    assert book.decided() == {"one.png": "cat"} and book.read("one.png") == b"1"
     book.decide("one.png", None)
     assert (folder / "one.png").read_bytes() == b"1" and book.decided() == {}
+    (folder / "link.png").symlink_to("one.png")
+    with pytest.raises(UserError, match="gone, or a link"):
+        book.decide("link.png", "cat")
     assert (own / "dog/one.png").read_bytes() == b"other"
 
 
@@ -228,21 +247,29 @@ def page(clone, *options):
 
 @pytest.mark.slow
 def test_the_command_serves_doubts_and_unlabelled_images_and_no_second_page(reproduced):
-    digits = list(map(image_id, RawArchive(reproduced.path / "data/raw").members))[:2]
-    labels = [name.split("/")[0] for name in digits]
-    rows = [
-        [name, label, "7", "0.1", "other class", "0" * 64, "[]"] for name, label in zip(digits, labels, strict=True)
-    ]
+    archive = RawArchive(reproduced.path / "data/raw")
+    digits, rows = [], []
+    for member in list(archive.members)[:2]:
+        digits.append(image_id(member))
+        sha256 = hashlib.sha256(archive.read(member)).hexdigest()
+        rows.append([digits[-1], digits[-1].split("/")[0], "7", "0.1", "other class", sha256, "[]"])
     (reproduced.path / "runs/labels").mkdir(parents=True)
     write_csv(reproduced.path / "runs/labels/labels.csv", REPORT, rows)
     with page(reproduced, "--review") as client:
         assert [each["id"] for each in client.get("/state").json()["candidates"]] == digits
         refused = reproduced.run("python", "-m", "reprise", "labels", "--review", "--port", "0", check=False)
         assert refused.returncode == 1 and "another page is open" in refused.stderr
-        assert client.post("/decide", json={"id": digits[1], "label": "7"}).json() == {"decided": "7"}
+        asked = {"project": client.get("/state").json()["project"], "label": "7", "before": None}
+        assert client.post("/decide", json=asked | {"id": digits[1]}).json() == {"decided": "7"}
+        assert client.post("/decide", json=asked | {"id": digits[1], "label": "3"}).status_code == 409  # not seen
         assert client.get("/image", params={"id": digits[0]}).headers["content-type"] == "image/png"
     assert reproduced.run("git", "diff", "--stat").stdout.split()[0] == "data/corrections.csv"
     assert [row.label for row in read_corrections(reproduced.path / "data/corrections.csv").values()] == ["7"]
+
+    rows[0][5] = "0" * 64
+    write_csv(reproduced.path / "runs/labels/labels.csv", REPORT, rows)
+    said = reproduced.run("python", "-m", "reprise", "labels", "--review", check=False).stderr
+    assert "runs/labels is of other data than data/raw" in said
 
     own, unlabelled = reproduced.path / "data/own", reproduced.path / "data/unlabelled"
     unlabelled.mkdir()
@@ -253,12 +280,13 @@ def test_the_command_serves_doubts_and_unlabelled_images_and_no_second_page(repr
     assert "data.name = digits: images get labels in folders of classes" in said
     reproduced.set("data.name=folder")
     said = reproduced.run("python", "-m", "reprise", "labels", "--next", "2", check=False).stderr
-    assert "has no folder for each of the classes" in said
+    assert "has not just a folder of files for each of the classes" in said
     for name in range(10):
         (own / str(name)).mkdir()
     with page(reproduced, "--next", "2") as client:
         first, second = (each["id"] for each in client.get("/state").json()["candidates"])
-        assert client.post("/decide", json={"id": first, "label": DROP}).status_code == 409
-        assert client.post("/decide", json={"id": first, "label": "3"}).status_code == 200
+        asked = {"project": client.get("/state").json()["project"], "id": first, "before": None}
+        assert client.post("/decide", json=asked | {"label": DROP}).status_code == 409
+        assert client.post("/decide", json=asked | {"label": "3"}).status_code == 200
         assert client.get("/image", params={"id": first}).status_code == 200
     assert (own / "3" / first).is_file() and not (unlabelled / first).exists() and (unlabelled / second).is_file()

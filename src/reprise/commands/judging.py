@@ -1,5 +1,6 @@
 """Is it better, and does it hold: comparisons, reviews, the course of experiments."""
 
+import hashlib
 import os
 import sys
 from argparse import Namespace
@@ -181,7 +182,9 @@ def labels(options: Namespace) -> None:
     project = here()
     folder, path = project.root / "runs/labels", project.root / CORRECTIONS
     decided = read_corrections(path)
-    if options.review or options.next:
+    if options.review or options.next is not None:
+        if options.accept is not None or (options.next or 1) < 1:
+            raise UserError("labels: --review, --next N of 1 and more, or --accept, one at a time")
         return review_labels(project, options.next, options.port)
     if options.accept is not None:
         rows = [row for row in read_doubts(folder / "labels.csv") if row.suggested and row.id not in decided]
@@ -216,9 +219,13 @@ def review_labels(project: "Project", count: int | None, port: int) -> None:
         if count:
             model = load_model(project.root / "models", runtime="torch", project=project.root)
             folder, classes = project.root / "data/unlabelled", model.card.classes
-            book: review.Book = review.Unlabelled(folder, review.class_folders(project.root / data.path, classes))
+            if not folder.is_dir():
+                raise UserError(f"{folder}: no such folder; put the images there that are to get labels")
+            own, journal = review.class_folders(project.root / data.path, classes), project.root / "runs/labels-moved"
+            book: review.Book = review.Unlabelled(folder, own, journal)
             candidates = list(to_label(model, folder, count, cpus()))
         else:
             candidates, book, classes = review.of_doubts(project)
         say(f"labels: {len(candidates):,} images at http://127.0.0.1:{server.getsockname()[1]}, Ctrl-C ends")
-        review.run(review.Review(candidates, book, classes, depth), server)
+        page = hashlib.sha256(f"{project.root} {bool(count)}".encode()).hexdigest()
+        review.run(review.Review(candidates, book, classes, page, depth), server)

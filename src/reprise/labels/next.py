@@ -20,11 +20,14 @@ BATCH = 64
 
 
 def to_label(model: Model, folder: Path, count: int, workers: int) -> Iterator[Candidate]:
-    """Yield the images of a folder that teach a model, on torch, most; those that cannot be read are left out."""
+    """Yield the images of a folder that teach a model, on torch, most; without those that cannot be read.
+
+    Names that a page cannot show are left out, too.
+    """
     images = decoded(named_images(folder), model.card.preprocessing, workers)
     names, found = list[str](), list[tuple[np.ndarray, np.ndarray]]()
     while batch := list(islice(images, BATCH)):
-        good = [(name, pixels) for name, pixels in batch if not isinstance(pixels, str)]
+        good = [(name, pixels) for name, pixels in batch if not isinstance(pixels, str) and name.isprintable()]
         names += [name for name, _ in good]
         found += [_seen(model, np.stack([pixels for _, pixels in good]))] if good else []
     if names:

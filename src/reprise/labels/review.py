@@ -33,6 +33,7 @@ from reprise.data.prepare.decode import BadImageError, decode
 from reprise.labels.report import read_doubts
 from reprise.repo.project import Project
 from reprise.repo.revisions import RAW
+from reprise.runtime.atomic import publishing
 from reprise.runtime.errors import UserError, listed
 from reprise.runtime.signals import Stopped
 
@@ -67,11 +68,12 @@ class Book(Protocol):
 class Corrections:
     """Decisions in data/corrections.csv, on images of the raw archive. Lines of other images stay.
 
-    by: who decides; why: {id: reason}.
+    by: who decides; why: {id: reason}. A line that was there at first comes back whole with its label.
     """
 
     def __init__(self, archive: RawArchive, path: Path, by: str, why: dict[str, str]) -> None:
         self.archive, self.path, self.by, self.why = archive, path, by, why
+        self.first = read_corrections(path)
         self.members = {image_id(member): member for member in archive.members}
 
     def decided(self) -> dict[str, str]:
@@ -80,9 +82,14 @@ class Corrections:
 
     def decide(self, name: str, label: str | None) -> None:
         """Add, replace or remove a line."""
-        sha256, why = hashlib.sha256(self.read(name)).hexdigest(), self.why.get(name, "")
-        line = [] if label is None else [Correction(name, sha256, label, self.by, why)]
-        add_corrections(self.path, line, without=[name])
+        sha256, why = self.sha256(name), self.why.get(name, "")
+        line, first = Correction(name, sha256, label or "", self.by, why), self.first.get(name)
+        line = first if first and first.label == label else line
+        add_corrections(self.path, [line] if label else [], without=[name])
+
+    def sha256(self, name: str) -> str:
+        """Return the digest of an image's file."""
+        return hashlib.sha256(self.read(name)).hexdigest()
 
     def read(self, name: str) -> bytes:
         """Return an encoded image of the archive."""
@@ -90,13 +97,18 @@ class Corrections:
 
 
 class Unlabelled:
-    """Decisions on the files of a folder: each moves into the folder of its class beside the labelled images."""
+    """Decisions on the files of a folder: each moves into the folder of its class beside the labelled images.
 
-    def __init__(self, folder: Path, own: Path) -> None:
-        self.folder, self.own, self.moved = folder, own, dict[str, Path]()
+    journal: a file of what has moved, for the next page.
+    """
+
+    def __init__(self, folder: Path, own: Path, journal: Path) -> None:
+        self.folder, self.own, self.journal = folder, own, journal
+        moved = json.loads(journal.read_text("utf-8")) if journal.exists() else {}
+        self.moved = {name: Path(path) for name, path in moved.items() if not (folder / name).exists()}
 
     def decided(self) -> dict[str, str]:
-        """Return {name: class} of what has moved since the page was opened."""
+        """Return {name: class} of what has moved."""
         return {name: path.parent.name for name, path in self.moved.items()}
 
     def decide(self, name: str, label: str | None) -> None:
@@ -105,12 +117,16 @@ class Unlabelled:
             raise UserError("an unlabelled image needs a class; leave out what has none, and go on")
         here = self.moved.get(name, self.folder / name)
         target = self.folder / name if label is None else self.own / label / Path(name).name
+        if here.is_symlink() or not here.is_file():
+            raise UserError(f"{here}: gone, or a link; only files are moved")
         if target.exists() and target != here:
             raise UserError(f"{target}: there is such a file already; rename one of them")
+        moved = {other: path for other, path in self.moved.items() if other != name}
+        moved |= {name: target} if label is not None else {}
+        with publishing(self.journal) as (partial,):  # first: what has not moved after a kill is still in its folder
+            partial.write_text(json.dumps({other: str(path) for other, path in moved.items()}), encoding="utf-8")
         here.replace(target)
-        self.moved = {other: path for other, path in self.moved.items() if other != name}
-        if label is not None:
-            self.moved[name] = target
+        self.moved = moved
 
     def read(self, name: str) -> bytes:
         """Return a file's content, wherever it is now."""
@@ -118,11 +134,16 @@ class Unlabelled:
 
 
 class Review:
-    """The service behind the page. classes: the labels that there are; depth: bits of 16-bit images."""
+    """The service behind the page.
 
-    def __init__(self, candidates: Sequence[Candidate], book: Book, classes: Sequence[str], depth: int = 16) -> None:
-        self.candidates, self.book, self.classes, self.depth = candidates, book, classes, depth
-        self.names = {each.id for each in candidates}
+    classes: the labels that there are; project: tells it from pages of others; depth: bits of 16-bit images.
+    """
+
+    def __init__(
+        self, candidates: Sequence[Candidate], book: Book, classes: Sequence[str], project: str, depth: int = 16
+    ) -> None:
+        self.candidates, self.book, self.classes, self.project, self.depth = candidates, book, classes, project, depth
+        self.names = {each.id for each in candidates} | book.decided().keys()
         self.shown = self.names | {name for each in candidates for name, _ in each.near}
         self.writing = asyncio.Lock()
 
@@ -131,6 +152,7 @@ class Review:
         found = {
             "classes": list(self.classes),
             "drop": DROP,
+            "project": self.project,
             "candidates": [asdict(each) for each in self.candidates],
         }
         return JSONResponse(found | {"decided": self.book.decided()})
@@ -143,27 +165,36 @@ class Review:
         try:
             encoded = await asyncio.to_thread(self.book.read, name)
             pixels = (await asyncio.to_thread(decode, encoded, SHOWN, 3, "fit", self.depth)).pixels
-        except (BadImageError, OSError) as error:
+        except (BadImageError, UserError, OSError) as error:
             raise HTTPException(404, str(error)) from None
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, "PNG", compress_level=1)
         return Response(png.getvalue(), media_type="image/png")
 
     async def decide(self, request: Request) -> Response:
-        """Answer POST /decide, {"id": NAME, "label": CLASS, DROP or null}, once the decision is on the disk."""
+        """Answer POST /decide once the decision is on the disk.
+
+        {"project": ..., "id": NAME, "label": CLASS, DROP or null, "before": the label that the page takes it to have}
+        """
         if request.headers.get("content-type") != "application/json":  # what another site's page cannot send
             raise HTTPException(415, "application/json is needed")
         try:
             asked = await request.json()
-            name, label = asked["id"], asked["label"]
+            name, label, before, project = (asked[key] for key in ("id", "label", "before", "project"))
             known = name in self.names and label in (*self.classes, DROP, None)
         except (ValueError, KeyError, TypeError):
             raise HTTPException(400, "an id and a label are needed") from None
+        if project != self.project:
+            raise HTTPException(421, "this is another page")
         if not known:
             raise HTTPException(422, "no such image or class")
         async with self.writing:
             try:
-                await asyncio.to_thread(self.book.decide, name, label)
+                now = (await asyncio.to_thread(self.book.decided)).get(name)
+                if now not in (before, label):
+                    raise UserError(f"somebody else has decided: {now}")
+                if now != label:
+                    await asyncio.to_thread(self.book.decide, name, label)
             except (UserError, OSError) as error:
                 raise HTTPException(409, str(error)) from None
         return JSONResponse({"decided": label})
@@ -172,23 +203,32 @@ class Review:
 def of_doubts(project: Project) -> tuple[list[Candidate], Book, list[str]]:
     """Return the images in runs/labels/labels.csv, the book of corrections, and the classes of the raw data.
 
-    Raises UserError for a list of other data.
+    Raises UserError for a list of other data, or of images whose content was another one.
     """
     rows, archive = read_doubts(project.root / "runs/labels/labels.csv"), RawArchive(project.root / RAW)
     by = project.git("config", "user.name", check=False).strip()
     book = Corrections(archive, project.root / CORRECTIONS, by, {row.id: row.why for row in rows})
-    if other := [row.id for row in rows if row.id not in book.members]:
-        raise UserError(f"runs/labels is of other data than data/raw: {listed(other)}; run `reprise labels` again")
+    same = {row.id for row in rows if row.id in book.members and book.sha256(row.id) == row.sha256}
+    if other := [row.id for row in rows if row.id not in same]:
+        raise UserError(
+            f"runs/labels is of other data than data/raw: {listed(other)}; `dvc repro`, then `reprise labels`"
+        )
     candidates = [Candidate(row.id, row.label, row.suggested, row.why, json.loads(row.near)) for row in rows]
     return candidates, book, archive.source.classes
 
 
 def class_folders(own: Path, classes: Sequence[str]) -> Path:
-    """Return the folder of the user's images that has one for each class. Raises UserError if there is none."""
+    """Return the folder of the user's images that has one for each class, with files alone in it.
+
+    Raises UserError if there is none, or if a CSV has the labels.
+    """
     for folder in (own, own / "train"):
-        if all((folder / name).is_dir() for name in classes):
+        inside = [folder / name for name in classes]
+        flat = all(each.is_dir() and not any(below.is_dir() for below in each.iterdir()) for each in inside)
+        if flat and not [*own.glob("*.csv"), *folder.glob("*.csv")]:
             return folder
-    raise UserError(f"{own}: has no folder for each of the classes {listed(classes)}; only such images can be added to")
+    many = listed(classes)
+    raise UserError(f"{own}: has not just a folder of files for each of the classes {many}; only such can be added to")
 
 
 def run(review: Review, server: socket.socket) -> None:

@@ -97,8 +97,9 @@ def apply_corrections(path: Path | None, archive: RawArchive) -> Corrected:
         raise UserError(f"{path}: no class {unknown[0]!r}; the data have {known}, and `{DROP}` leaves an image out")
     if DROP in labels and DROP in classes:
         raise UserError(f"{path}: `{DROP}` is a class of these data, too; give that class another name")
-    gone = {corrections[name].sha256: name for name in corrections.keys() - set(names)}
-    found, other = Corrected(archive, class_names, {}, {}, sorted(gone.values())), []
+    missing = sorted(corrections.keys() - set(names))
+    gone = {corrections[name].sha256: name for name in missing}
+    found, other = Corrected(archive, class_names, {}, {}, missing), []
     for row, (name, extent) in enumerate(zip(names, archive.members.values(), strict=True)):
         if not gone and name not in corrections:  # where one is gone, each could be the one, renamed
             continue

@@ -60,7 +60,8 @@ def preprocess(
     _check_training(rows_of, findings)
     _write_lists(destination, rows_of, findings, splits)
     mean, std = channel_statistics(sums, len(rows_of["train"]) * params.image_size**2)
-    placement = [f"{split} {ids[row]}" for row, split in enumerate(splits) if row not in findings.dropped]
+    gone = findings.dropped.keys() - corrected.dropped.keys()  # a correction moves no image
+    placement = [f"{split} {ids[row]}" for row, split in enumerate(splits) if row not in gone]
     metadata = Metadata(
         data=archive.source.name,
         classes=classes,
