@@ -7,7 +7,7 @@ import timm
 from safetensors.torch import save_file
 
 from reprise.repo.project import Project
-from reprise.repo.revisions import experiments
+from reprise.repo.revisions import experiments, find_revision
 from reprise.runtime.errors import UserError
 from reprise.search.backbones import Backbone, candidates, picture, ranking
 
@@ -45,14 +45,24 @@ def test_every_network_is_an_experiment_without_test_figures_and_is_not_tried_ag
         "python", "-m", "reprise", "backbones", "test_resnet", "test_vit", "no_such_model=data/weights/no.pt"
     ).stdout
     assert "no_such_model" in shown.splitlines()[4]
-    found = {run.name: run for run in experiments(Project(reproduced.path)) if run.name.startswith("backbone-")}
+    project = Project(reproduced.path)
+    found = {run.name: run for run in experiments(project) if run.name.startswith("backbone-")}
     assert found.keys() == {"backbone-test_resnet", "backbone-test_vit"}
     for name, run in found.items():
         reached = json.loads(run.read("metrics/train.json"))["val_accuracy"]
         assert f"| {name.removeprefix('backbone-')} | {reached:.4f} |" in shown
         assert run.metrics == {} and str(reproduced.path) not in run.read("params.yaml") + run.read("dvc.lock")
     again = reproduced.run("python", "-m", "reprise", "backbones")
-    assert again.stderr == "" and again.stdout.splitlines()[2:4] == shown.splitlines()[2:4]
+    assert again.stdout.splitlines()[2:4] == shown.splitlines()[2:4]
+    save_file(timm.create_model("test_vit", num_classes=10).state_dict(), folder / "test_vit.safetensors")
+    other = reproduced.run("python", "-m", "reprise", "backbones").stdout.splitlines()[2:4]
+    kept, new = (next(line.split(" | ")[1] for line in other if name in line) for name in ("test_resnet", "test_vit"))
+    assert f"| test_resnet | {kept} |" in shown
+    assert (
+        new
+        == f"{json.loads(find_revision(project, 'backbone-test_vit').read('metrics/train.json'))['val_accuracy']:.4f}"
+    )
+    assert found["backbone-test_vit"].commit != find_revision(project, "backbone-test_vit").commit
     reproduced.run("dvc", "exp", "apply", "backbone-test_vit")
     assert reproduced.run("dvc", "status", "--json").stdout.count("changed deps") == 2
     page = (reproduced.path / "runs/backbones/report.html").read_text()

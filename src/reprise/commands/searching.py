@@ -19,7 +19,7 @@ def backbones(options: Namespace) -> None:
     reprise backbones vit_tiny_patch16_224=data/weights/vit.safetensors
 
     By accuracy on the validation split, with the interval of the difference to the best one, size and seconds. Each is
-    an experiment, which `dvc exp apply` takes over; a second call tries what is new. Writes runs/backbones.
+    an experiment, which `dvc exp apply` takes over; what was tried before is in DVC's cache. Writes runs/backbones.
     """
     from reprise.params.load import load_params
     from reprise.runtime.environment import before_torch

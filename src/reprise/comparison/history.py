@@ -70,8 +70,9 @@ def experiment_points(project: Project) -> list[Point]:
         with suppress(UserError):
             changed = ", ".join(f"{name}={value}" for name, _, value in different(head.params, run.params))
             measured = {f"val {name}": run.training.get(f"val_{name}") for name in ("accuracy", "loss")}
-            measured |= {f"test {name}": run.metrics.get(name) for name in ("accuracy", "loss")}
-            measured["parameters"] = run.metrics.get("parameters")
+            tested = run.metrics if run.evaluated else {}  # those of another model otherwise
+            measured |= {f"test {name}": tested.get(name) for name in ("accuracy", "loss")}
+            measured["parameters"] = tested.get("parameters")
             points.append(
                 Point(run.name, changed, {name: value for name, value in measured.items() if value is not None})
             )

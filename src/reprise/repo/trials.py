@@ -71,6 +71,11 @@ class Workspace:
         changes = [f"{key}={json.dumps(value)}" for key, value in flat(values).items()]
         after = edited(params.read_text("utf-8"), partial(override, changes=changes))
         params.write_text(after, encoding="utf-8")
+        own_images = Path(parse_yaml(after)["data"]["path"] or ".")
+        for here in (self.root / own_images,):  # which Git may not have
+            if not here.exists() and (self.project.root / own_images).exists():
+                here.parent.mkdir(parents=True, exist_ok=True)
+                here.symlink_to(self.project.root / own_images)
         log.parent.mkdir(parents=True, exist_ok=True)
         own = {**environment(), "PYTHONPATH": str(self.root / "src")}
         with log.open("ab") as file:

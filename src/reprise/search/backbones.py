@@ -16,7 +16,7 @@ from reprise.comparison.statistics import accuracy_difference
 from reprise.model.pretrained import ORIGIN
 from reprise.params.backbone import FROZEN
 from reprise.repo.project import Project
-from reprise.repo.revisions import MODEL, PROCESSED, WEIGHTS, Revision, experiments
+from reprise.repo.revisions import MODEL, PROCESSED, WEIGHTS, experiments
 from reprise.repo.trials import workspace
 from reprise.runtime.errors import UserError
 from reprise.runtime.markup import table, text
@@ -55,7 +55,9 @@ def candidates(root: Path, names: Sequence[str], fetch: Callable[[str], str]) ->
     found = {path.stem: path for path in sorted(root.glob("data/weights/*.safetensors"))}
     found |= {path.parent.name: path.parent for path in sorted(root.glob(f"data/weights/*/{ORIGIN}"))}
     there = {name: path.relative_to(root).as_posix() for name, path in found.items()}
-    given = (name.partition("=")[::2] for name in names)
+    given = [name.partition("=")[::2] for name in names]
+    if len(dict(given)) < len(given):
+        raise UserError("a model is named twice; an experiment has one of its kind")
     models = {name: path or there.get(name) or fetch(name) for name, path in given} or there
     if not models:
         raise UserError("data/weights: no weights there; name models of timm, whose weights are fetched to it")
@@ -63,7 +65,7 @@ def candidates(root: Path, names: Sequence[str], fetch: Callable[[str], str]) ->
 
 
 def rank(project: Project, models: dict[str, str], say: Callable[[str], object]) -> list[Backbone]:
-    """Try the networks that HEAD has no experiment of yet; return all, the best one first, failed ones last.
+    """Try networks, each as an experiment of HEAD; return all, the best one first, failed ones last.
 
     models: {timm's name: path of weights, from the root}. Raises UserError for uncommitted changes, and where none
     could be tried.
@@ -77,37 +79,36 @@ def rank(project: Project, models: dict[str, str], say: Callable[[str], object])
 
 
 def _try(project: Project, head: str, name: str, file: str, say: Callable[[str], object]) -> Backbone:
+    """Run a network's trial, which DVC takes from its cache if weights, data and code are those of an earlier one."""
     experiment, log = f"backbone-{re.sub('[^0-9A-Za-z_.-]', '-', name)}", project.root / f"runs/backbones/{name}.log"
-    known = {run.name: run for run in experiments(project, head)}
+    before = next((run for run in experiments(project, head) if run.name == experiment), None)
     with workspace(project, head) as here:
-        if experiment not in known:
-            say(f"{name}: at work, see {project.short(log)}")
-            log.unlink(missing_ok=True)
-            model = {"name": name, "weights": file, "pretrained": False}
-            train = {**FROZEN, "backbone": "frozen", "head": "linear", "feature_views": 1, "precision": "fp32"}
-            begun = time.perf_counter()
-            if here.run({"model": model, "train": train}, log, "train").wait():
-                said = [line for line in log.read_text("utf-8", "replace").splitlines() if line.startswith("error:")]
-                return Backbone(name, failed=said[-1].removeprefix("error: ") if said else f"see {project.short(log)}")
-            here.save(experiment, f"backbone {name} in {time.perf_counter() - begun:.1f} s", STAGES)
-        run = next(run for run in experiments(project, head) if run.name == experiment)
-        seconds = SECONDS.search(project.git("log", "-1", "--format=%s", str(run.commit)).strip())
-        took = float(seconds[1]) if seconds else math.nan
-        return Backbone(name, experiment, *_measured(project, run, here.root), took)
+        say(f"{name}: at work, see {project.short(log)}")
+        log.unlink(missing_ok=True)
+        model = {"name": name, "weights": file, "pretrained": False}
+        train = {**FROZEN, "backbone": "frozen", "head": "linear", "feature_views": 1, "precision": "fp32"}
+        begun = time.perf_counter()
+        if here.run({"model": model, "train": train}, log, "train").wait():
+            said = [line for line in log.read_text("utf-8", "replace").splitlines() if line.startswith("error:")]
+            return Backbone(name, failed=said[-1].removeprefix("error: ") if said else f"see {project.short(log)}")
+        message = f"backbone {name} in {time.perf_counter() - begun:.1f} s"
+        commit = here.save(experiment, message, STAGES)
+        if before and not project.git("diff", "--name-only", str(before.commit), commit):
+            commit = str(before.commit)  # with the time that it took
+            project.git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{experiment}", commit)
+        seconds = SECONDS.search(project.git("log", "-1", "--format=%s", commit).strip())
+        return Backbone(name, experiment, *_measured(project, here.root), float(seconds[1]) if seconds else math.nan)
 
 
-def _measured(project: Project, run: Revision, root: Path) -> tuple[list[bool], int, int]:
-    """Return which validation images an experiment's model has right, its parameters and its FLOPs."""
+def _measured(project: Project, root: Path) -> tuple[list[bool], int, int]:
+    """Return which validation images the model below a root has right, its parameters and its FLOPs."""
     from reprise.evaluation.evaluate import predict_split
     from reprise.model.backbone import count_flops, load_model
 
-    weights, card = run.out(WEIGHTS), run.out(MODEL)
-    if weights is None or card is None:
-        raise UserError(f"{run}: its model is neither in DVC's cache nor in a remote; `dvc exp remove {run.name}`")
-    network, said = load_model(weights, card, project.root)
-    _, logits, labels = predict_split(network, said, root / PROCESSED, "val", BATCH)
+    network, card = load_model(root / WEIGHTS, root / MODEL, project.root)
+    _, logits, labels = predict_split(network, card, root / PROCESSED, "val", BATCH)
     size = sum(weight.numel() for weight in network.parameters())
-    return (logits.argmax(dim=1) == labels).tolist(), size, count_flops(network, said.architecture) or 0
+    return (logits.argmax(dim=1) == labels).tolist(), size, count_flops(network, card.architecture) or 0
 
 
 def ranking(found: Sequence[Backbone]) -> str:
