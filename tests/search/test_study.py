@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -102,16 +103,16 @@ def test_trials_are_those_of_the_ledger_and_of_experiments_that_exist(tmp_path):
     head = project.git("rev-parse", "HEAD").strip()
     made = definition(tmp_path, commit=head)
     assert trials(project, made) == []
-    ended = [trial._replace(state="complete", values=[0.5]) for trial in sweep(made, 3)]
+    ended = [replace(trial, state="complete", values=[0.5]) for trial in sweep(made, 3)]
     for trial in ended[:2]:
         record(project, trial)
     for trial in ended[1:]:  # the driver was killed before it could enter the last into its ledger
-        message = f"sweep mine\n\n{json.dumps(trial._asdict())}"
+        message = f"sweep mine\n\n{trial.line()}"
         commit = project.git("commit-tree", "HEAD^{tree}", "-p", head, "-m", message).strip()
         project.git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{trial.name}", commit)
     project.git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/mine-own", head)  # of no sweep
     found = trials(project, made)
-    assert [trial._replace(commit=None) for trial in found] == ended
+    assert [replace(trial, commit=None) for trial in found] == ended
     assert [trial.commit is None for trial in found] == [True, False, False]  # the first was removed
     with (project.root / "sweeps/mine.jsonl").open("a") as file:
         file.write('{"number": 3')

@@ -61,6 +61,8 @@ class Definition(Section):
     commit: str | None = Field(None, description="written when the sweep begins: all trials have its code and params")
     digest: str | None = Field(None, description="written when the sweep begins: of all else here but `trials`")
 
+    shared: bool = Field(False, description="written when the sweep begins with --storage", repr=False)
+
     @classmethod
     def load(cls, path: Path, **changes: Any) -> Self:
         """Read the file NAME.yaml, with these changes. Raises UserError with a line for each mistake."""
@@ -78,6 +80,10 @@ class Definition(Section):
             raise ValueError("a pruner takes one objective, which changes from epoch to epoch")
         if self.sampler == "grid" and any(isinstance(each, FloatDistribution) for each in self.space.values()):
             raise ValueError("a grid needs choices, a|b|c or int(low, high)")
+        if self.sampler == "grid" and self.shared:
+            raise ValueError(
+                "several machines could try the same part of a grid; without --storage, or sampler: random"
+            )
         keys = list(self.space)
         for key, conditions in self.when.items():
             above = keys[: keys.index(key)] if key in keys else []
@@ -93,7 +99,8 @@ class Definition(Section):
 
     def deciding(self) -> str:
         """Return the checksum of all that decides the trials; `trials` only says how many."""
-        return hashlib.sha256(repr(self.model_copy(update={"trials": 0, "digest": None})).encode()).hexdigest()
+        text = repr(self.model_copy(update={"trials": 0, "digest": None})) + "shared" * self.shared
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def check(self, params: Path) -> None:
         """Raise UserError for a parameter that is not searched, or a value of it that params.yaml may not have."""

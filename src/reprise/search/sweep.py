@@ -10,13 +10,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from subprocess import CalledProcessError, Popen, TimeoutExpired
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from reprise.repo.project import Project
 from reprise.repo.revisions import HISTORY, MODEL, TRAIN, parse_yaml
@@ -25,58 +28,109 @@ from reprise.runtime.atomic import Lock, publishing
 from reprise.runtime.environment import cpus
 from reprise.runtime.errors import UserError, brief, say
 from reprise.search.space import Definition
-from reprise.search.study import Trial, create_study, record, sampler, suggest, trials
+from reprise.search.study import (
+    RECORD,
+    Trial,
+    create_study,
+    finished,
+    number_of,
+    record,
+    sampler,
+    suggest,
+    take_over,
+    trials,
+    unusable,
+)
 
 STAGES = ("check", "download", "preprocess", "train")
 POLL_S = 0.3
+SIGN = "sign"  # of life, a user attribute of a trial at work
+SIGN_S, DEAD_S = 60, 600  # seconds between signs, and without one
 ATTEMPTS = 2  # of a training that ends with an error: another process may have killed it
 FEWEST = 4  # trials that have ended, before their failing stops a sweep
 SPARE = 2**24  # bytes that the disk must still take after an error, or it is the disk's
 
 
-class Sweep:
-    """A sweep at work, in several threads."""
+class TakenError(BaseException):
+    """Another machine has taken a trial over. No Exception, since Optuna would note the trial as failed."""
 
-    def __init__(self, project: Project, definition: Definition, jobs: int) -> None:
+
+class Sweep:
+    """A sweep at work, in several threads; storage: shared with other machines, see `create_study`."""
+
+    def __init__(self, project: Project, definition: Definition, jobs: int, storage: str | None = None) -> None:
         self.project, self.definition, self.commit, self.jobs = project, definition, str(definition.commit), jobs
-        self.train = parse_yaml(project.read("params.yaml", self.commit))["train"]
+        self.train, self.storage = parse_yaml(project.read("params.yaml", self.commit))["train"], storage
         threads = self.train["threads"]
         if jobs > 1 and jobs * (cpus() if threads == "auto" else int(threads)) > cpus():
             raise UserError(f"--jobs {jobs} with train.threads: {threads} is more than the {cpus()} CPUs; lower one")
         self.folder, self.stop = project.root / "runs/sweeps" / definition.name, threading.Event()
-        self.ended = trials(project, definition)
+        self.choosing, self.exhausted = threading.Lock(), False
+        self.signs: dict[tuple[int, str], float] = {}  # of life, by trials at work, and since when they are as they are
         begun = {int(path.stem): json.loads(path.read_text("utf-8")) for path in self.folder.glob("*.json")}
-        self.study = create_study(definition, begun, self.ended)
+        self.study = create_study(definition, begun, trials(project, definition), storage)
 
-    def run(self) -> None:
-        """Run the trials that are missing. Raises UserError if more than half of all fail."""
-        self._reseed()
-        work = partial(self.study.optimize, self._objective, catch=CalledProcessError, callbacks=[self._next])
+    def run(self) -> list[Trial]:
+        """Run the trials that are missing; return those of all machines. Raises UserError if more than half fail."""
         with ThreadPoolExecutor(1) as pool:
             try:
-                if (left := self.definition.trials - len(self.ended)) > 0 and not self._fails():
-                    pool.submit(work, n_trials=left, n_jobs=self.jobs).result()
+                pool.submit(self._work).result()
+            except (StorageInternalError, SQLAlchemyError) as error:
+                raise unusable(self.storage, error) from None
             finally:
                 self.stop.set()
+        ended = finished(self.study)
         if self._fails():
-            failed = [trial for trial in self.ended if trial.state == "failed"]
+            failed = [trial for trial in ended if trial.state == "failed"]
             way_out = f"without their lines in sweeps/{self.definition.name}.jsonl they run again"
             why = f"{failed[-1].name} by: {failed[-1].reason}"
-            raise UserError(f"{len(failed)} of {len(self.ended)} trials failed, {why}; {way_out}")
+            raise UserError(f"{len(failed)} of {len(ended)} trials failed, {why}; {way_out}")
+        return ended
+
+    def _work(self) -> None:
+        """Run trials until all have ended, here and elsewhere."""
+        work = partial(self.study.optimize, self._objective, catch=CalledProcessError, callbacks=[self._next])
+        while not (self.stop.is_set() or self._fails()):
+            begun = self._begun()
+            running = [each for each in begun if each.state == TrialState.RUNNING]
+            if not self.exhausted and (left := self.definition.trials - len(set(map(number_of, begun)))) > 0:
+                with suppress(TakenError):
+                    work(n_trials=left, n_jobs=self.jobs)
+            elif running:
+                self._wait(running)
+            else:
+                return
+
+    def _begun(self) -> list[FrozenTrial]:
+        """Return the trials at work and those with a record; the others are void: taken over, or one too many."""
+        known = self.study.get_trials(deepcopy=False)
+        return [each for each in known if each.state == TrialState.RUNNING or RECORD in each.user_attrs]
+
+    def _wait(self, running: list[FrozenTrial]) -> None:
+        """Wait for trials of other machines; take over those without a sign of life."""
+        now, signs = time.monotonic(), {each: (each.number, str(each.user_attrs.get(SIGN))) for each in running}
+        self.signs = {sign: self.signs.get(sign, now) for sign in signs.values()}
+        for each, sign in signs.items():
+            if now - self.signs[sign] > DEAD_S:
+                say(f"trial {number_of(each)}: no sign of its machine, so it is run again")
+                take_over(self.study, self.definition, each, {})
+        self.stop.wait(POLL_S)
 
     def _fails(self) -> bool:
-        failed = sum(trial.state == "failed" for trial in self.ended)
-        return len(self.ended) >= FEWEST and 2 * failed > len(self.ended)
-
-    def _reseed(self) -> None:
-        self.study.sampler = sampler(self.definition, len(self.ended), self.jobs > 1)
+        states = [trial.state for trial in finished(self.study)]
+        return len(states) >= FEWEST and 2 * states.count("failed") > len(states)
 
     def _next(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Prepare the choice of the next trial; this one has ended."""
         self._note(trial.number, params=trial.params, system=trial.system_attrs)
-        self._reseed()
         if self._fails():
             study.stop()
+
+    def _mark(self, trial: optuna.Trial, key: str, value: str) -> None:
+        try:
+            trial.set_user_attr(key, value)
+        except UpdateFinishedTrialError:
+            raise TakenError from None
 
     def _note(self, number: int, **content: Any) -> None:
         with publishing(self.folder / f"{number}.json") as (partial,):
@@ -84,11 +138,17 @@ class Sweep:
 
     def _objective(self, trial: optuna.Trial) -> list[float]:
         """Run one trial; return its values for Optuna. Raises TrialPruned, or CalledProcessError if it fails."""
-        params, number = suggest(trial, self.definition), trial.number
-        if self.definition.sampler == "grid" and params in [each.params for each in self.ended]:
-            self.study.stop()  # there are no others
+        number = number_of(trial)
+        with self.choosing:
+            self.study.sampler = sampler(self.definition, trial.number, self.jobs > 1 or bool(self.storage))
+            params = suggest(trial, self.definition)
+        before = {number_of(each) for each in self._begun() if each.number < trial.number}
+        grid = self.definition.sampler == "grid"
+        self.exhausted |= grid and params in [each.params for each in finished(self.study)]
+        if self.exhausted or len(before) >= self.definition.trials:  # which other machines have begun meanwhile
+            self.study.stop()
             raise optuna.TrialPruned
-        self._note(number, params=params)
+        self._note(trial.number, params=params)
         name, log, started = f"{self.definition.name}-{number:04d}", self.folder / f"{number}.log", time.monotonic()
         with workspace(self.project, self.commit) as found:
             for _ in range(ATTEMPTS):
@@ -101,15 +161,16 @@ class Sweep:
             seconds = round(time.monotonic() - started, 1)
             ended = Trial(number, name, "complete", params, None, None, seconds, course[:epoch], None)
             if epoch:
-                ended = ended.but(state="pruned", reason=f"after epoch {epoch}")
+                ended = replace(ended, state="pruned", reason=f"after epoch {epoch}")
             elif process.returncode:
-                ended = ended.but(state="failed", reason=_error(log))
+                ended = replace(ended, state="failed", reason=_error(log))
             else:
-                ended = ended.but(values=self._values(found))
+                ended = replace(ended, values=self._values(found))
+                self._mark(trial, SIGN, "at its end")
                 message = f"sweep {self.definition.name}, trial {number}\n\n{ended.line()}"
-                ended = ended.but(commit=found.save(name, message, STAGES))
+                ended = replace(ended, commit=found.save(name, message, STAGES))
         record(self.project, ended)
-        self.ended.append(ended)
+        self._mark(trial, RECORD, ended.line())
         say(f"{name}: {ended.values or f'{ended.state}, {ended.reason}'}, {seconds:.0f} s, {json.dumps(params)}")
         if epoch:
             raise optuna.TrialPruned
@@ -121,10 +182,14 @@ class Sweep:
         """Wait for a training; return the epoch after which it is pruned, if it is, and its course."""
         epochs = int(trial.params.get("train.epochs", self.train["epochs"])) if self.definition.pruner != "none" else 0
         course: list[float] = []
+        begun = signed = time.monotonic()
         try:
             while process.returncode is None:
                 if self.stop.is_set():
                     raise SystemExit  # whoever has set it says why
+                if (now := time.monotonic()) - signed > SIGN_S:
+                    self._mark(trial, SIGN, f"after {now - begun:.2f} s")
+                    signed = now
                 with suppress(TimeoutExpired):
                     process.wait(POLL_S)
                 now = self._course(found.root / (HISTORY if process.returncode == 0 else COURSE))
@@ -155,10 +220,11 @@ class Sweep:
         return [float(reached[metric]) for metric in self.definition.metrics]
 
 
-def run_sweep(project: Project, definition: Definition, jobs: int) -> list[Trial]:
+def run_sweep(project: Project, definition: Definition, jobs: int, storage: str | None = None) -> list[Trial]:
     """Run the trials of a sweep that are missing, so many at a time; return all by number.
 
-    Raises UserError if this machine has too few CPUs, if more than half of the trials fail, or while a sweep runs here.
+    storage: of a sweep that several machines share, see `create_study`; all their trials have ended at the end. Raises
+    UserError if this machine has too few CPUs, if more than half of the trials fail, or while a sweep runs here.
     """
     (project.root / "runs/sweeps" / definition.name).mkdir(parents=True, exist_ok=True)
     lock = Lock(project.root / "runs/sweeps")
@@ -167,11 +233,11 @@ def run_sweep(project: Project, definition: Definition, jobs: int) -> list[Trial
             "a sweep is at work in this clone; wait for it, or stop it: --jobs runs several trials at a time"
         )
     try:
-        Sweep(project, definition, jobs).run()
+        ended = Sweep(project, definition, jobs, storage).run()
         remove_trees(project)
     finally:
         lock.release()
-    return trials(project, definition)
+    return trials(project, definition, ended)
 
 
 def _error(log: Path) -> str:
