@@ -10,7 +10,8 @@ import pytest
 from reprise.repo.project import Project
 from reprise.runtime.errors import UserError
 from reprise.search.space import Definition
-from reprise.search.study import Trial, create_study, record, sampler, suggest, trials
+from reprise.search.storage import create_study
+from reprise.search.study import Trial, record, sampler, suggest, trials
 from tests.conftest import new_repository
 
 SPACE = {

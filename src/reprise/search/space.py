@@ -23,6 +23,7 @@ DIRECTIONS: dict[str, Direction] = {"val_accuracy": "maximize", "val_loss": "min
 SEARCHED = re.compile(
     r"model\..+|train\.(?!(seed|threads|devices|num_nodes|select)$).+|data\.(image_size|resize|channels|depth)"
 )
+ALLOWED = "model.*, train.* (but seed, threads, devices, num_nodes, select), data.image_size, data.resize"
 FUNCTION = re.compile(r"\s*(log|float|int)\(([-+.\de, ]*)\)\s*")
 FORMS = "log(low, high), float(low, high), int(low, high), int(low, high, step), a|b|c or a list"
 Scalar = str | bool | int | float | None
@@ -106,20 +107,14 @@ class Definition(Section):
         """Raise UserError for a parameter that is not searched, or a value of it that params.yaml may not have."""
         for key, each in self.space.items():
             if not SEARCHED.fullmatch(key):
-                allowed = (
-                    "model.*, train.* (but seed, threads, devices, num_nodes, select), data.image_size, data.resize"
-                )
                 raise UserError(
-                    f"{self.name}: {key} is the same for all trials, to compare them; allowed are {allowed}"
+                    f"{self.name}: {key} is the same for all trials, to compare them; allowed are {ALLOWED}"
                 )
+            values = list(getattr(each, "choices", ()))
             if isinstance(each, FloatDistribution | IntDistribution):
-                values = [
-                    each.low,
-                    each.high,
-                    *[each.low + 0.382 * (each.high - each.low)][isinstance(each, IntDistribution) :],
-                ]
-            else:
-                values = list(getattr(each, "choices", ()))
+                values = [each.low, each.high]
+            if isinstance(each, FloatDistribution):
+                values.append(each.low + 0.382 * (each.high - each.low))  # no whole number
             for value in values:
                 load_params(params, [f"{key}={json.dumps(value)}"])
 

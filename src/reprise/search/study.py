@@ -11,31 +11,23 @@ import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import optuna
 from optuna import samplers
 from optuna.distributions import distribution_to_json
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from reprise.params.presets import edited
 from reprise.repo.project import Project
 from reprise.runtime.atomic import publishing
-from reprise.runtime.errors import UserError, brief
+from reprise.runtime.errors import UserError
 from reprise.search.space import Definition
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 State = Literal["complete", "pruned", "failed"]
 SCHEMA = "# yaml-language-server: $schema=../src/reprise/search/sweep.schema.json\ntrials: 20\n"
-RECORD, NUMBER = "record", "number"  # of a trial's user attributes: its line of the ledger, its number
-STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 @dataclass(frozen=True)
@@ -71,9 +63,8 @@ def begin(project: Project, name: str, changes: dict[str, Any]) -> Definition:
         begun = definition.model_copy(update={"commit": project.git("rev-parse", "HEAD").strip()})
         changes = {**changes, "commit": begun.commit, "digest": begun.deciding()}
     elif definition.digest != definition.deciding():
-        raise UserError(
-            f"{path.name}: a sweep of this name began with another space, setting or use of --storage; choose another name"
-        )
+        way_out = "choose another name"
+        raise UserError(f"{path.name}: a sweep of this name began with another space, setting or --storage; {way_out}")
     if changes:
         text = path.read_text("utf-8") if path.exists() else SCHEMA
         with publishing(path) as (partial,):
@@ -127,97 +118,6 @@ def sampler(definition: Definition, number: int, parallel: bool) -> samplers.Bas
         grouped = bool(definition.when)
         return samplers.TPESampler(multivariate=True, group=grouped, constant_liar=parallel, seed=seed)
     return samplers.BruteForceSampler(seed) if definition.sampler == "grid" else samplers.RandomSampler(seed)
-
-
-def create_study(
-    definition: Definition, begun: dict[int, dict[str, Any]], ended: Iterable[Trial], storage: str | None = None
-) -> optuna.Study:
-    """Return Optuna's study of the trials so far: those that have ended, and those that have begun, waiting.
-
-    begun: {Optuna's number: {"params": ..., "system": what Optuna notes on a trial}} of this clone. storage: a folder or
-    a database's URL, where the study is that of all machines. Raises UserError if it cannot be used, or holds another
-    sweep of this name.
-    """
-    study, known = _open(definition, storage), {trial.number: trial for trial in ended}
-    if storage:
-        for each in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            if each.number in begun:  # by this clone, where no sweep is at work
-                take_over(study, definition, each, known)
-        return study
-    for number in range(max([*known, *begun], default=-1) + 1):
-        noted = begun.get(number, {})
-        if trial := known.get(number):
-            study.add_trial(_finished(definition, trial, noted.get("system")))
-        else:
-            study.enqueue_trial(noted.get("params", {}))
-    return study
-
-
-def _open(definition: Definition, storage: str | None) -> optuna.Study:
-    hyperband, kept, name = definition.pruner == "hyperband", None, definition.name
-    try:
-        if storage:
-            kept, name = _storage(storage), f"{name} {definition.digest}"
-        study = optuna.create_study(
-            storage=kept,
-            load_if_exists=True,
-            study_name=name,
-            directions=[direction for _, direction in definition.objectives],
-            pruner=optuna.pruners.HyperbandPruner() if hyperband else optuna.pruners.MedianPruner(4, n_warmup_steps=2),
-        )
-        names = optuna.get_all_study_names(kept) if kept else []  # in the order in which they were made
-    except (OSError, ImportError, ValueError, StorageInternalError, SQLAlchemyError) as error:
-        raise unusable(storage, error) from None
-    if [other for other in names if other.startswith(f"{definition.name} ")][:1] not in ([], [name]):
-        way_out = "choose another name, or take the file sweeps/NAME.yaml of the machine that began it"
-        raise UserError(f"{definition.name}: in the storage is one of another definition or commit; {way_out}")
-    return study
-
-
-def _storage(place: str) -> BaseStorage:
-    return RDBStorage(place) if "://" in place else JournalStorage(JournalFileBackend(f"{Path(place) / 'sweeps.log'}"))
-
-
-def unusable(storage: str | None, error: Exception) -> UserError:
-    """Return what to raise for a storage that cannot be used; it shows no password of a URL."""
-    allowed = "an existing folder that all machines can write, or a database's URL"
-    return UserError(f"--storage {str(storage).rpartition('@')[2]}: {brief(str(error))}; it is {allowed}")
-
-
-def _finished(definition: Definition, trial: Trial, system: dict[str, Any] | None = None) -> FrozenTrial:
-    return optuna.trial.create_trial(
-        state=STATES[trial.state],
-        values=trial.values,
-        params=trial.params,
-        distributions={key: definition.space[key] for key in trial.params},
-        intermediate_values=dict(enumerate(trial.course, 1)),
-        user_attrs={RECORD: trial.line(), NUMBER: trial.number},
-        system_attrs=system,
-    )
-
-
-def number_of(trial: FrozenTrial | optuna.Trial) -> int:
-    """Return a trial's number, which it keeps when it is taken over: Optuna then counts it anew."""
-    return int(trial.user_attrs.get(NUMBER, trial.number))
-
-
-def finished(study: optuna.Study) -> list[Trial]:
-    """Return the trials of a study that have ended, on whatever machine."""
-    lines = [each.user_attrs[RECORD] for each in study.get_trials(deepcopy=False) if RECORD in each.user_attrs]
-    return list({trial.number: trial for trial in (Trial(**json.loads(line)) for line in lines)}.values())
-
-
-def take_over(study: optuna.Study, definition: Definition, trial: FrozenTrial, known: dict[int, Trial]) -> None:
-    """Have a trial that nobody is at run again, by whoever is free; known: those whose result there is by number."""
-    known = {**known, **{each.number: each for each in finished(study)}}
-    try:
-        study.tell(trial.number, state=TrialState.FAIL)
-    except (UpdateFinishedTrialError, ValueError):  # another machine was faster
-        return
-    if ended := known.get(number_of(trial)):
-        study.add_trial(_finished(definition, ended))
-    else:
-        study.enqueue_trial(trial.params, {NUMBER: number_of(trial)})
 
 
 def suggest(trial: optuna.Trial, definition: Definition) -> dict[str, Any]:

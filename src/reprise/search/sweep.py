@@ -19,7 +19,6 @@ from typing import Any
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from reprise.repo.project import Project
 from reprise.repo.revisions import HISTORY, MODEL, TRAIN, parse_yaml
@@ -28,19 +27,8 @@ from reprise.runtime.atomic import Lock, publishing
 from reprise.runtime.environment import cpus
 from reprise.runtime.errors import UserError, brief, say
 from reprise.search.space import Definition
-from reprise.search.study import (
-    RECORD,
-    Trial,
-    create_study,
-    finished,
-    number_of,
-    record,
-    sampler,
-    suggest,
-    take_over,
-    trials,
-    unusable,
-)
+from reprise.search.storage import NUMBER, RECORD, create_study, finished, number_of, take_over, unusable
+from reprise.search.study import Trial, record, sampler, suggest, trials
 
 STAGES = ("check", "download", "preprocess", "train")
 POLL_S = 0.3
@@ -66,7 +54,9 @@ class Sweep:
             raise UserError(f"--jobs {jobs} with train.threads: {threads} is more than the {cpus()} CPUs; lower one")
         self.folder, self.stop = project.root / "runs/sweeps" / definition.name, threading.Event()
         self.choosing, self.exhausted = threading.Lock(), False
-        self.signs: dict[tuple[int, str], float] = {}  # of life, by trials at work, and since when they are as they are
+        self.signs: dict[
+            tuple[int, float], float
+        ] = {}  # of life, by trials at work, and since when they are as they are
         begun = {int(path.stem): json.loads(path.read_text("utf-8")) for path in self.folder.glob("*.json")}
         self.study = create_study(definition, begun, trials(project, definition), storage)
 
@@ -75,7 +65,7 @@ class Sweep:
         with ThreadPoolExecutor(1) as pool:
             try:
                 pool.submit(self._work).result()
-            except (StorageInternalError, SQLAlchemyError) as error:
+            except StorageInternalError as error:
                 raise unusable(self.storage, error) from None
             finally:
                 self.stop.set()
@@ -108,11 +98,11 @@ class Sweep:
 
     def _wait(self, running: list[FrozenTrial]) -> None:
         """Wait for trials of other machines; take over those without a sign of life."""
-        now, signs = time.monotonic(), {each: (each.number, str(each.user_attrs.get(SIGN))) for each in running}
-        self.signs = {sign: self.signs.get(sign, now) for sign in signs.values()}
-        for each, sign in signs.items():
+        now, signs = time.monotonic(), [(each.number, each.user_attrs.get(SIGN, -1)) for each in running]
+        self.signs = {sign: self.signs.get(sign, now) for sign in signs}
+        for each, sign in zip(running, signs, strict=True):
             if now - self.signs[sign] > DEAD_S:
-                say(f"trial {number_of(each)}: no sign of its machine, so it is run again")
+                say(f"trial {number_of(each)}: no sign of the machine that ran it, so it runs again")
                 take_over(self.study, self.definition, each, {})
         self.stop.wait(POLL_S)
 
@@ -126,18 +116,18 @@ class Sweep:
         if self._fails():
             study.stop()
 
-    def _mark(self, trial: optuna.Trial, key: str, value: str) -> None:
-        try:
-            trial.set_user_attr(key, value)
-        except UpdateFinishedTrialError:
-            raise TakenError from None
-
     def _note(self, number: int, **content: Any) -> None:
         with publishing(self.folder / f"{number}.json") as (partial,):
             partial.write_text(json.dumps(content), encoding="utf-8")
 
     def _objective(self, trial: optuna.Trial) -> list[float]:
         """Run one trial; return its values for Optuna. Raises TrialPruned, or CalledProcessError if it fails."""
+        try:
+            return self._run(trial)
+        except UpdateFinishedTrialError:
+            raise TakenError from None
+
+    def _run(self, trial: optuna.Trial) -> list[float]:
         number = number_of(trial)
         with self.choosing:
             self.study.sampler = sampler(self.definition, trial.number, self.jobs > 1 or bool(self.storage))
@@ -147,6 +137,7 @@ class Sweep:
         self.exhausted |= grid and params in [each.params for each in finished(self.study)]
         if self.exhausted or len(before) >= self.definition.trials:  # which other machines have begun meanwhile
             self.study.stop()
+            self.study.enqueue_trial(params, {NUMBER: number})  # if more are asked for later
             raise optuna.TrialPruned
         self._note(trial.number, params=params)
         name, log, started = f"{self.definition.name}-{number:04d}", self.folder / f"{number}.log", time.monotonic()
@@ -166,11 +157,11 @@ class Sweep:
                 ended = replace(ended, state="failed", reason=_error(log))
             else:
                 ended = replace(ended, values=self._values(found))
-                self._mark(trial, SIGN, "at its end")
+                trial.set_user_attr(SIGN, 0)  # or it is not this machine's any more
                 message = f"sweep {self.definition.name}, trial {number}\n\n{ended.line()}"
                 ended = replace(ended, commit=found.save(name, message, STAGES))
         record(self.project, ended)
-        self._mark(trial, RECORD, ended.line())
+        trial.set_user_attr(RECORD, ended.line())
         say(f"{name}: {ended.values or f'{ended.state}, {ended.reason}'}, {seconds:.0f} s, {json.dumps(params)}")
         if epoch:
             raise optuna.TrialPruned
@@ -182,14 +173,14 @@ class Sweep:
         """Wait for a training; return the epoch after which it is pruned, if it is, and its course."""
         epochs = int(trial.params.get("train.epochs", self.train["epochs"])) if self.definition.pruner != "none" else 0
         course: list[float] = []
-        begun = signed = time.monotonic()
+        signed = time.monotonic()
         try:
             while process.returncode is None:
                 if self.stop.is_set():
                     raise SystemExit  # whoever has set it says why
-                if (now := time.monotonic()) - signed > SIGN_S:
-                    self._mark(trial, SIGN, f"after {now - begun:.2f} s")
-                    signed = now
+                if time.monotonic() - signed > SIGN_S:
+                    signed = time.monotonic()
+                    trial.set_user_attr(SIGN, signed)
                 with suppress(TimeoutExpired):
                     process.wait(POLL_S)
                 now = self._course(found.root / (HISTORY if process.returncode == 0 else COURSE))
