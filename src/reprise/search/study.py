@@ -109,6 +109,13 @@ class NSGA2(samplers.NSGAIISampler):
         return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
 
 
+class Grid(samplers.BruteForceSampler):
+    """All combinations, the last of which ends no `Study.optimize`."""
+
+    def after_trial(self, *_: Any) -> None:
+        """Do nothing."""
+
+
 def sampler(definition: Definition, number: int, parallel: bool) -> samplers.BaseSampler:
     """Return Optuna's sampler for one trial. parallel: others run meanwhile, and are taken to end badly."""
     seed = int(np.random.SeedSequence([definition.seed, number]).generate_state(1)[0])
@@ -117,7 +124,7 @@ def sampler(definition: Definition, number: int, parallel: bool) -> samplers.Bas
     if definition.sampler == "tpe":
         grouped = bool(definition.when)
         return samplers.TPESampler(multivariate=True, group=grouped, constant_liar=parallel, seed=seed)
-    return samplers.BruteForceSampler(seed) if definition.sampler == "grid" else samplers.RandomSampler(seed)
+    return Grid(seed) if definition.sampler == "grid" else samplers.RandomSampler(seed)
 
 
 def suggest(trial: optuna.Trial, definition: Definition) -> dict[str, Any]:

@@ -8,13 +8,11 @@ import json
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from subprocess import CalledProcessError, Popen, TimeoutExpired
-from typing import Any
+from subprocess import Popen, TimeoutExpired
 
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
@@ -27,7 +25,7 @@ from reprise.runtime.atomic import Lock, publishing
 from reprise.runtime.environment import cpus
 from reprise.runtime.errors import UserError, brief, say
 from reprise.search.space import Definition
-from reprise.search.storage import NUMBER, RECORD, create_study, finished, number_of, take_over, unusable
+from reprise.search.storage import NUMBER, RECORD, STATES, create_study, finished, number_of, take_over, unusable
 from reprise.search.study import Trial, record, sampler, suggest, trials
 
 STAGES = ("check", "download", "preprocess", "train")
@@ -37,10 +35,6 @@ SIGN_S, DEAD_S = 60, 600  # seconds between signs, and without one
 ATTEMPTS = 2  # of a training that ends with an error: another process may have killed it
 FEWEST = 4  # trials that have ended, before their failing stops a sweep
 SPARE = 2**24  # bytes that the disk must still take after an error, or it is the disk's
-
-
-class TakenError(BaseException):
-    """Another machine has taken a trial over. No Exception, since Optuna would note the trial as failed."""
 
 
 class Sweep:
@@ -54,42 +48,53 @@ class Sweep:
             raise UserError(f"--jobs {jobs} with train.threads: {threads} is more than the {cpus()} CPUs; lower one")
         self.folder, self.stop = project.root / "runs/sweeps" / definition.name, threading.Event()
         self.choosing, self.exhausted = threading.Lock(), False
-        self.signs: dict[
-            tuple[int, float], float
-        ] = {}  # of life, by trials at work, and since when they are as they are
+        self.signs: dict[tuple[int, float], float] = {}  # of life, and since when they have not changed
         begun = {int(path.stem): json.loads(path.read_text("utf-8")) for path in self.folder.glob("*.json")}
         self.study = create_study(definition, begun, trials(project, definition), storage)
 
     def run(self) -> list[Trial]:
         """Run the trials that are missing; return those of all machines. Raises UserError if more than half fail."""
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(self.jobs) as pool:
             try:
-                pool.submit(self._work).result()
+                for job in as_completed([pool.submit(self._work) for _ in range(self.jobs)]):
+                    job.result()
             except StorageInternalError as error:
                 raise unusable(self.storage, error) from None
             finally:
                 self.stop.set()
-        ended = finished(self.study)
-        if self._fails():
-            failed = [trial for trial in ended if trial.state == "failed"]
+        if failed := self._failed():
             way_out = f"without their lines in sweeps/{self.definition.name}.jsonl they run again"
             why = f"{failed[-1].name} by: {failed[-1].reason}"
-            raise UserError(f"{len(failed)} of {len(ended)} trials failed, {why}; {way_out}")
-        return ended
+            raise UserError(f"{len(failed)} of {len(finished(self.study))} trials failed, {why}; {way_out}")
+        return finished(self.study)
 
     def _work(self) -> None:
-        """Run trials until all have ended, here and elsewhere."""
-        work = partial(self.study.optimize, self._objective, catch=CalledProcessError, callbacks=[self._next])
-        while not (self.stop.is_set() or self._fails()):
-            begun = self._begun()
-            running = [each for each in begun if each.state == TrialState.RUNNING]
-            if not self.exhausted and (left := self.definition.trials - len(set(map(number_of, begun)))) > 0:
-                with suppress(TakenError):
-                    work(n_trials=left, n_jobs=self.jobs)
-            elif running:
+        """Run one trial after another until all have ended, here and elsewhere."""
+        while not (self.stop.is_set() or self._failed()):
+            with self.choosing:
+                trial = self._choose()
+            if trial:
+                with suppress(UpdateFinishedTrialError):  # another machine has taken it over
+                    self._run(trial)
+            elif running := [each for each in self._begun() if each.state == TrialState.RUNNING]:
                 self._wait(running)
             else:
                 return
+
+    def _choose(self) -> optuna.Trial | None:
+        """Return the next trial with its params, if there is one."""
+        if self.exhausted or len(set(map(number_of, self._begun()))) >= self.definition.trials:
+            return None
+        trial = self.study.ask()
+        self.study.sampler = sampler(self.definition, trial.number, self.jobs > 1 or bool(self.storage))
+        params, before = suggest(trial, self.definition), [each for each in self._begun() if each.number < trial.number]
+        self.exhausted = self.definition.sampler == "grid" and params in [each.params for each in before]
+        if self.exhausted or len(set(map(number_of, before))) >= self.definition.trials:  # by other machines meanwhile
+            self.study.tell(trial, state=TrialState.FAIL)
+            self.study.enqueue_trial(params, {NUMBER: number_of(trial)})  # if more are asked for later
+            return None
+        self._note(trial)
+        return trial
 
     def _begun(self) -> list[FrozenTrial]:
         """Return the trials at work and those with a record; the others are void: taken over, or one too many."""
@@ -106,41 +111,20 @@ class Sweep:
                 take_over(self.study, self.definition, each, {})
         self.stop.wait(POLL_S)
 
-    def _fails(self) -> bool:
-        states = [trial.state for trial in finished(self.study)]
-        return len(states) >= FEWEST and 2 * states.count("failed") > len(states)
+    def _failed(self) -> list[Trial]:
+        """Return the failed trials, if they are so many that the sweep ends."""
+        ended = finished(self.study)
+        failed = [trial for trial in ended if trial.state == "failed"]
+        return failed if len(ended) >= FEWEST and 2 * len(failed) > len(ended) else []
 
-    def _next(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Prepare the choice of the next trial; this one has ended."""
-        self._note(trial.number, params=trial.params, system=trial.system_attrs)
-        if self._fails():
-            study.stop()
+    def _note(self, trial: optuna.Trial) -> None:
+        noted = self.study.get_trials(deepcopy=False)[trial.number]
+        with publishing(self.folder / f"{trial.number}.json") as (partial,):
+            partial.write_text(json.dumps({"params": noted.params, "system": noted.system_attrs}), encoding="utf-8")
 
-    def _note(self, number: int, **content: Any) -> None:
-        with publishing(self.folder / f"{number}.json") as (partial,):
-            partial.write_text(json.dumps(content), encoding="utf-8")
-
-    def _objective(self, trial: optuna.Trial) -> list[float]:
-        """Run one trial; return its values for Optuna. Raises TrialPruned, or CalledProcessError if it fails."""
-        try:
-            return self._run(trial)
-        except UpdateFinishedTrialError:
-            raise TakenError from None
-
-    def _run(self, trial: optuna.Trial) -> list[float]:
-        number = number_of(trial)
-        with self.choosing:
-            self.study.sampler = sampler(self.definition, trial.number, self.jobs > 1 or bool(self.storage))
-            params = suggest(trial, self.definition)
-        before = {number_of(each) for each in self._begun() if each.number < trial.number}
-        grid = self.definition.sampler == "grid"
-        self.exhausted |= grid and params in [each.params for each in finished(self.study)]
-        if self.exhausted or len(before) >= self.definition.trials:  # which other machines have begun meanwhile
-            self.study.stop()
-            self.study.enqueue_trial(params, {NUMBER: number})  # if more are asked for later
-            raise optuna.TrialPruned
-        self._note(trial.number, params=params)
-        name, log, started = f"{self.definition.name}-{number:04d}", self.folder / f"{number}.log", time.monotonic()
+    def _run(self, trial: optuna.Trial) -> None:
+        params, number, started = trial.params, number_of(trial), time.monotonic()
+        name, log = f"{self.definition.name}-{number:04d}", self.folder / f"{number}.log"
         with workspace(self.project, self.commit) as found:
             for _ in range(ATTEMPTS):
                 process = found.run(params, log, "train")
@@ -163,11 +147,8 @@ class Sweep:
         record(self.project, ended)
         trial.set_user_attr(RECORD, ended.line())
         say(f"{name}: {ended.values or f'{ended.state}, {ended.reason}'}, {seconds:.0f} s, {json.dumps(params)}")
-        if epoch:
-            raise optuna.TrialPruned
-        if ended.values is None:
-            raise CalledProcessError(process.returncode, "train")
-        return ended.values
+        self.study.tell(trial, ended.values, STATES[ended.state] if ended.values is None else None)
+        self._note(trial)
 
     def _watch(self, process: Popen[bytes], found: Workspace, trial: optuna.Trial) -> tuple[int | None, list[float]]:
         """Wait for a training; return the epoch after which it is pruned, if it is, and its course."""
