@@ -21,6 +21,7 @@ from reprise.repo.trials import COURSE, TREES
 from reprise.runtime.errors import UserError
 from reprise.search import sweep as module
 from reprise.search.space import Definition
+from reprise.search.storage import create_study, take_over
 from reprise.search.study import begin, trials
 from reprise.search.sweep import run_sweep
 from tests.conftest import new_repository
@@ -265,17 +266,18 @@ def test_a_trial_of_a_machine_that_died_runs_again_by_its_number_there_or_elsewh
     assert brief(machines(0)) == brief(machines(1)) == brief(ended)
 
 
-def test_a_trial_that_was_taken_over_meanwhile_is_not_recorded(machines, tmp_path, monkeypatch):
+def test_a_trial_that_was_taken_over_meanwhile_ends_and_is_not_recorded(machines, tmp_path):
     (tmp_path / "slow").touch()
-    monkeypatch.setattr(module, "DEAD_S", -1)  # any other machine counts as dead
-    slow = {"train.lr": 0.7, "train.epochs": 3}
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(machines, 0, trials=1, space=slow)
+    with ThreadPoolExecutor(1) as pool:
+        swept = pool.submit(machines, 0, trials=1, space={"train.lr": 0.7, "train.epochs": 3})
         until(lambda: list(tmp_path.glob(f"tree-*/{COURSE}")))
+        definition = Definition.load(tmp_path / "clone/sweeps/mine.yaml")
+        study = create_study(definition, {}, [], str(tmp_path / "shared"))
+        take_over(study, definition, study.trials[0], {})
         (tmp_path / "slow").unlink()
-        second = pool.submit(machines, 1, trials=1, space=slow).result()
-        assert brief(first.result()) == brief(second)
-    assert len(machines.own(1)) == 1 and not (tmp_path / "clone/sweeps/mine.jsonl").exists()
+        assert [trial.number for trial in swept.result()] == [0]
+    assert (tmp_path / "stopped").exists() and len(machines.own(0)) == 1
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
 
 
 def test_a_storage_that_is_of_no_use_is_refused_in_one_line(machines, tmp_path):
