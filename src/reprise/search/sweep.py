@@ -47,7 +47,7 @@ class Sweep:
         if jobs > 1 and jobs * (cpus() if threads == "auto" else int(threads)) > cpus():
             raise UserError(f"--jobs {jobs} with train.threads: {threads} is more than the {cpus()} CPUs; lower one")
         self.folder, self.stop = project.root / "runs/sweeps" / definition.name, threading.Event()
-        self.choosing, self.exhausted = threading.Lock(), False
+        self.choosing, self.exhausted, self.own = threading.Lock(), False, set[int]()
         self.signs: dict[tuple[int, float], float] = {}  # of life, and since when they have not changed
         begun = {int(path.stem): json.loads(path.read_text("utf-8")) for path in self.folder.glob("*.json")}
         self.study = create_study(definition, begun, trials(project, definition), storage)
@@ -93,6 +93,7 @@ class Sweep:
             self.study.tell(trial, state=TrialState.FAIL)
             self.study.enqueue_trial(params, {NUMBER: number_of(trial)})  # if more are asked for later
             return None
+        self.own.add(trial.number)
         self._note(trial)
         return trial
 
@@ -106,7 +107,7 @@ class Sweep:
         now, signs = time.monotonic(), [(each.number, each.user_attrs.get(SIGN, -1)) for each in running]
         self.signs = {sign: self.signs.get(sign, now) for sign in signs}
         for each, sign in zip(running, signs, strict=True):
-            if now - self.signs[sign] > DEAD_S:
+            if each.number not in self.own and now - self.signs[sign] > DEAD_S:
                 say(f"trial {number_of(each)}: no sign of the machine that ran it, so it runs again")
                 take_over(self.study, self.definition, each, {})
         self.stop.wait(POLL_S)
