@@ -129,8 +129,8 @@ def underscored(path: Path) -> set[str]:
         match node:
             case ast.Attribute(value=ast.Name(id="self" | "cls")):
                 pass
-            case ast.Attribute(value=ast.Name(id="os"), attr="_exit"):  # documented
-                pass
+            case ast.Attribute(value=ast.Name(id="os"), attr="_exit") | ast.Attribute(attr="_asdict" | "_replace"):
+                pass  # documented; the latter two are of every NamedTuple
             case ast.Attribute(attr=name):
                 used.add(name)
             case ast.Import(names=names):

@@ -1,7 +1,7 @@
 """Optuna's study of a sweep: whenever it is rebuilt, the next trial is the one that would have come."""
 
 import json
-from contextlib import suppress
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -9,7 +9,8 @@ import pytest
 from reprise.repo.project import Project
 from reprise.runtime.errors import UserError
 from reprise.search.space import Definition
-from reprise.search.study import Trial, create_study, record, sampler, suggest, trials
+from reprise.search.storage import create_study
+from reprise.search.study import Trial, record, sampler, suggest, trials
 from tests.conftest import new_repository
 
 SPACE = {
@@ -46,8 +47,7 @@ def sweep(made, count, rebuilt_at=()):
                 break
         if number % 7 == 3:
             state, values = "failed", None
-        with suppress(RuntimeError):  # the grid's last one would end `optimize`
-            study.tell(trial, values, getattr(optuna.trial.TrialState, {"failed": "FAIL"}.get(state, state.upper())))
+        study.tell(trial, values, getattr(optuna.trial.TrialState, {"failed": "FAIL"}.get(state, state.upper())))
         begun[number] = {"params": params, "system": study.trials[-1].system_attrs}
         ended.append(Trial(number, f"mine-{number:04d}", state, params, values, None, 1.0, course, None))
     return ended
@@ -102,16 +102,16 @@ def test_trials_are_those_of_the_ledger_and_of_experiments_that_exist(tmp_path):
     head = project.git("rev-parse", "HEAD").strip()
     made = definition(tmp_path, commit=head)
     assert trials(project, made) == []
-    ended = [trial._replace(state="complete", values=[0.5]) for trial in sweep(made, 3)]
+    ended = [replace(trial, state="complete", values=[0.5]) for trial in sweep(made, 3)]
     for trial in ended[:2]:
         record(project, trial)
     for trial in ended[1:]:  # the driver was killed before it could enter the last into its ledger
-        message = f"sweep mine\n\n{json.dumps(trial._asdict())}"
+        message = f"sweep mine\n\n{trial.line()}"
         commit = project.git("commit-tree", "HEAD^{tree}", "-p", head, "-m", message).strip()
         project.git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{trial.name}", commit)
     project.git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/mine-own", head)  # of no sweep
     found = trials(project, made)
-    assert [trial._replace(commit=None) for trial in found] == ended
+    assert [replace(trial, commit=None) for trial in found] == ended
     assert [trial.commit is None for trial in found] == [True, False, False]  # the first was removed
     with (project.root / "sweeps/mine.jsonl").open("a") as file:
         file.write('{"number": 3')

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from optuna.storages import RDBStorage
 
 from reprise.repo.project import Project
 from reprise.repo.revisions import find_revision
@@ -19,6 +21,7 @@ from reprise.repo.trials import COURSE, TREES
 from reprise.runtime.errors import UserError
 from reprise.search import sweep as module
 from reprise.search.space import Definition
+from reprise.search.storage import create_study, take_over
 from reprise.search.study import begin, trials
 from reprise.search.sweep import run_sweep
 from tests.conftest import new_repository
@@ -202,6 +205,98 @@ def test_what_does_not_fit_is_refused(project):
     (project.root / "params.yaml").write_text("train: {threads: 1, epochs: 4}\n")
     with pytest.raises(UserError, match=r"uncommitted changes \(params.yaml\)"):
         begin(project, "other", {"space": {"train.lr": "1|2"}})
+
+
+@pytest.fixture
+def machines(project, monkeypatch):
+    """Two clones of a project with a folder that both can write; a call runs the shared sweep in one of them."""
+    shared, other = project.root.parent / "shared", project.root.parent / "other"
+    shared.mkdir()
+    project.git("clone", "--quiet", str(project.root), str(other))
+    monkeypatch.setattr(module, "SIGN_S", 0)
+    clones = [project, Project(other)]
+
+    def sweep(number, storage=shared, **changes):
+        space = {"train.lr": "float(0, 0.8)", "train.epochs": 5}
+        given = {"space": space, "trials": 8, "shared": True, **changes}
+        return run_sweep(clones[number], begin(clones[number], "mine", given), 1, str(storage))
+
+    sweep.own = lambda number: [json.loads(line) for line in clones[number].read("sweeps/mine.jsonl").splitlines()]
+    return sweep
+
+
+@pytest.mark.parametrize("storage", [None, "sqlite:///{}/mine.db"])
+def test_two_machines_share_the_trials_of_a_sweep_and_run_none_twice(machines, tmp_path, storage):
+    place = {"storage": storage.format(tmp_path)} if storage else {}
+    if storage:
+        RDBStorage(place["storage"])  # makes its tables, which Optuna cannot do twice at once
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(partial(machines, **place), (0, 1)))
+    assert brief(both[0]) == brief(both[1])
+    assert [trial.number for trial in both[0]] == list(range(8))
+    ran = [[trial["number"] for trial in machines.own(number)] for number in (0, 1)]
+    assert sorted(ran[0] + ran[1]) == list(range(8)) and min(map(len, ran)) > 0
+    assert len({trial.params["train.lr"] for trial in both[0]}) == 8  # each chosen with a seed of its own
+    assert [trial.number for trial in machines(1, **place, trials=9)] == list(range(9))
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_trial_of_a_machine_that_died_runs_again_by_its_number_there_or_elsewhere(
+    machines, monkeypatch, first, after
+):
+    whole, tried = module.record, []
+
+    def killed(project, trial):
+        tried.append(trial.params)
+        if after:
+            whole(project, trial)
+        if trial.number == 3:
+            raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "record", killed)
+        with pytest.raises(SystemExit):
+            machines(0)
+    monkeypatch.setattr(module, "DEAD_S", 0.5)
+    ended = machines(first)
+    assert (len(ended), ended[3].number) == (8, 3)  # 4 is Optuna's number of its second attempt
+    assert ended[3].params == tried[3]
+    assert ("mine-0003" in [trial["name"] for trial in machines.own(1)]) == (first == 1)
+    assert brief(machines(0)) == brief(machines(1)) == brief(ended)
+
+
+def test_a_trial_that_was_taken_over_meanwhile_ends_and_is_not_recorded(machines, tmp_path):
+    (tmp_path / "slow").touch()
+    with ThreadPoolExecutor(1) as pool:
+        swept = pool.submit(machines, 0, trials=1, space={"train.lr": 0.7, "train.epochs": 3})
+        until(lambda: list(tmp_path.glob(f"tree-*/{COURSE}")))
+        definition = Definition.load(tmp_path / "clone/sweeps/mine.yaml")
+        study = create_study(definition, {}, [], str(tmp_path / "shared"))
+        take_over(study, definition, study.trials[0], {})
+        (tmp_path / "slow").unlink()
+        assert [trial.number for trial in swept.result()] == [0]
+    assert (tmp_path / "stopped").exists() and len(machines.own(0)) == 1
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
+
+
+def test_a_storage_that_is_of_no_use_is_refused_in_one_line(machines, tmp_path):
+    for place, said in {
+        tmp_path / "none": "No such file or directory",
+        "/proc/self/net": r"\[Errno",
+        "postgresql://me:secret@localhost:1/none": "--storage localhost:1/none: ",
+        "no://where": "--storage no://where: .*plugin",
+    }.items():
+        with pytest.raises(UserError, match=said) as refused:
+            machines(0, place)
+        assert "\n" not in str(refused.value) and "secret" not in str(refused.value)
+    machines(0, trials=1)
+    with pytest.raises(UserError, match="mine: the storage has another definition or commit of this name"):
+        machines(1, trials=1, seed=1)
+    with pytest.raises(UserError, match="setting or --storage"):
+        machines(0, shared=False)
+    with pytest.raises(UserError, match="several machines could try the same"):
+        machines(0, sampler="grid", space={"train.lr": "1|2"})
 
 
 def children(process, what):

@@ -47,6 +47,7 @@ def backbones(options: Namespace) -> None:
     argument("--confirm", type=int, choices=range(3, 21), metavar="SEEDS", help="compare the best with the baseline"),
     argument("--apply", action="store_true", help="write the best into params.yaml"),
     argument("--jobs", type=int, default=1, metavar="N", help="trials at a time (1)"),
+    argument("--storage", metavar="FOLDER | URL", help="by which several machines share the sweep"),
 )
 def sweep(options: Namespace) -> None:
     """Try settings, each as an experiment of DVC, and find the best on validation data.
@@ -63,6 +64,7 @@ def sweep(options: Namespace) -> None:
     from reprise.search.sweep import run_sweep
 
     project, changes = here(), {} if options.trials is None else dict[str, Any](trials=options.trials)
+    changes |= {"shared": True} if options.storage else {}
     if "=" in options.what[0]:
         name, given = options.name, dict(text.partition("=")[::2] for text in options.what)
         changes |= {key: parse(text, key) for key, text in given.items() if "." not in key}
@@ -72,4 +74,7 @@ def sweep(options: Namespace) -> None:
         if len(options.what) > 1 or Path(options.what[0]).resolve() != project.root / f"sweeps/{name}.yaml":
             raise UserError(f"{' '.join(options.what)}: give one file sweeps/NAME.yaml, or parameters key=values")
     definition = begin(project, name, changes)
-    conclude(project, definition, run_sweep(project, definition, options.jobs), options.confirm, options.apply)
+    if definition.shared and not options.storage:
+        raise UserError(f"{name}: this sweep is shared by several machines; give its --storage")
+    found = run_sweep(project, definition, options.jobs, options.storage)
+    conclude(project, definition, found, options.confirm, options.apply)

@@ -78,18 +78,16 @@ class Workspace:
                 here.symlink_to(self.project.root / own_images)
         log.parent.mkdir(parents=True, exist_ok=True)
         own = {**environment(), "PYTHONPATH": str(self.root / "src")}
+        command = [sys.executable, "-c", DVC, "repro", *targets]
         with log.open("ab") as file:
-            command = [sys.executable, "-c", DVC, "repro", *targets]
-            return subprocess.Popen(
-                command,
-                cwd=self.root,
-                env=own,
-                stdout=file,
-                stderr=file,
-                stdin=subprocess.DEVNULL,
-                pass_fds=[self.lock],
-                start_new_session=True,  # Ctrl-C is for this process, which then calls `end`
-            )
+            # the session: Ctrl-C is for this process, which then calls `end`
+            how: dict[str, Any] = {
+                "stdin": subprocess.DEVNULL,
+                "stdout": file,
+                "stderr": file,
+                "start_new_session": True,
+            }
+            return subprocess.Popen(command, cwd=self.root, env=own, pass_fds=[self.lock], **how)
 
     def save(self, name: str, message: str, stages: Sequence[str] = ()) -> str:
         """Record params, dvc.lock and results as the experiment of this name; return its commit.

@@ -23,6 +23,7 @@ DIRECTIONS: dict[str, Direction] = {"val_accuracy": "maximize", "val_loss": "min
 SEARCHED = re.compile(
     r"model\..+|train\.(?!(seed|threads|devices|num_nodes|select)$).+|data\.(image_size|resize|channels|depth)"
 )
+ALLOWED = "model.*, train.* (but seed, threads, devices, num_nodes, select), data.image_size, data.resize"
 FUNCTION = re.compile(r"\s*(log|float|int)\(([-+.\de, ]*)\)\s*")
 FORMS = "log(low, high), float(low, high), int(low, high), int(low, high, step), a|b|c or a list"
 Scalar = str | bool | int | float | None
@@ -61,6 +62,8 @@ class Definition(Section):
     commit: str | None = Field(None, description="written when the sweep begins: all trials have its code and params")
     digest: str | None = Field(None, description="written when the sweep begins: of all else here but `trials`")
 
+    shared: bool = Field(False, description="written when the sweep begins with --storage", repr=False)
+
     @classmethod
     def load(cls, path: Path, **changes: Any) -> Self:
         """Read the file NAME.yaml, with these changes. Raises UserError with a line for each mistake."""
@@ -78,6 +81,10 @@ class Definition(Section):
             raise ValueError("a pruner takes one objective, which changes from epoch to epoch")
         if self.sampler == "grid" and any(isinstance(each, FloatDistribution) for each in self.space.values()):
             raise ValueError("a grid needs choices, a|b|c or int(low, high)")
+        if self.sampler == "grid" and self.shared:
+            raise ValueError(
+                "several machines could try the same part of a grid; without --storage, or sampler: random"
+            )
         keys = list(self.space)
         for key, conditions in self.when.items():
             above = keys[: keys.index(key)] if key in keys else []
@@ -93,26 +100,21 @@ class Definition(Section):
 
     def deciding(self) -> str:
         """Return the checksum of all that decides the trials; `trials` only says how many."""
-        return hashlib.sha256(repr(self.model_copy(update={"trials": 0, "digest": None})).encode()).hexdigest()
+        text = repr(self.model_copy(update={"trials": 0, "digest": None})) + "shared" * self.shared
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def check(self, params: Path) -> None:
         """Raise UserError for a parameter that is not searched, or a value of it that params.yaml may not have."""
         for key, each in self.space.items():
             if not SEARCHED.fullmatch(key):
-                allowed = (
-                    "model.*, train.* (but seed, threads, devices, num_nodes, select), data.image_size, data.resize"
-                )
                 raise UserError(
-                    f"{self.name}: {key} is the same for all trials, to compare them; allowed are {allowed}"
+                    f"{self.name}: {key} is the same for all trials, to compare them; allowed are {ALLOWED}"
                 )
+            values = list(getattr(each, "choices", ()))
             if isinstance(each, FloatDistribution | IntDistribution):
-                values = [
-                    each.low,
-                    each.high,
-                    *[each.low + 0.382 * (each.high - each.low)][isinstance(each, IntDistribution) :],
-                ]
-            else:
-                values = list(getattr(each, "choices", ()))
+                values = [each.low, each.high]
+            if isinstance(each, FloatDistribution):
+                values.append(each.low + 0.382 * (each.high - each.low))  # no whole number
             for value in values:
                 load_params(params, [f"{key}={json.dumps(value)}"])
 

@@ -10,13 +10,13 @@ import json
 import re
 import warnings
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import optuna
 from optuna import samplers
 from optuna.distributions import distribution_to_json
-from optuna.trial import TrialState
 
 from reprise.params.presets import edited
 from reprise.repo.project import Project
@@ -28,10 +28,10 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 State = Literal["complete", "pruned", "failed"]
 SCHEMA = "# yaml-language-server: $schema=../src/reprise/search/sweep.schema.json\ntrials: 20\n"
-STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
-class Trial(NamedTuple):
+@dataclass(frozen=True)
+class Trial:
     """A trial that has ended. values: of the objectives; course: the first one after each epoch; commit: experiment."""
 
     number: int
@@ -46,11 +46,7 @@ class Trial(NamedTuple):
 
     def line(self) -> str:
         """Return the record as a line of JSON."""
-        return json.dumps(self._asdict())
-
-    def but(self, **changes: Any) -> "Trial":
-        """Return it with some fields changed."""
-        return self._replace(**changes)
+        return json.dumps(asdict(self))
 
 
 def begin(project: Project, name: str, changes: dict[str, Any]) -> Definition:
@@ -67,7 +63,8 @@ def begin(project: Project, name: str, changes: dict[str, Any]) -> Definition:
         begun = definition.model_copy(update={"commit": project.git("rev-parse", "HEAD").strip()})
         changes = {**changes, "commit": begun.commit, "digest": begun.deciding()}
     elif definition.digest != definition.deciding():
-        raise UserError(f"{path.name}: a sweep of this name began with another space or setting; choose another name")
+        way_out = "choose another name"
+        raise UserError(f"{path.name}: a sweep of this name began with another space, setting or --storage; {way_out}")
     if changes:
         text = path.read_text("utf-8") if path.exists() else SCHEMA
         with publishing(path) as (partial,):
@@ -75,10 +72,11 @@ def begin(project: Project, name: str, changes: dict[str, Any]) -> Definition:
     return Definition.load(path)
 
 
-def trials(project: Project, definition: Definition) -> list[Trial]:
+def trials(project: Project, definition: Definition, elsewhere: Iterable[Trial] = ()) -> list[Trial]:
     """Return the trials that have ended, by number: those of the ledger, and those that exist as experiments alone.
 
-    commit: None for an experiment that was removed. Raises UserError for a line of the ledger that is no record.
+    elsewhere: those of a storage. commit: None for an experiment that was removed, or is at another machine. Raises
+    UserError for a line of the ledger that is no record.
     """
     commit = definition.commit or "none"
     form = "--format=%(refname:lstrip=4) %(objectname) %(contents:body)"
@@ -91,7 +89,8 @@ def trials(project: Project, definition: Definition) -> list[Trial]:
         ended = {trial.number: trial for trial in (Trial(**json.loads(line)) for line in lines)}
     except (ValueError, TypeError):
         raise UserError(f"{path}: a line is no record of a trial; remove that line, and its trial runs again") from None
-    return [ended[number].but(commit=commits.get(ended[number].name)) for number in sorted(ended)]
+    ended |= {trial.number: trial for trial in elsewhere}
+    return [replace(ended[number], commit=commits.get(ended[number].name)) for number in sorted(ended)]
 
 
 def record(project: Project, trial: Trial) -> None:
@@ -110,6 +109,13 @@ class NSGA2(samplers.NSGAIISampler):
         return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
 
 
+class Grid(samplers.BruteForceSampler):
+    """All combinations, the last of which ends no `Study.optimize`."""
+
+    def after_trial(self, *_: Any) -> None:
+        """Do nothing."""
+
+
 def sampler(definition: Definition, number: int, parallel: bool) -> samplers.BaseSampler:
     """Return Optuna's sampler for one trial. parallel: others run meanwhile, and are taken to end badly."""
     seed = int(np.random.SeedSequence([definition.seed, number]).generate_state(1)[0])
@@ -118,36 +124,7 @@ def sampler(definition: Definition, number: int, parallel: bool) -> samplers.Bas
     if definition.sampler == "tpe":
         grouped = bool(definition.when)
         return samplers.TPESampler(multivariate=True, group=grouped, constant_liar=parallel, seed=seed)
-    return samplers.BruteForceSampler(seed) if definition.sampler == "grid" else samplers.RandomSampler(seed)
-
-
-def create_study(definition: Definition, begun: dict[int, dict[str, Any]], ended: Iterable[Trial]) -> optuna.Study:
-    """Return Optuna's study of the trials so far: those that have ended, and those that have begun, waiting.
-
-    begun: {number: {"params": ..., "system": what Optuna notes on a trial}}.
-    """
-    hyperband = definition.pruner == "hyperband"
-    study = optuna.create_study(
-        study_name=definition.name,
-        directions=[direction for _, direction in definition.objectives],
-        pruner=optuna.pruners.HyperbandPruner() if hyperband else optuna.pruners.MedianPruner(4, n_warmup_steps=2),
-    )
-    known = {trial.number: trial for trial in ended}
-    for number in range(max([*known, *begun], default=-1) + 1):
-        noted = begun.get(number, {})
-        if trial := known.get(number):
-            made = optuna.trial.create_trial(
-                state=STATES[trial.state],
-                values=trial.values,
-                params=trial.params,
-                distributions={key: definition.space[key] for key in trial.params},
-                intermediate_values=dict(enumerate(trial.course, 1)),
-                system_attrs=noted.get("system"),
-            )
-            study.add_trial(made)
-        else:
-            study.enqueue_trial(noted.get("params", {}))
-    return study
+    return Grid(seed) if definition.sampler == "grid" else samplers.RandomSampler(seed)
 
 
 def suggest(trial: optuna.Trial, definition: Definition) -> dict[str, Any]:
