@@ -19,7 +19,7 @@ from reprise.model.classifiers import MOST, Neighbors
 STRENGTHS = tuple(10 ** (1 - step / 2) for step in range(11))  # of the penalty: 10 to 0.0001
 SCALES = tuple(2.0**power for power in range(-12, 1))
 HIDDEN = 256
-STEPS = range(5, 205, 5)
+STEPS = tuple(round(5 * 2 ** (step / 2)) for step in range(15))  # 5, 7, 10, ... 640
 NEIGHBORS = 1, 3, 5, 10, 20, MOST
 
 

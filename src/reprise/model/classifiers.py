@@ -9,17 +9,18 @@ from torch import Tensor, nn
 from reprise.model.artifact import Architecture
 
 MOST = 50  # neighbors
-WIDTH = 0.05  # a difference of cosines
+WIDTH = 0.1  # a difference of cosines
 TIE = 1e-5  # of a vote
+SPREAD = 0.1  # of a vote
 
 
 class Neighbors(nn.Module):
     """k nearest neighbors by the cosine of standardized features, as a classifier whose tensors are its examples.
 
     An example's vote grows with how much nearer it is than the nearest one that is no neighbor, up to one at WIDTH, so
-    that rounding cannot turn an answer where two are equally near. One more vote is spread over all classes. Its
-    parameters, of which none is trained: mean and std (D,) of the features; examples (N, D), standardized, of length 1;
-    votes (N, classes) of each as a whole neighbor; k (1,), at most MOST.
+    that rounding cannot turn an answer where two are equally near; SPREAD is shared by all classes. Its parameters, of
+    which none is trained: mean and std (D,) of the features; examples (N, D), standardized, of length 1; votes
+    (N, classes) of each as a whole neighbor; k (1,), at most MOST.
     """
 
     def __init__(self, features: int, classes: int, examples: int) -> None:
@@ -34,7 +35,7 @@ class Neighbors(nn.Module):
         nearest = cosines.topk(min(MOST + 1, len(self.examples))).values
         nearer = cosines - nearest.index_select(1, self.k.clamp(max=len(self.examples) - 1))
         weights = torch.where(nearer < 0, 0.0, (nearer / WIDTH).clamp(max=1) + TIE)
-        return (weights @ self.votes + 1 / self.votes.shape[1]).log()
+        return (weights @ self.votes + SPREAD / self.votes.shape[1]).log()
 
 
 def set_classifier(network: Any, architecture: Architecture) -> None:
@@ -45,9 +46,8 @@ def set_classifier(network: Any, architecture: Architecture) -> None:
     layer, shape, classes = network.get_classifier(), architecture.classifier, architecture.num_classes
     if shape is None:
         return
-    new: nn.Module
-    if shape.kind == "mlp":
-        new = nn.Sequential(nn.Linear(layer.in_features, shape.size), nn.GELU(), nn.Linear(shape.size, classes))
+    if shape.kind == "knn":
+        new: nn.Module = Neighbors(layer.in_features, classes, shape.size)
     else:
-        new = Neighbors(layer.in_features, classes, shape.size)
+        new = nn.Sequential(nn.Linear(layer.in_features, shape.size), nn.GELU(), nn.Linear(shape.size, classes))
     network.set_submodule(next(name for name, module in network.named_modules() if module is layer), new)

@@ -185,10 +185,10 @@ def _from_hub(repository: str) -> Path:
 def weights_of_file(path: Path, model_name: str) -> PretrainedWeights | None:
     """Read weights from a file, or from a folder with one; None for an empty folder.
 
-    In a folder, `model.json` beside `model.safetensors` gives normalization, image size and class names; `origin.json`,
-    of `fetch_weights`, the first two and the origin. Otherwise the normalization is timm's for the model, the image
-    size the data's. The classifier of an mlp or knn is left out. Raises UserError if there is no such file, several in the folder, no tensors in it, or others than
-    were fetched.
+    In a folder, `model.json` beside `model.safetensors` gives normalization, image size and class names, and says of a
+    classifier that is an mlp or knn, which is left out; `origin.json`, of `fetch_weights`, gives the first two and the
+    origin. Otherwise the normalization is timm's for the model, the image size the data's. Raises UserError if there is
+    no such file, several in the folder, no tensors in it, or others than were fetched.
     """
     file = path
     if path.is_dir():

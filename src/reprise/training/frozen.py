@@ -28,7 +28,8 @@ PATIENCE = 2  # heads beyond the lowest validation loss, which end a path
 def fit_head(made: Assembly, best: BestEpoch, provenance: Provenance, store: Path | None) -> None:
     """Give `best` a row, and the network's weights, for each head of the path that `train.head` names.
 
-    Loss and accuracy of training are of the features of all views; an image is then its own nearest neighbor. Raises UserError if the data change meanwhile.
+    Loss and accuracy of training are of the features of all views, each of which is its own nearest neighbor. Raises
+    UserError if the data change meanwhile.
     """
     model: Any = made.network.model
     kind, criterion = made.params.head, made.lit().criterion.double()
