@@ -7,12 +7,11 @@ standardized features is folded back into weight and bias for the features as th
 
 import copy
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import CrossEntropyLoss, Linear, Sequential
+from torch.nn import CrossEntropyLoss, Linear, Module, Sequential
 
 from reprise.model.classifiers import MOST, Neighbors
 
@@ -83,8 +82,8 @@ def mlp_path(features: Tensor, labels: Tensor, criterion: CrossEntropyLoss, laye
         optimizer.step(loss)
         if step in STEPS:
             layer.load_state_dict(trained.state_dict())
-            first: Any = layer[0]
-            _fold(first, torch.cat([first.weight, first.bias[:, None]], dim=1).double(), mean, std)
+            weight, bias = layer.get_parameter("0.weight"), layer.get_parameter("0.bias")
+            _fold(layer[0], torch.cat([weight, bias[:, None]], dim=1).double(), mean, std)
             yield step
 
 
@@ -106,7 +105,7 @@ def _standardized(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, std, (inputs - mean) / std
 
 
-def _fold(layer: Linear, parameters: Tensor, mean: Tensor, std: Tensor) -> None:
-    """Set a layer for features as they are, of weights and bias (outputs, D + 1) for standardized ones."""
+def _fold(layer: Module, parameters: Tensor, mean: Tensor, std: Tensor) -> None:
+    """Set a linear layer for features as they are, of weights and bias (outputs, D + 1) for standardized ones."""
     weight = parameters[:, :-1] / std
     layer.load_state_dict({"weight": weight, "bias": parameters[:, -1] - weight @ mean})
