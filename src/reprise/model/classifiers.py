@@ -43,9 +43,9 @@ def set_classifier(network: Any, architecture: Architecture) -> None:
 
     The new one is initialized by torch's current seed.
     """
-    layer, shape, classes = network.get_classifier(), architecture.classifier, architecture.num_classes
-    if shape is None:
+    if (shape := architecture.classifier) is None:
         return
+    layer, classes = network.get_classifier(), architecture.num_classes
     if shape.kind == "knn":
         new: nn.Module = Neighbors(layer.in_features, classes, shape.size)
     else:
