@@ -33,6 +33,7 @@ def page(
     confusion=((9, 1, 0), (2, 2, 0), (0, 0, 0)),
     start=None,
     title=None,
+    head=None,
     pretrained=False,
     defaults=None,
     groups=Groups({}, {}, []),
@@ -54,7 +55,7 @@ def page(
         architecture=Architecture(model_name="resnet18", num_classes=3, in_chans=3, image_size=32, kwargs={}),
         classes=list(classes),
         preprocessing=Preprocessing(image_size=32, channels=3, mean=[0.5] * 3, std=[0.5] * 3),
-        training=Training(data=data, splits_sha256="s", pretrained=pretrained, start=start, epoch=4, seed=7),
+        training=Training(data=data, splits_sha256="s", pretrained=pretrained, start=start, epoch=4, head=head, seed=7),
         provenance=Provenance(
             reproducible="portable", threads=1, device="cpu", cpu_capability="AVX2", packages={"torch": "2.13.0"},
             params_sha256="p", data_sha256="d", code_sha256="c",
@@ -81,6 +82,8 @@ def test_shares_come_with_wilsons_interval_and_a_class_without_images_claims_not
     assert "Classes without a test image: 1;" in said
     assert "in a later split too or by corrections: 2 images." in said
     assert "| labels corrected | 3 |" in said
+    assert "It holds the features of every training image" in page(head="knn head")
+    assert "It holds" not in said
     assert "Weakest" not in page(confusion=((10, 0, 0), (0, 4, 0), (0, 0, 0)))  # nothing is weak here
 
 

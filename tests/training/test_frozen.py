@@ -13,6 +13,7 @@ from torch import nn
 from reprise.data.formats.packed import load_metadata, load_split
 from reprise.data.prepare.prepare import preprocess
 from reprise.evaluation.evaluate import predict
+from reprise.export.parity import export_model
 from reprise.features.store import BATCHES, MOST, check_backbone, folded, kept_features, pooled
 from reprise.loader.batches import EvalBatches
 from reprise.model.backbone import TIMMBackbone, create_network, load_model
@@ -45,19 +46,44 @@ def fit(digits, tiny_params, weights):
     return run
 
 
-@pytest.mark.parametrize("head", ["linear", "prototypes"])
-def test_the_published_model_has_the_given_backbone_and_reaches_what_its_row_says(head, fit, weights, digits, tmp_path):
-    result = fit(None, f"train.head={head}", "train.balance=weights")
-    bits(result, tmp_path)
+@pytest.mark.parametrize(
+    ("head", "new"),
+    {
+        "linear": HEAD,
+        "prototypes": HEAD,
+        "mlp": [f"fc.{layer}.{kind}" for layer in (0, 2) for kind in ("bias", "weight")],
+        "knn": [f"fc.{name}" for name in ("examples", "k", "mean", "std", "votes")],
+    }.items(),
+)
+def test_the_published_model_has_the_given_backbone_and_reaches_what_its_row_says(
+    head, new, fit, weights, digits, tmp_path
+):
+    overrides = f"train.head={head}", "train.balance=weights"
+    result = fit(None, *overrides)
+    assert bits(result, tmp_path) == bits(fit(tmp_path / "checkpoints", *overrides), tmp_path / "again")
     network, card = load_model(tmp_path / "model.safetensors", tmp_path / "model.json")
-    given = load_file(weights).items()
-    assert [name for name, value in given if not torch.equal(value, network.model.state_dict()[name])] == HEAD
+    given, state = load_file(weights), network.model.state_dict()
+    assert sorted(name for name in state if name not in given or not torch.equal(state[name], given[name])) == new
+    assert ('"classifier"' in (tmp_path / "model.json").read_text()) == (new != HEAD)
     seen = card.preprocessing.model_dump(include={"mean", "std"})
     val = EvalBatches(load_split(digits, "val"), load_metadata(digits).model_copy(update=seen), 32)
     logits, labels = predict(network, val, "cpu")
     assert (logits.argmax(1) == labels).float().mean().item() == pytest.approx(result.best.val_accuracy)
     assert nn.functional.cross_entropy(logits, labels).item() == pytest.approx(result.best.val_loss, rel=1e-4)
     assert (card.training.head, card.training.epoch) == (f"{head} head", result.best.epoch)
+
+
+@pytest.mark.parametrize("head", ["mlp", "knn"])
+def test_a_model_with_another_classifier_is_exported_and_lends_its_backbone_alone(head, fit, digits, tmp_path, capsys):
+    bits(fit(None, f"train.head={head}"), tmp_path / "first")
+    network, card = load_model(tmp_path / "first/model.safetensors", tmp_path / "first/model.json")
+    (tmp_path / "out").mkdir()
+    exported = export_model(network, card, digits, 64, tmp_path / "out/onnx")
+    assert (exported.reason, exported.changed) == ("", 0)
+    for overrides in (["train.head=knn"], ["train.backbone=tune", "train.head=linear"]):
+        start = fit(None, *overrides, start=tmp_path / "first").card.training.start
+        assert sorted(start.not_loaded) == HEAD
+    assert "starting from model.safetensors; not loaded: fc.weight, fc.bias" in capsys.readouterr().err
 
 
 def test_kept_features_give_the_same_bits_and_other_terms_never_find_them(fit, tmp_path, capsys, weights):

@@ -188,6 +188,8 @@ def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
         f"It sees {size} x {size} pixels; what is lost at that size is lost to it.",
         f"The test images come from the same source as the training images ({text(metadata.data)}); on others, "
         "expect less.",
+        card.training.head == "knn head"
+        and "It holds the features of every training image: hand it out as you would hand out those images.",
         found < images
         and f"Weakest class: {text(name)}, {found:,} of {images:,} found, recall {_share(found, images)}.",
         few and f"Classes with fewer than {FEW} test images: {few:,}; see the width of their intervals.",

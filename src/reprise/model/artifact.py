@@ -17,10 +17,18 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+class Classifier(Part):
+    """A classifier other than timm's linear one: an mlp of so many hidden units, or a knn of so many examples."""
+
+    kind: Literal["mlp", "knn"]
+    size: PositiveInt
+
+
 class Architecture(Part):
     """The arguments of TIMMBackbone that rebuild the network, and the height and width of its input in pixels.
 
     code_sha256: of the file that model_name names and those of `project/` that it imports; None for a model of timm's.
+    classifier: what takes the place of timm's, left out of the JSON file if nothing does.
     """
 
     model_name: str
@@ -29,6 +37,7 @@ class Architecture(Part):
     image_size: int = Field(ge=1, le=4096)
     kwargs: dict[str, Any]
     code_sha256: str | None = None
+    classifier: Classifier | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class Preprocessing(Part):

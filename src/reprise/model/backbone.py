@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reprise.data.formats.packed import Metadata
 from reprise.model.artifact import Architecture, ModelCard, load_card
+from reprise.model.classifiers import set_classifier
 from reprise.model.networks import timm_name
 from reprise.model.pretrained import (
     PretrainedWeights,
@@ -84,7 +85,7 @@ def adapt(params: ModelParams, metadata: Metadata, pretrained: PretrainedWeights
     config = timm.get_pretrained_cfg(timm_name(params.name))
     if config is not None and config.fixed_input_size:
         kwargs.setdefault("img_size", size)
-    given = {"num_classes": len(metadata.classes), "in_chans": metadata.channels, "image_size": size}
+    given: dict[str, Any] = {"num_classes": len(metadata.classes), "in_chans": metadata.channels, "image_size": size}
     return Architecture(model_name=params.name, kwargs=kwargs, code_sha256=part_sha256(params.name), **given)
 
 
@@ -108,6 +109,7 @@ def build(architecture: Architecture, pretrained: PretrainedWeights | None = Non
         for tensor, weight in network.model.named_parameters():
             if tensor in new and tensor.startswith(classifier):
                 nn.init.zeros_(weight)
+    set_classifier(network.model, architecture)
     for values in (*network.parameters(), *network.buffers()):
         if values.ndim == 4:  # `Module.to` would have the five dimensions of a lambda layer in this layout, too
             values.data = values.data.to(memory_format=torch.channels_last)

@@ -185,10 +185,10 @@ def _from_hub(repository: str) -> Path:
 def weights_of_file(path: Path, model_name: str) -> PretrainedWeights | None:
     """Read weights from a file, or from a folder with one; None for an empty folder.
 
-    In a folder, `model.json` beside `model.safetensors` gives normalization, image size and class names; `origin.json`,
-    of `fetch_weights`, the first two and the origin. Otherwise the normalization is timm's for the model, the image
-    size the data's. Raises UserError if there is no such file, several in the folder, no tensors in it, or others than
-    were fetched.
+    In a folder, `model.json` beside `model.safetensors` gives normalization, image size and class names, and says of a
+    classifier that is an mlp or knn, which is left out; `origin.json`, of `fetch_weights`, gives the first two and the
+    origin. Otherwise the normalization is timm's for the model, the image size the data's. Raises UserError if there is
+    no such file, several in the folder, no tensors in it, or others than were fetched.
     """
     file = path
     if path.is_dir():
@@ -223,6 +223,9 @@ def weights_of_file(path: Path, model_name: str) -> PretrainedWeights | None:
     if file.suffix == ".safetensors" and path.is_dir() and card_path.exists():
         card = load_card(card_path)
         seen = card.preprocessing
+        if card.architecture.classifier:  # an mlp or a knn, whose tensors are no linear layer's
+            heads = tuple(f"{name}." for name in _layers(config.classifier))
+            weights = {name: tensor for name, tensor in weights.items() if not name.startswith(heads)}
         return PretrainedWeights(weights, origin, seen.mean, seen.std, card.architecture.image_size, card.classes)
     return PretrainedWeights(weights, origin, list(config.mean), list(config.std), image_size)
 

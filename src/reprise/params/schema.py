@@ -204,7 +204,7 @@ class TrainParams(Section):
     backbone_lr: float = param("factor on the learning rate of all but the classifier, for fine-tuning", gt=0, le=1)
     freeze_epochs: int = param("epochs at the start that train the classifier alone", ge=0)
     backbone: Literal["tune", "fixed_norms", "frozen"] = param("see params.yaml; frozen: trains the classifier alone")
-    head: Literal["linear", "prototypes"] = param("of a frozen backbone: logistic regression, or nearest class mean")
+    head: Literal["linear", "mlp", "prototypes", "knn"] = param("what is fitted to a frozen backbone; see params.yaml")
     feature_views: int = param("of each image, the first unchanged, all others by train.augment", ge=1, le=100)
     schedule: Schedule = param(
         "onecycle: warm up, then fall to zero; plateau: a tenth whenever val/loss stalls; none: constant; the "

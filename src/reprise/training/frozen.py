@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from reprise.features.heads import linear_path, prototype_path
+from reprise.features.heads import HIDDEN, linear_path, mlp_path, neighbor_path, prototype_path
 from reprise.features.store import backbone_sha256, folded, kept_features, pooled
 from reprise.loader.batches import EvalBatches, stateless_generator, whole
+from reprise.model.artifact import Classifier
+from reprise.model.classifiers import set_classifier
 from reprise.runtime.errors import say
 from reprise.runtime.parts import project_md5
 from reprise.runtime.provenance import Provenance
 from reprise.training.callbacks.best_epoch import BestEpoch, EpochRow
 from reprise.training.setup import Assembly
 
+PATHS: dict[str, Any] = {"linear": linear_path, "prototypes": prototype_path, "mlp": mlp_path, "knn": neighbor_path}
 PATIENCE = 2  # heads beyond the lowest validation loss, which end a path
 
 
@@ -25,21 +28,24 @@ PATIENCE = 2  # heads beyond the lowest validation loss, which end a path
 def fit_head(made: Assembly, best: BestEpoch, provenance: Provenance, store: Path | None) -> None:
     """Give `best` a row, and the network's weights, for each head of the path that `train.head` names.
 
-    Loss and accuracy of training are of the features of all views. Raises UserError if the data change meanwhile.
+    Loss and accuracy of training are of the features of all views, each of which is its own nearest neighbor. Raises
+    UserError if the data change meanwhile.
     """
     model: Any = made.network.model
-    layer, criterion = model.get_classifier(), made.lit().criterion.double()
+    kind, criterion = made.params.head, made.lit().criterion.double()
     train, labels, val, val_labels = _features(made, provenance, store)
-    path = linear_path if made.params.head == "linear" else prototype_path
-    for number, head in enumerate(path(train, labels, criterion, layer.out_features), 1):
-        layer.weight.copy_(head.weight)
-        layer.bias.copy_(head.bias)
-        logits, val_logits = layer(train).double(), layer(val).double()
+    classifiers = {"mlp": Classifier(kind="mlp", size=HIDDEN), "knn": Classifier(kind="knn", size=len(train))}
+    made.architecture = made.architecture.model_copy(update={"classifier": classifiers.get(kind)})
+    torch.manual_seed(made.params.seed)
+    set_classifier(model, made.architecture)
+    layer = model.get_classifier()
+    for number, strength in enumerate(PATHS[kind](train, labels, criterion, layer), 1):
+        logits, val_logits = _logits(layer, train), _logits(layer, val)
         learned = float(criterion(logits, labels)), _accuracy(logits, labels)
         reached = float(cross_entropy(val_logits, val_labels)), _accuracy(val_logits, val_labels)
-        row = EpochRow(number, 0.0, *learned, *reached, strength=head.strength)
+        row = EpochRow(number, 0.0, *learned, *reached, strength=strength)
         best.add(row, made.network.state_dict())
-        say(f"strength {head.strength:.4g}  loss {learned[0]:.4f}  val acc {reached[1]:.4f}", sys.stderr)
+        say(f"strength {strength:.4g}  loss {learned[0]:.4f}  val acc {reached[1]:.4f}", sys.stderr)
         if min(best.history, key=lambda row: row.val_loss).epoch <= number - PATIENCE:
             return
 
@@ -91,6 +97,11 @@ def _keys(made: Assembly, provenance: Provenance) -> tuple[str, str]:
     alone = provenance.model_copy(update={"params_sha256": str(seen), "data_sha256": ""}).key()
     augment = [alone, params.seed, params.augment, made.debug.deciding(), params.augment.own and project_md5()]
     return alone, provenance.model_copy(update={"params_sha256": str(augment)}).key()
+
+
+def _logits(layer: nn.Module, features: Tensor) -> Tensor:
+    """Return a classifier's logits, float64 (N, classes); in parts, for neighbors compare each with all examples."""
+    return torch.cat([layer(part) for part in features.split(1024)]).double()
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
