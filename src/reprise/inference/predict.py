@@ -225,11 +225,10 @@ def _fetched(source: Path, repo: str | None, rev: str | None) -> Iterator[Path]:
             files = DVCFileSystem(repo, rev=rev, subrepos=True)
             files.info(whole.as_posix())  # raises for a revision or a folder that is not there; `isfile` does not
             for name in names:
-                path, copy = (whole / name).as_posix(), Path(folder, whole.name, name)
-                found = files.info(path) if files.isfile(path) else {"isout": True}
-                if "md5" in found or not found.get("isout"):  # without an MD5, dvc.lock does not have this out
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    files.get_file(path, str(copy))
+                path = (whole / name).as_posix()
+                if files.isfile(path) and files.info(path)["size"] != 0:  # as of an out that dvc.lock does not name
+                    Path(folder, whole.name, name).parent.mkdir(parents=True, exist_ok=True)
+                    files.get_file(path, str(Path(folder, whole.name, name)))
         except (DvcException, SCMError, OSError) as error:
             at = f"{source} of {repo or 'this repository'}, at {rev or 'its work tree'}"
             raise UserError(f"{at}: {reason(error)}") from None
