@@ -113,8 +113,7 @@ def test_a_missing_file_is_refused_where_the_export_or_the_params_promise_it_and
         load_model(tmp_path / "models")
     clone = project.copy(tmp_path / "project")
     (clone.path / "models/confidence.json").unlink()  # as a gate that is missed leaves it
-    for name in ("torch", "onnx"):
-        assert load_model(clone.path / "models", runtime=name).confidence.columns == []
+    assert load_model(clone.path / "models").confidence.columns == []
     clone.set("evaluate.risk=0.05")
     for name in ("torch", "onnx"):
         with pytest.raises(UserError, match="missing, but params"):
