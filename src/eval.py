@@ -6,7 +6,8 @@ python src/eval.py weights.pth model.name=resnet18 --normalization timm
                                                     bare weights, averaged ones too, on the data of params.yaml
 python src/eval.py model.name=resnet18.a1_in1k model.pretrained=true
 
-The metrics of a run also go to the loggers that it was trained with.
+The metrics of a run also go to the loggers that it was trained with. A gate that is missed (`evaluate.gates`) is an
+error, after the table.
 """
 
 import argparse
@@ -50,6 +51,7 @@ def main() -> None:
     from reprise.evaluation.bare import bare_model
     from reprise.evaluation.evaluate import evaluate
     from reprise.evaluation.fitting import fit_confidence
+    from reprise.evaluation.gates import check_gates
     from reprise.model.backbone import load_model
 
     after_torch(terms.threads, terms.reproducible)
@@ -71,6 +73,7 @@ def main() -> None:
         for logger in create_loggers(params.train.loggers, run, run.name):
             logger.log_metrics({f"test/{key}": value for key, value in result.metrics.items() if value is not None})
             logger.finalize("success")
+    check_gates(result, asked.gates, asked.gate_confidence)
 
 
 if __name__ == "__main__":

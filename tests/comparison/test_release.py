@@ -41,13 +41,16 @@ def test_a_release_is_a_tag_that_gto_lists_and_a_worse_model_gets_none_unless_as
     for version in ("1.3.0", "v1.2.0"):
         assert "is that of model@v1.2.0" in refused(reproduced, version)
 
+    train(reproduced, "evaluate.calibration=temperature")
+    assert "no difference shown against model@v1.2.0" in release(reproduced, "v1.2.1").stdout  # the same weights
+
     train(reproduced, "train.lr=1e-8")
-    assert re.search(r"worse against model@v1.2.0: -0\.\d+ accuracy", refused(reproduced, "1.10.0"))
+    assert re.search(r"worse against model@v1.2.1: -0\.\d+ accuracy", refused(reproduced, "1.10.0"))
     for version in ("1.2.0", "nonsense", "-1"):
         assert f"{version}: " in refused(reproduced, "--anyway", "--", version)
     assert release(reproduced, "1.10.0", "--anyway").returncode == 0
     message = reproduced.run("git", "tag", "--list", "--format=%(contents)", "model@v1.10.0").stdout
-    assert "worse against model@v1.2.0" in message
+    assert "worse against model@v1.2.1" in message
 
     for version, is_that_of_head in (("v1.2.0", False), ("v1.10.0", True)):
         reproduced.run("dvc", "artifacts", "get", ".", "model", "--rev", version, "--out", f"runs/{version}")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -54,10 +55,13 @@ def test_sets_cover_new_images_as_often_as_promised_even_of_a_dishonest_model(by
     assert (np.mean(covered, axis=0) > 0.8 - error).all() and (np.mean(covered, axis=0) < 0.8 + excess + error).all()
 
 
-def test_the_quantile_is_that_of_finite_samples():
+def test_the_quantile_is_that_of_finite_samples_and_no_image_lies_at_a_threshold():
     own = np.arange(1, 20) / 20
-    assert [least_in_set(own, coverage) for coverage in (0.95, 0.9, 0.5)] == [0.05, 0.1, 0.5]
-    assert least_in_set(own[:9], 0.9) == 0.05  # ceil(10 * 0.9) of 9: all of them
+    found = [least_in_set(own, coverage) for coverage in (0.95, 0.9, 0.5, 1e-10)]
+    assert found == pytest.approx([0.025, 0.075, 0.475, 0.925])  # halfway below 0.05, 0.1, 0.5, 0.95
+    assert least_in_set(own[:9], 0.9) == 0.025  # ceil(10 * 0.9) of 9: all of them
+    threshold = least_answered(np.arange(1000)[::-1] / 1000, np.arange(1000) < 870, 0.05)
+    assert threshold == pytest.approx(0.1995)  # between the 800th and the 801st
 
 
 SMALL = [  # images of cat and dog, what is asked for, and the refusal
@@ -67,6 +71,7 @@ SMALL = [  # images of cat and dog, what is asked for, and the refusal
         "coverage = 0.95 needs 19 validation images or more; too few: all classes together (18)",
     ),
     ([19, 8], {"coverage": 0.9, "coverage_by": "class"}, "needs 9 validation images or more; too few: dog (8); raise"),
+    ([9, 0], {"coverage": 1e-10, "coverage_by": "class"}, "needs 1 validation images or more; too few: dog (0)"),
     ([103, 0], {"risk": 0.05}, "evaluate.risk = 0.05 needs 104 validation images or more; too few: all classes"),
 ]
 
@@ -104,6 +109,8 @@ def test_a_temperature_is_found_where_there_is_one_and_refused_with_the_reason_w
     one = logits.argmax(dim=1) * (torch.arange(2000) > 0)  # of so many images one at most is wrong
     assert fit_temperature(logits, one)[0] == 1
     assert fit_temperature(100 * logits, logits.argmax(dim=1))[0] == 1  # whose loss is 0 before the bound
+    with warnings.catch_warnings(action="error"):
+        assert fit_temperature(logits[:1], labels[:1])[0] == 1
     perfect = fit_temperature(logits, logits.argmax(dim=1))
     assert perfect[0] == 1 and perfect[1].startswith("not applied: too few images are wrong")
     with pytest.raises(UserError, match="not numbers"):
@@ -117,8 +124,18 @@ def test_nll_brier_and_ece_are_the_textbooks_with_intervals_that_hold_them():
     expected = log_loss(labels, probabilities), brier_score_loss(labels, probabilities, scale_by_half=False)
     expected += (calibration(probabilities.max(axis=1), right, 15).error,)
     assert [found[name][0] for name in ("loss", "brier", "ece")] == pytest.approx(expected)
-    assert all(low < found[name][0] < high for name, (_, low, high) in found.items() if name != "ece")
-    assert found["ece"][1] < found["ece"][2] < 0.15
+    assert all(low < value < high for value, low, high in found.values()) and found["ece"][2] < 0.15
+
+
+@pytest.mark.parametrize("temperature", [1, 1.3])
+def test_the_interval_of_ece_holds_the_one_measured_and_the_true_one(temperature):
+    logits, labels = drawn(400_000, temperature=temperature)
+    confidence, predicted = logits.softmax(dim=1).max(dim=1)
+    true = calibration(confidence.numpy(), (predicted == labels).numpy(), 15).error
+    samples = zip(logits[:40_000].split(400), labels[:40_000].split(400), strict=True)
+    intervals = [reliability(*sample, 15)["ece"] for sample in samples]
+    assert all(0 <= low <= value <= high for value, low, high in intervals)
+    assert sum(low <= true <= high for _, low, high in intervals) >= 88  # of 100; binomial, of 95 %
 
 
 def test_the_curve_answers_the_most_confident_first():
@@ -140,6 +157,8 @@ def test_an_answer_is_judged_by_what_the_model_has_and_nan_is_unknown():
 def test_a_file_that_is_altered_or_of_other_weights_is_refused(tmp_path, model):
     path = tmp_path / "confidence.json"
     assert load_confidence(path, model) == NOTHING
+    write_sealed(path, Confidence(weights_sha256="b" * 64).model_dump())
+    assert load_confidence(path, model) == NOTHING  # promises nothing, so that it does not matter of what
     own = Confidence(weights_sha256=model.weights_sha256, images=50, risk=0.1, answered=0.7)
     write_sealed(path, own.model_dump())
     assert load_confidence(path, model) == own

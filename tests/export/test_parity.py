@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from reprise.data.formats.packed import load_metadata, load_split
-from reprise.evaluation.confidence import NOTHING
+from reprise.evaluation.confidence import NOTHING, Confidence
 from reprise.evaluation.evaluate import predict_split
+from reprise.evaluation.temperature import outputs
 from reprise.export.parity import TOLERANCE, compare, export_model
 from reprise.export.session import open_onnx
 from reprise.model.backbone import create_network
@@ -71,6 +72,12 @@ def test_one_wrong_probability_stops_it_and_image_class_and_both_numbers_are_nam
     with pytest.raises(UserError, match=message) as error:
         compare(measured[0], Pretended(measured, digits, change), digits, 300, 0)
     assert "\n" not in str(error.value) and "export.enabled: false" in str(error.value)
+
+
+def test_the_energy_is_compared_too(measured, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("reprise.export.onnx.outputs", lambda *given: [out + (out < 0) for out in outputs(*given)])
+    with pytest.raises(UserError, match=r"than torch: (val|test) image .*, energy: -\d+\.\d+ by torch"):
+        export_model(measured[0], measured[1], digits, 300, tmp_path / "export", Confidence(images=9, temperature=2))
 
 
 def test_an_image_alone_is_compared_too(measured, digits):

@@ -62,10 +62,16 @@ def _is_exported(revision: Revision) -> bool:
     return bool(json.loads(revision.read("metrics/export.json") or "{}").get("exported"))
 
 
+def _fitted(revision: Revision) -> str | None:
+    """Return the MD5 of what was fitted for the model; None where that is nothing, as before there was such a file."""
+    path = revision.out(CONFIDENCE)
+    return revision.md5(CONFIDENCE) if path and json.loads(path.read_bytes()).get("images") else None
+
+
 def _against(project: Project, last: str, head: Revision, anyway: bool) -> str:
     """Return the verdict on HEAD against the last release. Raises UserError if it stands in the way."""
     base = Revision(project, last, project.git("rev-parse", f"{last}^{{commit}}").strip())
-    equal = base.md5(WEIGHTS) == head.md5(WEIGHTS) and base.md5(CONFIDENCE) in (None, head.md5(CONFIDENCE))
+    equal = base.md5(WEIGHTS) == head.md5(WEIGHTS) and _fitted(base) == _fitted(head)
     if equal and _is_exported(base) >= _is_exported(head):
         raise UserError(f"the model is that of {last}; train another one, or use that release")
     try:

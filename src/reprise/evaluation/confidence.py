@@ -59,9 +59,9 @@ NOTHING = Confidence()
 
 
 def load_confidence(path: Path, card: ModelCard) -> Confidence:
-    """Read the file beside a model; NOTHING where it adds nothing to an answer, or is missing.
+    """Read the file beside a model; NOTHING where it adds nothing to an answer, whatever the weights, or is missing.
 
-    Raises UserError if it is altered or another's.
+    Raises UserError if it is altered or was fitted for other weights.
     """
     way_out = "`dvc repro evaluate` makes it anew; without the file, the model answers with bare probabilities"
     try:
@@ -70,6 +70,6 @@ def load_confidence(path: Path, card: ModelCard) -> Confidence:
         return NOTHING
     except ValueError:
         raise UserError(f"{path}: altered, or of another version of Reprise; {way_out}") from None
-    if found.weights_sha256 != card.weights_sha256:
+    if found.columns and found.weights_sha256 != card.weights_sha256:
         raise UserError(f"{path}: fitted for other weights than those that it lies beside; {way_out}")
     return found if found.columns else NOTHING

@@ -37,7 +37,7 @@ def fit_confidence(network: TIMMBackbone, card: ModelCard, processed: Path, para
 
     Raises UserError as `predict_split` and `fitted` do.
     """
-    if params.calibration == "none" and params.coverage is None and params.risk is None:
+    if not params.fits:
         return Confidence(weights_sha256=card.weights_sha256)
     _, logits, labels = predict_split(network, card, processed, "val", params.batch_size)
     return fitted(logits, labels, card, params)
@@ -75,7 +75,7 @@ def check_images(classes: list[str], images: list[int], params: EvaluateParams) 
     c, risk = params.coverage or 0, params.risk
     sets, answers = c / (1 - c), math.log(ERROR) / math.log1p(-risk) if risk else 0
     for name, needed, counts in ("coverage", sets, by_class), ("risk", answers, total):
-        least = math.ceil(round(needed, 9))
+        least = math.ceil(round(needed, 9)) or int(needed > 0)
         if few := [f"{group} ({count:,})" for group, count in counts.items() if count < least]:
             value = f"evaluate.{name} = {getattr(params, name)}"
             raise UserError(f"{value} needs {least:,} validation images or more; too few: {first(few, 5)}; {WAY_OUT}")
@@ -97,34 +97,40 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> tuple[float, str]:
             minimize_scalar(lambda log: losses(log)[images].mean(), bounds=(-BOUND, BOUND), method="bounded").x
         )
 
+    if len(np.unique(folds[(logits.argmax(dim=1) != labels).numpy()])) < 2:
+        return 1.0, "not applied: too few images are wrong to fit one"
     own, others = best(folds >= 0), np.array([best(folds != fold) for fold in range(FOLDS)])
     gains = losses(0) - losses(others[folds][:, None])
     low, high = mean_interval(gains)
     said = (
         f"{math.exp(own):.4g} (lowers cross-validated NLL by {gains.mean():.4f}, 95 % interval {low:.4f} to {high:.4f})"
     )
-    wrong = folds[(logits.argmax(dim=1) != labels).numpy()]
-    if len(set(wrong.tolist())) < 2 or max(abs(own), *abs(others)) > BOUND - 0.01:
+    if max(abs(own), *abs(others)) > BOUND - 0.01:
         return 1.0, f"not applied: too few images are wrong, or too many, to fit one; it would be {said}"
     return (float(f"{math.exp(own):.6g}"), said) if low > 0 else (1.0, f"not applied: no gain is shown by {said}")
 
 
 def least_in_set(own: np.ndarray, coverage: float) -> float:
-    """Return the least probability of a class in the sets, from those of the right class of N images (N,)."""
-    return float(np.sort(own)[len(own) - math.ceil(round((len(own) + 1) * coverage, 9))])
+    """Return the least probability of a class in the sets, from those of the right class of N images (N,).
+
+    Halfway from the quantile to the next value below, or 0, so that the last digit of another runtime decides nothing.
+    """
+    quantile = np.sort(own)[len(own) - max(1, math.ceil(round((len(own) + 1) * coverage, 9)))]
+    return float(quantile + own[own < quantile].max(initial=0)) / 2
 
 
 def least_answered(confidence: np.ndarray, right: np.ndarray, risk: float) -> float:
     """Return the probability that an answer has to be above, from confidence and right, bool, of N images (N,).
 
     Above the n-th largest confidence the number of errors is binomial, whatever the threshold's value turned out to be.
+    It is halfway from there to the next one above: the same images are answered, and a last digit decides nothing.
     Raises UserError if no threshold keeps the risk.
     """
     falling = [*np.sort(confidence)[::-1].tolist(), 0.0]
     for tenth in range(SHARES, 0, -1):
         threshold: float = falling[len(confidence) * tenth // SHARES]
-        kept = right[confidence > threshold]
-        if bdtr((~kept).sum(), len(kept), risk) <= ERROR:
-            return threshold
+        above = confidence > threshold
+        if bdtr((~right[above]).sum(), above.sum(), risk) <= ERROR:
+            return (threshold + float(confidence[above].min())) / 2 if threshold else 0.0
     wrong = f"{(~right).sum():,} of {len(right):,} validation images are wrong"
     raise UserError(f"evaluate.risk = {risk}: {wrong}, and no threshold is shown to keep it; {WAY_OUT}")

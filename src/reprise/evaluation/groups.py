@@ -92,8 +92,8 @@ def find_groups(images: np.ndarray, columns: dict[str, list[str]], right: np.nda
     A column of the name of a measured property takes its place.
     """
     members, ranges = dict[str, list[str]](), dict[str, str]()
-    for name, values in (measured(images) | columns).items():
-        parts, numbers = _cut(values)
+    for title, values in (measured(images) | columns).items():
+        name, (parts, numbers) = title.replace("\r", " "), _cut(values)
         if SMALLEST <= max(Counter(parts).values(), default=0) < len(right):
             members[name] = parts
             ranges |= {f"{name}={part}": said for part, said in numbers.items()}
@@ -123,9 +123,10 @@ def _sums(images: np.ndarray) -> np.ndarray:
 
 
 def _cut(values: Sequence[str | float]) -> tuple[list[str], dict[str, str]]:
-    """Return the name of each value's part, none for those of a text, and {part: its numbers}.
+    """Return the name of each value's part, none for those of a text or of ids, and {part: its numbers}.
 
     More than MOST_VALUES distinct numbers are cut into quarters, and what stands for none is a part of its own.
+    Integers that are all distinct are ids. A carriage return, which CSV files do not keep, becomes a space.
     """
     try:
         numbers = np.array([np.nan if str(value).lower() in NO_NUMBER else float(value) for value in values])
@@ -133,8 +134,10 @@ def _cut(values: Sequence[str | float]) -> tuple[list[str], dict[str, str]]:
         numbers = np.array([np.inf])
     known = numbers[~np.isnan(numbers)]
     if np.isinf(known).any() or len(np.unique(known)) <= MOST_VALUES:
-        texts = [str(value) or "(empty)" for value in values]
+        texts = [str(value).replace("\r", " ") or "(empty)" for value in values]
         return texts if max(map(len, texts), default=0) <= LONGEST else [], {}
+    if len(np.unique(known)) == len(known) and (known % 1 == 0).all():
+        return [], {}
     quarters = QUARTERS[np.searchsorted(np.quantile(known, [0.25, 0.5, 0.75]), numbers)]
     parts = np.where(np.isnan(numbers), "(empty)", quarters)
     inside = {part: numbers[parts == part] for part in QUARTERS.tolist()}

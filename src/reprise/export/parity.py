@@ -1,9 +1,10 @@
 """The parity gate: onnxruntime gives the probabilities that evaluation measured, image by image, or nothing appears.
 
-TOLERANCE is absolute, for each probability. Both sides compute in fp32 and sum in another order: four networks trained
-on digits differ by 1e-6 to 2.3e-5. A mean that is wrong by one gray level moves a probability of the default model by
-0.015, a deviation that is wrong by a thousandth by 0.0023, an epsilon of batch norm of 1e-6 in place of 1e-5 by 0.0005.
-Since no probability moves by more, a class can change only where torch has the two best less than 2 * TOLERANCE apart.
+TOLERANCE is absolute, for each probability, and relative for an energy beyond 1. Both sides compute in fp32 and sum in
+another order: four networks trained on digits differ by 1e-6 to 2.3e-5. A mean that is wrong by one gray level moves a
+probability of the default model by 0.015, a deviation that is wrong by a thousandth by 0.0023, an epsilon of batch norm
+of 1e-6 in place of 1e-5 by 0.0005. Since no probability moves by more, a class can change only where torch has the two
+best less than 2 * TOLERANCE apart.
 """
 
 from collections.abc import Iterator
@@ -59,25 +60,26 @@ def _runnable() -> Iterator[None]:
 
 
 def compare(network: TIMMBackbone, model: OnnxModel, processed: Path, batch_size: int, size: int) -> Export:
-    """Compare all probabilities of the validation and test images; size: of the file, in bytes.
+    """Compare all probabilities, and energies, of the validation and test images; size: of the file, in bytes.
 
     Raises UserError, with image, class and both numbers, where they differ by more than TOLERANCE.
     """
-    card, counts, largest, worst = model.card, np.zeros(3, np.int64), 0.0, ""
+    classes, counts, largest, worst = model.card.classes, np.zeros(3, np.int64), 0.0, ""
+    columns = [*(f"class {name}" for name in classes), "energy"]
     for name in SPLITS:
-        split, logits, _ = predict_split(network, card, processed, name, batch_size)
-        expected = outputs(logits, model.confidence)[0].numpy()
+        split, logits, _ = predict_split(network, model.card, processed, name, batch_size)
+        expected = np.concatenate([each.numpy() for each in outputs(logits, model.confidence)], axis=1)
         starts = range(0, len(split), batch_size)
         with _runnable():
             given = np.concatenate([model(split.images[start : start + batch_size]) for start in starts])
             given[:1] = model(split.images[:1])  # alone, as most images come
-        given = given[:, : len(card.classes)]
-        difference = np.nan_to_num(np.abs(given - expected), nan=np.inf)
-        row, label = np.unravel_index(difference.argmax(), difference.shape)
-        if difference[row, label] > largest:
-            largest = float(difference[row, label])
-            numbers = f"{expected[row, label]:.6g} by torch, {given[row, label]:.6g} by onnxruntime"
-            worst = f"{name} image {split.ids[row]}, class {card.classes[label]}: {numbers}"
+        difference = np.nan_to_num(np.abs(given - expected) / np.maximum(1, np.abs(expected)), nan=np.inf)
+        row, column = np.unravel_index(difference.argmax(), difference.shape)
+        if difference[row, column] > largest:
+            largest = float(difference[row, column])
+            numbers = f"{expected[row, column]:.6g} by torch, {given[row, column]:.6g} by onnxruntime"
+            worst = f"{name} image {split.ids[row]}, {columns[column]}: {numbers}"
+        given, expected = given[:, : len(classes)], expected[:, : len(classes)]
         second, first = np.sort(expected, axis=1)[:, -2:].T
         other = given.argmax(axis=1) != expected.argmax(axis=1)
         clear = first - second > 2 * TOLERANCE

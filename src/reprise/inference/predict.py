@@ -138,7 +138,7 @@ def load_model(
             raise UserError(f"{path}: {what}; name {known}")
         if not on_torch:
             raise UserError(f"{weights}: torch is not installed; install it, or use the exported model, model.onnx")
-        return _on_torch(weights, description, project, exact)
+        return _on_torch(weights, description, exported, project, exact)
 
 
 def model_files(path: Path) -> tuple[Path, Path, Path, Path]:
@@ -160,17 +160,37 @@ def _on_onnx(exported: Path, description: Path, exact: bool) -> Model:
     if description.is_file() and load_card(description).weights_sha256 != session.card.weights_sha256:
         raise UserError(f"{exported}: exported from other weights than those of {description}; run `dvc repro export`")
     beside = description.with_name(FILE)
+    if not (beside.is_file() or session.confidence.columns):
+        _refuse_unfitted(beside)
     if beside.is_file() and load_confidence(beside, session.card) != session.confidence:
         raise UserError(f"{exported}: exported with another {beside}; run `dvc repro export`")
     return Model(session.card, session, exact)
 
 
-def _on_torch(weights: Path, description: Path, project: str | Path | None, exact: bool) -> Model:
+def _refuse_unfitted(beside: Path, promised: bool = False) -> None:
+    """Raise UserError for a missing confidence.json that is promised, or that the params of its project ask for.
+
+    When the stage `evaluate` fails, DVC has removed it: the model would answer without the sets and "unknown".
+    """
+    folder = beside.absolute().parent
+    pipeline = folder.with_name("dvc.yaml")
+    if pipeline.is_file() and f"{folder.name}/{FILE}" in pipeline.read_text("utf-8"):
+        from reprise.params.load import load_params
+
+        promised |= load_params(folder.with_name("params.yaml")).evaluate.fits
+    if promised:
+        raise UserError(f"{beside}: missing, but params.yaml or the exported model promises it; `dvc repro` makes it")
+
+
+def _on_torch(weights: Path, description: Path, exported: Path, project: str | Path | None, exact: bool) -> Model:
     card = load_card(description)
     if card.architecture.code_sha256 and project is None:
         code = card.architecture.model_name.partition(":")[0]
         raise UserError(f"{weights}: needs {code}; `project=FOLDER` (--project) lets the code in that folder run")
-    confidence = load_confidence(description.with_name(FILE), card)
+    beside, fitted = description.with_name(FILE), f'{{"weights_sha256":"{card.weights_sha256}"'  # as confidence begins
+    if not beside.is_file():
+        _refuse_unfitted(beside, exported.is_file() and fitted.encode() in exported.read_bytes())
+    confidence = load_confidence(beside, card)
     first = exact and "torch" not in sys.modules
     if first:
         before_torch(card.provenance.threads, card.provenance.reproducible)
@@ -197,15 +217,18 @@ def _fetched(source: Path, repo: str | None, rev: str | None) -> Iterator[Path]:
     if source.suffix:
         whole, names = source.parent, [source.name, source.with_suffix(".json").name, FILE]
     names += ["../model.json", f"../{FILE}"] * (whole.name == "export")  # what it was exported from
+    names += ["../dvc.yaml", "../params.yaml"] * (whole.name not in ("", "export"))  # what is asked for
     with tempfile.TemporaryDirectory() as folder:
         try:
             with suppress(NotDvcRepoError), Repo(repo) as here:  # a folder; at a revision, paths begin at Git's root
                 whole = Path(here.root_dir).relative_to(here.scm.root_dir) / whole if rev is not None else whole
             files = DVCFileSystem(repo, rev=rev, subrepos=True)
             files.info(whole.as_posix())  # raises for a revision or a folder that is not there; `isfile` does not
-            for name in (name for name in names if files.isfile((whole / name).as_posix())):
-                Path(folder, whole.name, name).parent.mkdir(parents=True, exist_ok=True)
-                files.get_file((whole / name).as_posix(), str(Path(folder, whole.name, name)))
+            for name in names:
+                path = (whole / name).as_posix()
+                if files.isfile(path) and files.info(path)["size"] != 0:  # as of an out that dvc.lock does not name
+                    Path(folder, whole.name, name).parent.mkdir(parents=True, exist_ok=True)
+                    files.get_file(path, str(Path(folder, whole.name, name)))
         except (DvcException, SCMError, OSError) as error:
             at = f"{source} of {repo or 'this repository'}, at {rev or 'its work tree'}"
             raise UserError(f"{at}: {reason(error)}") from None

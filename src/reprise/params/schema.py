@@ -304,6 +304,11 @@ class EvaluateParams(Section):
     gates: dict[str, Annotated[float, Field(gt=0, lt=1)]] = param("what the lower end of an interval has to reach")
     gate_confidence: float = param("confidence level of these intervals (Wilson's)", ge=0.5, le=0.9999)
 
+    @property
+    def fits(self) -> bool:
+        """Whether something is fitted on the validation split."""
+        return self.calibration != "none" or self.coverage is not None or self.risk is not None
+
 
 class ExportParams(Section):
     """The published model as one ONNX file, for programs without torch."""

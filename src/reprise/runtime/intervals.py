@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 SEED = 20250101  # any number, always the same
-RESAMPLES = 2_000  # each of which costs a pass over all values
+RESAMPLES, FEWEST, WORK = 2_000, 200, 100_000_000  # fewer where more than WORK values would be drawn, for a second
 
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
@@ -34,7 +34,8 @@ def mean_interval(values: np.ndarray, level: float = 0.95, of: Callable[..., Any
     """
     generator = np.random.default_rng(SEED)
     found: list[float] = []
-    while left := RESAMPLES - len(found):
+    resamples = min(RESAMPLES, max(FEWEST, WORK // values.size))
+    while left := resamples - len(found):
         size = min(left, max(1, 1_000_000 // values.size)), len(values)  # a part at a time, of 8 MB
         found += of(values[generator.integers(len(values), size=size)].mean(axis=1)).tolist()
     return middle(np.array(found), level)
