@@ -18,10 +18,10 @@ def swept(clone, *settings):
     """Make it a clone in which a sweep has ended, the first setting as the best; later ones reached less."""
     project = Project(clone.path)
     space = {key: list({of[key]: 0 for of in settings if key in of}) for of in settings for key in of}
-    begin(project, "lr", {"space": space, "trials": len(settings)})
+    definition = begin(project, "lr", {"space": space, "trials": len(settings)})
     for number, params in enumerate(settings):
         name, reached = f"lr-{number:04d}", [1.0 - number / 10]
-        record(project, Trial(number, name, "complete", params, reached, None, 1.0, [], None))
+        record(project, Trial(number, name, "complete", params, reached, None, 1.0, [], None, definition.digest))
 
 
 @pytest.fixture

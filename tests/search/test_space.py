@@ -20,7 +20,7 @@ def definition(tmp_path, **changes):
         ("log(1e-4, 0.1)", "FloatDistribution(high=0.1, log=True, low=0.0001, step=None)"),
         ("float( -1, 2.5 )", "FloatDistribution(high=2.5, log=False, low=-1.0, step=None)"),
         ("int(8, 64, 8)", "IntDistribution(high=64, log=False, low=8, step=8)"),
-        ("a|1|1e-3|true|null", "CategoricalDistribution(choices=('a', 1, 0.001, True, None))"),
+        ("a|2|1e-3|true|null", "CategoricalDistribution(choices=('a', 2, 0.001, True, None))"),
         (["a|b", 2], "CategoricalDistribution(choices=('a|b', 2))"),
         (3, "CategoricalDistribution(choices=(3,))"),
         (None, "CategoricalDistribution(choices=(None,))"),

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
@@ -32,13 +32,19 @@ Scalar = str | bool | int | float | None
 def distribution(given: Any) -> BaseDistribution:
     """Return Optuna's distribution for one of FORMS, as text, list or single value. Raises ValueError for any other."""
     if found := FUNCTION.fullmatch(str(given)):
-        low, high, *step = (json.loads(part) for part in found[2].split(","))
-        if found[1] == "int":
-            return IntDistribution(low, high, step=step[0] if step else 1)
-        return FloatDistribution(low, high, log=found[1] == "log", step=step[0] if step else None)
+        given = [float(part) for part in found[2].split(",")]
+        low, high, *step = given
+        kind: Any = IntDistribution if found[1] == "int" else FloatDistribution
+        scale = kind(low, high, found[1] == "log", *step[:1])
+        if given != [scale.low, scale.high, scale.step][: len(given)]:
+            raise ValueError("int takes whole numbers, and steps have to end at high")
+        return cast(BaseDistribution, scale)
     if isinstance(given, str):
         given = [parse(part, brief(given)) for part in given.split("|")]
-    return CategoricalDistribution(tuple(given) if isinstance(given, list) else (given,))
+    choices = given if isinstance(given, list) else [given]
+    if any(each in choices[:number] for number, each in enumerate(choices)):
+        raise ValueError("a choice is there twice (1, 1.0 and true are equal)")
+    return CategoricalDistribution(tuple(choices))
 
 
 AsText = WithJsonSchema({"type": ["string", "number", "boolean", "null", "array"], "description": FORMS})

@@ -18,10 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reprise.runtime.errors import UserError, brief
 from reprise.search.space import Definition
-from reprise.search.study import Trial
+from reprise.search.study import STATES, Trial
 
 RECORD, NUMBER = "record", "number"  # attributes of a trial: its line of the ledger; its number when it was taken over
-STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 def create_study(
