@@ -18,6 +18,7 @@ def definition(tmp_path, **changes):
     ("text", "said"),
     [
         ("log(1e-4, 0.1)", "FloatDistribution(high=0.1, log=True, low=0.0001, step=None)"),
+        ("log(.1, 1)", "FloatDistribution(high=1.0, log=True, low=0.1, step=None)"),
         ("float( -1, 2.5 )", "FloatDistribution(high=2.5, log=False, low=-1.0, step=None)"),
         ("int(8, 64, 8)", "IntDistribution(high=64, log=False, low=8, step=8)"),
         ("a|2|1e-3|true|null", "CategoricalDistribution(choices=('a', 2, 0.001, True, None))"),
@@ -36,6 +37,15 @@ def test_what_a_parameter_may_be_is_read_from_text(tmp_path, text, said):
         ({"space": {"train.lr": "log(1e-4)"}}, "mine.yaml: space.train.lr = log(1e-4)"),
         ({"space": {"train.lr": "log(0, 1)"}}, "mine.yaml: space.train.lr = log(0, 1)"),
         ({"space": {"train.lr": "float(2, 1)"}}, "mine.yaml: space.train.lr = float(2, 1)"),
+        ({"space": {"train.epochs": "int(1.5, 9)"}}, "mine.yaml: space.train.epochs = int(1.5, 9): "),
+        (
+            {"space": {"train.epochs": "int(1, 9, 3)"}},
+            "space.train.epochs = int(1, 9, 3): Value error, int takes whole",
+        ),
+        ({"space": {"train.epochs": "int(1, 9, 2, 4)"}}, "space.train.epochs = int(1, 9, 2, 4): "),
+        ({"space": {"train.lr": "float(0, 1, 0.3)"}}, "space.train.lr = float(0, 1, 0.3): "),
+        ({"space": {"train.lr": "1|2|1.0"}}, "space.train.lr = 1|2|1.0: Value error, a choice is there twice"),
+        ({"space": {"train.ema": [1, True]}}, "a choice is there twice"),
         ({"space": {}}, "mine.yaml: space = {}"),
         ({"sampler": "tpee"}, "mine.yaml: sampler = tpee: Input should be 'tpe', 'random', 'grid' or 'nsga2'"),
         (

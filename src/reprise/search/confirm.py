@@ -63,10 +63,9 @@ def _planned(name: str, params: dict[str, Any], seed: int) -> list[tuple[str, di
 
 def _existing(base: Revision, runs: Sequence[tuple[str, dict[str, Any]]], winner: Trial) -> list[Revision]:
     """Return the runs that exist, without those of an earlier sweep of the same name, and of other images."""
-    known = {
-        run.name: run for run in experiments(base.project, str(base.commit)) if winner.inputs in (None, inputs(run))
-    }
-    return [known[name] for name, params in runs if name in known and _has(known[name], params)]
+    known = {run.name: run for run in experiments(base.project, str(base.commit))}
+    found = [known[name] for name, params in runs if name in known and _has(known[name], params)]
+    return [run for run in found if winner.inputs in (None, inputs(run))]
 
 
 def _has(revision: Revision, params: dict[str, Any]) -> bool:

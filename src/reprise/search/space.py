@@ -88,9 +88,7 @@ class Definition(Section):
         if self.sampler == "grid" and any(isinstance(each, FloatDistribution) for each in self.space.values()):
             raise ValueError("a grid needs choices, a|b|c or int(low, high)")
         if self.sampler == "grid" and self.shared:
-            raise ValueError(
-                "several machines could try the same part of a grid; without --storage, or sampler: random"
-            )
+            raise ValueError("several machines could try the same of a grid; without --storage, or sampler: random")
         keys = list(self.space)
         for key, conditions in self.when.items():
             above = keys[: keys.index(key)] if key in keys else []
@@ -113,9 +111,7 @@ class Definition(Section):
         """Raise UserError for a parameter that is not searched, or a value of it that params.yaml may not have."""
         for key, each in self.space.items():
             if not SEARCHED.fullmatch(key):
-                raise UserError(
-                    f"{self.name}: {key} is the same for all trials, to compare them; allowed are {ALLOWED}"
-                )
+                raise UserError(f"{self.name}: {key} is the same for all trials, to compare them; allowed: {ALLOWED}")
             values = list(getattr(each, "choices", ()))
             if isinstance(each, FloatDistribution | IntDistribution):
                 values = [each.low, each.high]

@@ -70,8 +70,7 @@ def refuse_mixture(trials: Sequence[Trial]) -> None:
     known = [(trial.name, trial.inputs) for trial in trials if trial.inputs]
     for name, found in known:
         if other := [path for path, md5 in found.items() if md5 != known[0][1].get(path)]:
-            what = " and ".join(other)
-            raise UserError(f"{name}: {what} not as for {known[0][0]}; put it back, or choose another name")
+            raise UserError(f"{name}: {other[0]} not as for {known[0][0]}; put it back, or choose another name")
 
 
 def begin(project: Project, name: str, changes: dict[str, Any]) -> Definition:
@@ -100,8 +99,7 @@ def begin(project: Project, name: str, changes: dict[str, Any]) -> Definition:
         what = "a sweep of this name began with another space, commit, setting or --storage"
         raise UserError(f"{path.name}: {what}; choose another name")
     if not project.git("rev-parse", "--verify", "--quiet", f"{definition.commit}^{{commit}}", check=False):
-        what = f"commit {definition.commit}, with which the sweep began, is not in this clone"
-        raise UserError(f"{path.name}: {what}; `git fetch` it, or choose another name")
+        raise UserError(f"{path.name}: {definition.commit} is not in this clone; fetch it, or choose another name")
     if changes:
         text = path.read_text("utf-8") if path.exists() else SCHEMA
         with publishing(path) as (partial,):

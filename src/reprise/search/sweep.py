@@ -207,9 +207,7 @@ def run_sweep(project: Project, definition: Definition, jobs: int, storage: str 
     (project.root / "runs/sweeps" / definition.name).mkdir(parents=True, exist_ok=True)
     lock = Lock(project.root / "runs/sweeps")
     if not lock.acquire(wait=False):
-        raise UserError(
-            "a sweep is at work in this clone; wait for it, or stop it: --jobs runs several trials at a time"
-        )
+        raise UserError("a sweep is at work in this clone; wait for it, or stop it and give it more --jobs")
     try:
         ended = Sweep(project, definition, jobs, storage).run()
         remove_trees(project)
