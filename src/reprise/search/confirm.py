@@ -79,8 +79,7 @@ def _train(base: Revision, runs: Sequence[tuple[str, dict[str, Any]]], folder: P
             say(f"{name}: {json.dumps(params)}")
             if found.run(params, folder / f"{name}.log", STAGES[-1]).wait():
                 raise UserError(f"{name}: failed, see {folder / name}.log; the same command goes on")
-            made = inputs(Revision(Project(found.root)))
-            refuse_mixture([winner, with_changes(winner, name=name, inputs=made)])
+            refuse_mixture([winner, with_changes(winner, name=name, inputs=inputs(Revision(Project(found.root))))])
             found.save(name, f"{name}: to confirm the winner of a sweep", STAGES)
     remove_trees(base.project)
 

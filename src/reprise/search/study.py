@@ -81,10 +81,9 @@ def begin(project: Project, name: str, changes: dict[str, Any]) -> Definition:
     """
     path = project.root / "sweeps" / f"{name}.yaml"
     definition = Definition.load(path, **changes)
-    like = f"refs/exps/*/*/{name}-[0-9]*"  # also NAME-0-0001
-    refs = [ref for ref in project.refs(like) if re.fullmatch(rf".*/{name}-\d+", ref)]
+    refs = [ref for ref in project.refs(f"refs/exps/*/*/{name}-[0-9]*") if re.fullmatch(rf".*/{name}-\d+", ref)]
     ledger = project.read(f"sweeps/{name}.jsonl")
-    records = project.git("for-each-ref", "--format=%(contents:body)", like)
+    records = project.git("for-each-ref", "--format=%(contents:body)", "refs/exps")
     bases = {"".join(ref.split("/")[2:4]) for ref in refs}
     if definition.commit is None and not (refs or ledger):
         project.refuse_edits("all trials have the code, data and params of the last commit", "sweeps")
