@@ -10,7 +10,8 @@ import pytest
 
 from reprise.cli import main
 from reprise.repo.project import Project
-from reprise.search.study import Trial, begin, record
+from reprise.repo.revisions import Revision
+from reprise.search.study import Trial, begin, inputs, record
 from tests.conftest import tiny_clone
 
 
@@ -18,10 +19,11 @@ def swept(clone, *settings):
     """Make it a clone in which a sweep has ended, the first setting as the best; later ones reached less."""
     project = Project(clone.path)
     space = {key: list({of[key]: 0 for of in settings if key in of}) for of in settings for key in of}
-    begin(project, "lr", {"space": space, "trials": len(settings)})
+    definition = begin(project, "lr", {"space": space, "trials": len(settings)})
+    made = inputs(Revision(project)) if (clone.path / "data/raw").exists() else None
     for number, params in enumerate(settings):
         name, reached = f"lr-{number:04d}", [1.0 - number / 10]
-        record(project, Trial(number, name, "complete", params, reached, None, 1.0, [], None))
+        record(project, Trial(number, name, "complete", params, reached, None, 1.0, [], None, definition.digest, made))
 
 
 @pytest.fixture
@@ -60,6 +62,8 @@ def test_a_lucky_winner_is_found_worse_on_new_seeds_each_run_once_though_killed_
     assert page.read_text() == before
     assert "lr-0000: worse than the baseline on new seeds, and not applied" in sweep(reproduced, "--apply")[1]
     assert reproduced.run("git", "status", "--porcelain").stdout == "?? sweeps/lr.yaml\n"
+    (reproduced.path / "data/weights/note.txt").touch()
+    assert "lr-base-s4: data/weights not as for lr-0000; put it back" in sweep(reproduced, "--confirm", "4")[1]
 
 
 def test_the_winner_is_applied_with_its_comments_unless_params_yaml_is_another_by_now(tmp_path, sweep):
@@ -81,6 +85,8 @@ def test_the_winner_is_applied_with_its_comments_unless_params_yaml_is_another_b
     shown = "lr: 0.00025 # at its peak", "optimizer_kwargs: # e.g. momentum: 0.9", "momentum: 0.5"
     assert tuple(" ".join(line.split()) for line in changed) == shown
     assert [line for line in said.splitlines() if line.startswith("+ ")] == [f"+{line}" for line in changed]
+    after, (code, said) = params.read_text(), sweep(clone, "--apply")
+    assert (code, params.read_text()) == (0, after) and "has the values of lr-0000 already" in said
 
 
 def test_without_anything_to_confirm_that_is_said(tmp_path, sweep):

@@ -113,7 +113,12 @@ def test_trials_are_those_of_the_ledger_and_of_experiments_that_exist(tmp_path):
     found = trials(project, made)
     assert [replace(trial, commit=None) for trial in found] == ended
     assert [trial.commit is None for trial in found] == [True, False, False]  # the first was removed
-    with (project.root / "sweeps/mine.jsonl").open("a") as file:
-        file.write('{"number": 3')
-    with pytest.raises(UserError, match=r"sweeps/mine.jsonl: a line is no record of a trial"):
+    odd = {"params": {"train.lr": 0.5}}, {"params": {"train.seed": 1}}, {"state": "done"}, {"values": None}
+    ledger, whole = project.root / "sweeps/mine.jsonl", project.read("sweeps/mine.jsonl")
+    for line in ['{"number": 3', *(replace(ended[0], **changes).line() for changes in odd)]:
+        ledger.write_text(whole + line)
+        with pytest.raises(UserError, match=r"sweeps/mine.jsonl: a line is no record of a trial"):
+            trials(project, made)
+    ledger.write_text(whole + replace(ended[0], digest="another").line())
+    with pytest.raises(UserError, match="mine-0000: of another sweep; choose another name"):
         trials(project, made)

@@ -22,7 +22,7 @@ from reprise.runtime.errors import UserError
 from reprise.search import sweep as module
 from reprise.search.space import Definition
 from reprise.search.storage import create_study, take_over
-from reprise.search.study import begin, trials
+from reprise.search.study import Trial, begin, inputs, trials
 from reprise.search.sweep import run_sweep
 from tests.conftest import new_repository
 
@@ -43,7 +43,7 @@ if lr > 0.9: fail()
 if root.with_name("killed").exists():
     root.with_name("killed").unlink()
     os.kill(os.getpid(), signal.SIGKILL)
-(root / "metrics/train.json").write_text(json.dumps({"val_accuracy": 1 - lr, "val_loss": lr}))
+(root / "metrics/train.json").write_text(json.dumps({"val_accuracy": 1 - lr, "val_loss": None if lr == 0.87 else lr}))
 course.rename(history)
 history.write_text(text)
 """
@@ -59,6 +59,8 @@ class Tree:
         assert targets == ("train",)
         for path in (self.root / "metrics").iterdir():
             path.unlink()
+        deps = [{"path": "data/raw", "md5": self.root.with_name("raw").exists()}]
+        (self.root / "dvc.lock").write_text(json.dumps({"stages": {"preprocess": {"deps": deps}}}))
         command = [sys.executable, "-c", TRAINING, self.root, str(params["train.lr"]), str(params["train.epochs"])]
         with log.open("ab") as file:
             return subprocess.Popen(command, stderr=file, start_new_session=True)
@@ -167,6 +169,39 @@ def test_a_failed_trial_stops_nothing_and_more_than_half_do(project, tmp_path):
     assert len(trials(project, worse)) == 4
     with pytest.raises(UserError, match=r"4 of 4 trials failed"):  # nothing more is tried
         run_sweep(project, worse, 1)
+
+
+def test_a_trial_on_other_images_is_refused_and_runs_again_once_they_are_back(project, tmp_path):
+    run(project, trials=2)[1]()
+    (tmp_path / "raw").touch()
+    with pytest.raises(UserError, match="mine-0002: data/raw not as for mine-0000; put it back"):
+        run(project, trials=3)[1]()
+    (tmp_path / "raw").unlink()
+    assert [trial.inputs["data/raw"] for trial in run(project, trials=3)[1]()] == [False] * 3
+
+
+def test_a_trial_whose_objective_cannot_be_computed_failed(project):
+    (ended,) = run(project, trials=1, space={"train.lr": 0.87, "train.epochs": 1}, objectives=["val_loss"])[1]()
+    assert (ended.state, ended.reason, ended.values) == ("failed", "an objective is no number: [nan]", None)
+
+
+def test_the_file_as_it_was_before_the_sweep_is_that_of_the_same_sweep(project):
+    path, given = project.root / "sweeps/mine.yaml", {"space": {"train.lr": "1|2"}}
+    made = begin(project, "mine", given)
+    trial = Trial(0, "mine-0000", "complete", {"train.lr": 1}, [0.5], None, 1.0, [], None, made.digest)
+    commit = project.git("commit-tree", "HEAD^{tree}", "-m", f"a sweep\n\n{trial.line()}").strip()
+    project.git("update-ref", f"refs/exps/{made.commit[:2]}/{made.commit[2:]}/mine-0000", commit)
+    project.git("commit", "--quiet", "--allow-empty", "-m", "later")
+    path.write_text("trials: 20\n")  # `dvc exp apply` puts back a file without what the sweep has added
+    assert begin(project, "mine", given) == made
+    path.write_text("trials: 20\n")
+    with pytest.raises(UserError, match=r"mine.yaml: a sweep of this name began with another space, commit, setting"):
+        begin(project, "mine", {"space": {"train.lr": "1|3"}})
+    gone = made.model_copy(update={"commit": "0" * 40})
+    with pytest.raises(UserError, match=r"mine.yaml: 0{40} is not in this clone; fetch it"):
+        begin(project, "mine", {**given, "commit": gone.commit, "digest": gone.deciding()})
+    project.git("update-ref", f"refs/exps/{made.commit[:2]}/{made.commit[2:]}/wide-0-0001", commit)
+    assert begin(project, "wide", given).digest
 
 
 def test_a_training_that_was_killed_goes_on(project, tmp_path):
@@ -344,6 +379,7 @@ def test_killed_drivers_and_a_killed_training_lose_and_repeat_no_trial(reproduce
         assert (revision.training["val_accuracy"], revision.metrics) == (trial.values[0], {})  # none of the test split
         assert revision.params["train.lr"] == trial.params["train.lr"]
         assert revision.history["val_accuracy"] == trial.course
+        assert trial.inputs == inputs(revision) and all(trial.inputs.values())
     assert reproduced.run("git", "status", "--porcelain").stdout == f"?? sweeps/{name}.yaml\n"
     assert reproduced.run("git", "worktree", "list").stdout.count("\n") == 1
     assert "continuing in epoch" in "".join(path.read_text() for path in project.root.glob(f"runs/sweeps/{name}/*.log"))

@@ -81,12 +81,7 @@ class Workspace:
         command = [sys.executable, "-c", DVC, "repro", *targets]
         with log.open("ab") as file:
             # the session: Ctrl-C is for this process, which then calls `end`
-            how: dict[str, Any] = {
-                "stdin": subprocess.DEVNULL,
-                "stdout": file,
-                "stderr": file,
-                "start_new_session": True,
-            }
+            how = dict[str, Any](stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
             return subprocess.Popen(command, cwd=self.root, env=own, pass_fds=[self.lock], **how)
 
     def save(self, name: str, message: str, stages: Sequence[str] = ()) -> str:

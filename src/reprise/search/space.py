@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
@@ -32,13 +32,19 @@ Scalar = str | bool | int | float | None
 def distribution(given: Any) -> BaseDistribution:
     """Return Optuna's distribution for one of FORMS, as text, list or single value. Raises ValueError for any other."""
     if found := FUNCTION.fullmatch(str(given)):
-        low, high, *step = (json.loads(part) for part in found[2].split(","))
-        if found[1] == "int":
-            return IntDistribution(low, high, step=step[0] if step else 1)
-        return FloatDistribution(low, high, log=found[1] == "log", step=step[0] if step else None)
+        given = [float(part) for part in found[2].split(",")]
+        low, high, *step = given
+        kind: Any = IntDistribution if found[1] == "int" else FloatDistribution
+        scale = kind(low, high, found[1] == "log", *step[:1])
+        if given != [scale.low, scale.high, scale.step][: len(given)]:
+            raise ValueError("int takes whole numbers, and steps have to end at high")
+        return cast(BaseDistribution, scale)
     if isinstance(given, str):
         given = [parse(part, brief(given)) for part in given.split("|")]
-    return CategoricalDistribution(tuple(given) if isinstance(given, list) else (given,))
+    choices = given if isinstance(given, list) else [given]
+    if any(each in choices[:number] for number, each in enumerate(choices)):
+        raise ValueError("a choice is there twice (1, 1.0 and true are equal)")
+    return CategoricalDistribution(tuple(choices))
 
 
 AsText = WithJsonSchema({"type": ["string", "number", "boolean", "null", "array"], "description": FORMS})
@@ -82,9 +88,7 @@ class Definition(Section):
         if self.sampler == "grid" and any(isinstance(each, FloatDistribution) for each in self.space.values()):
             raise ValueError("a grid needs choices, a|b|c or int(low, high)")
         if self.sampler == "grid" and self.shared:
-            raise ValueError(
-                "several machines could try the same part of a grid; without --storage, or sampler: random"
-            )
+            raise ValueError("several machines could try the same of a grid; without --storage, or sampler: random")
         keys = list(self.space)
         for key, conditions in self.when.items():
             above = keys[: keys.index(key)] if key in keys else []
@@ -107,9 +111,7 @@ class Definition(Section):
         """Raise UserError for a parameter that is not searched, or a value of it that params.yaml may not have."""
         for key, each in self.space.items():
             if not SEARCHED.fullmatch(key):
-                raise UserError(
-                    f"{self.name}: {key} is the same for all trials, to compare them; allowed are {ALLOWED}"
-                )
+                raise UserError(f"{self.name}: {key} is the same for all trials, to compare them; allowed: {ALLOWED}")
             values = list(getattr(each, "choices", ()))
             if isinstance(each, FloatDistribution | IntDistribution):
                 values = [each.low, each.high]

@@ -18,10 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reprise.runtime.errors import UserError, brief
 from reprise.search.space import Definition
-from reprise.search.study import Trial
+from reprise.search.study import STATES, Trial
 
 RECORD, NUMBER = "record", "number"  # attributes of a trial: its line of the ledger; its number when it was taken over
-STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 def create_study(
@@ -74,10 +73,8 @@ def _open(definition: Definition, storage: str | None) -> optuna.Study:
 
 def unusable(storage: str | None, error: Exception) -> UserError:
     """Return what to raise for a storage that cannot be used, without the password of a URL."""
-    said, allowed = (
-        brief(str(error).partition("\n")[0], 200),
-        "a folder that exists and all machines can write to, or a database's URL",
-    )
+    said = brief(str(error).partition("\n")[0], 200)
+    allowed = "a folder that exists and all machines can write to, or a database's URL"
     return UserError(f"--storage {str(storage).rpartition('@')[2]}: {said}; give {allowed}")
 
 

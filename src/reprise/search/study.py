@@ -9,7 +9,7 @@ Optuna keeps no state of its samplers: each trial has one of its own, seeded by 
 import json
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -17,9 +17,11 @@ import numpy as np
 import optuna
 from optuna import samplers
 from optuna.distributions import distribution_to_json
+from optuna.trial import TrialState, create_trial
 
 from reprise.params.presets import edited
 from reprise.repo.project import Project
+from reprise.repo.revisions import RAW, Revision
 from reprise.runtime.atomic import publishing
 from reprise.runtime.errors import UserError
 from reprise.search.space import Definition
@@ -27,12 +29,17 @@ from reprise.search.space import Definition
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 State = Literal["complete", "pruned", "failed"]
+STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 SCHEMA = "# yaml-language-server: $schema=../src/reprise/search/sweep.schema.json\ntrials: 20\n"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial that has ended. values: of the objectives; course: the first one after each epoch; commit: experiment."""
+    """A trial that has ended.
+
+    values: of the objectives; course: the first one after each epoch; commit: of the experiment; digest: of its sweep;
+    inputs: see `inputs`, None if it failed.
+    """
 
     number: int
     name: str
@@ -43,28 +50,55 @@ class Trial:
     seconds: float
     course: list[float]
     commit: str | None
+    digest: str | None = None
+    inputs: dict[str, str | None] | None = None
 
     def line(self) -> str:
         """Return the record as a line of JSON."""
         return json.dumps(asdict(self))
 
 
+def inputs(revision: Revision) -> dict[str, str | None]:
+    """Return {path: MD5} of what a training reads that is not in Git: the images as they came, and the weights."""
+    ran = [revision.stages.get(stage, {}).get("deps") or [] for stage in ("check", "preprocess")]  # pruned: not train
+    deps = {dep["path"]: dep["md5"] for each in ran for dep in each}
+    return {path: deps.get(path) for path in (RAW, "data/weights")}
+
+
+def refuse_mixture(trials: Sequence[Trial]) -> None:
+    """Raise UserError if trials cannot be compared, since not all were trained on the same images and weights."""
+    known = [(trial.name, trial.inputs) for trial in trials if trial.inputs]
+    for name, found in known:
+        if other := [path for path, md5 in found.items() if md5 != known[0][1].get(path)]:
+            raise UserError(f"{name}: {other[0]} not as for {known[0][0]}; put it back, or choose another name")
+
+
 def begin(project: Project, name: str, changes: dict[str, Any]) -> Definition:
     """Return a sweep's definition, with these changes; write into its file what is new, and what it begins with.
 
-    Raises UserError for a space that params.yaml refuses, uncommitted changes, or another sweep of the same name.
+    Raises UserError for a space that params.yaml refuses, uncommitted changes, another sweep of the same name, or a
+    commit that this clone does not have.
     """
     path = project.root / "sweeps" / f"{name}.yaml"
     definition = Definition.load(path, **changes)
-    before = project.read(f"sweeps/{name}.jsonl") or project.refs(f"refs/exps/*/*/{name}-[0-9]*")
-    if definition.commit is None and not before:
+    refs = [ref for ref in project.refs(f"refs/exps/*/*/{name}-[0-9]*") if re.fullmatch(rf".*/{name}-\d+", ref)]
+    ledger = project.read(f"sweeps/{name}.jsonl")
+    records = project.git("for-each-ref", "--format=%(contents:body)", "refs/exps")
+    bases = {"".join(ref.split("/")[2:4]) for ref in refs}
+    if definition.commit is None and not (refs or ledger):
         project.refuse_edits("all trials have the code, data and params of the last commit", "sweeps")
         definition.check(project.root / "params.yaml")
-        begun = definition.model_copy(update={"commit": project.git("rev-parse", "HEAD").strip()})
-        changes = {**changes, "commit": begun.commit, "digest": begun.deciding()}
-    elif definition.digest != definition.deciding():
-        way_out = "choose another name"
-        raise UserError(f"{path.name}: a sweep of this name began with another space, setting or --storage; {way_out}")
+        bases = {project.git("rev-parse", "HEAD").strip()}
+    for base in bases if definition.commit is None else ():  # `dvc exp apply` puts back the file as it was before
+        begun = definition.model_copy(update={"commit": base})
+        if not refs or begun.deciding() in records:
+            changes = {**changes, "commit": base, "digest": begun.deciding()}
+    definition = Definition.load(path, **changes)
+    if definition.digest != definition.deciding():
+        what = "a sweep of this name began with another space, commit, setting or --storage"
+        raise UserError(f"{path.name}: {what}; choose another name")
+    if not project.git("rev-parse", "--verify", "--quiet", f"{definition.commit}^{{commit}}", check=False):
+        raise UserError(f"{path.name}: {definition.commit} is not in this clone; fetch it, or choose another name")
     if changes:
         text = path.read_text("utf-8") if path.exists() else SCHEMA
         with publishing(path) as (partial,):
@@ -76,7 +110,7 @@ def trials(project: Project, definition: Definition, elsewhere: Iterable[Trial] 
     """Return the trials that have ended, by number: those of the ledger, and those that exist as experiments alone.
 
     elsewhere: those of a storage. commit: None for an experiment that was removed, or is at another machine. Raises
-    UserError for a line of the ledger that is no record.
+    UserError for a line of the ledger that is no record, a trial of another sweep, and other images or weights.
     """
     commit = definition.commit or "none"
     form = "--format=%(refname:lstrip=4) %(objectname) %(contents:body)"
@@ -86,11 +120,25 @@ def trials(project: Project, definition: Definition, elsewhere: Iterable[Trial] 
     path = f"sweeps/{definition.name}.jsonl"
     try:
         lines = [*(line for *_, line in experiments), *project.read(path).splitlines()]
-        ended = {trial.number: trial for trial in (Trial(**json.loads(line)) for line in lines)}
-    except (ValueError, TypeError):
+        ended = {trial.number: trial for trial in (_read(line, definition) for line in lines)}
+    except (ValueError, TypeError, KeyError):
         raise UserError(f"{path}: a line is no record of a trial; remove that line, and its trial runs again") from None
     ended |= {trial.number: trial for trial in elsewhere}
+    refuse_mixture(list(ended.values()))
     return [replace(ended[number], commit=commits.get(ended[number].name)) for number in sorted(ended)]
+
+
+def _read(line: str, definition: Definition) -> Trial:
+    """Return a trial of the sweep. Raises ValueError, TypeError or KeyError for what is none, UserError for another's.
+
+    Optuna refuses params that are not in the space, and values that do not go with the state.
+    """
+    trial = Trial(**json.loads(line))
+    if trial.digest != definition.digest:
+        raise UserError(f"{trial.name}: of another sweep; choose another name, or `dvc exp remove {trial.name}`")
+    space = {key: definition.space[key] for key in trial.params}
+    create_trial(state=STATES[trial.state], values=trial.values, params=trial.params, distributions=space)
+    return trial
 
 
 def record(project: Project, trial: Trial) -> None:

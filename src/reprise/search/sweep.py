@@ -5,6 +5,7 @@ What a trial tries is noted in runs/sweeps/NAME before it begins, so that it goe
 
 import csv
 import json
+import math
 import tempfile
 import threading
 import time
@@ -19,14 +20,14 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from reprise.repo.project import Project
-from reprise.repo.revisions import HISTORY, MODEL, TRAIN, parse_yaml
+from reprise.repo.revisions import HISTORY, MODEL, TRAIN, Revision, parse_yaml
 from reprise.repo.trials import COURSE, Workspace, end, remove_trees, workspace
 from reprise.runtime.atomic import Lock, publishing
 from reprise.runtime.environment import cpus
 from reprise.runtime.errors import UserError, brief, say
 from reprise.search.space import Definition
-from reprise.search.storage import NUMBER, RECORD, STATES, create_study, finished, number_of, take_over, unusable
-from reprise.search.study import Trial, record, sampler, suggest, trials
+from reprise.search.storage import NUMBER, RECORD, create_study, finished, number_of, take_over, unusable
+from reprise.search.study import STATES, Trial, inputs, record, refuse_mixture, sampler, suggest, trials
 
 STAGES = ("check", "download", "preprocess", "train")
 POLL_S = 0.3
@@ -135,13 +136,18 @@ class Sweep:
                 with tempfile.TemporaryFile(dir=self.folder) as file:  # raises if the disk is full
                     file.write(bytes(SPARE))
             seconds = round(time.monotonic() - started, 1)
-            ended = Trial(number, name, "complete", params, None, None, seconds, course[:epoch], None)
+            read, digest = inputs(Revision(Project(found.root))), self.definition.digest
+            ended = Trial(number, name, "complete", params, None, None, seconds, course[:epoch], None, digest, read)
+            values = [] if epoch or process.returncode else self._values(found)
             if epoch:
                 ended = replace(ended, state="pruned", reason=f"after epoch {epoch}")
             elif process.returncode:
-                ended = replace(ended, state="failed", reason=_error(log))
-            else:
-                ended = replace(ended, values=self._values(found))
+                ended = replace(ended, state="failed", reason=_error(log), inputs=None)
+            elif not all(map(math.isfinite, values)):
+                ended = replace(ended, state="failed", reason=f"an objective is no number: {values}")
+            refuse_mixture([*finished(self.study), ended])
+            if ended.state == "complete":
+                ended = replace(ended, values=values)
                 trial.set_user_attr(SIGN, 0)  # or it is not this machine's any more
                 message = f"sweep {self.definition.name}, trial {number}\n\n{ended.line()}"
                 ended = replace(ended, commit=found.save(name, message, STAGES))
@@ -190,7 +196,7 @@ class Sweep:
 
             architecture = load_card(found.root / MODEL).architecture
             reached["flops"] = count_flops(build(architecture), architecture)
-        return [float(reached[metric]) for metric in self.definition.metrics]
+        return [math.nan if reached[metric] is None else float(reached[metric]) for metric in self.definition.metrics]
 
 
 def run_sweep(project: Project, definition: Definition, jobs: int, storage: str | None = None) -> list[Trial]:
@@ -202,9 +208,7 @@ def run_sweep(project: Project, definition: Definition, jobs: int, storage: str 
     (project.root / "runs/sweeps" / definition.name).mkdir(parents=True, exist_ok=True)
     lock = Lock(project.root / "runs/sweeps")
     if not lock.acquire(wait=False):
-        raise UserError(
-            "a sweep is at work in this clone; wait for it, or stop it: --jobs runs several trials at a time"
-        )
+        raise UserError("a sweep is at work in this clone; wait for it, or stop it and give it more --jobs")
     try:
         ended = Sweep(project, definition, jobs, storage).run()
         remove_trees(project)
