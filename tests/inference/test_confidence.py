@@ -102,18 +102,18 @@ def test_a_confidence_of_another_model_or_another_export_is_refused(runtime, mod
         load_model(folder, runtime=runtime)  # exported before it was fitted
 
 
-def test_a_missing_file_is_refused_where_the_export_or_the_params_promise_it_and_nowhere_else(
-    models, project, tmp_path
-):
+def test_a_missing_file_is_refused_where_export_or_params_promise_it_and_only_there(models, project, tmp_path):
     shutil.copytree(models, tmp_path / "models", ignore=shutil.ignore_patterns("confidence.json"))
     assert load_model(tmp_path / "models", runtime="onnx").confidence.coverage == 0.5  # the file has it
-    with pytest.raises(
-        UserError, match=r"confidence\.json: missing, but params.yaml or the exported model promises it"
-    ):
+    with pytest.raises(UserError, match=r"confidence\.json: missing, but params.yaml or the exported model promises"):
         load_model(tmp_path / "models")
     clone = project.copy(tmp_path / "project")
     (clone.path / "models/confidence.json").unlink()  # as a gate that is missed leaves it
     assert load_model(clone.path / "models").confidence.columns == []
+    lock = clone.path / "dvc.lock"
+    lock.write_text(lock.read_text().replace("models/confidence.json", "models/other.json"))
+    clone.commit()
+    assert load_model("models", repo=str(clone.path), rev="HEAD").confidence.columns == []
     clone.set("evaluate.risk=0.05")
     for name in ("torch", "onnx"):
         with pytest.raises(UserError, match="missing, but params"):

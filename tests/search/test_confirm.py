@@ -62,8 +62,9 @@ def test_a_lucky_winner_is_found_worse_on_new_seeds_each_run_once_though_killed_
     assert page.read_text() == before
     assert "lr-0000: worse than the baseline on new seeds, and not applied" in sweep(reproduced, "--apply")[1]
     assert reproduced.run("git", "status", "--porcelain").stdout == "?? sweeps/lr.yaml\n"
-    (reproduced.path / "data/weights/note.txt").touch()
-    assert "lr-base-s4: data/weights not as for lr-0000; put it back" in sweep(reproduced, "--confirm", "4")[1]
+    ledger = reproduced.path / "sweeps/lr.jsonl"
+    ledger.write_text(ledger.read_text().replace('"data/raw": "', '"data/raw": "other'))
+    assert "lr-base-s1: data/raw not as for lr-0000; put it back" in sweep(reproduced, "--confirm", "3")[1]
 
 
 def test_the_winner_is_applied_with_its_comments_unless_params_yaml_is_another_by_now(tmp_path, sweep):

@@ -43,7 +43,6 @@ def test_what_a_parameter_may_be_is_read_from_text(tmp_path, text, said):
             "space.train.epochs = int(1, 9, 3): Value error, int takes whole",
         ),
         ({"space": {"train.epochs": "int(1, 9, 2, 4)"}}, "space.train.epochs = int(1, 9, 2, 4): "),
-        ({"space": {"train.lr": "float(0, 1, 0.3)"}}, "space.train.lr = float(0, 1, 0.3): "),
         ({"space": {"train.lr": "1|2|1.0"}}, "space.train.lr = 1|2|1.0: Value error, a choice is there twice"),
         ({"space": {"train.ema": [1, True]}}, "a choice is there twice"),
         ({"space": {}}, "mine.yaml: space = {}"),
