@@ -71,11 +71,10 @@ class Workspace:
         changes = [f"{key}={json.dumps(value)}" for key, value in flat(values).items()]
         after = edited(params.read_text("utf-8"), partial(override, changes=changes))
         params.write_text(after, encoding="utf-8")
-        own_images = Path(parse_yaml(after)["data"]["path"] or ".")
-        for here in (self.root / own_images,):  # which Git may not have
-            if not here.exists() and (self.project.root / own_images).exists():
-                here.parent.mkdir(parents=True, exist_ok=True)
-                here.symlink_to(self.project.root / own_images)
+        path = parse_yaml(after).get("data", {}).get("path") or "."
+        if not (self.root / path).exists() and (self.project.root / path).exists():  # Git has it not
+            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / path).symlink_to(self.project.root / path)
         log.parent.mkdir(parents=True, exist_ok=True)
         own = {**environment(), "PYTHONPATH": str(self.root / "src")}
         command = [sys.executable, "-c", DVC, "repro", *targets]
