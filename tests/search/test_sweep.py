@@ -61,11 +61,15 @@ class Tree:
             path.unlink()
         deps = [{"path": "data/raw", "md5": self.root.with_name("raw").exists()}]
         (self.root / "dvc.lock").write_text(json.dumps({"stages": {"preprocess": {"deps": deps}}}))
-        command = [sys.executable, "-c", TRAINING, self.root, str(params["train.lr"]), str(params["train.epochs"])]
+        lr = params["train.lr"] + 0.1 * params.get("train.seed", 0)
+        command = [sys.executable, "-c", TRAINING, self.root, str(lr), str(params["train.epochs"])]
         with log.open("ab") as file:
             return subprocess.Popen(command, stderr=file, start_new_session=True)
 
     def save(self, name, message, stages):
+        self.root.with_name("saved").open("a").write(f"{name}\n")
+        if message.endswith(", a part"):
+            return "part"
         assert json.loads(message.splitlines()[-1])["name"] == name
         return "c0ffee"
 
@@ -97,6 +101,17 @@ def run(project, jobs=1, **changes):
     space = {"train.lr": "float(0, 0.8)", "train.epochs": 5}
     definition = begin(project, "mine", {"space": space, "trials": 8, "sampler": "random", **changes})
     return definition, lambda: run_sweep(project, definition, jobs)
+
+
+def test_a_trial_over_seeds_has_the_mean_and_an_experiment_for_each(project, tmp_path):
+    changes = {"repeat": {"train.seed": [0, 1, -1]}, "space": {"train.lr": "float(0.2, 0.6)", "train.epochs": 5}}
+    ended = run(project, trials=2, **changes)[1]()
+    for trial in ended:
+        assert trial.values == pytest.approx([1 - trial.params["train.lr"]])
+    names = [f"mine-{number:04d}{part}" for number in range(2) for part in ("-1", "-2", "")]
+    assert (tmp_path / "saved").read_text().split() == names
+    with pytest.raises(UserError, match="repeat: different values"):
+        Definition.load(Path("x.yaml"), space={"train.lr": "0.1|0.2"}, repeat={"train.seed": [1, 1]})
 
 
 def brief(ended):

@@ -65,6 +65,9 @@ class Definition(Section):
     )
     space: dict[str, Annotated[BaseDistribution, BeforeValidator(distribution), AsText]] = Field(min_length=1)
     when: dict[str, dict[str, Scalar]] = Field({}, description="tried only beside these values of parameters above it")
+    repeat: dict[Literal["train.seed", "data.fold"], list[int]] = Field(
+        {}, description="a trial trains with each of these; its objectives are the means", max_length=1
+    )
     commit: str | None = Field(None, description="written when the sweep begins: all trials have its code and params")
     digest: str | None = Field(None, description="written when the sweep begins: of all else here but `trials`")
 
@@ -85,6 +88,8 @@ class Definition(Section):
     def _fits_together(self) -> Self:
         if self.pruner != "none" and self.metrics not in (["val_accuracy"], ["val_loss"]):
             raise ValueError("a pruner takes one objective, which changes from epoch to epoch")
+        if any(not values or len(set(values)) < len(values) for values in self.repeat.values()):
+            raise ValueError("repeat: different values, at least one")
         if self.sampler == "grid" and any(isinstance(each, FloatDistribution) for each in self.space.values()):
             raise ValueError("a grid needs choices, a|b|c or int(low, high)")
         if self.sampler == "grid" and self.shared:
@@ -101,6 +106,11 @@ class Definition(Section):
     def objectives(self) -> list[tuple[str, Direction]]:
         """Return [(metric, "maximize" or "minimize")]."""
         return [(metric, DIRECTIONS[metric]) for metric in self.metrics]
+
+    @property
+    def runs(self) -> list[dict[str, int]]:
+        """Return the params of each training of a trial that `repeat` sets; the last one's results are the trial's."""
+        return [{key: value} for key, values in self.repeat.items() for value in values] or [{}]
 
     def deciding(self) -> str:
         """Return the checksum of all that decides the trials; `trials` only says how many."""
@@ -119,6 +129,8 @@ class Definition(Section):
                 values.append(each.low + 0.382 * (each.high - each.low))  # no whole number
             for value in values:
                 load_params(params, [f"{key}={json.dumps(value)}"])
+        for run in self.runs:
+            load_params(params, [f"{key}={value}" for key, value in run.items()])
 
 
 def json_schema() -> str:

@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from subprocess import Popen, TimeoutExpired
+from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
@@ -128,17 +130,18 @@ class Sweep:
         params, number, started = trial.params, number_of(trial), time.monotonic()
         name, log = f"{self.definition.name}-{number:04d}", self.folder / f"{number}.log"
         with workspace(self.project, self.commit) as found:
-            for _ in range(ATTEMPTS):
-                process = found.run(params, log, "train")
-                epoch, course = self._watch(process, found, trial)
-                if epoch or process.returncode == 0:
+            several: list[list[float]] = []
+            for place, own in enumerate(self.definition.runs, 1):
+                process, epoch, course = self._train(found, params | own, log, trial, judged=place == 1)
+                if epoch or process.returncode:
                     break
-                with tempfile.TemporaryFile(dir=self.folder) as file:  # raises if the disk is full
-                    file.write(bytes(SPARE))
+                several.append(self._values(found))
+                if place < len(self.definition.runs):
+                    found.save(f"{name}-{place}", f"sweep {self.definition.name}, trial {number}, a part", STAGES)
             seconds = round(time.monotonic() - started, 1)
             read, digest = inputs(Revision(Project(found.root))), self.definition.digest
             ended = Trial(number, name, "complete", params, None, None, seconds, course[:epoch], None, digest, read)
-            values = [] if epoch or process.returncode else self._values(found)
+            values = [] if epoch or process.returncode else [fmean(each) for each in zip(*several, strict=True)]
             if epoch:
                 ended = replace(ended, state="pruned", reason=f"after epoch {epoch}")
             elif process.returncode:
@@ -157,9 +160,25 @@ class Sweep:
         self.study.tell(trial, ended.values, STATES[ended.state] if ended.values is None else None)
         self._note(trial)
 
-    def _watch(self, process: Popen[bytes], found: Workspace, trial: optuna.Trial) -> tuple[int | None, list[float]]:
+    def _train(
+        self, found: Workspace, params: dict[str, Any], log: Path, trial: optuna.Trial, judged: bool
+    ) -> tuple[Popen[bytes], int | None, list[float]]:
+        """Run a training, a second time if it fails; return its process and what `_watch` gives."""
+        for _ in range(ATTEMPTS):
+            process = found.run(params, log, "train")
+            epoch, course = self._watch(process, found, trial, judged)
+            if epoch or process.returncode == 0:
+                break
+            with tempfile.TemporaryFile(dir=self.folder) as file:  # raises if the disk is full
+                file.write(bytes(SPARE))
+        return process, epoch, course
+
+    def _watch(
+        self, process: Popen[bytes], found: Workspace, trial: optuna.Trial, judged: bool
+    ) -> tuple[int | None, list[float]]:
         """Wait for a training; return the epoch after which it is pruned, if it is, and its course."""
-        epochs = int(trial.params.get("train.epochs", self.train["epochs"])) if self.definition.pruner != "none" else 0
+        pruned = judged and self.definition.pruner != "none"
+        epochs = int(trial.params.get("train.epochs", self.train["epochs"])) if pruned else 0
         course: list[float] = []
         signed = time.monotonic()
         try:
