@@ -19,7 +19,7 @@ import psutil
 from reprise.repo.project import Project
 from reprise.search.space import Definition
 from reprise.search.storage import create_study
-from reprise.search.study import begin, sampler, suggest, trials
+from reprise.search.study import begin, sampler, suggest
 from reprise.search.sweep import run_sweep
 
 SPACE = {
@@ -29,6 +29,7 @@ SPACE = {
     "train.batch_size": "16|32|64|128",
 }
 TRIALS, REPETITIONS = 24, 5
+EPOCHS = 40  # half a minute
 
 
 def loss(params: dict) -> float:
@@ -70,18 +71,24 @@ def function() -> None:
 
 
 def sweeps(project: Project) -> None:
+    """Compare a sweep with its trainings alone, and two jobs with one."""
     rates = {}
+    started = time.monotonic()
+    alone = [sys.executable, "src/train.py", f"train.epochs={EPOCHS}"]
+    subprocess.run(alone, cwd=project.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    training = time.monotonic() - started
+    print(f"a training alone, by src/train.py: {training:.1f} s")
     for jobs in (1, 2):
-        space = {"train.lr": "log(1e-3, 1e-2)", "train.epochs": 12}
-        definition = begin(project, f"bench-{jobs}-{int(time.time())}", {"space": space, "trials": 4 * jobs})
+        space, count = {"train.lr": "log(1e-3, 1e-2)", "train.epochs": EPOCHS}, 3 * jobs
+        definition = begin(project, f"bench-{jobs}-{int(time.time())}", {"space": space, "trials": count})
         started = time.monotonic()
         run_sweep(project, definition, jobs)
         taken = time.monotonic() - started
-        rates[jobs] = 4 * jobs / taken
-        inside = sum(trial.seconds for trial in trials(project, definition))
-        an_hour = f"{3600 * rates[jobs]:.0f} an hour"
-        print(f"{jobs} jobs: {4 * jobs} trials in {taken:.0f} s, {inside:.0f} s in trials; {an_hour}")
-    print(f"two jobs give {rates[2] / rates[1]:.2f} times the trials of one")
+        rates[jobs] = count / taken
+        print(
+            f"{jobs} jobs: {count} trials in {taken:.0f} s, {taken * jobs / count / training:.2f} times a training each"
+        )
+    print(f"two jobs give {rates[2] / rates[1]:.2f} times the trials of one; load {os.getloadavg()}")
 
 
 def kills(project: Project) -> None:
