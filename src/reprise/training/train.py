@@ -95,8 +95,11 @@ def train(
         best.course = options.course
         start = made.pretrained_weights
         begun_with = [origin.sha256, start.classes, made.architecture.image_size] if origin and start else None
-        terms = {**options.debug.deciding(), **({"continued": earlier.card.provenance.key()} if earlier else {})}
-        provenance = provenance_of(metadata, model, params, begun_with, terms)
+        terms = options.debug.deciding()
+        shared = provenance = provenance_of(metadata, model, params, begun_with, terms)  # by all processes
+        if earlier:
+            terms = {**terms, "continued": earlier.card.provenance.key()}
+            provenance = provenance_of(metadata, model, params, begun_with, terms)
         # a head has nothing to go on from but its features
         checkpoints = Checkpoints(scratch, provenance.key()) if scratch and params.backbone != "frozen" else None
         if earlier and checkpoints:
@@ -106,7 +109,7 @@ def train(
             logger.log_hyperparams({"data": metadata.data, "model": model.model_dump(), "train": params.model_dump()})
         try:
             if params.backbone != "frozen":
-                _fit(made, best, provenance, checkpoints, options)
+                _fit(made, best, shared, checkpoints, options)
             else:
                 with StopSignals(), _one_line(params.batch_size):
                     fit_head(made, best, provenance, scratch and scratch.with_name("features"))
