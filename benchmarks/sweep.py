@@ -79,8 +79,8 @@ def sweeps(project: Project) -> None:
     training = time.monotonic() - started
     print(f"a training alone, by src/train.py: {training:.1f} s")
     for jobs in (1, 2):
-        space, count = {"train.lr": "log(1e-3, 1e-2)", "train.epochs": EPOCHS}, 3 * jobs
-        definition = begin(project, f"bench-{jobs}-{int(time.time())}", {"space": space, "trials": count})
+        space, count = {"train.lr": "log(1e-3, 1e-2)", "train.epochs": EPOCHS}, 2 * jobs
+        definition = begin(project, f"bench-{jobs}-{int(time.time())}", {"space": space, "trials": count, "seed": jobs})
         started = time.monotonic()
         run_sweep(project, definition, jobs)
         taken = time.monotonic() - started
