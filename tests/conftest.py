@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,9 +136,17 @@ class Workspace:
         return not self.run("git", "status", "--porcelain").stdout
 
     def copy(self, path: Path) -> "Workspace":
-        """Return an independent copy, DVC cache included."""
-        shutil.copytree(self.path, path, symlinks=True)
+        """Return an independent copy, DVC cache included, while others may use this one."""
+        # Python writes its bytecode under a temporary name, which is gone a moment later; Git's lock must not be copied
+        ignored = shutil.ignore_patterns("index.lock")
+        shutil.copytree(self.path, path, symlinks=True, copy_function=copy_unless_gone, ignore=ignored)
         return Workspace(path)
+
+
+def copy_unless_gone(source: str, target: str) -> None:
+    """Copy a file, or leave it out where another process has removed it since the folder was listed."""
+    with suppress(FileNotFoundError):
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def fresh_clone(path: Path) -> Workspace:
