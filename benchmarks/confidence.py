@@ -48,7 +48,7 @@ PROMISES = [(0.9, "all"), (0.95, "all"), (0.8, "class")]
 
 def trained(overrides: list[str]):
     """Train, and return the card, params.evaluate, and logits and labels of the validation and of the test images."""
-    subprocess.run([sys.executable, "src/train.py", *overrides], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([sys.executable, "src/train.py", *overrides], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     run = ROOT / "runs/latest"
     params = load_params(run / "params.yaml")
     network, card = load_model(run / "model.safetensors", run / "model.json")
