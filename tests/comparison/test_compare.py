@@ -121,6 +121,17 @@ def test_a_tag_an_experiment_and_a_short_commit_are_revisions(project, kind):
     assert compare(project.path, "main", name).verdict.fixed == 2
 
 
+def test_commits_that_the_head_lacks_are_a_note_and_experiments_of_one_base_are_none(project):
+    project.state(answers(70, 30)).commit()
+    project.state(answers(80, 20)).commit("branch")
+    project.git("checkout", "--quiet", "--detach", "main")
+    project.state(answers(85, 15)).commit()
+    project.git("update-ref", "refs/exps/aa/bb/quick", "HEAD")
+    notes = {base: " ".join(compare(project.path, base, "main").notes) for base in ("branch", "quick")}
+    assert "branch has commits that main lacks (1)" in notes["branch"]
+    assert "lacks" not in notes["quick"]
+
+
 def test_an_image_is_known_by_its_content_and_not_by_its_name(project):
     base = answers(5, 5) | answers(4, 0, "bee", prefix="b")
     project.state(base, train=["ant/moves", "ant/goes", "ant/stays"]).commit()

@@ -140,6 +140,8 @@ def _notes(base: Revision, head: Revision, verdict: Verdict, of_pairing: list[st
         notes.append("Test images of one group are counted as independent: the intervals are rather too narrow.")
     if base.commit and not base.project.is_shallow:
         ahead = base.project.git("rev-list", "--count", f"{head.commit or 'HEAD'}..{base.commit}", check=False).strip()
-        if ahead not in ("", "0"):
+        places = ("refs/heads", "refs/remotes", "refs/tags")  # none of them has an experiment, which nobody merges
+        on_branch = base.project.git("for-each-ref", "--contains", base.commit, *places)
+        if on_branch and ahead not in ("", "0"):
             notes.append(f"{base} has commits that {head} lacks ({ahead}): here they read as undone. Merge or rebase.")
     return notes
