@@ -173,8 +173,8 @@ def labels(options: Namespace) -> None:
     """Find labels that are probably wrong, by models that have not seen the images.
 
     reprise labels                train what is missing of five folds -> runs/labels
-    reprise labels --accept 20    write the first 20 suggestions of runs/labels/labels.csv into data/corrections.csv
-    reprise labels --accept all   all of them
+    reprise labels --accept 10    write the first 10 suggestions of runs/labels/labels.csv into data/corrections.csv
+    reprise labels --accept all   all of them, if the models agree with 90 % of the labels
     reprise labels --review       the page: http://127.0.0.1:8001
     reprise labels --next 100     the 100 images of data/unlabelled from which the model would learn most
 
@@ -193,24 +193,23 @@ def labels(options: Namespace) -> None:
             raise UserError("labels: --review, --next N of 1 and more, or --accept, one at a time")
         return review_labels(project, options.next, options.port)
     if options.accept is not None:
-        return accept(project, options.accept)
+        return accept(project, options.accept, set(decided))
     project.refuse_edits("the folds are experiments of the last commit")
     with workspace(project, project.git("rev-parse", "HEAD").strip()) as tree, publishing(folder) as (partial,):
         summary = write_report(found := examine(project, tree, options.folds), doubts(found, decided), partial)
     say(f"labels: {summary} -> {project.short(folder / 'labels.md')}")
 
 
-def accept(project: "Project", most: int) -> None:
-    """Write the first suggestions that nobody has decided into data/corrections.csv; warn of images of the test split.
+def accept(project: "Project", most: int, decided: set[str]) -> None:
+    """Write the first suggestions into data/corrections.csv; warn of images of the test split. decided: ids without.
 
     Raises UserError, and writes nothing, for more than FEW by models that agree with less than AGREED of the labels.
     """
     from reprise.data.formats.packed import load_split
-    from reprise.data.prepare.corrections import CORRECTIONS, Correction, add_corrections, read_corrections
+    from reprise.data.prepare.corrections import CORRECTIONS, Correction, add_corrections
     from reprise.labels.report import read_agreed, read_doubts
 
     folder, path = project.root / "runs/labels", project.root / CORRECTIONS
-    decided = read_corrections(path)
     rows = [row for row in read_doubts(folder / "labels.csv") if row.suggested and row.id not in decided]
     taken, agreed = rows[:most], read_agreed(folder / "summary.json")
     if len(taken) > FEW and agreed < AGREED:
@@ -221,8 +220,7 @@ def accept(project: "Project", most: int) -> None:
     say(f"labels: {len(taken):,} of {len(rows):,} suggestions -> {CORRECTIONS}; `dvc repro` uses them")
     with suppress(UserError):  # nothing is prepared yet
         if test := {row.id for row in taken}.intersection(load_split(project.root / "data/processed", "test").ids):
-            warning = f"{len(test):,} of them are of the test split: look at each, models are measured by them"
-            say(f"labels: warning: {warning}", sys.stderr)
+            say(f"labels: warning: {len(test):,} of them are of the test split: they measure the model", sys.stderr)
 
 
 def review_labels(project: "Project", count: int | None, port: int) -> None:

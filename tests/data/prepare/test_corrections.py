@@ -53,20 +53,21 @@ def prepared(folder, raw, path=None):
     return labels, findings
 
 
-def test_only_what_is_named_changes_and_is_counted_and_no_image_moves_to_another_split(tmp_path):
+def test_only_what_is_named_changes_and_no_image_moves_to_another_split(tmp_path, capsys):
     raw = archive(tmp_path)
     before, _ = prepared(tmp_path / "before", raw)
     (cat, gone, *_), (other, *_) = ([name for name in before if before[name][0] == split] for split in ("test", "val"))
-    changed = {cat: "'=cow", other: "dog", gone: "drop", "dog/22.pgm": "dog"}
+    changed = {cat: "'=cow", other: "dog", gone: "drop", "dog/22.pgm": "dog", "cat/99.pgm": "dog"}
     lines = [f"{name},{digest(int(name[4:-4]))},{label},,two" for name, label in changed.items()]
     after, findings = prepared(tmp_path / "after", raw, corrections(tmp_path, *lines))
     assert after | {gone: ("test", 0)} == before | {cat: ("test", 2), other: ("val", 1)}
     dropped = [{"id": gone, "split": "test", "reason": "corrections.csv: two"}]
     assert json.loads((tmp_path / "after/dropped.json").read_text()) == dropped
     counts, metadata = {"relabeled": 1, "dropped": 1}, load_metadata(tmp_path / "after")
-    assert findings.metrics()["corrections"] == {"relabeled": 2, "dropped": 1, "gone": 0, "test": counts}
+    assert findings.metrics()["corrections"] == {"relabeled": 2, "dropped": 1, "gone": 1, "test": counts}
     assert findings.metrics()["dropped"] == {"corrupt": 0, "leaks": 0}
     assert (metadata.relabeled, metadata.dropped, metadata.test_corrections) == (2, 1, counts)
+    assert "data/corrections.csv: 1 of these images are gone: cat/99.pgm; remove their lines" in capsys.readouterr().err
 
 
 def test_relabeling_alone_keeps_the_digest_of_the_splits_and_what_changes_no_label_every_byte(tmp_path):
@@ -120,18 +121,6 @@ def test_what_fits_no_image_is_refused_and_labels_nothing(tmp_path, classes, lin
     with pytest.raises(UserError, match=message):
         prepared(tmp_path / "out", archive(tmp_path, classes), corrections(tmp_path, line))
     assert not (tmp_path / "out").exists()
-
-
-def test_a_corrected_image_that_is_gone_is_named_and_counted(tmp_path, capsys):
-    path = corrections(tmp_path, f"cat/3.pgm,{digest(3)},dog,,", f"cat/4.pgm,{digest(4)},dog,,")
-    _, findings = prepared(tmp_path / "out", archive(tmp_path, skip=[3]), path)
-    assert findings.metrics()["corrections"] == {
-        "relabeled": 1,
-        "dropped": 0,
-        "gone": 1,
-        "test": {"relabeled": 0, "dropped": 0},
-    }
-    assert "data/corrections.csv: 1 of these images are gone: cat/3.pgm; remove their lines" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
