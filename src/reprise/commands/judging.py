@@ -154,7 +154,7 @@ def folds(options: Namespace) -> None:
 # Ten well-known data sets have 3.3 % of wrong labels on average and 10 % at most (Northcutt, Athalye and Mueller,
 # NeurIPS Datasets and Benchmarks 2021): models that disagree with more labels than that are mostly wrong themselves.
 AGREED = 0.9
-FEW = 10  # suggestions, as many as one has looked at in labels.svg
+FEW = 10  # suggestions that one may accept after a look at their pictures
 
 
 def number(text: str) -> int:

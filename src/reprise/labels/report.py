@@ -59,7 +59,7 @@ def doubts(found: Examined, decided: Collection[str]) -> list[Doubt]:
 
 
 def write_report(found: Examined, rows: list[Doubt], folder: Path) -> str:
-    """Write labels.csv, noise.csv, summary.json, their page labels.md and its picture into a new folder; say what."""
+    """Write labels.csv, noise.csv, their page labels.md and its picture into a new folder; return a summary."""
     folder.mkdir()
     write_csv(folder / "labels.csv", HEADER, rows)
     kept, classes, images = found.metadata, found.metadata.classes, len(found.members)
@@ -97,7 +97,10 @@ def read_doubts(path: Path) -> list[Doubt]:
 
 
 def read_agreed(path: Path) -> float:
-    """Read from summary.json the share of labels that the models agree with. Raises UserError if it is missing."""
+    """Read the share of labels that the models agree with from the summary.json that `write_report` writes, too.
+
+    Raises UserError if it is missing.
+    """
     if not path.exists():
         raise UserError(f"{path}: not there; `reprise labels` writes it")
     return float(json.loads(path.read_bytes())["agreed"])
