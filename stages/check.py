@@ -1,6 +1,6 @@
-"""Stage 0: refuse params that are not allowed, before a later stage has lost its outs to DVC, which removes them first.
+"""Stage 0: refuse params and corrections that are not allowed, before a later stage has lost its outs to DVC.
 
-The out never changes, so that no stage runs anew because of it.
+DVC removes them before it runs that stage. The out never changes, so that no stage runs anew because of it.
 """
 
 import re
@@ -24,7 +24,7 @@ BUILDING = re.compile(
     r"evaluate\.(budget|gates|metrics|coverage|risk)|model\.|data/weights|data\.(image_size|channels)"
     r"|train\.(backbone|compile|optimizer|schedule|layer_decay|reproducible|precision|start_size|augment\.(crop|hue|saturation))"
 )
-WEIGHTS = Path("data/weights")
+WEIGHTS, CORRECTIONS = Path("data/weights"), "data/corrections.csv"
 
 
 def main() -> None:
@@ -37,6 +37,8 @@ def main() -> None:
         except UserError as error:
             way_out = "put back what it was: `reprise params` shows it, `reprise params --reset KEY` does it"
             raise UserError(f"{error}\n{way_out}") from None
+        if dependencies.record().inputs[CORRECTIONS] != last_used().get(CORRECTIONS):
+            check_corrections()
         out.write_text("params.yaml is allowed\n", encoding="utf-8")
 
 
@@ -75,6 +77,22 @@ def check(params: Params, inputs: dict[str, str]) -> None:
         if prepared and (params.evaluate.coverage or params.evaluate.risk):
             images = Counter(load_split(Path("data/processed"), "val").labels.tolist())
             check_images(prepared.classes, [images[label] for label in range(len(prepared.classes))], params.evaluate)
+
+
+def check_corrections() -> None:
+    """Raise UserError for corrections that are no table, or do not fit the raw data, if these are there already."""
+    from reprise.data.formats.raw import RawArchive
+    from reprise.data.prepare.corrections import apply_corrections, read_corrections
+
+    read_corrections(Path(CORRECTIONS))
+    download = Dependencies.of_stage("download")
+    try:
+        archive = RawArchive(Path("data/raw"))
+        download.begin()
+        download.check_earlier("download")
+    except UserError:
+        return  # it brings the data first, or other data
+    apply_corrections(Path(CORRECTIONS), archive)
 
 
 def last_used() -> dict[str, object]:

@@ -9,7 +9,7 @@ from reprise.data.prepare.report import write_report
 from reprise.params.dependencies import Dependencies
 from reprise.runtime.atomic import publishing
 from reprise.runtime.environment import cpus
-from reprise.runtime.errors import one_line_errors, say
+from reprise.runtime.errors import UserError, one_line_errors, say
 
 
 def main() -> None:
@@ -19,7 +19,10 @@ def main() -> None:
     with publishing(*map(Path, names), check=dependencies.check) as (processed, report, metrics, record):
         params = dependencies.begin()
         dependencies.check_earlier("download")
-        metadata, findings = preprocess(Path("data/raw"), processed, params.data.prepare, cpus(), Path(CORRECTIONS))
+        try:
+            metadata, findings = preprocess(Path("data/raw"), processed, params.data.prepare, cpus(), Path(CORRECTIONS))
+        except UserError as error:
+            raise UserError(f"{error}\nwith all as it was, `dvc repro` brings the results from before back") from None
         write_report(findings, report)
         metrics.write_text(json.dumps(findings.metrics(), indent=2) + "\n", encoding="utf-8")
         dependencies.record().save(record)

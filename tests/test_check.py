@@ -1,14 +1,17 @@
 """The stage `check`: what a later stage would refuse is refused before DVC has removed an out of it."""
 
+import hashlib
 import json
 import runpy
 
 import pytest
 
+from reprise.data.formats.raw import RawArchive, image_id
 from reprise.evaluation.evaluate import ALWAYS
+from reprise.runtime.checksums import md5_listing
 from reprise.runtime.errors import UserError
 from tests.conftest import ROOT
-from tests.test_pipeline import refused
+from tests.test_pipeline import photos, refused
 
 WRONG = {  # what is set, and what is said
     "train.batch_size=1": "train.batch_size = 1: test_resnet normalizes over the batch; choose at least 2",
@@ -38,6 +41,9 @@ WRONG = {  # what is set, and what is said
     "evaluate.metrics=[project/a.py:ece]": "ece is the name of another metric; remove or rename project/a.py:ece",
     "evaluate.metrics=[project/a.py:auroc]": "evaluate.metrics: auroc is the name of another metric",
 }
+
+
+OUTS = "data/processed", "data/report", "data/records/preprocess.json", "metrics/data.json"
 
 
 @pytest.fixture
@@ -88,3 +94,43 @@ def test_a_network_of_ones_own_may_want_what_only_the_data_tell(reproduced):
     )
     reproduced.set("data.name=cifar10", "model.name=project/net.py:picky")
     reproduced.run("python", "stages/check.py")
+
+
+def correct(reproduced, *labels):
+    """Write a correction of the first image of the raw data for each label."""
+    archive = RawArchive(reproduced.path / "data/raw")
+    member, digest = next((each, hashlib.sha256(archive.read(each)).hexdigest()) for each in archive.members)
+    lines = "".join(f"{image_id(member)},{digest},{label},,\n" for label in labels)
+    (reproduced.path / "data/corrections.csv").write_text(f"id,sha256,label,by,why\n{lines}")
+
+
+def test_a_mistake_in_the_corrections_is_one_line_and_costs_no_out(check, reproduced):
+    before = [md5_listing(reproduced.path / name) for name in OUTS]
+    for labels, said in ((("1", "2"), "line 3: "), (["cat"], "no class 'cat'; the data have 0, 1, 2")):
+        correct(reproduced, *labels)
+        assert said in refused(reproduced.run("dvc", "repro", check=False))
+        assert [md5_listing(reproduced.path / name) for name in OUTS] == before
+    (reproduced.path / "data/raw/images.zip").write_bytes(b"altered")
+    check("")  # `download` makes it anew, which must not be in the way
+
+
+@pytest.mark.slow
+def test_a_class_may_come_with_its_correction_and_what_one_that_goes_has_cost_comes_back(check, reproduced):
+    photos(own := reproduced.path / "data/own")
+    reproduced.set("data.name=folder")
+    reproduced.run("dvc", "repro", "download")
+    correct(reproduced, "dog")
+    reproduced.run("dvc", "repro", "preprocess")
+    before = [md5_listing(reproduced.path / name) for name in OUTS]
+    (own / "dog").rename(own / "eel")
+    said = refused(reproduced.run("dvc", "repro", "preprocess", check=False)).splitlines()
+    assert "no class 'dog'; the data have cat, eel" in said[0]
+    assert said[1].endswith("`dvc repro` brings the results from before back")
+    (own / "eel").rename(own / "dog")
+    assert "'preprocess' is cached" in reproduced.run("dvc", "repro", "preprocess").stdout
+    assert [md5_listing(reproduced.path / name) for name in OUTS] == before
+    correct(reproduced, "owl")
+    with pytest.raises(UserError, match="no class 'owl'; the data have cat, dog"):
+        check("")
+    (own / "dog").rename(own / "owl")
+    check("")

@@ -152,7 +152,7 @@ def test_an_image_is_known_by_its_content_and_not_by_its_name(project):
     assert found.verdict.images == 12  # of 14: not ant/1, ant/2
     assert (found.verdict.broken, found.verdict.fixed) == (0, 1)  # judged by the new label
     assert any("Only the 12 that both have" in note for note in found.notes)
-    assert any(note.startswith("1 of these have a new label") for note in found.notes)
+    assert any(note.startswith("Changed labels of test images: 1; both") for note in found.notes)
     page = markdown(found, set())
     assert "| relabeled | 1 | cat/b0 (bee -> cat) |" in page
 

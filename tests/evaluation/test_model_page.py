@@ -62,7 +62,7 @@ def page(
         ),
         weights_sha256="w",
     )  # fmt: skip
-    metadata = Metadata(relabeled=3,
+    metadata = Metadata(relabeled=3, test_corrections={"relabeled": 2, "dropped": 1},
         data=title or data, classes=list(classes), image_size=32, channels=3, mean=[0.5] * 3, std=[0.5] * 3,
         counts={"train": 100, "val": 10, "test": 14}, dropped=2, source_sha256="a", splits_sha256="s", sha256={},
     )  # fmt: skip
@@ -81,7 +81,8 @@ def test_shares_come_with_wilsons_interval_and_a_class_without_images_claims_not
     assert "Weakest class: dog, 2 of 4 found" in said
     assert "Classes without a test image: 1;" in said
     assert "in a later split too or by corrections: 2 images." in said
-    assert "| labels corrected | 3 |" in said
+    assert "| labels corrected | 3 |\n| test images relabeled by corrections | 2 |" in said
+    assert "| test images dropped by corrections | 1 |" in said
     assert "It holds the features of every training image" in page(head="knn head")
     assert "It holds" not in said
     assert "Weakest" not in page(confusion=((10, 0, 0), (0, 4, 0), (0, 0, 0)))  # nothing is weak here

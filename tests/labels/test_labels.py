@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from reprise.data.prepare.corrections import read_corrections
-from reprise.labels.report import read_doubts
-from reprise.runtime.tables import read_csv
+from reprise.labels.report import HEADER, read_doubts
+from reprise.runtime.tables import read_csv, write_csv
 from tests.conftest import TINY, fresh_clone
 
 LEVELS = {"dark": 60, "light": 190}
@@ -60,6 +60,19 @@ def test_wrong_labels_are_found_once_and_corrected_when_somebody_accepts_them(tm
     clone.commit()
     clone.run("dvc", "repro", "preprocess")
     assert json.loads((clone.path / "metrics/data.json").read_text())["corrections"]["relabeled"] == 4
+
+
+def test_many_suggestions_of_weak_models_are_refused_and_those_of_test_images_named(reproduced):
+    folder = reproduced.path / "runs/labels"
+    ids = [*json.loads((reproduced.path / "data/processed/test_ids.json").read_text())[:9], *"abcdefghijklm"]
+    folder.mkdir(parents=True)
+    write_csv(
+        folder / "labels.csv", HEADER, [[name, "0", "1", "0.1", "", f"{i:064}", ""] for i, name in enumerate(ids)]
+    )
+    for agreed, most, said, taken in (0.899, "10", ": 9 of", 10), (0.899, "11", "89.9%", 10), (0.9, "all", "", 22):
+        (folder / "summary.json").write_text(json.dumps({"agreed": agreed}))
+        assert said in reproduced.run("python", "-m", "reprise", "labels", "--accept", most, check=False).stderr
+        assert read_corrections(reproduced.path / "data/corrections.csv").keys() == set(ids[:taken])
 
 
 @pytest.mark.slow

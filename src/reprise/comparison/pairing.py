@@ -84,7 +84,7 @@ class Pairing:
             self.notes.append(f"The test sets differ: {sizes}. Only the {len(rows):,} that both have are compared.")
         changed = sum(one.labels[row] != other.labels[column] for row, column in rows)
         if changed:
-            self.notes.append(f"{changed:,} of these have a new label: both models are judged by that of {self.head}.")
+            self.notes.append(f"Changed labels of test images: {changed:,}; both are judged by those of {self.head}.")
         return np.array(rows).T, [name for name in other.classes if name in labels]
 
     def _shares_images(self) -> bool:

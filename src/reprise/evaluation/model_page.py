@@ -84,6 +84,7 @@ def _data(card: ModelCard, metadata: Metadata) -> dict[str, str]:
         **{f"{split} images": f"{count:,}" for split, count in metadata.counts.items()},
         "left out": f"{metadata.dropped:,}",
         **({"labels corrected": f"{metadata.relabeled:,}"} if metadata.relabeled else {}),
+        **{f"test images {what} by corrections": f"{n:,}" for what, n in (metadata.test_corrections or {}).items()},
         "input": f"{size}, {'gray' if card.preprocessing.channels == 1 else 'RGB'}, {card.preprocessing.resize}",
         "archive, SHA-256": metadata.source_sha256,
         "splits, SHA-256": metadata.splits_sha256,

@@ -84,6 +84,7 @@ def write_report(found: Examined, rows: list[Doubt], folder: Path) -> str:
         table(names, [list(map(text, row)) for row in noise[:ROWS]]),
     ]
     (folder / "labels.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps({"images": images, "agreed": found.scores.agreed}) + "\n")
     return summary
 
 
@@ -93,3 +94,13 @@ def read_doubts(path: Path) -> list[Doubt]:
     if header != HEADER or any(len(row) != len(header) for row in rows):
         raise UserError(f"{path}: not there, or not written by this version; `reprise labels` writes it")
     return [Doubt(*row) for row in rows]
+
+
+def read_agreed(path: Path) -> float:
+    """Read the share of labels that the models agree with from the summary.json that `write_report` writes, too.
+
+    Raises UserError if it is missing.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: not there; `reprise labels` writes it")
+    return float(json.loads(path.read_bytes())["agreed"])

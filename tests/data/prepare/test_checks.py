@@ -78,7 +78,7 @@ def test_clean_data_have_nothing_to_report(tmp_path, capsys):
         "width": {"min": 32, "median": 32, "max": 32},
         "height": {"min": 32, "median": 32, "max": 32},
         "dropped": {"corrupt": 0, "leaks": 0},
-        "corrections": {"relabeled": 0, "dropped": 0, "gone": 0},
+        "corrections": {"relabeled": 0, "dropped": 0, "gone": 0, "test": {"relabeled": 0, "dropped": 0}},
         "two_labels": {"equal": 0, "similar": 0},
         "equal": NO_TWINS,
         "similar": NO_TWINS,

@@ -53,25 +53,30 @@ def prepared(folder, raw, path=None):
     return labels, findings
 
 
-def test_only_what_is_named_changes_and_no_image_moves_to_another_split(tmp_path):
+def test_only_what_is_named_changes_and_no_image_moves_to_another_split(tmp_path, capsys):
     raw = archive(tmp_path)
     before, _ = prepared(tmp_path / "before", raw)
-    lines = f"cat/3.pgm,{digest(3)},'=cow,,", f"dog/21.pgm,{digest(21)},drop,,two", f"dog/22.pgm,{digest(22)},dog,,"
+    (cat, gone, *_), (other, *_) = ([name for name in before if before[name][0] == split] for split in ("test", "val"))
+    changed = {cat: "'=cow", other: "dog", gone: "drop", "dog/22.pgm": "dog", "cat/99.pgm": "dog"}
+    lines = [f"{name},{digest(int(name[4:-4]))},{label},,two" for name, label in changed.items()]
     after, findings = prepared(tmp_path / "after", raw, corrections(tmp_path, *lines))
-    dropped = {"id": "dog/21.pgm", "split": before.pop("dog/21.pgm")[0], "reason": "corrections.csv: two"}
-    assert after == before | {"cat/3.pgm": (before["cat/3.pgm"][0], 2)}
-    assert json.loads((tmp_path / "after/dropped.json").read_text()) == [dropped]
-    assert findings.metrics()["corrections"] == {"relabeled": 1, "dropped": 1, "gone": 0}
+    assert after | {gone: ("test", 0)} == before | {cat: ("test", 2), other: ("val", 1)}
+    dropped = [{"id": gone, "split": "test", "reason": "corrections.csv: two"}]
+    assert json.loads((tmp_path / "after/dropped.json").read_text()) == dropped
+    counts, metadata = {"relabeled": 1, "dropped": 1}, load_metadata(tmp_path / "after")
+    assert findings.metrics()["corrections"] == {"relabeled": 2, "dropped": 1, "gone": 1, "test": counts}
     assert findings.metrics()["dropped"] == {"corrupt": 0, "leaks": 0}
-    assert (load_metadata(tmp_path / "after").relabeled, load_metadata(tmp_path / "after").dropped) == (1, 1)
+    assert (metadata.relabeled, metadata.dropped, metadata.test_corrections) == (2, 1, counts)
+    assert "data/corrections.csv: 1 of these images are gone: cat/99.pgm; remove their lines" in capsys.readouterr().err
 
 
-def test_relabeling_alone_keeps_the_digest_of_the_splits_and_a_header_alone_every_byte(tmp_path):
-    raw = archive(tmp_path)
-    for name, lines in {"before": None, "empty": [], "after": [f"cat/3.pgm,{digest(3)},dog,,"]}.items():
+def test_relabeling_alone_keeps_the_digest_of_the_splits_and_what_changes_no_label_every_byte(tmp_path):
+    raw, files, image = archive(tmp_path), {}, f"cat/3.pgm,{digest(3)}"
+    looked_at = [f"{image},cat,me,seen", f"cat/gone.pgm,{A},dog,,"]
+    for name, lines in {"before": None, "empty": [], "same": looked_at, "after": [f"{image},dog,,"]}.items():
         prepared(tmp_path / name, raw, None if lines is None else corrections(tmp_path, *lines))
-    for file in (tmp_path / "before").iterdir():
-        assert (tmp_path / "empty" / file.name).read_bytes() == file.read_bytes()
+        files[name] = {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+    assert files["before"] == files["empty"] == files["same"] != files["after"]
     assert load_metadata(tmp_path / "after").splits_sha256 == load_metadata(tmp_path / "before").splits_sha256
 
 
@@ -118,13 +123,6 @@ def test_what_fits_no_image_is_refused_and_labels_nothing(tmp_path, classes, lin
     assert not (tmp_path / "out").exists()
 
 
-def test_a_corrected_image_that_is_gone_is_named_and_counted(tmp_path, capsys):
-    path = corrections(tmp_path, f"cat/3.pgm,{digest(3)},dog,,", f"cat/4.pgm,{digest(4)},dog,,")
-    _, findings = prepared(tmp_path / "out", archive(tmp_path, skip=[3]), path)
-    assert findings.metrics()["corrections"] == {"relabeled": 1, "dropped": 0, "gone": 1}
-    assert "data/corrections.csv: 1 of these images are gone: cat/3.pgm; remove their lines" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -154,6 +152,7 @@ def test_lines_as_windows_writes_them_and_cells_that_a_spreadsheet_would_compute
     assert list(read_corrections(path).values()) == [one, Correction("z", B, "cat")]
     assert "\n'=a/1.png,aaa" in path.read_text()
     before = path.read_bytes()
-    with pytest.raises(UserError, match="the same image, is -1"):
+    refused = "/corrections.csv as it would be, line 3: other is cat, above =a/1.png, the same image, is -1"
+    with pytest.raises(UserError, match=refused):
         add_corrections(path, [Correction("other", A, "cat")])
     assert path.read_bytes() == before

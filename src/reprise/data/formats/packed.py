@@ -26,8 +26,9 @@ class Metadata(BaseModel):
 
     depth: `data.depth`, if it is set: the bits in use of images of 16 bits. mean, std: per channel, of the training
     split, in 0..1. dropped: number of images left out, each with its reason in `dropped.json`, a list of {"id",
-    "split", "reason"}. relabeled: number of images with a corrected label, if there are any. source_sha256: of the raw
-    archive; splits_sha256: of that and of which image is in which split; sha256: of each file beside the metadata.
+    "split", "reason"}. relabeled: number of images with a corrected label, if there are any. test_corrections: how many
+    of the test split data/corrections.csv has `relabeled` and `dropped`, if any. source_sha256: of the raw archive;
+    splits_sha256: of that and of which image is in which split; sha256: of each file beside the metadata.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +44,7 @@ class Metadata(BaseModel):
     counts: dict[Split, int]
     dropped: int = 0
     relabeled: int | None = None
+    test_corrections: dict[str, int] | None = None
     source_sha256: str
     splits_sha256: str
     sha256: dict[str, str]

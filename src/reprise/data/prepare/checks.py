@@ -27,7 +27,7 @@ class Findings:
     splits: 0, 1, 2 as in SPLITS, or -1 for an image that cannot be read. twins: by kind, before any leak was dropped.
     similar_bits: in how many of 128 similar images may differ, see `bits_of_similar`. peaks: see `Decoded`; depth: the
     bits in use of images of 16. dropped: {row: reason}. complaints: {row: what the libraries said} of images left.
-    missed: see `missed_shares`. corrected: what data/corrections.csv does.
+    missed: see `missed_shares`. corrected: what data/corrections.csv does; corrections: its counts.
     """
 
     archive: RawArchive
@@ -40,6 +40,7 @@ class Findings:
     peaks: np.ndarray
     depth: int
     corrected: Corrected
+    corrections: dict[str, Any]
     dropped: dict[int, str] = field(default_factory=dict)
     complaints: dict[int, str] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
@@ -91,7 +92,7 @@ class Findings:
             "width": _extremes(self.sizes[self.splits >= 0, 0]),
             "height": _extremes(self.sizes[self.splits >= 0, 1]),
             "dropped": {"corrupt": len(self.dropped) - leaks - len(self.corrected.dropped), "leaks": leaks},
-            "corrections": {name: len(vars(self.corrected)[name]) for name in ("relabeled", "dropped", "gone")},
+            "corrections": self.corrections,
             "two_labels": {kind: len(self.two_labels(kind)) for kind in self.twins},
             **{kind: self.shared(kind) for kind in self.twins},
         }
@@ -181,7 +182,7 @@ def check(
     sizes = np.stack([seen["width"], seen["height"]], axis=1)
     said = {row: why for row, why in wrong.items() if row not in dropped}
     found = archive, ids, placed, labels, sizes, similar_bits, twins, seen["peak"], params.bits, corrected
-    return Findings(*found, dropped=dropped, complaints=said)
+    return Findings(*found, corrected.counts(splits), dropped=dropped, complaints=said)
 
 
 def _extremes(values: np.ndarray) -> dict[str, int]:

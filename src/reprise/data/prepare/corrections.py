@@ -6,10 +6,10 @@ The label may be the one that the image has already: somebody has looked, and it
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from reprise.data.formats.raw import RawArchive, image_id, read_images, shown
 from reprise.runtime.atomic import publishing
@@ -45,9 +45,18 @@ class Corrected:
     dropped: dict[int, str]
     gone: list[str]
 
+    def counts(self, splits: Sequence[str]) -> dict[str, Any]:
+        """Return the numbers of relabeled, dropped and gone images and, under `test`, those of the test split.
 
-def read_corrections(path: Path) -> dict[str, Correction]:
-    """Return the corrections of a file by image.
+        splits: N names. What is corrected there changes what a model is measured by.
+        """
+        every = {name: len(vars(self)[name]) for name in ("relabeled", "dropped", "gone")}
+        changed = {"relabeled": self.relabeled, "dropped": self.dropped}
+        return every | {"test": {name: sum(splits[row] == "test" for row in rows) for name, rows in changed.items()}}
+
+
+def read_corrections(path: Path, called: str = "") -> dict[str, Correction]:
+    """Return the corrections of a file by image; called: its name in messages, if it is not its path.
 
     Raises UserError for a file that is missing or no such table and, with the line, for one that is incomplete, for
     two of one image, and for two labels of one content.
@@ -55,16 +64,16 @@ def read_corrections(path: Path) -> dict[str, Correction]:
     header, *rows = read_csv(path) or [[]]
     if header != HEADER:
         raise UserError(f"{path}: its first line has to be {','.join(HEADER)}; write it, or take the file from Git")
-    found, of_content = dict[str, Correction](), dict[str, Correction]()
+    found, of_content, called = dict[str, Correction](), dict[str, Correction](), called or str(path)
     for line, row in enumerate(rows, 2):
         if len(row) != len(HEADER) or not (row[0] and row[2] and re.fullmatch("[0-9a-f]{64}", row[1])):
             needs = f"an id, the SHA-256 of the image's file (`sha256sum`), a class or `{DROP}`, by whom, and why"
-            raise UserError(f"{path}, line {line}: a line has 5 values, {needs}; the last two may be empty")
+            raise UserError(f"{called}, line {line}: a line has 5 values, {needs}; the last two may be empty")
         one = Correction(*row)
         earlier = found.get(one.id) or of_content.get(one.sha256)
         if earlier and (earlier.id == one.id or len({earlier.label, one.label, DROP}) == 3):
             both = f"{shown(one.id)} is {one.label}, above {shown(earlier.id)}, the same image, is {earlier.label}"
-            raise UserError(f"{path}, line {line}: {both}; keep one of the lines")
+            raise UserError(f"{called}, line {line}: {both}; keep one of the lines")
         found[one.id] = one
         of_content |= {one.sha256: one} if one.label != DROP else {}
     return found
@@ -80,7 +89,7 @@ def add_corrections(path: Path, corrections: Iterable[Correction], without: Coll
         kept = {name: each for name, each in read_corrections(path).items() if name not in without}
         every = kept | {each.id: each for each in corrections}
         write_csv(partial, HEADER, [every[name] for name in sorted(every)])
-        read_corrections(partial)  # nothing is written that could not be read
+        read_corrections(partial, f"{path} as it would be")  # nothing is written that could not be read
 
 
 def apply_corrections(path: Path | None, archive: RawArchive) -> Corrected:

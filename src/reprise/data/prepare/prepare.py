@@ -74,6 +74,7 @@ def preprocess(
         counts={split: len(rows) for split, rows in rows_of.items()},
         dropped=len(findings.dropped),
         relabeled=len(corrected.relabeled.keys() - findings.dropped.keys()) or None,
+        test_corrections=findings.corrections["test"] if any(findings.corrections["test"].values()) else None,
         source_sha256=archive.source.sha256,
         splits_sha256=hashlib.sha256(json.dumps([archive.source.sha256, *placement]).encode()).hexdigest(),
         sha256={path.name: file_sha256(path) for path in sorted(destination.iterdir())},

@@ -65,7 +65,8 @@ def _overview(findings: Findings) -> list[str]:
         + ", ".join(f"{count:,} {split}" for split, count in images.items()),
         f"- sizes in pixels: {'; '.join(sizes)}",
         f"- left out: {dropped['corrupt']:,} that cannot be read, {dropped['leaks']:,} that a later split has too",
-        f"- by corrections.csv: {hand['relabeled']:,} labels changed, {hand['dropped']:,} images left out",
+        f"- by corrections.csv: {hand['relabeled']:,} labels changed, {hand['dropped']:,} images left out; "
+        f"of the test split {hand['test']['relabeled']:,} and {hand['test']['dropped']:,}",
         *([f"- {findings.range()}"] if findings.peaks.any() else []),
         f"- imbalance: the largest class of train has {metrics['imbalance']:g} times the images of the smallest",
         *(f"- groups: {text(line)}" for line in findings.missed[:LISTED]),
