@@ -51,8 +51,7 @@ class Prediction:
     def plain(self) -> dict[str, Any]:
         """Return name, label, probability, top, reason and what `judged` has, for JSON; probabilities have 6 digits."""
         top = [(name, float(f"{p:.6g}")) for name, p in self.top]
-        probability = top[0][1] if top else None
-        answer = {"name": self.name, "label": self.label, "probability": probability, "top": top}
+        answer = {"name": self.name, "label": self.label, "probability": top[0][1] if top else None, "top": top}
         return answer | {"reason": self.reason} | self.judged
 
 

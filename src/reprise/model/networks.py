@@ -64,14 +64,12 @@ class SmallNetwork(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return features (N, num_features) of images (N, C, H, W)."""
-        features: Tensor = self.features(x)
-        return features
+        return self.features(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits (N, num_classes) of features (N, num_features); pre_logits: the classifier's input instead."""
         x = F.dropout(x, self.drop_rate, self.training)
-        logits: Tensor = x if pre_logits else self.fc(x)
-        return logits
+        return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes) of images (N, C, H, W)."""
@@ -138,8 +136,7 @@ class Decorrelated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, 4 C, H - 1, W - 1) of images (N, C, H, W)."""
         with torch.autocast(x.device.type, enabled=False):  # the differences would be lost in bf16
-            result: Tensor = self.norm(F.conv2d(x, self.transform))
-        return result
+            return self.norm(F.conv2d(x, self.transform))
 
 
 def cosines(n: int) -> Tensor:
@@ -171,8 +168,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum, in the shape of the input."""
-        result: Tensor = x + self.block(x)
-        return result
+        return x + self.block(x)
 
 
 def convolution(before: int, after: int, kernel: int = 3, stride: int = 1, pool: int = 1) -> nn.Sequential:

@@ -220,10 +220,8 @@ def _hidden_edits(project: Project) -> Iterator[Leftover]:
     files = [path for path in blobs if path.isprintable() and path[0] != '"' and (project.root / path).is_file()]
     names = "".join(f"{path}\n" for path in files)
     # Git keeps CRLF that are in the index already, whatever its filters would make of them
-    hashed = [
-        project.git("hash-object", *way, "--stdin-paths", stdin=names, check=False).split()
-        for way in ([], ["--no-filters"])
-    ]
+    hashes = partial(project.git, "hash-object", "--stdin-paths", stdin=names, check=False)
+    hashed = hashes().split(), hashes("--no-filters").split()
     other = {path for path, *now in zip(files, *hashed, strict=False) if blobs[path] not in now}
     if hidden := sorted(other - set(project.changed())):
 

@@ -170,8 +170,7 @@ def sampler(definition: Definition, number: int, parallel: bool) -> samplers.Bas
     if definition.sampler == "nsga2":
         return NSGA2(population_size=min(50, max(4, definition.trials // 5)), seed=seed)
     if definition.sampler == "tpe":
-        grouped = bool(definition.when)
-        return samplers.TPESampler(multivariate=True, group=grouped, constant_liar=parallel, seed=seed)
+        return samplers.TPESampler(multivariate=True, group=bool(definition.when), constant_liar=parallel, seed=seed)
     return Grid(seed) if definition.sampler == "grid" else samplers.RandomSampler(seed)
 
 

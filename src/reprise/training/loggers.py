@@ -7,7 +7,6 @@ settings everything stays in files. None changes a result.
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from reprise.params.resolve import check_loggers
@@ -42,8 +41,7 @@ def _dvclive(folder: Path, run: str) -> Logger:
     from dvclive.lightning import DVCLiveLogger
 
     # as it comes, it rewrites the root's dvc.yaml, makes an experiment, and removes what an earlier part logged
-    logger: Logger = DVCLiveLogger(run, dir=str(folder), resume=True, report=None, save_dvc_exp=False, dvcyaml=None)
-    return logger
+    return DVCLiveLogger(run, dir=str(folder), resume=True, report=None, save_dvc_exp=False, dvcyaml=None)
 
 
 CREATE: dict[LoggerName, Callable[[Path, str], Logger]] = {
@@ -52,11 +50,3 @@ CREATE: dict[LoggerName, Callable[[Path, str], Logger]] = {
     "mlflow": _mlflow,
     "dvclive": _dvclive,
 }
-
-
-class LearningRate(Callback):
-    """Logs the largest learning rate at the end of each epoch, beside the losses."""
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the rate as `lr`."""
-        pl_module.log("lr", max(group["lr"] for group in trainer.optimizers[0].param_groups))
