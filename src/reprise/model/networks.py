@@ -112,8 +112,12 @@ class ResNet8(SmallNetwork):
             steps += [convolution(before, after, pool=2), Residual(convolution(after, after))]
         for convolved in (layer for step in steps for layer in step.modules() if isinstance(layer, nn.Conv2d)):
             nn.init.dirac_(convolved.weight.data[: convolved.in_channels])
-        features = nn.Sequential(Decorrelated(in_chans), *steps, nn.AdaptiveMaxPool2d(1), nn.Flatten(), Scaled(0.15))
+        features = nn.Sequential(Decorrelated(in_chans), *steps, nn.AdaptiveMaxPool2d(1), nn.Flatten())
         super().__init__(features, widths[-1], **head)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return features (N, num_features) of images (N, C, H, W)."""
+        return self.features(x) * 0.15
 
 
 class Decorrelated(nn.Module):
@@ -145,18 +149,6 @@ def cosines(n: int) -> Tensor:
     matrix = torch.cos(math.pi / n * rows * places) * math.sqrt(2 / n)
     matrix[0] /= math.sqrt(2)
     return matrix
-
-
-class Scaled(nn.Module):
-    """Multiplication by a constant."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x, of any shape, times the factor."""
-        return x * self.factor
 
 
 class Residual(nn.Module):

@@ -39,6 +39,7 @@ Processors = Annotated[int, Field(ge=1, le=256)] | Literal["auto"]
 Bar = Annotated[str, Field(pattern=r"^[\w.]+ *(>=|<=) *-?\d+(\.\d+)?$")]
 Side = Annotated[int, Field(ge=8, le=1024)]
 Own = Annotated[str, Field(pattern=r"^project/.+\.py:\w+$")]
+Address = Annotated[str, Field(pattern="^https?://[!-~]+$")]
 
 
 class SourceParams(Section):
@@ -46,14 +47,10 @@ class SourceParams(Section):
 
     name: DataSet = param("data set, see `reprise data`; folder, archive: your own images at data.path")
     path: str = param("the folder, or the .zip, .tar or .tar.gz, with your own images", pattern=r"^[^\x00]+$")
-    url: str | None = param(
-        "http:// or https:// address of the archive, in place of data.path; no spaces", pattern="^https?://[!-~]+$"
-    )
+    url: Address | None = param("http:// or https:// address of the archive, in place of data.path; no spaces")
     sha256: str | None = param("checksum of the archive, 64 hexadecimal digits", pattern="^[0-9a-fA-F]{64}$")
     split: str | None = param("which of a data set's variants, see `reprise data`; null: the first")
-    mirror: str | None = param(
-        "http:// or https:// address to download from in place of the data set's own", pattern="^https?://[!-~]+$"
-    )
+    mirror: Address | None = param("http:// or https:// address to download from in place of the data set's own")
 
     @property
     def is_own(self) -> bool:
@@ -262,19 +259,15 @@ class TrainParams(Section):
     @model_validator(mode="after")
     def _values_that_fit(self) -> Self:
         if self.accelerator == "gpu" and self.reproducible == "portable":
-            raise ValueError(
-                "accelerator = gpu: reproducible = portable promises the bits of CPUs; choose reproducible "
-                "machine or off, or accelerator auto"
-            )
+            way_out = "choose reproducible machine or off, or accelerator auto"
+            raise ValueError(f"accelerator = gpu: reproducible = portable promises the bits of CPUs; {way_out}")
         if self.num_nodes > 1 and self.devices == "auto":
             raise ValueError(f"devices = auto: expected a number with num_nodes = {self.num_nodes}")
         if self.threads == "auto" and (self.num_nodes > 1 or self.devices not in (1, "auto")):
             raise ValueError("threads = auto: expected a number with several processes; it counts for each of them")
         if self.warmup_epochs and (self.schedule in ("plateau", "none") or self.warmup_epochs >= self.epochs):
-            raise ValueError(
-                f"warmup_epochs = {self.warmup_epochs}: expected less than epochs = {self.epochs}, and 0 with the "
-                "schedules plateau and none (constant warms up)"
-            )
+            allowed = f"less than epochs = {self.epochs}, and 0 with the schedules plateau and none (constant warms up)"
+            raise ValueError(f"warmup_epochs = {self.warmup_epochs}: expected {allowed}")
         if self.schedule == "none" and self.schedule_kwargs:
             raise ValueError("schedule_kwargs: schedule = none takes none; set it to {}")
         check_backbone(self)

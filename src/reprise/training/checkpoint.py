@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning import LightningModule, Trainer
@@ -38,8 +38,7 @@ SHARE = 0.01  # of the time, at most, for checkpoints between short epochs
 UNFINISHED = 10  # trainings whose scratch is kept for a later resumption
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """What comes next: a step (counted from 0) of an epoch (from 0); global_step: optimizer steps done so far."""
 
     epoch: int
@@ -91,7 +90,7 @@ class Checkpoints:
     def save(self, state: dict[str, Any], position: Position) -> None:
         """Write the state of a position durably; then remove all but the newest GENERATIONS."""
         buffer = io.BytesIO()
-        torch.save({"position": vars(position), **state}, buffer)
+        torch.save({"position": position._asdict(), **state}, buffer)
         payload = buffer.getbuffer()
         name = f"{position.epoch:06d}-{position.step:09d}.ckpt"
         with publishing(self.folder / name) as (path,), path.open("wb") as file:
