@@ -156,10 +156,9 @@ def as_optuna(definition: Definition, trial: Trial, system: dict[str, Any] | Non
 
 def record(project: Project, trial: Trial) -> None:
     """Add a trial to its sweep's ledger, whole and synced."""
-    path = project.root / "sweeps" / f"{trial.name.rpartition('-')[0]}.jsonl"
-    with publishing(path) as (partial,):
-        before = path.read_text("utf-8") if path.exists() else ""
-        partial.write_text(f"{before}{trial.line()}\n", encoding="utf-8")
+    ledger = f"sweeps/{trial.name.rpartition('-')[0]}.jsonl"
+    with publishing(project.root / ledger) as (partial,):
+        partial.write_text(f"{project.read(ledger)}{trial.line()}\n", encoding="utf-8")
 
 
 class NSGA2(samplers.NSGAIISampler):

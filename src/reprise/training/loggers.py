@@ -4,7 +4,7 @@ Their services and offline modes are set as each of them documents it (WANDB_MOD
 settings everything stays in files. None changes a result.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -13,18 +13,15 @@ from reprise.params.resolve import check_loggers
 from reprise.params.schema import LoggerName
 
 
-def create_loggers(names: Iterable[LoggerName], folder: Path, run: str) -> list[Logger]:
+def create_loggers(names: Collection[LoggerName], folder: Path, run: str) -> list[Logger]:
     """Return a logger for each name, with its files in `folder/NAME`; run: the name that a service shows.
 
     Raises UserError for one that is not installed.
     """
     check_loggers(names)
-    loggers = []
-    for name in dict.fromkeys(names):
-        own = folder / name
-        own.mkdir(parents=True, exist_ok=True)
-        loggers.append(CREATE[name](own, run))
-    return loggers
+    for name in names:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return [CREATE[name](folder / name, run) for name in dict.fromkeys(names)]
 
 
 def _mlflow(folder: Path, run: str) -> Logger:

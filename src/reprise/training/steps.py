@@ -158,17 +158,12 @@ class ChunkedClassifier(LitClassifier):
         return {"loss": loss, "preds": preds, "targets": targets}
 
     def _log_epoch(self, split: str, *_: Any) -> Tensor:
-        """Let loggers number the epoch by its last batch, whatever the chunks and however often it was resumed.
-
-        Beside the losses of training, `lr` is the largest learning rate at the epoch's end.
-        """
+        """Let loggers number the epoch by its last batch, whatever the chunks and however often it was resumed."""
         self.log("step", float((self.trainer.current_epoch + 1) * self.steps - 1))
         self.log("epoch", float(self.trainer.current_epoch))
         loss, accuracy = (self.train_metrics if split == "train" else self.val_metrics).compute()
         self.log(f"{split}/loss", loss)
         self.log(f"{split}/acc", accuracy)
-        if split == "train":
-            self.log("lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
         return accuracy
 
 
