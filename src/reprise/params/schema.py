@@ -72,9 +72,7 @@ class PrepareParams(Section):
     depth: Literal["auto"] | Annotated[int, Field(ge=8, le=16)] = param(
         "bits in use of images of 16 bits, 8 to 16; auto: 16, and images with small values are refused"
     )
-    resize: Resize = param(
-        "stretch: to a square; fit: the whole image, on black; crop: the largest square in its middle"
-    )
+    resize: Resize = param("stretch: to a square; fit: the whole image, on black; crop: the largest central square")
     on_corrupt: Literal["error", "drop"] = param(
         "images that cannot be read: error names them and stops; drop leaves them out and lists them"
     )
@@ -195,9 +193,7 @@ class TrainParams(Section):
     optimizer: str = param("any of timm.optim.list_optimizers(), e.g. adamw, sgd, lion", min_length=1)
     optimizer_kwargs: FreeForm = param("further arguments of timm's create_optimizer_v2, e.g. momentum")
     weight_decay: float = param("as the optimizer means it; never of norms and biases", ge=0, le=10)
-    layer_decay: float | None = param(
-        "factor on the learning rate from a layer to the one before; null: none", gt=0, le=1
-    )
+    layer_decay: float | None = param("factor on the rate from a layer to the one before; null: none", gt=0, le=1)
     backbone_lr: float = param("factor on the learning rate of all but the classifier, for fine-tuning", gt=0, le=1)
     freeze_epochs: int = param("epochs at the start that train the classifier alone", ge=0)
     backbone: Literal["tune", "fixed_norms", "frozen"] = param("see params.yaml; frozen: trains the classifier alone")
@@ -207,23 +203,17 @@ class TrainParams(Section):
         "onecycle: warm up, then fall to zero; plateau: a tenth whenever val/loss stalls; none: constant; the "
         "others are timm's"
     )
-    schedule_kwargs: FreeForm = param(
-        "further arguments of timm's create_scheduler_v2, torch's OneCycleLR or ReduceLROnPlateau"
-    )
+    schedule_kwargs: FreeForm = param("arguments of timm's create_scheduler_v2, OneCycleLR or ReduceLROnPlateau")
     warmup_epochs: int = param("learning rate rises first; onecycle: 0 is 30% of all", ge=0, le=10_000)
     clip_grad: float | None = param("largest norm of the gradient; null: any", gt=0)
     accumulate: int = param("batches whose gradients make one optimizer step", ge=1, le=65_536)
-    ema: float | None = param(
-        "decay of an average of the weights, published if it validates better; null: none", gt=0, lt=1
-    )
+    ema: float | None = param("decay of averaged weights, published if they validate better; null: none", gt=0, lt=1)
     select: Literal["val_accuracy", "val_loss"] = param("what the published epoch is best in")
     early_stopping: int | None = param("stops after so many epochs without a better one; null: never", ge=1)
     balance: Literal["none", "weights", "sampling"] = param(
         "for classes of unequal size; weights: rare ones count more in the loss; sampling: are drawn more"
     )
-    loss: Literal["cross_entropy", "focal", "bce"] | Own = param(
-        "of training; cross_entropy, focal, bce or project/FILE.py:NAME"
-    )
+    loss: Literal["cross_entropy", "focal", "bce"] | Own = param("of training; or your own, project/FILE.py:NAME")
     label_smoothing: float = param("share of the target spread over all classes", ge=0, lt=1)
     augment: AugmentParams
     start_size: Side | None = param(
@@ -242,9 +232,7 @@ class TrainParams(Section):
         "portable: on the CPU, the same bits on any x86-64 with AVX2; machine: on the GPU if there is one, the "
         "same bits on machines of one kind; auto: machine on a GPU, else portable; off: no promise, fastest"
     )
-    accelerator: Literal["auto", "cpu", "gpu"] = param(
-        "auto: as `reproducible` says; cpu; gpu: an error where there is none"
-    )
+    accelerator: Literal["auto", "cpu", "gpu"] = param("auto: as reproducible says; gpu: an error where there is none")
     devices: Processors = param("processes on each machine, one for each GPU; auto: all GPUs, one process on the CPU")
     num_nodes: int = param("machines", ge=1, le=4096)
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = param(
