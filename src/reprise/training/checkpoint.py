@@ -76,16 +76,13 @@ class Checkpoints:
         self.folder.mkdir(exist_ok=True)
         for leftover in self.folder.glob(".*"):  # of a killed process
             remove(leftover)
-        others = []
-        for folder in scratch.iterdir():
-            with suppress(FileNotFoundError):  # another training was just through
-                if folder.is_dir() and folder != self.folder:
-                    others.append((folder.stat().st_mtime_ns, folder))
-        for _, folder in sorted(others, reverse=True)[UNFINISHED:]:
-            lock = Lock(folder)
-            if lock.acquire(wait=False):
-                remove(folder)
-                lock.release()
+        with suppress(FileNotFoundError):  # another training was just through; the next one cleans up
+            others = [path for path in scratch.iterdir() if path.is_dir() and path != self.folder]
+            for folder in sorted(others, key=lambda path: path.stat().st_mtime_ns)[:-UNFINISHED]:
+                lock = Lock(folder)
+                if lock.acquire(wait=False):
+                    remove(folder)
+                    lock.release()
 
     def save(self, state: dict[str, Any], position: Position) -> None:
         """Write the state of a position durably; then remove all but the newest GENERATIONS."""
