@@ -56,9 +56,8 @@ def _tensors(one: Path, two: Path) -> str | None:
         for name in dict.fromkeys([*order, *other_order]):
             if name not in order or name not in other_order:
                 return f"tensor {name}: only in the {'first' if name in order else 'second'}"
-            kinds = [
-                f"{part.get_dtype()} {part.get_shape()}" for part in (first.get_slice(name), second.get_slice(name))
-            ]
+            parts = first.get_slice(name), second.get_slice(name)
+            kinds = [f"{part.get_dtype()} {part.get_shape()}" for part in parts]
             if kinds[0] != kinds[1]:
                 return f"tensor {name}: {kinds[0]} -> {kinds[1]}"
             a, b = (file.get_tensor(name).reshape(-1, 1) for file in (first, second))
