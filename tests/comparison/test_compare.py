@@ -283,14 +283,16 @@ def test_predictions_are_those_of_the_model_if_evaluate_ran_whether_or_not_expor
 def test_outs_come_from_the_remote_where_the_cache_lacks_them(project, tmp_path):
     project.state(answers(5, 5)).commit()
     project.state(answers(9, 1)).commit("head")
-    shutil.copytree(project.path / ".dvc/cache/files", tmp_path / "remote/files")
-    shutil.rmtree(project.path / ".dvc/cache")
-    with pytest.raises(
-        UserError, match=r"main \(.*\): its data/predictions.csv is neither in DVC's cache nor in a rem"
-    ):
+    (project.path / ".dvc/cache/files").rename(tmp_path / "files")
+    missing = r"main \(.*\): its data/predictions.csv is neither in DVC's cache nor in a rem"
+    with pytest.raises(UserError, match=missing):
         compare(project.path, "main", "head")
     with (project.path / ".dvc/config").open("a") as config:
         config.write(f"    remote = there\n['remote \"there\"']\n    url = {tmp_path / 'remote'}\n")
+    with pytest.raises(UserError, match=missing):  # the remote is empty
+        compare(project.path, "main", "head")
+    (tmp_path / "remote").mkdir(exist_ok=True)
+    (tmp_path / "files").rename(tmp_path / "remote/files")
     found = compare(project.path, "main", "head")
     assert found.verdict.fixed == 4
     assert "fixed.svg" in {path.name for path in write(found, tmp_path / "out").parent.iterdir()}

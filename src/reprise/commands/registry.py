@@ -3,10 +3,9 @@
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from reprise.repo.project import Project
+from reprise.repo.project import Project
 
 Command = Callable[[Namespace], int | None]
 Argument = tuple[tuple[str, ...], dict[str, Any]]
@@ -31,10 +30,9 @@ def command(*arguments: Argument) -> Callable[[Command], Command]:
     return add
 
 
-def here(check: bool = True) -> "Project":
+def here(check: bool = True) -> Project:
     """Return the project that the working directory lies in; say so if a killed DVC left it in need of `doctor`."""
     from reprise.repo.doctor import say_if_needed
-    from reprise.repo.project import Project
 
     project = Project.find(Path.cwd())
     if check:

@@ -7,13 +7,9 @@ import tempfile
 from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from reprise.commands.registry import argument, command
 from reprise.runtime.errors import UserError, say, visible
-
-if TYPE_CHECKING:
-    from reprise.inference.predict import Prediction
 
 FORMATS = ("table", "csv", "jsonl")
 OF_A_MODEL = (
@@ -79,9 +75,9 @@ def predict(options: Namespace) -> int:
         for each in tqdm(predictions, "predict", unit=" images", leave=False, disable=quiet):
             images, bad = images + 1, bad + bool(each.reason)
             if layout == "csv":
-                write_row([shown(cell) if isinstance(cell, str) else cell for cell in _row(each, len(columns))])
+                write_row([shown(cell) if isinstance(cell, str) else cell for cell in each.row(len(columns))])
             else:
-                say(json.dumps(each.plain()) if layout == "jsonl" else _line(each), file)
+                say(json.dumps(each.plain()) if layout == "jsonl" else each.line(), file)
     said = f", {bad:,} of them cannot be used (see the reasons)" if bad else ""
     if out or bad:
         say(f"predict: {images:,} images{said}" + (f" -> {out}" if out else ""), file=sys.stderr)
@@ -137,20 +133,3 @@ def _standard_input(stack: ExitStack) -> Path | bytes:
     path = Path(stack.enter_context(tempfile.TemporaryDirectory()), "archive")
     path.write_bytes(content)
     return path
-
-
-def _row(each: "Prediction", columns: int) -> list[Any]:
-    """Return a row of a CSV; digits as in data/predictions.csv."""
-    from reprise.evaluation.predictions import cells
-
-    digits: list[Any] = [""] * columns
-    if each.probabilities is not None:
-        digits = [*(f"{p:.6g}" for p in each.probabilities.tolist()), *cells(each.judged)]
-    return [each.name, each.label or "", *digits, each.reason]
-
-
-def _line(each: "Prediction") -> str:
-    shown = ["unknown"] * bool(each.judged.get("unknown")) + [f"{name} {p:.4f}" for name, p in each.top]
-    if "prediction_set" in each.judged:
-        shown.append(f"{{{', '.join(each.judged['prediction_set'])}}}")
-    return f"{each.name}  {each.reason or '  '.join(shown)}".replace("\n", "\\n")

@@ -23,6 +23,7 @@ STEPS = 80  # to fit one batch, at most
 BATCH = 32  # images of that batch
 IMAGES = 2000  # to check, of each split
 DOUBT = 1e-3  # probability of a false alarm, of a check against chance
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,7 @@ def sanity(processed: Path, model: ModelParams, params: TrainParams, weights: Pa
     return check(made.lit().to(device), made.batches, made.val_batches, len(made.metadata.classes), slack)
 
 
-def check(
-    lit: LitClassifier,
-    train: Iterable[tuple[Tensor, Tensor]],
-    val: Iterable[tuple[Tensor, Tensor]],
-    classes: int,
-    slack: float = 0.3,
-) -> list[Check]:
+def check(lit: LitClassifier, train: Batches, val: Batches, classes: int, slack: float = 0.3) -> list[Check]:
     """Run all checks.
 
     train, val: batches of images (N, C, H, W) with labels (N,) or soft targets (N, classes). slack: the largest
@@ -82,7 +77,7 @@ def check(
     return [*checks, *_learning(lit, batch, classes)]
 
 
-def _gather(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _gather(batches: Batches) -> tuple[Tensor, Tensor]:
     """Return up to IMAGES images with their labels, of soft targets the class of largest weight, without padding."""
     kept: list[tuple[Tensor, Tensor]] = []
     for images, labels in batches:

@@ -64,8 +64,7 @@ def check_backbone(
 def pooled(network: TIMMBackbone, images: Tensor) -> Tensor:
     """Return the features (N, D) that the classifier of a network would see of images (N, C, H, W)."""
     model: Any = network.model
-    features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
-    return features
+    return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
 def folded(network: TIMMBackbone, images: Tensor) -> TIMMBackbone:
@@ -96,11 +95,7 @@ def backbone_sha256(network: TIMMBackbone) -> str:
 
 
 def kept_features(
-    folder: Path | None,
-    keys: list[str],
-    size: int,
-    compute: Callable[[list[int]], Tensor],
-    check: Callable[[], None],
+    folder: Path | None, keys: list[str], size: int, compute: Callable[[list[int]], Tensor], check: Callable[[], None]
 ) -> Tensor:
     """Return the features of N images, float32 (N, ...): those that a folder of the store holds, the others computed.
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reprise.evaluation.confidence import FILE, load_confidence
+from reprise.evaluation.predictions import cells
 from reprise.inference.sources import decoded, named_images
 from reprise.model.artifact import ModelCard, load_card
 from reprise.runtime.environment import before_torch, end_imports
@@ -51,9 +52,22 @@ class Prediction:
     def plain(self) -> dict[str, Any]:
         """Return name, label, probability, top, reason and what `judged` has, for JSON; probabilities have 6 digits."""
         top = [(name, float(f"{p:.6g}")) for name, p in self.top]
-        probability = top[0][1] if top else None
-        answer = {"name": self.name, "label": self.label, "probability": probability, "top": top}
+        answer = {"name": self.name, "label": self.label, "probability": top[0][1] if top else None, "top": top}
         return answer | {"reason": self.reason} | self.judged
+
+    def row(self, columns: int) -> list[Any]:
+        """Return a row of a CSV, digits as in data/predictions.csv; columns: of probabilities and what `judged` has."""
+        digits: list[Any] = [""] * columns
+        if self.probabilities is not None:
+            digits = [*(f"{p:.6g}" for p in self.probabilities.tolist()), *cells(self.judged)]
+        return [self.name, self.label or "", *digits, self.reason]
+
+    def line(self) -> str:
+        """Return a line of a table."""
+        shown = ["unknown"] * bool(self.judged.get("unknown")) + [f"{name} {p:.4f}" for name, p in self.top]
+        if "prediction_set" in self.judged:
+            shown.append(f"{{{', '.join(self.judged['prediction_set'])}}}")
+        return f"{self.name}  {self.reason or '  '.join(shown)}".replace("\n", "\\n")
 
 
 class Model:

@@ -41,7 +41,6 @@ class TorchModel:
             with cudnn, torch.inference_mode(), repaired(self.network, pointwise=False):
                 pixels = to_unit(to_device(torch.from_numpy(images), self.device))
                 logits = self.network(self.normalize(resized(pixels, self.card.architecture.image_size)))
-                answers: np.ndarray = torch.cat(outputs(logits.float().cpu(), self.confidence), dim=1).numpy()
-                return answers
+                return torch.cat(outputs(logits.float().cpu(), self.confidence), dim=1).numpy()
         finally:
             torch.set_num_threads(own)

@@ -4,6 +4,7 @@ The tensors carry timm's own names, so `timm.create_model(...).load_state_dict(s
 without Reprise.
 """
 
+import copy
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -22,14 +23,7 @@ from reprise.data.formats.packed import Metadata
 from reprise.model.artifact import Architecture, ModelCard, load_card
 from reprise.model.classifiers import set_classifier
 from reprise.model.networks import timm_name
-from reprise.model.pretrained import (
-    PretrainedWeights,
-    classifier_prefixes,
-    find_pretrained,
-    not_loaded,
-    quiet_hub,
-    unavailable,
-)
+from reprise.model.pretrained import PretrainedWeights, classifier_prefixes, find_pretrained, not_loaded, unavailable
 from reprise.params.schema import ModelParams
 from reprise.runtime.checksums import file_sha256, write_sealed
 from reprise.runtime.errors import UserError, reason, say
@@ -53,7 +47,6 @@ class TIMMBackbone(nn.Module):
     ) -> None:
         super().__init__()
         name = timm_name(model_name)
-        quiet_hub()
         building = {name: value for name, value in kwargs.items() if name not in UNTRACKED}
         self.arguments = {"model_name": model_name, "num_classes": num_classes, **building}
         try:
@@ -65,8 +58,7 @@ class TIMMBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes)."""
-        logits: Tensor = self.model(x)
-        return logits
+        return self.model(x)
 
 
 def adapt(params: ModelParams, metadata: Metadata, pretrained: PretrainedWeights | None = None) -> Architecture:
@@ -180,27 +172,19 @@ def _what_it_takes(architecture: Architecture) -> str:
 def count_flops(network: nn.Module, architecture: Architecture) -> int | None:
     """Return the floating-point operations of one forward pass of one image, two for each multiply-add.
 
-    None if they cannot be counted, with the reason in a line on stderr: no training fails for want of this number. The
-    network is left as it was.
+    None if they cannot be counted, with the reason in a line on stderr: no training fails for want of this number.
     """
     size, channels = architecture.image_size, architecture.in_chans
-    modes = [(module, module.training) for module in network.modules()]
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
         # FlopCounterMode hooks the gradient of a parameter that is an input of a module, which fails without gradients
-        network.eval().requires_grad_(False)
+        copied = copy.deepcopy(network).eval().requires_grad_(False)
         # FlopCounterMode does not count fused attention on CPUs; its matrix products it does
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            network(torch.zeros(1, channels, size, size))
+            copied(torch.zeros(1, channels, size, size))
         return int(counter.get_total_flops())
     except Exception as error:  # whatever the counter or the network runs into
         say(f"{architecture.model_name}: FLOPs not counted ({reason(error)[:300]})", file=sys.stderr)
         return None
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter in trained:
-            parameter.requires_grad_()
 
 
 def save_model(network: TIMMBackbone, card: ModelCard, weights_path: Path, card_path: Path) -> None:

@@ -64,14 +64,12 @@ class SmallNetwork(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return features (N, num_features) of images (N, C, H, W)."""
-        features: Tensor = self.features(x)
-        return features
+        return self.features(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits (N, num_classes) of features (N, num_features); pre_logits: the classifier's input instead."""
         x = F.dropout(x, self.drop_rate, self.training)
-        logits: Tensor = x if pre_logits else self.fc(x)
-        return logits
+        return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes) of images (N, C, H, W)."""
@@ -114,8 +112,12 @@ class ResNet8(SmallNetwork):
             steps += [convolution(before, after, pool=2), Residual(convolution(after, after))]
         for convolved in (layer for step in steps for layer in step.modules() if isinstance(layer, nn.Conv2d)):
             nn.init.dirac_(convolved.weight.data[: convolved.in_channels])
-        features = nn.Sequential(Decorrelated(in_chans), *steps, nn.AdaptiveMaxPool2d(1), nn.Flatten(), Scaled(0.15))
+        features = nn.Sequential(Decorrelated(in_chans), *steps, nn.AdaptiveMaxPool2d(1), nn.Flatten())
         super().__init__(features, widths[-1], **head)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return features (N, num_features) of images (N, C, H, W)."""
+        return self.features(x) * 0.15
 
 
 class Decorrelated(nn.Module):
@@ -138,8 +140,7 @@ class Decorrelated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, 4 C, H - 1, W - 1) of images (N, C, H, W)."""
         with torch.autocast(x.device.type, enabled=False):  # the differences would be lost in bf16
-            result: Tensor = self.norm(F.conv2d(x, self.transform))
-        return result
+            return self.norm(F.conv2d(x, self.transform))
 
 
 def cosines(n: int) -> Tensor:
@@ -148,18 +149,6 @@ def cosines(n: int) -> Tensor:
     matrix = torch.cos(math.pi / n * rows * places) * math.sqrt(2 / n)
     matrix[0] /= math.sqrt(2)
     return matrix
-
-
-class Scaled(nn.Module):
-    """Multiplication by a constant."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x, of any shape, times the factor."""
-        return x * self.factor
 
 
 class Residual(nn.Module):
@@ -171,8 +160,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum, in the shape of the input."""
-        result: Tensor = x + self.block(x)
-        return result
+        return x + self.block(x)
 
 
 def convolution(before: int, after: int, kernel: int = 3, stride: int = 1, pool: int = 1) -> nn.Sequential:

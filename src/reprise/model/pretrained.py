@@ -30,6 +30,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")  # timm's ow
 ORIGIN = "origin.json"  # beside weights that were fetched
 LFS = b"version https://git-lfs"
 WRAPPERS = re.compile(r"^((net|model|module|_orig_mod)\.)+")  # before timm's names, in checkpoints of training loops
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its ten lines of retries say less than `unavailable`
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,6 @@ def unavailable(model_name: str, error: Exception) -> UserError:
     return UserError(f"cannot get the weights of {model_name} ({why}); without a network: {way_out}")
 
 
-def quiet_hub() -> None:
-    """Silence the hub's client: its ten lines of retries say no more than `unavailable`."""
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-
 def published_weights(model_name: str) -> PretrainedWeights:
     """Return timm's weights of a model, from the hub or its cache (HF_HOME and HF_HUB_OFFLINE as usual).
 
@@ -139,7 +135,6 @@ def fetch_weights(model_name: str, folder: Path) -> Origin:
 
 def _published_file(model_name: str) -> tuple[Path, Origin]:
     """Return where the cache has timm's weights of a model, fetched if need be, and their origin."""
-    quiet_hub()
     config = _config(model_name)
     source, revision = str(config.hf_hub_id or config.url or ""), None
     if not source:
@@ -244,7 +239,7 @@ def _read(path: Path) -> dict[str, Any]:
         if file.read(len(LFS)) == LFS:
             raise UserError(f"{path}: a pointer of Git LFS, not the weights; `git lfs pull` brings them")
     try:
-        weights: dict[str, Any] = load_state_dict(str(path), weights_only=True)
+        return load_state_dict(str(path), weights_only=True)
     except MemoryError:
         raise
     except AttributeError:  # timm takes whatever the file holds for a dictionary with names
@@ -255,13 +250,11 @@ def _read(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: holds {said}") from None
         why = "neither safetensors nor a torch file" if "weights_only" in str(error) else reason(error)[:200]
         raise UserError(f"{path}: not readable as weights ({why})") from None
-    return weights
 
 
 def classifier_prefixes(network: nn.Module) -> tuple[str, ...]:
     """Return the prefixes of a timm model's classifier tensors; () for a module without a timm configuration."""
-    config: Any = getattr(network, "pretrained_cfg", {})
-    return tuple(f"{name}." for name in _layers(config.get("classifier")))
+    return tuple(f"{name}." for name in _layers(getattr(network, "pretrained_cfg", {}).get("classifier")))
 
 
 def not_loaded(pretrained: PretrainedWeights, network: nn.Module) -> list[str]:

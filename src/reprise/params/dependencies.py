@@ -128,10 +128,8 @@ class Dependencies:
             record = load_record(path)
             different = record.differences(self.root, stage, self.all_params, self.record().inputs) if record else []
             if different and not _stages(self.root)[stage].get("frozen"):
-                raise UserError(
-                    f"{path}: made with something else than there is now: {first(different, 5)}; "
-                    f"`dvc repro --force --single-item {stage}` makes it anew"
-                )
+                anew = f"`dvc repro --force --single-item {stage}` makes it anew"
+                raise UserError(f"{path}: made with something else than there is now: {first(different, 5)}; {anew}")
 
     def record(self) -> Record:
         """Return what `begin` saw."""
@@ -152,10 +150,9 @@ class Dependencies:
 
     def _refuse(self, changed: list[str], kept: str = "") -> None:
         if changed:
-            raise UserError(
-                f"changed while this ran: {first(changed, 5)}; nothing is published, for it would be recorded as what "
-                f"it is not. {kept}To go on with what there is now, run the same command again"
-            )
+            why = "nothing is published, for it would be recorded as what it is not"
+            way_out = f"{kept}To go on with what there is now, run the same command again"
+            raise UserError(f"changed while this ran: {first(changed, 5)}; {why}. {way_out}")
 
     def _own(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if f"{name}.".startswith(self.names)}
@@ -177,5 +174,4 @@ class Dependencies:
 
 
 def _stages(root: Path) -> dict[str, Any]:
-    content: dict[str, Any] = YAML(typ="safe", pure=True).load(root / "dvc.yaml")
-    return content["stages"]
+    return YAML(typ="safe", pure=True).load(root / "dvc.yaml")["stages"]

@@ -86,10 +86,8 @@ def _as_text(value: Any) -> str:
 def _whole(tree: dict[str, Any], key: str) -> str:
     """Return a key, or the section around it that is no section in a tree."""
     parts = key.split(".")
-    for depth in range(1, len(parts)):
-        if (found := _at(tree, ".".join(parts[:depth]))) and not isinstance(found[0], dict):
-            return ".".join(parts[:depth])
-    return key
+    around = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+    return next((name for name in around if any(not isinstance(value, dict) for value in _at(tree, name))), key)
 
 
 def _at(tree: Any, key: str) -> list[Any]:

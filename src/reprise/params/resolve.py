@@ -30,10 +30,8 @@ def check_loggers(names: Iterable[LoggerName]) -> None:
 def watched_weights(path: str, folder: Path) -> Path:
     """Return the path of `model.weights`. Raises UserError unless it is in the folder, which the pipeline watches."""
     if not Path(path).resolve().is_relative_to(folder.resolve()):
-        raise UserError(
-            f"model.weights = {path}: the pipeline watches {folder} alone; copy it there, or use "
-            "`python src/train.py`, which takes weights from anywhere"
-        )
+        way_out = "copy it there, or use `python src/train.py`, which takes weights from anywhere"
+        raise UserError(f"model.weights = {path}: the pipeline watches {folder} alone; {way_out}")
     return Path(path)
 
 
@@ -64,10 +62,9 @@ def check_launched(devices: int, num_nodes: int) -> None:
         on_each, nodes = os.environ.get("SLURM_NTASKS_PER_NODE"), os.environ.get("SLURM_NNODES", str(num_nodes))
         # Lightning wants to be told, too, how several are spread
         if started != devices * num_nodes or (started > 1 and (on_each, nodes) != (str(devices), str(num_nodes))):
-            raise UserError(
-                f"SLURM has started {started} tasks (--nodes={nodes} --ntasks-per-node={on_each}), but {wanted}; use "
-                f"srun --nodes={num_nodes} --ntasks-per-node={devices}, or unset SLURM_NTASKS: Lightning starts them"
-            )
+            what = f"SLURM has started {started} tasks (--nodes={nodes} --ntasks-per-node={on_each}), but {wanted}"
+            use = f"use srun --nodes={num_nodes} --ntasks-per-node={devices}, or unset SLURM_NTASKS"
+            raise UserError(f"{what}; {use}: Lightning starts them")
 
 
 def slurm() -> bool:
@@ -80,10 +77,9 @@ def resolve_precision(precision: Precision, reproducible: Reproducible) -> Liter
     import torch
 
     if precision == "bf16" and reproducible == "portable":
-        raise UserError(
-            "train.precision = bf16 gives other bits on other CPUs, which train.reproducible = portable rules out; "
-            "choose precision fp32 or auto, or reproducible machine or off"
-        )
+        why = "gives other bits on other CPUs, which train.reproducible = portable rules out"
+        way_out = "choose precision fp32 or auto, or reproducible machine or off"
+        raise UserError(f"train.precision = bf16 {why}; {way_out}")
     if precision == "auto":
         return "bf16" if device(reproducible) == "cuda" and torch.cuda.is_bf16_supported(False) else "fp32"
     return precision

@@ -39,6 +39,7 @@ Processors = Annotated[int, Field(ge=1, le=256)] | Literal["auto"]
 Bar = Annotated[str, Field(pattern=r"^[\w.]+ *(>=|<=) *-?\d+(\.\d+)?$")]
 Side = Annotated[int, Field(ge=8, le=1024)]
 Own = Annotated[str, Field(pattern=r"^project/.+\.py:\w+$")]
+Address = Annotated[str, Field(pattern="^https?://[!-~]+$")]
 
 
 class SourceParams(Section):
@@ -46,14 +47,10 @@ class SourceParams(Section):
 
     name: DataSet = param("data set, see `reprise data`; folder, archive: your own images at data.path")
     path: str = param("the folder, or the .zip, .tar or .tar.gz, with your own images", pattern=r"^[^\x00]+$")
-    url: str | None = param(
-        "http:// or https:// address of the archive, in place of data.path; no spaces", pattern="^https?://[!-~]+$"
-    )
+    url: Address | None = param("http:// or https:// address of the archive, in place of data.path; no spaces")
     sha256: str | None = param("checksum of the archive, 64 hexadecimal digits", pattern="^[0-9a-fA-F]{64}$")
     split: str | None = param("which of a data set's variants, see `reprise data`; null: the first")
-    mirror: str | None = param(
-        "http:// or https:// address to download from in place of the data set's own", pattern="^https?://[!-~]+$"
-    )
+    mirror: Address | None = param("http:// or https:// address to download from in place of the data set's own")
 
     @property
     def is_own(self) -> bool:
@@ -75,9 +72,7 @@ class PrepareParams(Section):
     depth: Literal["auto"] | Annotated[int, Field(ge=8, le=16)] = param(
         "bits in use of images of 16 bits, 8 to 16; auto: 16, and images with small values are refused"
     )
-    resize: Resize = param(
-        "stretch: to a square; fit: the whole image, on black; crop: the largest square in its middle"
-    )
+    resize: Resize = param("stretch: to a square; fit: the whole image, on black; crop: the largest central square")
     on_corrupt: Literal["error", "drop"] = param(
         "images that cannot be read: error names them and stops; drop leaves them out and lists them"
     )
@@ -198,9 +193,7 @@ class TrainParams(Section):
     optimizer: str = param("any of timm.optim.list_optimizers(), e.g. adamw, sgd, lion", min_length=1)
     optimizer_kwargs: FreeForm = param("further arguments of timm's create_optimizer_v2, e.g. momentum")
     weight_decay: float = param("as the optimizer means it; never of norms and biases", ge=0, le=10)
-    layer_decay: float | None = param(
-        "factor on the learning rate from a layer to the one before; null: none", gt=0, le=1
-    )
+    layer_decay: float | None = param("factor on the rate from a layer to the one before; null: none", gt=0, le=1)
     backbone_lr: float = param("factor on the learning rate of all but the classifier, for fine-tuning", gt=0, le=1)
     freeze_epochs: int = param("epochs at the start that train the classifier alone", ge=0)
     backbone: Literal["tune", "fixed_norms", "frozen"] = param("see params.yaml; frozen: trains the classifier alone")
@@ -210,23 +203,17 @@ class TrainParams(Section):
         "onecycle: warm up, then fall to zero; plateau: a tenth whenever val/loss stalls; none: constant; the "
         "others are timm's"
     )
-    schedule_kwargs: FreeForm = param(
-        "further arguments of timm's create_scheduler_v2, torch's OneCycleLR or ReduceLROnPlateau"
-    )
+    schedule_kwargs: FreeForm = param("arguments of timm's create_scheduler_v2, OneCycleLR or ReduceLROnPlateau")
     warmup_epochs: int = param("learning rate rises first; onecycle: 0 is 30% of all", ge=0, le=10_000)
     clip_grad: float | None = param("largest norm of the gradient; null: any", gt=0)
     accumulate: int = param("batches whose gradients make one optimizer step", ge=1, le=65_536)
-    ema: float | None = param(
-        "decay of an average of the weights, published if it validates better; null: none", gt=0, lt=1
-    )
+    ema: float | None = param("decay of averaged weights, published if they validate better; null: none", gt=0, lt=1)
     select: Literal["val_accuracy", "val_loss"] = param("what the published epoch is best in")
     early_stopping: int | None = param("stops after so many epochs without a better one; null: never", ge=1)
     balance: Literal["none", "weights", "sampling"] = param(
         "for classes of unequal size; weights: rare ones count more in the loss; sampling: are drawn more"
     )
-    loss: Literal["cross_entropy", "focal", "bce"] | Own = param(
-        "of training; cross_entropy, focal, bce or project/FILE.py:NAME"
-    )
+    loss: Literal["cross_entropy", "focal", "bce"] | Own = param("of training; or your own, project/FILE.py:NAME")
     label_smoothing: float = param("share of the target spread over all classes", ge=0, lt=1)
     augment: AugmentParams
     start_size: Side | None = param(
@@ -245,9 +232,7 @@ class TrainParams(Section):
         "portable: on the CPU, the same bits on any x86-64 with AVX2; machine: on the GPU if there is one, the "
         "same bits on machines of one kind; auto: machine on a GPU, else portable; off: no promise, fastest"
     )
-    accelerator: Literal["auto", "cpu", "gpu"] = param(
-        "auto: as `reproducible` says; cpu; gpu: an error where there is none"
-    )
+    accelerator: Literal["auto", "cpu", "gpu"] = param("auto: as reproducible says; gpu: an error where there is none")
     devices: Processors = param("processes on each machine, one for each GPU; auto: all GPUs, one process on the CPU")
     num_nodes: int = param("machines", ge=1, le=4096)
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = param(
@@ -262,19 +247,15 @@ class TrainParams(Section):
     @model_validator(mode="after")
     def _values_that_fit(self) -> Self:
         if self.accelerator == "gpu" and self.reproducible == "portable":
-            raise ValueError(
-                "accelerator = gpu: reproducible = portable promises the bits of CPUs; choose reproducible "
-                "machine or off, or accelerator auto"
-            )
+            way_out = "choose reproducible machine or off, or accelerator auto"
+            raise ValueError(f"accelerator = gpu: reproducible = portable promises the bits of CPUs; {way_out}")
         if self.num_nodes > 1 and self.devices == "auto":
             raise ValueError(f"devices = auto: expected a number with num_nodes = {self.num_nodes}")
         if self.threads == "auto" and (self.num_nodes > 1 or self.devices not in (1, "auto")):
             raise ValueError("threads = auto: expected a number with several processes; it counts for each of them")
         if self.warmup_epochs and (self.schedule in ("plateau", "none") or self.warmup_epochs >= self.epochs):
-            raise ValueError(
-                f"warmup_epochs = {self.warmup_epochs}: expected less than epochs = {self.epochs}, and 0 with the "
-                "schedules plateau and none (constant warms up)"
-            )
+            allowed = f"less than epochs = {self.epochs}, and 0 with the schedules plateau and none (constant warms up)"
+            raise ValueError(f"warmup_epochs = {self.warmup_epochs}: expected {allowed}")
         if self.schedule == "none" and self.schedule_kwargs:
             raise ValueError("schedule_kwargs: schedule = none takes none; set it to {}")
         check_backbone(self)

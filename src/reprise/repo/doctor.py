@@ -36,13 +36,8 @@ def examine(project: Project, published: list[Path]) -> Iterator[Leftover]:
 
     Call it within `at_rest`: whatever is locked then is locked by a dead process.
     """
-    for find in (
-        *IN_THE_WAY,
-        _hidden_edits,
-        _queue,
-        _scratch_folders,
-        _rwlocks,
-    ):  # the locks come last: others read them
+    # the locks come last: others read them
+    for find in (*IN_THE_WAY, _hidden_edits, _queue, _scratch_folders, _rwlocks):
         yield from find(project)
     yield from _partials(project, published)
 
@@ -134,8 +129,8 @@ def _detached_head(project: Project, head: str, left: str | None, base: str) -> 
     branches = [name for name, tip in project.refs("refs/heads").items() if tip == base]
     candidates = [left] if left in branches else branches if left == "" else []
     problem = f"HEAD is detached at {head[:7]}: DVC had no time to put it back"
+    name = (left or "refs/heads/BRANCH").removeprefix("refs/heads/")
     if own := _unreachable(project, head):
-        name = (left or "refs/heads/BRANCH").removeprefix("refs/heads/")
         apart = f"`git branch NEW {head[:7]}` keeps them apart"
         remedy = f"yours to decide: `git checkout -B {name}` puts them on {name}, {apart}"
         yield Leftover(f"{problem}, and commits were made there that no branch has: {len(own)}", remedy, None)
@@ -147,9 +142,7 @@ def _detached_head(project: Project, head: str, left: str | None, base: str) -> 
         commands = " or ".join(f"`git symbolic-ref HEAD {name}`" for name in candidates)
         yield Leftover(f"{problem}, and {len(candidates)} branches are there", f"yours to decide: {commands}", None)
     elif left:
-        name = left.removeprefix("refs/heads/")
-        remedy = f"yours to decide: `git checkout {name}`"
-        yield Leftover(f"{problem}, and {name} is elsewhere by now", remedy, None)
+        yield Leftover(f"{problem}, and {name} is elsewhere by now", f"yours to decide: `git checkout {name}`", None)
     elif head != base:
         yield Leftover(problem, f"back to {base[:7]}", partial(project.git, "update-ref", "--no-deref", "HEAD", base))
 
@@ -227,10 +220,8 @@ def _hidden_edits(project: Project) -> Iterator[Leftover]:
     files = [path for path in blobs if path.isprintable() and path[0] != '"' and (project.root / path).is_file()]
     names = "".join(f"{path}\n" for path in files)
     # Git keeps CRLF that are in the index already, whatever its filters would make of them
-    hashed = [
-        project.git("hash-object", *way, "--stdin-paths", stdin=names, check=False).split()
-        for way in ([], ["--no-filters"])
-    ]
+    hashes = partial(project.git, "hash-object", "--stdin-paths", stdin=names, check=False)
+    hashed = hashes().split(), hashes("--no-filters").split()
     other = {path for path, *now in zip(files, *hashed, strict=False) if blobs[path] not in now}
     if hidden := sorted(other - set(project.changed())):
 

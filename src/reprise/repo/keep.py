@@ -73,11 +73,7 @@ def _proven(project: Project, then: Record, epochs: int) -> str:
         raise UserError("dvc.lock was never committed with this model; commit it with the code that trained it")
     before, folder = recorded[-1], project.root / "runs/keep"
     folder.mkdir(parents=True, exist_ok=True)
-    with (
-        Lock(folder / "trees"),
-        _tree(project, before, folder / "old") as old,
-        _tree(project, "HEAD", folder / "new") as new,
-    ):
+    with _tree(project, before, folder / "old") as old, _tree(project, "HEAD", folder / "new") as new:
         if code_sha256(read_code(old), STAGE) != then.code_sha256:
             raise UserError(f"commit {before[:7]}, where dvc.lock got this model, has not the code that trained it")
         trained = [_train(project, tree, epochs) for tree in (old, new)][-1]
@@ -92,13 +88,14 @@ def _proven(project: Project, then: Record, epochs: int) -> str:
 @contextmanager
 def _tree(project: Project, revision: str, tree: Path) -> Iterator[Path]:
     """Yield the project's folder in a new work tree of the revision; one of a `keep` that was killed is removed."""
-    remove(tree)
-    project.git("worktree", "prune")
-    project.git("worktree", "add", "--quiet", "--detach", str(tree), revision)
-    try:
-        yield tree / project.prefix
-    finally:
-        project.git("worktree", "remove", "--force", str(tree))
+    with Lock(tree):
+        remove(tree)
+        project.git("worktree", "prune")
+        project.git("worktree", "add", "--quiet", "--detach", str(tree), revision)
+        try:
+            yield tree / project.prefix
+        finally:
+            project.git("worktree", "remove", "--force", str(tree))
 
 
 def _train(project: Project, tree: Path, epochs: int) -> int:

@@ -80,8 +80,9 @@ class Surroundings:
         foreign = ("PYTHON", "LC_", "LANG", "DVC_", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX", "MAKE", "MFLAGS")
         inherited = {key: value for key, value in environment().items() if not key.startswith(foreign)}
         temporary = next(path for path in clone.parents if path.name.startswith(PREFIX))
-        pinned = self.one_cpu and hasattr(os, "sched_setaffinity")  # not on macOS
-        own = {
+        one_cpu = self.one_cpu and hasattr(os, "sched_setaffinity")  # not on macOS
+        pin = partial(os.sched_setaffinity, 0, {max(os.sched_getaffinity(0))}) if one_cpu else None
+        env = inherited | {
             "TZ": self.time_zone,
             "LC_ALL": self.locale,
             "LANG": self.locale,
@@ -90,15 +91,7 @@ class Surroundings:
             "TMPDIR": str(temporary),  # what libraries leave there is removed with the clones
             "DVC_SITE_CACHE_DIR": str(clone / ".dvc/tmp/site"),
         }
-        return subprocess.run(
-            command,
-            cwd=clone,
-            env=inherited | own,
-            umask=self.umask,
-            preexec_fn=partial(os.sched_setaffinity, 0, {max(os.sched_getaffinity(0))}) if pinned else None,
-            text=True,
-            **options,
-        )
+        return subprocess.run(command, cwd=clone, env=env, umask=self.umask, preexec_fn=pin, text=True, **options)
 
     def __str__(self) -> str:
         """As a person would type them, as far as a shell can set them."""

@@ -33,6 +33,7 @@ DVC = (
     "from dvc.cli import main; sys.exit(main(sys.argv[1:]))"
 )
 SHARED = ("runs", "data/own", "data/weights")
+STAGES = ("check", "download", "preprocess", "train")  # of a trial that is not evaluated
 
 
 @dataclass(frozen=True)

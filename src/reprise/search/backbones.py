@@ -17,11 +17,10 @@ from reprise.model.pretrained import ORIGIN
 from reprise.params.backbone import FROZEN
 from reprise.repo.project import Project
 from reprise.repo.revisions import MODEL, PROCESSED, WEIGHTS, experiments
-from reprise.repo.trials import workspace
+from reprise.repo.trials import STAGES, workspace
 from reprise.runtime.errors import UserError
 from reprise.runtime.markup import table, text
 
-STAGES = ("check", "download", "preprocess", "train")
 BATCH = 256  # images to a batch when answers are compared
 SECONDS = re.compile(r" in (\d+\.\d) s$")
 

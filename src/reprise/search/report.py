@@ -1,20 +1,26 @@
-"""The report of a sweep: one page as Markdown with pictures beside it, and as HTML that holds all of it."""
+"""The report of a sweep: one page as Markdown with pictures beside it, and as HTML that holds all of it.
+
+The pictures are SVG, drawn by Vega-Lite without a browser or a network. charts.json has their specifications; here they
+get data, titles and the scale of each parameter. Equal trials give equal bytes.
+"""
 
 import base64
+import json
 import math
 import operator
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from vl_convert import vegalite_to_svg
 
 from reprise.runtime.markup import html, table, text
-from reprise.search.charts import charts
 from reprise.search.space import Definition
-from reprise.search.study import Trial
+from reprise.search.study import Trial, as_optuna
 
 PAGE = Path(__file__).with_name("report.txt")
 FEWEST = 8  # complete trials; importances of fewer are chance
@@ -51,9 +57,7 @@ def importances(trials: Sequence[Trial], definition: Definition) -> dict[str, fl
 def _study(good: Sequence[Trial], definition: Definition) -> optuna.Study:
     """Return a study of complete trials, which are numbered anew."""
     study = optuna.create_study(directions=[direction for _, direction in definition.objectives])
-    for trial in good:
-        space = {key: definition.space[key] for key in trial.params}
-        study.add_trial(optuna.create_trial(values=trial.values, params=trial.params, distributions=space))
+    study.add_trials([as_optuna(definition, trial) for trial in good])
     return study
 
 
@@ -63,7 +67,8 @@ def write(folder: Path, definition: Definition, trials: Sequence[Trial], confirm
     confirmed: what the comparison of winner and baseline on new seeds says, or that there is none, as plain text. The
     same trials give the same bytes.
     """
-    shares, best = importances(trials, definition), front(trials, definition)
+    shares = [[text(key), _shown(share)] for key, share in importances(trials, definition).items() if share]
+    best = front(trials, definition)
     varied = [key for key, distribution in definition.space.items() if not distribution.single()]
     pictures = charts(ranked(trials, definition), best, definition, varied)
     named = dict(zip(definition.metrics, best[0].values or [], strict=True)) | best[0].params if best else {}
@@ -74,9 +79,7 @@ def write(folder: Path, definition: Definition, trials: Sequence[Trial], confirm
         objectives=" and ".join(f"{metric} ({direction})" for metric, direction in definition.objectives),
         best=f"**{best[0].name}** with {values}" if best else "no trial is complete",
         confirmed="\n\n".join(map(text, confirmed.splitlines())),
-        importances=table(
-            ["parameter", "share"], [[text(key), _shown(share)] for key, share in shares.items() if share]
-        ),
+        importances=table(["parameter", "share"], shares),
         trials=_table(definition, trials, varied),
     )
     page = re.sub(r"!\[.*\]\((.+)\)\n\n", lambda found: found[0] if found[1] in pictures else "", page)
@@ -103,3 +106,44 @@ def _table(definition: Definition, trials: Sequence[Trial], keys: Sequence[str])
 
 def _shown(value: object) -> str:
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else text(value)
+
+
+def charts(good: Sequence[Trial], best: Sequence[Trial], definition: Definition, keys: Sequence[str]) -> dict[str, str]:
+    """Return {file name: SVG} of what can be drawn: `best.svg`, `front.svg` (of two objectives), `parameters.svg`.
+
+    good: the complete trials; best: those of them that no other one beats; keys: the parameters that get a panel.
+    """
+    metrics, panels = definition.metrics, [key for key in keys if any(key in trial.params for trial in good)]
+    rows = [
+        {**each.params, "trial": each.number, "best": each in best} | dict(zip(metrics, each.values or [], strict=True))
+        for each in good
+    ]
+    specs = Path(__file__).with_name("charts.json").read_text("utf-8")
+
+    def chart(name: str, x: str, y: str) -> dict[str, Any]:
+        spec: dict[str, Any] = json.loads(specs)[name]
+        for axis, field in (("x", x), ("y", y)):
+            spec["transform"].insert(0, {"calculate": f"datum[{json.dumps(field)}]", "as": axis})
+            spec["encoding"][axis]["title"] = field
+        spec["encoding"]["x"] |= _scale(definition.space[x]) if x in panels else {}
+        return spec
+
+    drawn = {
+        "best.svg": [chart("best.svg", "trial", metric) for metric in metrics],
+        "front.svg": [chart("front.svg", *reversed(metrics))] if len(metrics) == 2 else [],
+        "parameters.svg": [chart("parameters.svg", key, metric) for key in panels for metric in metrics],
+    }
+    for spec, (_, direction) in zip(drawn["best.svg"], definition.objectives, strict=True):
+        spec["layer"][1]["encoding"]["y"]["field"] = direction  # the running maximum, or minimum
+    page = {**json.loads(specs)["page"], "data": {"values": rows}, "columns": 4 - len(metrics)}
+    return {name: vegalite_to_svg({**page, "concat": parts}) for name, parts in drawn.items() if rows and parts}
+
+
+def _scale(distribution: Any) -> dict[str, Any]:
+    """Return kind, scale and ticks of the axis of a parameter: all that was searched."""
+    if choices := getattr(distribution, "choices", None):
+        return {"type": "nominal", "sort": choices, "axis": {"labelAngle": -20}}
+    low, high, kind = distribution.low, distribution.high, "log" if distribution.log else "linear"
+    ticks = [digit * 10.0**power for power in range(-12, 13) for digit in (1, 3)] if distribution.log else []
+    axis = {"format": "~g", "tickCount": 5, "values": [tick for tick in ticks if low <= tick <= high] or None}
+    return {"type": "quantitative", "scale": {"domain": [low, high], "nice": False, "type": kind}, "axis": axis}

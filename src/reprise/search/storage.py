@@ -18,9 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reprise.runtime.errors import UserError, brief
 from reprise.search.space import Definition
-from reprise.search.study import STATES, Trial
-
-RECORD, NUMBER = "record", "number"  # attributes of a trial: its line of the ledger; its number when it was taken over
+from reprise.search.study import NUMBER, RECORD, Trial, as_optuna
 
 
 def create_study(
@@ -41,7 +39,7 @@ def create_study(
     for number in range(max([*known, *begun], default=-1) + 1):
         noted = begun.get(number, {})
         if trial := known.get(number):
-            study.add_trial(_ended(definition, trial, noted.get("system")))
+            study.add_trial(as_optuna(definition, trial, noted.get("system")))
         else:
             study.enqueue_trial(noted.get("params", {}))
     return study
@@ -78,18 +76,6 @@ def unusable(storage: str | None, error: Exception) -> UserError:
     return UserError(f"--storage {str(storage).rpartition('@')[2]}: {said}; give {allowed}")
 
 
-def _ended(definition: Definition, trial: Trial, system: dict[str, Any] | None = None) -> FrozenTrial:
-    return optuna.trial.create_trial(
-        state=STATES[trial.state],
-        values=trial.values,
-        params=trial.params,
-        distributions={key: definition.space[key] for key in trial.params},
-        intermediate_values=dict(enumerate(trial.course, 1)),
-        user_attrs={RECORD: trial.line(), NUMBER: trial.number},
-        system_attrs=system,
-    )
-
-
 def number_of(trial: FrozenTrial | optuna.Trial) -> int:
     """Return a trial's number in the sweep."""
     return int(trial.user_attrs.get(NUMBER, trial.number))
@@ -112,6 +98,6 @@ def take_over(study: optuna.Study, definition: Definition, trial: FrozenTrial, k
         return
     known = {**known, **{each.number: each for each in finished(study)}}
     if (ended := known.get(number_of(trial))) and ended.params == trial.params:
-        study.add_trial(_ended(definition, ended))
+        study.add_trial(as_optuna(definition, ended))
     else:
         study.enqueue_trial(trial.params, {NUMBER: number_of(trial)})

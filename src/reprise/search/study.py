@@ -17,7 +17,7 @@ import numpy as np
 import optuna
 from optuna import samplers
 from optuna.distributions import distribution_to_json
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from reprise.params.presets import edited
 from reprise.repo.project import Project
@@ -30,6 +30,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 State = Literal["complete", "pruned", "failed"]
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+RECORD, NUMBER = "record", "number"  # attributes of a trial: its line of the ledger; its number when it was taken over
 SCHEMA = "# yaml-language-server: $schema=../src/reprise/search/sweep.schema.json\ntrials: 20\n"
 
 
@@ -129,30 +130,41 @@ def trials(project: Project, definition: Definition, elsewhere: Iterable[Trial] 
 
 
 def _read(line: str, definition: Definition) -> Trial:
-    """Return a trial of the sweep. Raises ValueError, TypeError or KeyError for what is none, UserError for another's.
-
-    Optuna refuses params that are not in the space, and values that do not go with the state.
-    """
+    """Return a trial of the sweep. Raises ValueError, TypeError or KeyError for what is none, UserError for others'."""
     trial = Trial(**json.loads(line))
     if trial.digest != definition.digest:
         raise UserError(f"{trial.name}: of another sweep; choose another name, or `dvc exp remove {trial.name}`")
-    space = {key: definition.space[key] for key in trial.params}
-    create_trial(state=STATES[trial.state], values=trial.values, params=trial.params, distributions=space)
+    as_optuna(definition, trial)
     return trial
+
+
+def as_optuna(definition: Definition, trial: Trial, system: dict[str, Any] | None = None) -> FrozenTrial:
+    """Return a trial as Optuna's; system: what Optuna has noted on it.
+
+    Raises KeyError for params that are not in the space, ValueError for values that do not go with the state.
+    """
+    return create_trial(
+        state=STATES[trial.state],
+        values=trial.values,
+        params=trial.params,
+        distributions={key: definition.space[key] for key in trial.params},
+        intermediate_values=dict(enumerate(trial.course, 1)),
+        user_attrs={RECORD: trial.line(), NUMBER: trial.number},
+        system_attrs=system,
+    )
 
 
 def record(project: Project, trial: Trial) -> None:
     """Add a trial to its sweep's ledger, whole and synced."""
-    path = project.root / "sweeps" / f"{trial.name.rpartition('-')[0]}.jsonl"
-    with publishing(path) as (partial,):
-        before = path.read_text("utf-8") if path.exists() else ""
-        partial.write_text(f"{before}{trial.line()}\n", encoding="utf-8")
+    ledger = f"sweeps/{trial.name.rpartition('-')[0]}.jsonl"
+    with publishing(project.root / ledger) as (partial,):
+        partial.write_text(f"{project.read(ledger)}{trial.line()}\n", encoding="utf-8")
 
 
 class NSGA2(samplers.NSGAIISampler):
     """NSGA-II whose parents are in one order, whether they are chosen now or were noted by an earlier trial."""
 
-    def select_parent(self, study: optuna.Study, generation: int) -> list[optuna.trial.FrozenTrial]:
+    def select_parent(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
         """Return the parents of a generation by number."""
         return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
 
@@ -170,8 +182,7 @@ def sampler(definition: Definition, number: int, parallel: bool) -> samplers.Bas
     if definition.sampler == "nsga2":
         return NSGA2(population_size=min(50, max(4, definition.trials // 5)), seed=seed)
     if definition.sampler == "tpe":
-        grouped = bool(definition.when)
-        return samplers.TPESampler(multivariate=True, group=grouped, constant_liar=parallel, seed=seed)
+        return samplers.TPESampler(multivariate=True, group=bool(definition.when), constant_liar=parallel, seed=seed)
     return Grid(seed) if definition.sampler == "grid" else samplers.RandomSampler(seed)
 
 

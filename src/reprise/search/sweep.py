@@ -23,15 +23,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from reprise.repo.project import Project
 from reprise.repo.revisions import HISTORY, MODEL, TRAIN, Revision, parse_yaml
-from reprise.repo.trials import COURSE, Workspace, end, remove_trees, workspace
+from reprise.repo.trials import COURSE, STAGES, Workspace, end, remove_trees, workspace
 from reprise.runtime.atomic import Lock, publishing
 from reprise.runtime.environment import cpus
 from reprise.runtime.errors import UserError, brief, say
 from reprise.search.space import Definition
-from reprise.search.storage import NUMBER, RECORD, create_study, finished, number_of, take_over, unusable
-from reprise.search.study import STATES, Trial, inputs, record, refuse_mixture, sampler, suggest, trials
+from reprise.search.storage import create_study, finished, number_of, take_over, unusable
+from reprise.search.study import NUMBER, RECORD, STATES, Trial, inputs, record, refuse_mixture, sampler, suggest, trials
 
-STAGES = ("check", "download", "preprocess", "train")
 POLL_S = 0.3
 SIGN = "sign"  # of life, a user attribute of a trial at work
 SIGN_S, DEAD_S = 60, 600  # seconds between signs, and without one

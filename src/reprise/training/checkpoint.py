@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning import LightningModule, Trainer
@@ -38,8 +38,7 @@ SHARE = 0.01  # of the time, at most, for checkpoints between short epochs
 UNFINISHED = 10  # trainings whose scratch is kept for a later resumption
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """What comes next: a step (counted from 0) of an epoch (from 0); global_step: optimizer steps done so far."""
 
     epoch: int
@@ -77,21 +76,18 @@ class Checkpoints:
         self.folder.mkdir(exist_ok=True)
         for leftover in self.folder.glob(".*"):  # of a killed process
             remove(leftover)
-        others = []
-        for folder in scratch.iterdir():
-            with suppress(FileNotFoundError):  # another training was just through
-                if folder.is_dir() and folder != self.folder:
-                    others.append((folder.stat().st_mtime_ns, folder))
-        for _, folder in sorted(others, reverse=True)[UNFINISHED:]:
-            lock = Lock(folder)
-            if lock.acquire(wait=False):
-                remove(folder)
-                lock.release()
+        with suppress(FileNotFoundError):  # another training was just through; the next one cleans up
+            others = [path for path in scratch.iterdir() if path.is_dir() and path != self.folder]
+            for folder in sorted(others, key=lambda path: path.stat().st_mtime_ns)[:-UNFINISHED]:
+                lock = Lock(folder)
+                if lock.acquire(wait=False):
+                    remove(folder)
+                    lock.release()
 
     def save(self, state: dict[str, Any], position: Position) -> None:
         """Write the state of a position durably; then remove all but the newest GENERATIONS."""
         buffer = io.BytesIO()
-        torch.save({"position": vars(position), **state}, buffer)
+        torch.save({"position": position._asdict(), **state}, buffer)
         payload = buffer.getbuffer()
         name = f"{position.epoch:06d}-{position.step:09d}.ckpt"
         with publishing(self.folder / name) as (path,), path.open("wb") as file:

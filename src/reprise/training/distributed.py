@@ -21,7 +21,7 @@ from reprise.training.callbacks.ema import WeightAverage
 
 
 def ddp_strategy(params: TrainParams) -> DDPStrategy:
-    """Return Lightning's for several processes: 10-minute collective timeout, buffers left to `SharedBuffers`."""
+    """Return Lightning's for several processes: 10-minute collective timeout, buffers left to `Peers`."""
     unused = params.strategy == "ddp_find_unused_parameters_true" or params.freeze_epochs > 0
     return DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False, timeout=timedelta(minutes=10))
 
@@ -59,36 +59,15 @@ def failure(error: RuntimeError) -> str | None:
     return None
 
 
-class EndTogether(Callback):
-    """Ends the processes that Lightning has started if the first one fails."""
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Kill them: they may wait for this one."""
-        started = getattr(trainer.strategy.launcher, "procs", [])
-        for process in started:
-            process.kill()
-            process.wait()
-        started.clear()  # Lightning kills this process, too, as soon as it finds one among them that has been killed
-
-
-@dataclass(eq=False)
-class SharedBuffers(Callback):
-    """Gives every process the first one's running statistics before a validation: those of the weights to publish."""
-
-    average: WeightAverage | None
-
-    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Copy them, the averaged ones too."""
-        for module in (pl_module.net, *([self.average.average.module] if self.average else [])):
-            for buffer in module.buffers():
-                torch.distributed.broadcast(buffer, 0)
-
-
 @dataclass(eq=False)
 class Peers(Callback):
-    """Makes sure that the processes train the same and, on several machines, that they notice when one is lost."""
+    """Makes sure that the processes train and validate the same, notice when a machine is lost, and end together.
+
+    average: of the weights, if there is one.
+    """
 
     provenance: Provenance
+    average: WeightAverage | None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raise UserError in every process if one has other params, data, code or packages."""
@@ -100,6 +79,20 @@ class Peers(Callback):
             raise UserError(f"{what}; bring params.yaml, code, data and packages of all machines to one state")
         if trainer.num_nodes > 1:
             _probe_connections()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Give every process the first one's running statistics: those of the weights to publish, averaged ones too."""
+        for module in (pl_module.net, *([self.average.average.module] if self.average else [])):
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Kill the processes that Lightning has started: they may wait for this one, which fails."""
+        started = getattr(trainer.strategy.launcher, "procs", [])
+        for process in started:
+            process.kill()
+            process.wait()
+        started.clear()  # Lightning kills this process, too, as soon as it finds one among them that has been killed
 
 
 def _probe_connections() -> None:

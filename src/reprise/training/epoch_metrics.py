@@ -29,7 +29,6 @@ class EpochMetrics(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.pending_logits = 0
         self.num_classes = num_classes
         # a checkpoint in the middle of an epoch carries what has been counted
         self.register_buffer("counts", torch.zeros(3, num_classes, dtype=torch.int64))
@@ -43,8 +42,7 @@ class EpochMetrics(nn.Module):
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Take a batch: its mean loss (), logits (N, num_classes), labels (N,), which may be IGNORE_INDEX."""
         self.pending.append((loss.detach(), logits.detach(), labels))
-        self.pending_logits += logits.numel()
-        if len(self.pending) >= PENDING_BATCHES or self.pending_logits >= PENDING_LOGITS:
+        if len(self.pending) >= PENDING_BATCHES or len(self.pending) * logits.numel() >= PENDING_LOGITS:
             self.count()
 
     def count(self) -> None:
@@ -65,7 +63,6 @@ class EpochMetrics(nn.Module):
         counts = torch.zeros(3 * (dropped + 1), dtype=torch.int64, device=self.counts.device)
         self.counts += counts.scatter_add_(0, places, torch.ones_like(places)).view(3, -1)[:, :-1]
         self.pending.clear()
-        self.pending_logits = 0
 
     def merge(self, onto_first: bool = False) -> None:
         """Sum the counts over the processes of a training; onto_first: the first has the sum, the others zeros."""

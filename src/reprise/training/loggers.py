@@ -4,28 +4,24 @@ Their services and offline modes are set as each of them documents it (WANDB_MOD
 settings everything stays in files. None changes a result.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from reprise.params.resolve import check_loggers
 from reprise.params.schema import LoggerName
 
 
-def create_loggers(names: Iterable[LoggerName], folder: Path, run: str) -> list[Logger]:
+def create_loggers(names: Collection[LoggerName], folder: Path, run: str) -> list[Logger]:
     """Return a logger for each name, with its files in `folder/NAME`; run: the name that a service shows.
 
     Raises UserError for one that is not installed.
     """
     check_loggers(names)
-    loggers = []
-    for name in dict.fromkeys(names):
-        own = folder / name
-        own.mkdir(parents=True, exist_ok=True)
-        loggers.append(CREATE[name](own, run))
-    return loggers
+    for name in names:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return [CREATE[name](folder / name, run) for name in dict.fromkeys(names)]
 
 
 def _mlflow(folder: Path, run: str) -> Logger:
@@ -42,8 +38,7 @@ def _dvclive(folder: Path, run: str) -> Logger:
     from dvclive.lightning import DVCLiveLogger
 
     # as it comes, it rewrites the root's dvc.yaml, makes an experiment, and removes what an earlier part logged
-    logger: Logger = DVCLiveLogger(run, dir=str(folder), resume=True, report=None, save_dvc_exp=False, dvcyaml=None)
-    return logger
+    return DVCLiveLogger(run, dir=str(folder), resume=True, report=None, save_dvc_exp=False, dvcyaml=None)
 
 
 CREATE: dict[LoggerName, Callable[[Path, str], Logger]] = {
@@ -52,11 +47,3 @@ CREATE: dict[LoggerName, Callable[[Path, str], Logger]] = {
     "mlflow": _mlflow,
     "dvclive": _dvclive,
 }
-
-
-class LearningRate(Callback):
-    """Logs the largest learning rate at the end of each epoch, beside the losses."""
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the rate as `lr`."""
-        pl_module.log("lr", max(group["lr"] for group in trainer.optimizers[0].param_groups))

@@ -80,8 +80,7 @@ class LitClassifier(LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes)."""
-        logits: Tensor = self.net(x)
-        return logits
+        return self.net(x)
 
     def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the batch loss (), predicted classes and labels (M,), without padding; of soft labels the largest."""
@@ -178,8 +177,7 @@ class LitClassifier(LightningModule):
         """Log mean loss and accuracy of an epoch, which Lightning then resets; return the accuracy, ()."""
         self.log(f"{split}/loss", mean_loss, prog_bar=True)
         self.log(f"{split}/acc", accuracy, prog_bar=True)
-        reached: Tensor = accuracy.compute()
-        return reached
+        return accuracy.compute()
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and, if there is one, the schedule with what it monitors."""

@@ -29,8 +29,7 @@ def orthogonal(gradient: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Return timm's approximation of the nearest orthogonal matrix to a gradient (rows, columns), in fp32 on CPUs."""
     if gradient.device.type == "cpu":
         kwargs.setdefault("dtype", torch.float32)
-    result: Tensor = _orthogonal(gradient, *args, **kwargs)
-    return result
+    return _orthogonal(gradient, *args, **kwargs)
 
 
 timm.optim.muon.zeropower_via_newtonschulz = orthogonal  # type: ignore[assignment]  # Muon has no argument for it

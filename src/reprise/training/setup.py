@@ -81,10 +81,8 @@ def resolve(params: TrainParams, rank: int) -> tuple[TrainParams, Process]:
     reproducible = resolve_reproducible(params.reproducible)
     device = resolve_device(params)
     devices = processes(params, device)
-    wanted = (
-        "fp32" if params.precision == "auto" and (device == "cpu" or params.backbone == "frozen") else params.precision
-    )
-    precision = resolve_precision(wanted, reproducible)
+    plain = params.precision == "auto" and (device == "cpu" or params.backbone == "frozen")
+    precision = resolve_precision("fp32" if plain else params.precision, reproducible)
     if params.compile and reproducible == "portable":
         why = "makes kernels for this one CPU, which train.reproducible = portable rules out"
         raise UserError(f"train.compile = true {why}; choose compile false, or reproducible machine or off")

@@ -30,16 +30,11 @@ def summary(made: Assembly) -> str:
         how = f"{params.head}, on features of {params.feature_views} views of each image, computed once on {device}"
         return f"{counts}\n{images}\nhead      {how}"
     frozen = f", {params.freeze_epochs} with a frozen backbone" if params.freeze_epochs else ""
-    return "\n".join(
-        [
-            counts,
-            f"memory    about {16 * weights / 1e6:,.1f} MB for weights, gradients and optimizer, "
-            f"{kept * made.batches.batch_size / 1e6:,.1f} MB for a batch of {made.batches.batch_size}",
-            images,
-            f"schedule  {params.epochs} epochs of {made.batches.steps} steps{frozen}, {params.optimizer}, "
-            f"{params.schedule}, learning rate {params.lr:g}, on {device}, {params.reproducible}{unused}",
-        ]
-    )
+    memory = f"memory    about {16 * weights / 1e6:,.1f} MB for weights, gradients and optimizer, "
+    memory += f"{kept * made.batches.batch_size / 1e6:,.1f} MB for a batch of {made.batches.batch_size}"
+    schedule = f"schedule  {params.epochs} epochs of {made.batches.steps} steps{frozen}, {params.optimizer}, "
+    schedule += f"{params.schedule}, learning rate {params.lr:g}, on {device}, {params.reproducible}{unused}"
+    return "\n".join([counts, memory, images, schedule])
 
 
 def _kept_bytes(network: nn.Module, image: Tensor) -> int:

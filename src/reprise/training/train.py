@@ -33,9 +33,8 @@ from reprise.training.callbacks.finite_loss import FiniteLoss
 from reprise.training.callbacks.progress import Progress
 from reprise.training.checkpoint import Checkpoints, Resumption
 from reprise.training.debug import Debug
-from reprise.training.distributed import EndTogether, Peers, SharedBuffers, ddp_strategy, failure, slurm_environment
+from reprise.training.distributed import Peers, ddp_strategy, failure, slurm_environment
 from reprise.training.frozen import fit_head
-from reprise.training.loggers import LearningRate
 from reprise.training.result import FinishedRun, TrainResult, card_of, provenance_of, report_pretrained
 from reprise.training.setup import Assembly, own_callbacks, resolve
 from reprise.training.steps import PlateauSchedule, StatelessDropout, chunks
@@ -141,9 +140,8 @@ def _fit(
     with StopSignals(deferred=True) as signals:
         callbacks = [
             StatelessDropout(params.seed),
-            *([Peers(provenance), SharedBuffers(best.average), EndTogether()] if several else []),
+            *([Peers(provenance, best.average)] if several else []),
             losses,
-            LearningRate(),
             *([FrozenBackbone(made.network.model, params.freeze_epochs)] if params.freeze_epochs else []),
             *([FixedNorms()] if params.backbone == "fixed_norms" else []),
             *own,
