@@ -132,9 +132,8 @@ class Corrections:
         try:
             return self.archive.read(self.members[name])
         except (UserError, OSError):
-            raise UserError(
-                f"{RAW} is gone or has changed; once `dvc repro` is through, start this page again"
-            ) from None
+            why = f"{RAW} is gone or has changed: wait for `dvc repro`, and if this stays, start this page again"
+            raise UserError(why) from None
 
 
 def _row(line: Sequence[str]) -> bytes:
