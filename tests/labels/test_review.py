@@ -1,292 +1,268 @@
 """The page of `reprise labels --review`: what it says is decided is on the disk, whatever happens to the server."""
 
 import hashlib
-import io
+import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+import urllib.request
 
-import httpx
 import numpy as np
 import pytest
-from PIL import Image
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
+from starlette.testclient import TestClient
 
-from reprise.data.formats.raw import RawArchive, RawImage, image_id, write_archive
+from reprise.data.formats.raw import RawArchive, RawImage, encode_array, image_id, write_archive
 from reprise.data.prepare.corrections import DROP, HEADER, Correction, add_corrections, read_corrections
+from reprise.inference.serve import listening
 from reprise.labels.report import HEADER as REPORT
-from reprise.labels.review import Unlabelled
+from reprise.labels.review import Candidate, Corrections, Review, application
 from reprise.runtime.errors import UserError
 from reprise.runtime.tables import write_csv
+from tests.labels.browser import CLASSES, browsing, encoded, in_chromium, press, settled, until
 
-CLASSES = ["<b>cat", "dog"]
-SERVE = """
-import sys
-from pathlib import Path
-import uvicorn
-from reprise.data.formats.raw import RawArchive, image_id
-from reprise.labels.review import Candidate, Corrections, Review, application
-folder, port = Path(sys.argv[1]), int(sys.argv[2])
-archive = RawArchive(folder / "raw")
-ids = list(map(image_id, archive.members))
-of = {each: each.split("/")[0] for each in ids}
-near = [(ids[0], of[ids[0]])]
-classes = archive.source.classes
-other = {classes[0]: classes[1], classes[1]: classes[0]}
-candidates = [Candidate(each, of[each], other[of[each]], "other class", near) for each in ids]
-book = Corrections(archive, folder / "corrections.csv", "someone", {each: "other class" for each in ids})
-uvicorn.run(application(Review(candidates, book, classes, str(folder))), port=port, log_level="error")
-"""
+GONE = Correction("gone/1.png", "0" * 64, "dog")
 
 
-def encoded(number):
-    pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
+def digest(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def name(number):
+    return f"{CLASSES[number % 2]}/{number:05}.png"
+
+
+def hers(number, content=encoded):
+    return Correction(name(number), digest(content(number)), "dog", "Ada", "seen")
 
 
 @pytest.fixture
 def folder(tmp_path):
-    def make(count):
-        images = [
-            RawImage("unsplit", CLASSES[number % 2], f"{number:05}.png", encoded(number)) for number in range(count)
-        ]
+    """Write raw data, and corrections that a person has made; content: of the image with a number."""
+
+    def make(count, content=encoded, corrections=()):
+        images = [RawImage("unsplit", CLASSES[each % 2], f"{each:05}.png", content(each)) for each in range(count)]
         write_archive(tmp_path / "raw", "own", CLASSES, images)
         (tmp_path / "corrections.csv").write_text(",".join(HEADER) + "\n")
-        add_corrections(tmp_path / "corrections.csv", [Correction("gone/1.png", "0" * 64, "dog")])
+        add_corrections(tmp_path / "corrections.csv", [GONE, *corrections])
         return tmp_path
 
     return make
 
 
-@pytest.fixture
-def port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+class Page:
+    """What a browser does, without one: decisions over HTTP, each on what the page was told last."""
+
+    def __init__(self, folder):
+        book = Corrections(RawArchive(folder / "raw"), folder / "corrections.csv", "someone", {})
+        self.digests = {each: digest(book.read(each)) for each in book.members}
+        candidates = [Candidate(each, "", "dog", "", sha256) for each, sha256 in self.digests.items()]
+        self.client = TestClient(application(Review(candidates, book, CLASSES, "p")), base_url="http://localhost")
+        self.decided = self.client.get("/decided").json()
+
+    def decide(self, name, label, **other):
+        after = label and {"sha256": self.digests[name], "label": label}
+        asked = {"project": "p", "id": name, "before": self.decided.get(name), "after": after} | other
+        return self.client.post("/decide", json=asked)
+
+    def image(self, name):
+        return self.client.get("/image", params={"id": name, "sha256": self.digests[name]})
 
 
-@contextmanager
-def serving(folder, port):
-    process = subprocess.Popen([sys.executable, "-c", SERVE, str(folder), str(port)])
-    try:
-        with httpx.HTTPTransport(retries=9) as transport, httpx.Client(transport=transport) as client:
-            while True:
-                try:
-                    client.get(f"http://127.0.0.1:{port}/state")
-                    break
-                except httpx.ConnectError:
-                    assert process.poll() is None
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def browsing(port):
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1000,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
-        browser.get(f"http://127.0.0.1:{port}/")
-        WebDriverWait(browser, 60).until(lambda each: "image 1 of" in each.find_element(By.ID, "count").text)
-        yield browser
-
-
-def settled(browser):
-    WebDriverWait(browser, 60).until(lambda each: each.execute_script("return document.body.dataset.waiting") == "0")
-
-
-def press(browser, keys):
-    browser.find_element(By.TAG_NAME, "body").send_keys(keys)
-
-
-@pytest.mark.skipif(not shutil.which("chromedriver"), reason="no chromedriver")
-def test_each_key_does_what_its_button_says(folder, port):
+@in_chromium
+def test_each_key_does_what_its_button_says_and_an_image_that_is_gone_is_named(folder):
     path = folder(6)
-    with serving(path, port), browsing(port) as browser:
+    with browsing(path) as (browser, _):
         press(browser, "akd")
         press(browser, "r")
-        browser.switch_to.active_element.send_keys("dog", Keys.ENTER)
+        press(browser, "dog", Keys.ENTER)
         press(browser, "au")
         settled(browser)
-        shown = browser.find_element(By.ID, "label").text
-        log = [each for each in browser.get_log("browser") if "Content Security" in each["message"]]
-        sizes = browser.execute_script("return [...document.images].map(each => each.naturalWidth)")
+        assert browser.find_element(By.ID, "label").text == "<b>cat"  # of the image whose decision was taken back
+        assert [each for each in browser.get_log("browser") if "Content Security" in each["message"]] == []
+        assert browser.execute_script("return [...document.images].map(each => each.naturalWidth)") == [512, 512]
+        shutil.rmtree(path / "raw")
+        press(browser, "n")
+        until(browser, "broken", "no image: data/raw is gone or has changed: wait for `dvc repro`")
+        press(browser, "k")
+        until(browser, "refused", "not saved, dog/00005.png: data/raw is gone or has changed")
     rows = read_corrections(path / "corrections.csv")
-    first = Correction("<b>cat/00000.png", hashlib.sha256(encoded(0)).hexdigest(), "dog", "someone", "other class")
-    decided = {"<b>cat/00000.png": "dog", "dog/00001.png": "dog", "<b>cat/00002.png": DROP, "dog/00003.png": "dog"}
-    assert {name: row.label for name, row in rows.items()} == decided | {"gone/1.png": "dog"}
-    assert rows[first.id] == first
-    assert shown == "<b>cat" and log == []  # of the image whose decision was taken back
-    assert sizes == [512, 512]
+    decided = dict(zip(map(name, range(4)), ("dog", "dog", DROP, "dog"), strict=True))
+    assert {key: row.label for key, row in rows.items()} == decided | {GONE.id: "dog"}
+    assert rows[name(0)] == Correction(name(0), digest(encoded(0)), "dog", "someone", "ears")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("chromedriver"), reason="no chromedriver")
-def test_a_thousand_decisions_by_keyboard_and_none_is_lost_though_the_server_is_killed(folder, port):
+@in_chromium
+def test_a_thousand_decisions_by_keyboard_and_none_is_lost_though_the_server_is_killed(folder):
     path, wanted = folder(1000), []
-    with browsing_while_killed(path, port) as (browser, restart):
+    with browsing(path) as (browser, server):
         for part in range(20):
             keys = "akd"[part % 3] * 50
             wanted += keys
             press(browser, keys)
             if part in (4, 11, 12):
-                restart()
+                server.kill()
+                server.start()
         settled(browser)
         assert "1000 decided" in browser.find_element(By.ID, "count").text
     rows = {name: row.label for name, row in read_corrections(path / "corrections.csv").items()}
-    labels = [CLASSES[number % 2] for number in range(1000)]
-    does = {"a": lambda label: CLASSES[1 - CLASSES.index(label)], "k": lambda label: label, "d": lambda label: DROP}
-    expected = [does[key](label) for key, label in zip(wanted, labels, strict=True)]
-    assert [rows[f"{label}/{number:05}.png"] for number, label in enumerate(labels)] == expected
+    does = {"a": lambda number: CLASSES[1 - number % 2], "k": lambda number: CLASSES[number % 2], "d": lambda _: DROP}
+    assert [rows[name(each)] for each in range(1000)] == [does[key](each) for each, key in enumerate(wanted)]
 
 
-@pytest.mark.skipif(not shutil.which("chromedriver"), reason="no chromedriver")
-def test_a_refused_decision_is_named_and_those_behind_it_are_saved(folder, port):
-    path = folder(6)
-    server = serving(path, port)
-    process = server.__enter__()
-    with browsing(port) as browser:
-        process.kill()
-        process.wait()
-        press(browser, "akdak")
-        hers = Correction("dog/00001.png", hashlib.sha256(encoded(1)).hexdigest(), "<b>cat", "Ada", "seen")
-        add_corrections(path / "corrections.csv", [hers])
-        with serving(path, port):
-            settled(browser)
-            assert "dog/00001.png: somebody else has decided" in browser.find_element(By.ID, "refused").text
-    server.__exit__(None, None, None)
-    rows = read_corrections(path / "corrections.csv")
-    assert rows.pop("dog/00001.png") == hers
-    assert [row.label for row in rows.values()] == ["dog", DROP, "<b>cat", "<b>cat", "dog"]  # by id; gone/1.png is last
+@in_chromium
+def test_neither_a_late_decision_nor_undo_after_a_reload_touches_what_another_process_decided(folder):
+    path = folder(6, corrections=[hers(5)])
+    with browsing(path) as (browser, server):
+        press(browser, "nnnnnd")  # hers is dropped; undone, it comes back whole
+        server.kill()
+        press(browser, "akaaa")
+        press(browser, "ppp")
+        press(browser, "d")  # the second image again, which builds on what is refused
+        add_corrections(path / "corrections.csv", [hers(1)])
+        server.start()
+        settled(browser)
+        until(browser, "refused", f"not saved, {name(1)}: somebody else has decided")
+        add_corrections(path / "corrections.csv", [hers(2)])  # the label that the page gave it
+        server.kill()
+        server.start()
+        browser.refresh()
+        until(browser, "count", "6 decided")
+        for element, said in (
+            ("said", f"taken back: {name(4)}"),
+            ("said", f"taken back: {name(3)}"),
+            ("refused", f"not saved, {name(2)}: somebody else has decided: dog"),
+            ("said", f"taken back: {name(0)}"),
+            ("said", f"taken back: {name(5)}"),
+            ("said", "nothing to undo"),
+        ):
+            press(browser, "u")
+            until(browser, element, said)
+    left = [hers(2), hers(1), hers(5), GONE]
+    assert list(read_corrections(path / "corrections.csv").values()) == left
 
 
-@contextmanager
-def browsing_while_killed(path, port):
-    """Yield a browser, and what kills the server with SIGKILL and starts it again."""
-    servers = [serving(path, port)]
-    process = servers[0].__enter__()
+def test_beside_ten_thousand_corrections_no_edit_of_another_process_is_lost(folder, monkeypatch):
+    lines = [hers(each, lambda number: b"%d" % number) for each in range(10_000)]
+    path = folder(10_000, lambda number: b"%d" % number, lines) / "corrections.csv"
+    page, expected = Page(path.parent), read_corrections(path)
 
-    def restart():
-        nonlocal process
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        servers.append(serving(path, port))
-        process = servers[-1].__enter__()
+    def decided(number, label):
+        expected[name(number)] = expected[name(number)]._replace(label=label, by="someone", why="")
+        assert page.decide(name(number), label).json() == {"decided": expected[name(number)]._asdict()}
+        assert read_corrections(path) == expected
 
-    try:
-        with browsing(port) as browser:
-            yield browser, restart
-    finally:
-        for each in servers:
-            each.__exit__(None, None, None)
+    def edit(number):  # in place, of the same size and time: only the content tells
+        times, line = path.stat(), expected[name(number)]
+        expected[name(number)] = line._replace(by="Eva")
+        path.write_text(path.read_text().replace(",".join(line), ",".join(expected[name(number)])))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
-
-def test_other_sites_and_nonsense_decide_nothing(folder, port):
-    path = folder(2)
-    with serving(path, port), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        name = client.get("/state").json()["candidates"][0]["id"]
-        right = {"project": str(path), "id": name, "label": "dog", "before": None}
-        assert client.post("/decide", content=b'{"id": 1}', headers={"content-type": "text/plain"}).status_code == 415
-        assert client.post("/decide", json=right, headers={"host": "evil.example"}).status_code == 400
-        for wrong in ({}, [], *(right | wrong for wrong in ({"label": "horse"}, {"id": "../x"}, {"id": [1]}))):
-            assert client.post("/decide", json=wrong).status_code in (400, 422), wrong
-        assert client.post("/decide", json=right | {"project": "other"}).status_code == 421
-        assert client.get("/image", params={"id": "../corrections.csv"}).status_code == 404
-        assert list(read_corrections(path / "corrections.csv")) == ["gone/1.png"]
-        assert client.post("/decide", json=right).json() == {"decided": "dog"}
-        assert list(read_corrections(path / "corrections.csv")) == [name, "gone/1.png"]
+    decided(0, "<b>cat")
+    edit(7)
+    decided(9_999, DROP)
+    assert "somebody else has decided: dog" in page.decide(name(7), DROP).json()["reason"]
+    expected["added"] = Correction("added", "1" * 64, "dog")
+    add_corrections(path, [expected["added"]])
+    decided(5_000, "<b>cat")
+    synced = os.fsync
+    monkeypatch.setattr("os.fsync", lambda file: (edit(8), monkeypatch.undo(), synced(file)))
+    assert "edited at this very moment" in page.decide(name(1), DROP).json()["reason"]
+    assert page.decide(name(2), None).json() == {"decided": None}
+    del expected[name(2)]
+    decided(1, DROP)
+    path.write_text("id\n")
+    for answer in (page.decide(name(3), DROP), page.client.get("/decided")):
+        assert "its first line has to be" in answer.json()["reason"]
+    assert path.read_text() == "id\n"
 
 
-def test_an_unlabelled_image_moves_to_its_class_and_back_and_replaces_nothing(tmp_path):
-    folder, own = tmp_path / "unlabelled", tmp_path / "own"
-    for path in (folder, own / "cat", own / "dog"):
-        path.mkdir(parents=True)
-    (folder / "one.png").write_bytes(b"1")
-    (own / "dog/one.png").write_bytes(b"other")
-    book = Unlabelled(folder, own, tmp_path / "moved")
-    with pytest.raises(UserError, match="such a file already"):
-        book.decide("one.png", "dog")
-    book.decide("one.png", "cat")
-    assert (own / "cat/one.png").read_bytes() == b"1" and book.decided() == {"one.png": "cat"}
-    book = Unlabelled(folder, own, tmp_path / "moved")  # after a kill
-    assert book.decided() == {"one.png": "cat"} and book.read("one.png") == b"1"
-    book.decide("one.png", None)
-    assert (folder / "one.png").read_bytes() == b"1" and book.decided() == {}
-    (folder / "link.png").symlink_to("one.png")
-    with pytest.raises(UserError, match="gone, or a link"):
-        book.decide("link.png", "cat")
-    assert (own / "dog/one.png").read_bytes() == b"other"
+def test_a_decision_is_on_the_content_that_was_shown_whatever_becomes_of_the_raw_data(folder, tmp_path):
+    flat = [encode_array(np.full((8, 8), number, np.uint8)) for number in range(5)]
+    page, path = Page(folder(4, flat.__getitem__)), tmp_path / "corrections.csv"
+    (tmp_path / "raw").rename(tmp_path / "kept")  # as when a stage runs
+    for answer in (page.image(name(0)), page.decide(name(0), "dog")):
+        assert answer.status_code == 409 and "data/raw is gone or has changed" in answer.json()["reason"]
+    restarted = Page(folder(4, lambda number: flat[4 if number == 1 else number]))  # the second is another image now
+    restarted.digests = page.digests  # for a page that was opened before
+    for each, reason in ((page, "data/raw is gone or has changed"), (restarted, "is another image now")):
+        for answer in (each.image(name(1)), each.decide(name(1), "dog"), each.decide(name(1), DROP)):
+            assert answer.status_code == 409 and reason in answer.json()["reason"]
+    assert list(read_corrections(path).values()) == [GONE]
+    assert page.image(name(0)).headers["content-type"] == "image/png"
+    assert page.decide(name(0), "dog").json()["decided"]["sha256"] == digest(flat[0])
+    shutil.rmtree(tmp_path / "raw")
+    (tmp_path / "kept").rename(tmp_path / "raw")
+    assert page.decide(name(1), "dog").json()["decided"]["sha256"] == digest(flat[1])
 
 
-@contextmanager
-def page(clone, *options):
-    """Yield a client of `reprise labels`."""
-    command = [sys.executable, "-m", "reprise", "labels", *options, "--port", "0"]
-    with subprocess.Popen(
-        command, cwd=clone.path, env=clone.environment(), stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            address = process.stdout.readline().split(" at ")[1].partition(",")[0]
-            with httpx.Client(base_url=address, timeout=60) as client:
-                yield client
-        finally:
-            process.terminate()
-        assert process.wait() == 0
+def test_other_sites_and_nonsense_decide_nothing_and_one_content_gets_one_label(folder):
+    path = folder(2, lambda _: b"same") / "corrections.csv"
+    page, right = Page(path.parent), {"sha256": digest(b"same"), "label": "dog"}
+    assert page.client.post("/decide", content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
+    assert page.client.get("/decided", headers={"host": "evil.example"}).status_code == 400
+    for wrong in ({}, [], "", right | {"label": "horse"}, right | {"sha256": None}, right | {"sha256": ""}):
+        assert page.decide(name(0), None, after=wrong).status_code in (400, 409, 422), wrong
+    for wrong in ({"id": "../x"}, {"id": [1]}, {"project": "other"}):
+        assert page.decide(name(0), "dog", **wrong).status_code in (400, 421, 422), wrong
+    assert page.client.get("/image", params={"id": "../corrections.csv"}).status_code == 404
+    assert list(read_corrections(path).values()) == [GONE]
+    assert page.decide(name(0), None, after=right | {"id": name(1)}).json()["decided"]["id"] == name(0)
+    reason = page.decide(name(1), "<b>cat").json()["reason"]
+    assert reason == "<b>cat/00000.png, the same image, is dog; decide alike, or drop one of them"
+    assert page.decide(name(1), DROP).status_code == 200
+
+
+def test_a_port_in_use_is_named_with_the_option_that_there_is():
+    with listening("127.0.0.1", 0) as taken, pytest.raises(UserError, match=r"in use .* name another by --port$"):
+        listening("127.0.0.1", taken.getsockname()[1])
 
 
 @pytest.mark.slow
 def test_the_command_serves_doubts_and_unlabelled_images_and_no_second_page(reproduced):
-    archive = RawArchive(reproduced.path / "data/raw")
-    digits, rows = [], []
-    for member in list(archive.members)[:2]:
-        digits.append(image_id(member))
-        sha256 = hashlib.sha256(archive.read(member)).hexdigest()
-        rows.append([digits[-1], digits[-1].split("/")[0], "7", "0.1", "other class", sha256, "[]"])
+    command, data = [sys.executable, "-m", "reprise", "labels"], reproduced.path / "data"
+    archive = RawArchive(data / "raw")
+    members = {image_id(member): digest(archive.read(member)) for member in list(archive.members)[:2]}
+    rows = [[each, each[0], "7", "0.1", "other class", sha256, "[]"] for each, sha256 in members.items()]
     (reproduced.path / "runs/labels").mkdir(parents=True)
     write_csv(reproduced.path / "runs/labels/labels.csv", REPORT, rows)
-    with page(reproduced, "--review") as client:
-        assert [each["id"] for each in client.get("/state").json()["candidates"]] == digits
-        refused = reproduced.run("python", "-m", "reprise", "labels", "--review", "--port", "0", check=False)
-        assert refused.returncode == 1 and "another page is open" in refused.stderr
-        asked = {"project": client.get("/state").json()["project"], "label": "7", "before": None}
-        assert client.post("/decide", json=asked | {"id": digits[1]}).json() == {"decided": "7"}
-        assert client.post("/decide", json=asked | {"id": digits[1], "label": "3"}).status_code == 409  # not seen
-        assert client.get("/image", params={"id": digits[0]}).headers["content-type"] == "image/png"
-    assert reproduced.run("git", "diff", "--stat").stdout.split()[0] == "data/corrections.csv"
-    assert [row.label for row in read_corrections(reproduced.path / "data/corrections.csv").values()] == ["7"]
 
+    def served(*options):
+        """Return the candidates, and what was said on stderr, after a second page was refused."""
+        clone = {"cwd": reproduced.path, "env": reproduced.environment(), "text": True}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen([*command, *options, "--port", "0"], **clone, **pipes) as process:
+            address = process.stdout.readline().split(" at ")[1].partition(",")[0]
+            candidates = json.load(urllib.request.urlopen(f"{address}/state"))["candidates"]
+            assert "another page is open" in refused(*options)
+            process.send_signal(signal.SIGTERM)
+            said = process.communicate()[1]
+        assert process.returncode == 0
+        return [each["id"] for each in candidates], said
+
+    def refused(*options):
+        done = reproduced.run(*command, *options, check=False)
+        assert done.returncode == 1
+        return done.stderr
+
+    assert served("--review") == ([*members], "")
     rows[0][5] = "0" * 64
     write_csv(reproduced.path / "runs/labels/labels.csv", REPORT, rows)
-    said = reproduced.run("python", "-m", "reprise", "labels", "--review", check=False).stderr
-    assert "runs/labels is of other data than data/raw" in said
+    assert "runs/labels is of other data than data/raw" in refused("--review")
 
-    own, unlabelled = reproduced.path / "data/own", reproduced.path / "data/unlabelled"
-    unlabelled.mkdir()
-    for number in range(3):
-        (unlabelled / f"{number}.png").write_bytes(encoded(number))
-    (unlabelled / "bad.png").write_bytes(b"no image")
-    said = reproduced.run("python", "-m", "reprise", "labels", "--next", "2", check=False).stderr
-    assert "data.name = digits: images get labels in folders of classes" in said
+    (data / "unlabelled").mkdir()
+    for each in ("0.png", "1.png", "2.png", "three\u202e.png"):
+        (data / "unlabelled" / each).write_bytes(encoded(3))
+    (data / "unlabelled/bad.png").write_bytes(b"no image")
+    assert "data.name = digits: images get labels in folders of classes" in refused("--next", "2")
     reproduced.set("data.name=folder")
-    said = reproduced.run("python", "-m", "reprise", "labels", "--next", "2", check=False).stderr
-    assert "has not just a folder of files for each of the classes" in said
-    for name in range(10):
-        (own / str(name)).mkdir()
-    with page(reproduced, "--next", "2") as client:
-        first, second = (each["id"] for each in client.get("/state").json()["candidates"])
-        asked = {"project": client.get("/state").json()["project"], "id": first, "before": None}
-        assert client.post("/decide", json=asked | {"label": DROP}).status_code == 409
-        assert client.post("/decide", json=asked | {"label": "3"}).status_code == 200
-        assert client.get("/image", params={"id": first}).status_code == 200
-    assert (own / "3" / first).is_file() and not (unlabelled / first).exists() and (unlabelled / second).is_file()
+    assert "has not just a folder of files for each of the classes" in refused("--next", "2")
+    for each in range(10):
+        (data / "own" / str(each)).mkdir()
+    candidates, said = served("--next", "2")
+    assert len({*candidates} & {"0.png", "1.png", "2.png"}) == 2
+    assert "labels: 2 images left out: bad.png: " in said and "; 'three\\u202e.png': an unprintable name" in said

@@ -251,7 +251,7 @@ class Review:
         if not known:
             raise HTTPException(422, "no such image or class")
         async with self.writing:
-            if sha256:
+            if sha256 is not None:
                 await asyncio.to_thread(self.content, name, sha256)
             return JSONResponse({"decided": await asyncio.to_thread(self.book.decide, name, before, after)})
 
