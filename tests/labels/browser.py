@@ -1,62 +1,62 @@
-"""The review page, served by a process of its own, and Chromium in front of it."""
+"""The review page of a folder, served by a process of its own, and Chromium in front of it."""
 
-import io
+import hashlib
 import shutil
 import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from reprise.data.formats.raw import RawArchive, encode_array
+from reprise.labels.review import Candidate, Corrections, Review, Unlabelled, run
+
 in_chromium = pytest.mark.skipif(not shutil.which("chromedriver"), reason="no chromedriver")
 CLASSES = ["<b>cat", "dog"]
-WHY = {"<b>cat/00000.png": "ears"}
-SERVE = f"""
-import hashlib, socket, sys
-from pathlib import Path
-from reprise.data.formats.raw import RawArchive
-from reprise.labels.review import Candidate, Corrections, Review, Unlabelled, run
-folder, classes, candidates = Path(sys.argv[1]), {CLASSES}, []
-if (folder / "raw").exists():
-    book = Corrections(RawArchive(folder / "raw"), folder / "corrections.csv", "someone", {WHY})
-    names = book.names
-else:
-    book = Unlabelled(folder / "unlabelled", folder / "own", folder / "moved")
-    names = book.names - book.moved.keys()
-for name in sorted(names, key=lambda name: name[-9:]):
-    label, sha256 = name.rpartition("/")[0], hashlib.sha256(book.read(name)).hexdigest()
-    candidates.append(Candidate(name, label, classes[label != "dog"], "other class", sha256, [(name, label)]))
-server = socket.create_server(("127.0.0.1", int(sys.argv[2])))
-print("ready", flush=True)
-run(Review(candidates, book, classes, str(folder)), server)
-"""
 
 
 def encoded(number):
-    """Return a PNG of 8 x 8 pixels by chance."""
-    pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
-    Image.fromarray(pixels).save(file := io.BytesIO(), "PNG")
-    return file.getvalue()
+    """Return a PPM of 8 x 8 pixels by chance; all have one size."""
+    return encode_array(np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8))
+
+
+def digest(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def review(folder):
+    """Return the page of corrections, if a folder has raw data, or else of its unlabelled images."""
+    if (folder / "raw").exists():
+        book = Corrections(RawArchive(folder / "raw"), folder / "corrections.csv", "someone", {"dog/00001.ppm": "ears"})
+        names = book.names
+    else:
+        book = Unlabelled(folder / "unlabelled", folder / "own", folder / "moved")
+        names = book.names - book.moved.keys()
+    candidates, near = [], [(name, "dog") for name in names if name == "<b>cat/00000.ppm"]
+    for name in sorted(names, key=lambda name: name[-9:]):
+        label = name.rpartition("/")[0]
+        other = CLASSES[label != "dog"]
+        candidates.append(Candidate(name, label, other, "other class", digest(book.read(name)), near))
+    return Review(candidates, book, CLASSES, str(folder))
 
 
 class Server:
-    """The page of a folder, at a port that stays when it is killed and started again."""
+    """The page, at a port that stays when the process is killed and started again."""
 
     def __init__(self, folder):
-        self.folder = folder
         with socket.create_server(("127.0.0.1", 0)) as server:
             self.port = server.getsockname()[1]
+        self.command = [sys.executable, "-m", __name__, folder, str(self.port)]
         self.start()
 
     def start(self):
-        command = [sys.executable, "-c", SERVE, str(self.folder), str(self.port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE)
         assert self.process.stdout.readline()
 
     def kill(self):
@@ -75,22 +75,28 @@ def browsing(folder):
     try:
         with webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
             browser.get(f"http://127.0.0.1:{server.port}/")
-            until(browser, "count", "decided")
+            until(browser, "decided")
             yield browser, server
     finally:
         server.kill()
 
 
-def until(browser, element, part):
-    """Wait until an element has this in its text."""
-    WebDriverWait(browser, 60).until(lambda each: part in each.find_element(By.ID, element).text)
+def until(browser, said):
+    """Wait until the page says this somewhere."""
+    WebDriverWait(browser, 60).until(lambda each: said in each.find_element(By.TAG_NAME, "body").text)
 
 
 def settled(browser):
     """Wait until the server has confirmed or refused all decisions."""
-    WebDriverWait(browser, 60).until(lambda each: each.execute_script("return document.body.dataset.waiting") == "0")
+    WebDriverWait(browser, 300).until(lambda each: each.execute_script("return document.body.dataset.waiting") == "0")
 
 
 def press(browser, *keys):
     """Type into whatever has the focus."""
     browser.switch_to.active_element.send_keys(*keys)
+
+
+if __name__ == "__main__":
+    with socket.create_server(("127.0.0.1", int(sys.argv[2]))) as listening:
+        print("ready", flush=True)
+        run(review(Path(sys.argv[1])), listening)

@@ -9,69 +9,52 @@ from reprise.labels.review import Unlabelled
 from reprise.runtime.errors import UserError
 from tests.labels.browser import CLASSES, browsing, encoded, in_chromium, press, settled, until
 
-CAT, DOG = f"own/{CLASSES[0]}", f"own/{CLASSES[1]}"
+CAT, DOG, HOME = f"own/{CLASSES[0]}", f"own/{CLASSES[1]}", "unlabelled"
 
 
 @pytest.fixture
 def folder(tmp_path):
-    for path in ("unlabelled", CAT, DOG):
-        (tmp_path / path).mkdir(parents=True)
-    for number in range(4):
-        (tmp_path / f"unlabelled/{number}.png").write_bytes(encoded(number))
+    """Make images 0 to 3 without a label, 4, a link to the last of them, and another 3.ppm among the dogs."""
+    for number, place in enumerate((HOME, HOME, HOME, HOME, DOG)):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / f"{min(number, 3)}.ppm").write_bytes(encoded(number))
+    (tmp_path / HOME / "4.ppm").symlink_to("3.ppm")
+    (tmp_path / CAT).mkdir()
     return tmp_path
 
 
-def book(folder):
-    return Unlabelled(folder / "unlabelled", folder / "own", folder / "moved")
-
-
 def where(folder):
-    """Return where images 0, 1, ... lie."""
-    found = {path.read_bytes(): path for path in folder.rglob("*.png")}
-    assert len(found) == 4
-    return [found[encoded(number)].parent.relative_to(folder).as_posix() for number in range(4)]
+    """Return where the images lie."""
+    found = {path.read_bytes(): path for path in folder.rglob("*.ppm") if not path.is_symlink()}
+    return [found[encoded(number)].parent.relative_to(folder).as_posix() for number in range(5)]
 
 
 @in_chromium
 def test_by_keyboard_alone_images_move_to_their_class_and_none_is_lost_though_the_server_is_killed(folder):
     with browsing(folder) as (browser, server):
         press(browser, "k")
-        until(browser, "said", "this image has no label; press r")
+        until(browser, "this image has no label; press r")
         press(browser, "ar")
         press(browser, CLASSES[0], Keys.ENTER)
         settled(browser)
-        assert where(folder) == [DOG, CAT, "unlabelled", "unlabelled"]
+        assert where(folder) == [DOG, CAT, HOME, HOME, DOG]
         server.kill()
-        press(browser, "auda")  # the third is taken back, and has to have a class
+        press(browser, "audaa")  # the third is taken back, then dropped; what follows cannot move
         server.start()
         settled(browser)
-        until(browser, "refused", "not saved, 2.png: an unlabelled image needs a class")
-        press(browser, "pa")
+        for reason in ("2.ppm: an unlabelled image needs a class", "dog/3.ppm: there is such a file already", "a link"):
+            until(browser, reason)
+        press(browser, "ppa")
         settled(browser)
-        assert where(folder) == [DOG, CAT, DOG, DOG]
+        assert where(folder) == [DOG, CAT, DOG, HOME, DOG]
         server.kill()
-        server.start()  # and there is nothing left to label
+        (folder / HOME / "3.ppm").unlink()
+        server.start()
         browser.refresh()
-        until(browser, "said", "nothing to review")
+        until(browser, "nothing to review")
         press(browser, "u")
-        settled(browser)
-    assert where(folder) == [DOG, CAT, "unlabelled", DOG]
-
-
-def test_an_image_replaces_nothing_and_links_stay(folder):
-    mine, record = book(folder), {"label": "dog"}
-    assert mine.decide("0.png", None, record) == record
-    (folder / "unlabelled/0.png").symlink_to("1.png")
-    (folder / DOG / "1.png").symlink_to(folder / DOG / "0.png")
-    for name, before, after, reason in (
-        ("1.png", None, record, "such a file already"),
-        ("0.png", record, None, "such a file already"),
-        ("0.png", None, {"label": CLASSES[0]}, "somebody else has decided: dog"),
-    ):
-        with pytest.raises(UserError, match=reason):
-            mine.decide(name, before, after)
-    with pytest.raises(UserError, match="gone, or a link"):
-        book(folder).decide("0.png", None, {"label": CLASSES[0]})
+        until(browser, "taken back: 2.ppm")
+    assert (folder / HOME / "2.ppm").read_bytes() == encoded(2)
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["before", "after"])
@@ -79,18 +62,20 @@ def test_a_kill_before_or_after_any_move_leaves_an_image_that_the_next_page_find
     replace, before = Path.replace, None
 
     def killed(path, target):
-        if moved or path.suffix != ".png":
+        if moved or path.suffix != ".ppm":
             replace(path, target)
-        if path.suffix == ".png":
+        if path.suffix == ".ppm":
             raise KeyboardInterrupt
 
-    for after, place in (({"label": "dog"}, DOG), ({"label": CLASSES[0]}, CAT), (None, "unlabelled")):
+    for after, place in (({"label": "dog"}, DOG), ({"label": CLASSES[0]}, CAT), (None, HOME)):
+        book = Unlabelled(folder / HOME, folder / "own", folder / "moved")
         with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
             context.setattr(Path, "replace", killed)
-            book(folder).decide("0.png", before, after)
-        found = book(folder)
-        assert found.decided().get("0.png") == (after if moved else before)
-        assert found.read("0.png") == encoded(0)
-        assert found.decide("0.png", before, after) == after  # as the page sends it again
-        assert where(folder) == [place, *["unlabelled"] * 3]
+            book.decide("0.ppm", before, after)
+        book = Unlabelled(folder / HOME, folder / "own", folder / "moved")
+        assert book.decided().get("0.ppm") == (after if moved else before)
+        assert book.decide("0.ppm", before, after) == after  # as the page sends it again
+        assert where(folder) == [place, HOME, HOME, HOME, DOG]
+        with pytest.raises(UserError, match="somebody else has decided"):
+            book.decide("0.ppm", {"label": "?"}, {"label": "other"})
         before = after
