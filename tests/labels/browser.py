@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from selenium import webdriver
-from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from reprise.data.formats.raw import RawArchive, encode_array
@@ -83,7 +82,7 @@ def browsing(folder):
 
 def until(browser, said):
     """Wait until the page says this somewhere."""
-    WebDriverWait(browser, 60).until(lambda each: said in each.find_element(By.TAG_NAME, "body").text)
+    WebDriverWait(browser, 60).until(lambda each: said in each.find_element("tag name", "body").text)
 
 
 def settled(browser):

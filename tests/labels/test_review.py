@@ -1,26 +1,27 @@
-"""The page of `reprise labels --review`: what it says is decided is on the disk, whatever happens to the server."""
+"""The page of `reprise labels --review` and `--next`: what it says is decided is on the disk, whatever happens."""
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from starlette.testclient import TestClient
 
 from reprise.data.formats.raw import RawArchive, RawImage, image_id, write_archive
 from reprise.data.prepare.corrections import DROP, HEADER, Correction, add_corrections, read_corrections
-from reprise.inference.serve import listening
 from reprise.labels.report import HEADER as REPORT
-from reprise.labels.review import application
+from reprise.labels.review import Unlabelled, application
 from reprise.runtime.errors import UserError
 from reprise.runtime.tables import write_csv
 from tests.labels.browser import CLASSES, browsing, digest, encoded, in_chromium, press, review, settled, until
 
 GONE = Correction("gone/1.ppm", "0" * 64, "dog")
+CAT, DOG, HOME = f"own/{CLASSES[0]}", f"own/{CLASSES[1]}", "unlabelled"
 
 
 def name(number):
@@ -31,17 +32,12 @@ def hers(number, content=encoded):
     return Correction(name(number), digest(content(number)), "dog", "Ada", "seen")
 
 
-@pytest.fixture
-def folder(tmp_path):
+def raw(folder, count, content=encoded, corrections=()):
     """Write raw data, and corrections that a person has made; content: of the image with a number."""
-
-    def make(count, content=encoded, corrections=()):
-        images = [RawImage("unsplit", CLASSES[each % 2], f"{each:05}.ppm", content(each)) for each in range(count)]
-        write_archive(tmp_path / "raw", "own", CLASSES, images)
-        write_csv(tmp_path / "corrections.csv", HEADER, [*corrections, GONE])
-        return tmp_path
-
-    return make
+    images = [RawImage("unsplit", CLASSES[each % 2], f"{each:05}.ppm", content(each)) for each in range(count)]
+    write_archive(folder / "raw", "own", CLASSES, images)
+    write_csv(folder / "corrections.csv", HEADER, [*corrections, GONE])
+    return folder
 
 
 class Page:
@@ -62,15 +58,14 @@ class Page:
 
 
 @in_chromium
-def test_each_key_does_what_its_button_says_and_an_image_that_is_gone_is_named(folder):
-    path = folder(6)
+def test_each_key_does_what_its_button_says_and_an_image_that_is_gone_is_named(tmp_path):
+    path = raw(tmp_path, 6)
     with browsing(path) as (browser, _):
-        press(browser, "akd")
-        press(browser, "r")
+        press(browser, "akdr")
         press(browser, "dog", Keys.ENTER)
         press(browser, "au")
         settled(browser)
-        assert browser.find_element(By.ID, "label").text == "<b>cat"  # of the image whose decision was taken back
+        assert browser.find_element("id", "label").text == "<b>cat"  # of the image whose decision was taken back
         assert [each for each in browser.get_log("browser") if "Content Security" in each["message"]] == []
         assert browser.execute_script("return [...document.images].map(each => each.naturalWidth)") == [512, 512]
         shutil.rmtree(path / "raw")
@@ -85,8 +80,8 @@ def test_each_key_does_what_its_button_says_and_an_image_that_is_gone_is_named(f
 
 @pytest.mark.slow
 @in_chromium
-def test_a_thousand_decisions_by_keyboard_and_none_is_lost_though_the_server_is_killed(folder):
-    path, wanted = folder(1000), []
+def test_a_thousand_decisions_by_keyboard_and_none_is_lost_though_the_server_is_killed(tmp_path):
+    path, wanted = raw(tmp_path, 1000), []
     with browsing(path) as (browser, server):
         for part in range(20):
             wanted += (keys := "akd"[part % 3] * 50)
@@ -102,8 +97,8 @@ def test_a_thousand_decisions_by_keyboard_and_none_is_lost_though_the_server_is_
 
 
 @in_chromium
-def test_neither_a_late_decision_nor_undo_after_a_reload_touches_what_another_process_decided(folder):
-    path = folder(6, corrections=[hers(5)])
+def test_neither_a_late_decision_nor_undo_after_a_reload_touches_what_another_process_decided(tmp_path):
+    path = raw(tmp_path, 6, corrections=[hers(5)])
     with browsing(path) as (browser, server):
         press(browser, "nnnnnd")  # hers is dropped; undone, it comes back whole
         server.kill()
@@ -126,9 +121,9 @@ def test_neither_a_late_decision_nor_undo_after_a_reload_touches_what_another_pr
     assert list(read_corrections(path / "corrections.csv").values()) == [hers(2), hers(1), hers(5), GONE]
 
 
-def test_beside_ten_thousand_corrections_no_edit_of_another_process_is_lost(folder, monkeypatch):
+def test_beside_ten_thousand_corrections_no_edit_of_another_process_is_lost(tmp_path, monkeypatch):
     lines = [hers(each, lambda number: b"%d" % number) for each in range(10_000)]
-    path = folder(10_000, lambda number: b"%d" % number, lines) / "corrections.csv"
+    path = raw(tmp_path, 10_000, lambda number: b"%d" % number, lines) / "corrections.csv"
     page, expected = Page(path.parent), read_corrections(path)
 
     def decided(number, label):
@@ -161,12 +156,14 @@ def test_beside_ten_thousand_corrections_no_edit_of_another_process_is_lost(fold
     assert path.read_text() == "id\n"
 
 
-def test_a_decision_is_on_the_content_that_was_shown_whatever_becomes_of_the_raw_data(folder, tmp_path):
-    page, path = Page(folder(4)), tmp_path / "corrections.csv"
+def test_a_decision_is_on_the_content_that_was_shown_whatever_becomes_of_the_raw_data(tmp_path):
+    page, path = Page(raw(tmp_path, 4)), tmp_path / "corrections.csv"
     (tmp_path / "raw").rename(tmp_path / "kept")  # as when a stage runs
     for answer in (page.image(name(0)), page.decide(name(0), "dog")):
         assert answer.status_code == 409 and "data/raw is gone or has changed" in answer.json()["reason"]
-    restarted = Page(folder(4, lambda number: encoded(9 if number == 1 else number)))  # the second is another one now
+    restarted = Page(
+        raw(tmp_path, 4, lambda number: encoded(9 if number == 1 else number))
+    )  # the second is another one now
     restarted.digests = page.digests  # for a page that was opened before
     for each, reason in ((page, "data/raw is gone or has changed"), (restarted, "is another image now")):
         for answer in (each.image(name(1)), each.decide(name(1), "dog"), each.decide(name(1), DROP)):
@@ -179,8 +176,8 @@ def test_a_decision_is_on_the_content_that_was_shown_whatever_becomes_of_the_raw
     assert page.decide(name(1), "dog").json()["decided"]["sha256"] == digest(encoded(1))
 
 
-def test_other_sites_and_nonsense_decide_nothing_and_one_content_gets_one_label(folder):
-    path = folder(2, lambda _: b"same") / "corrections.csv"
+def test_other_sites_and_nonsense_decide_nothing_and_one_content_gets_one_label(tmp_path):
+    path = raw(tmp_path, 2, lambda _: b"same") / "corrections.csv"
     page, right = Page(path.parent), {"sha256": digest(b"same"), "label": "dog"}
     assert page.client.post("/decide", content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
     assert page.client.get("/decided", headers={"host": "evil.example"}).status_code == 400
@@ -196,9 +193,75 @@ def test_other_sites_and_nonsense_decide_nothing_and_one_content_gets_one_label(
     assert page.decide(name(1), DROP).status_code == 200
 
 
-def test_a_port_in_use_is_named_with_the_option_that_there_is():
-    with listening("127.0.0.1", 0) as taken, pytest.raises(UserError, match=r"in use .* name another by --port$"):
-        listening("127.0.0.1", taken.getsockname()[1])
+@pytest.fixture
+def unlabelled(tmp_path):
+    """Make images 0 to 3 without a label, 4, a link to the last of them, and another 3.ppm among the dogs."""
+    for number, place in enumerate((HOME, HOME, HOME, HOME, DOG)):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / f"{min(number, 3)}.ppm").write_bytes(encoded(number))
+    (tmp_path / HOME / "4.ppm").symlink_to("3.ppm")
+    (tmp_path / CAT).mkdir()
+    return tmp_path
+
+
+def where(folder):
+    """Return where the images lie."""
+    found = {path.read_bytes(): path for path in folder.rglob("*.ppm") if not path.is_symlink()}
+    return [found[encoded(number)].parent.relative_to(folder).as_posix() for number in range(5)]
+
+
+@in_chromium
+def test_by_keyboard_alone_unlabelled_images_move_to_their_class_and_none_is_lost_though_the_server_is_killed(
+    unlabelled,
+):
+    with browsing(unlabelled) as (browser, server):
+        press(browser, "k")
+        until(browser, "this image has no label; press r")
+        press(browser, "ar")
+        press(browser, CLASSES[0], Keys.ENTER)
+        settled(browser)
+        assert where(unlabelled) == [DOG, CAT, HOME, HOME, DOG]
+        server.kill()
+        press(browser, "audaa")  # the third is taken back, then dropped; what follows cannot move
+        server.start()
+        settled(browser)
+        for reason in ("2.ppm: an unlabelled image needs a class", "dog/3.ppm: there is such a file already", "a link"):
+            until(browser, reason)
+        press(browser, "ppa")
+        settled(browser)
+        assert where(unlabelled) == [DOG, CAT, DOG, HOME, DOG]
+        server.kill()
+        (unlabelled / HOME / "3.ppm").unlink()
+        server.start()
+        browser.refresh()
+        until(browser, "nothing to review")
+        press(browser, "u")
+        until(browser, "taken back: 2.ppm")
+    assert (unlabelled / HOME / "2.ppm").read_bytes() == encoded(2)
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["before", "after"])
+def test_a_kill_before_or_after_any_move_leaves_an_image_that_the_next_page_finds(unlabelled, monkeypatch, moved):
+    replace, before = Path.replace, None
+
+    def killed(path, target):
+        if moved or path.suffix != ".ppm":
+            replace(path, target)
+        if path.suffix == ".ppm":
+            raise KeyboardInterrupt
+
+    for after, place in (({"label": "dog"}, DOG), ({"label": CLASSES[0]}, CAT), (None, HOME)):
+        book = Unlabelled(unlabelled / HOME, unlabelled / "own", unlabelled / "moved")
+        with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+            context.setattr(Path, "replace", killed)
+            book.decide("0.ppm", before, after)
+        book = Unlabelled(unlabelled / HOME, unlabelled / "own", unlabelled / "moved")
+        assert book.decided().get("0.ppm") == (after if moved else before)
+        assert book.decide("0.ppm", before, after) == after  # as the page sends it again
+        assert where(unlabelled) == [place, HOME, HOME, HOME, DOG]
+        with pytest.raises(UserError, match="somebody else has decided"):
+            book.decide("0.ppm", {"label": "?"}, {"label": "other"})
+        before = after
 
 
 @pytest.mark.slow
@@ -227,6 +290,9 @@ def test_the_command_serves_doubts_and_unlabelled_images_and_no_second_page(repr
         return reproduced.run(*command, *options, check=False).stderr
 
     assert served("--review") == ([*members], "")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        said = refused("--review", "--port", str(taken.getsockname()[1]))
+    assert "already in use" in said and said.endswith("; name another by --port\n")
     rows[0][5] = "0" * 64
     write_csv(reproduced.path / "runs/labels/labels.csv", REPORT, rows)
     assert "runs/labels is of other data than data/raw" in refused("--review")
