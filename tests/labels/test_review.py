@@ -1,292 +1,300 @@
-"""The page of `reprise labels --review`: what it says is decided is on the disk, whatever happens to the server."""
+"""The page of `reprise labels --review` and `--next`: what it says is decided is on the disk, whatever happens."""
 
-import hashlib
-import io
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
-from PIL import Image
-from selenium import webdriver
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
+from starlette.testclient import TestClient
 
 from reprise.data.formats.raw import RawArchive, RawImage, image_id, write_archive
 from reprise.data.prepare.corrections import DROP, HEADER, Correction, add_corrections, read_corrections
 from reprise.labels.report import HEADER as REPORT
-from reprise.labels.review import Unlabelled
-from reprise.runtime.errors import UserError
+from reprise.labels.review import Unlabelled, application
 from reprise.runtime.tables import write_csv
+from tests.labels.browser import CLASSES, browsing, digest, encoded, in_chromium, press, review, settled, until
 
-CLASSES = ["<b>cat", "dog"]
-SERVE = """
-import sys
-from pathlib import Path
-import uvicorn
-from reprise.data.formats.raw import RawArchive, image_id
-from reprise.labels.review import Candidate, Corrections, Review, application
-folder, port = Path(sys.argv[1]), int(sys.argv[2])
-archive = RawArchive(folder / "raw")
-ids = list(map(image_id, archive.members))
-of = {each: each.split("/")[0] for each in ids}
-near = [(ids[0], of[ids[0]])]
-classes = archive.source.classes
-other = {classes[0]: classes[1], classes[1]: classes[0]}
-candidates = [Candidate(each, of[each], other[of[each]], "other class", near) for each in ids]
-book = Corrections(archive, folder / "corrections.csv", "someone", {each: "other class" for each in ids})
-uvicorn.run(application(Review(candidates, book, classes, str(folder))), port=port, log_level="error")
-"""
+GONE = Correction("gone/1.ppm", "0" * 64, "dog")
+CAT, DOG, HOME = f"own/{CLASSES[0]}", f"own/{CLASSES[1]}", "unlabelled"
 
 
-def encoded(number):
-    pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
+def name(number):
+    return f"{CLASSES[number % 2]}/{number:05}.ppm"
 
 
-@pytest.fixture
-def folder(tmp_path):
-    def make(count):
-        images = [
-            RawImage("unsplit", CLASSES[number % 2], f"{number:05}.png", encoded(number)) for number in range(count)
-        ]
-        write_archive(tmp_path / "raw", "own", CLASSES, images)
-        (tmp_path / "corrections.csv").write_text(",".join(HEADER) + "\n")
-        add_corrections(tmp_path / "corrections.csv", [Correction("gone/1.png", "0" * 64, "dog")])
-        return tmp_path
-
-    return make
+def hers(number, content=encoded):
+    return Correction(name(number), digest(content(number)), "dog", "Ada", "seen")
 
 
-@pytest.fixture
-def port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+def raw(folder, count, content=encoded, corrections=()):
+    """Write raw data, and corrections that a person has made; content: of the image with a number."""
+    images = [RawImage("unsplit", CLASSES[each % 2], f"{each:05}.ppm", content(each)) for each in range(count)]
+    write_archive(folder / "raw", "own", CLASSES, images)
+    write_csv(folder / "corrections.csv", HEADER, [*corrections, GONE])
+    return folder
 
 
-@contextmanager
-def serving(folder, port):
-    process = subprocess.Popen([sys.executable, "-c", SERVE, str(folder), str(port)])
-    try:
-        with httpx.HTTPTransport(retries=9) as transport, httpx.Client(transport=transport) as client:
-            while True:
-                try:
-                    client.get(f"http://127.0.0.1:{port}/state")
-                    break
-                except httpx.ConnectError:
-                    assert process.poll() is None
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+class Page:
+    """What a browser does, without one: decisions over HTTP, each on what the page was told at first."""
+
+    def __init__(self, folder):
+        self.client = TestClient(application(review(folder)), base_url="http://localhost")
+        self.state, self.decided = (self.client.get(path).json() for path in ("/state", "/decided"))
+        self.digests = {each["id"]: each["sha256"] for each in self.state["candidates"]}
+
+    def decide(self, name, label, **other):
+        after = label and {"sha256": self.digests[name], "label": label}
+        asked = {"project": self.state["project"], "id": name, "before": self.decided.get(name), "after": after}
+        return self.client.post("/decide", json=asked | other)
+
+    def image(self, name):
+        return self.client.get("/image", params={"id": name, "sha256": self.digests[name]})
 
 
-@contextmanager
-def browsing(port):
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1000,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
-        browser.get(f"http://127.0.0.1:{port}/")
-        WebDriverWait(browser, 60).until(lambda each: "image 1 of" in each.find_element(By.ID, "count").text)
-        yield browser
-
-
-def settled(browser):
-    WebDriverWait(browser, 60).until(lambda each: each.execute_script("return document.body.dataset.waiting") == "0")
-
-
-def press(browser, keys):
-    browser.find_element(By.TAG_NAME, "body").send_keys(keys)
-
-
-@pytest.mark.skipif(not shutil.which("chromedriver"), reason="no chromedriver")
-def test_each_key_does_what_its_button_says(folder, port):
-    path = folder(6)
-    with serving(path, port), browsing(port) as browser:
-        press(browser, "akd")
-        press(browser, "r")
-        browser.switch_to.active_element.send_keys("dog", Keys.ENTER)
+@in_chromium
+def test_each_key_does_what_its_button_says_and_an_image_that_is_gone_is_named(tmp_path):
+    path = raw(tmp_path, 6)
+    with browsing(path) as (browser, _):
+        press(browser, "akdr")
+        press(browser, "dog", Keys.ENTER)
         press(browser, "au")
         settled(browser)
-        shown = browser.find_element(By.ID, "label").text
-        log = [each for each in browser.get_log("browser") if "Content Security" in each["message"]]
-        sizes = browser.execute_script("return [...document.images].map(each => each.naturalWidth)")
+        assert browser.find_element("id", "label").text == "<b>cat"  # of the image whose decision was taken back
+        assert [each for each in browser.get_log("browser") if "Content Security" in each["message"]] == []
+        assert browser.execute_script("return [...document.images].map(each => each.naturalWidth)") == [512, 512]
+        shutil.rmtree(path / "raw")
+        press(browser, "n")
+        until(browser, "no image: data/raw is gone or has changed: wait for `dvc repro`")
+        press(browser, "k")
+        until(browser, "not saved, dog/00005.ppm: data/raw is gone or has changed")
     rows = read_corrections(path / "corrections.csv")
-    first = Correction("<b>cat/00000.png", hashlib.sha256(encoded(0)).hexdigest(), "dog", "someone", "other class")
-    decided = {"<b>cat/00000.png": "dog", "dog/00001.png": "dog", "<b>cat/00002.png": DROP, "dog/00003.png": "dog"}
-    assert {name: row.label for name, row in rows.items()} == decided | {"gone/1.png": "dog"}
-    assert rows[first.id] == first
-    assert shown == "<b>cat" and log == []  # of the image whose decision was taken back
-    assert sizes == [512, 512]
+    assert [row.label for row in rows.values()] == ["dog", DROP, "dog", "dog", "dog"]  # of images 0, 2, 1, 3, GONE
+    assert rows[name(1)] == Correction(name(1), digest(encoded(1)), "dog", "someone", "ears")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("chromedriver"), reason="no chromedriver")
-def test_a_thousand_decisions_by_keyboard_and_none_is_lost_though_the_server_is_killed(folder, port):
-    path, wanted = folder(1000), []
-    with browsing_while_killed(path, port) as (browser, restart):
+@in_chromium
+def test_a_thousand_decisions_by_keyboard_and_none_is_lost_though_the_server_is_killed(tmp_path):
+    path, wanted = raw(tmp_path, 1000), []
+    with browsing(path) as (browser, server):
         for part in range(20):
-            keys = "akd"[part % 3] * 50
-            wanted += keys
+            wanted += (keys := "akd"[part % 3] * 50)
             press(browser, keys)
             if part in (4, 11, 12):
-                restart()
+                server.kill()
+                server.start()
         settled(browser)
-        assert "1000 decided" in browser.find_element(By.ID, "count").text
     rows = {name: row.label for name, row in read_corrections(path / "corrections.csv").items()}
-    labels = [CLASSES[number % 2] for number in range(1000)]
-    does = {"a": lambda label: CLASSES[1 - CLASSES.index(label)], "k": lambda label: label, "d": lambda label: DROP}
-    expected = [does[key](label) for key, label in zip(wanted, labels, strict=True)]
-    assert [rows[f"{label}/{number:05}.png"] for number, label in enumerate(labels)] == expected
+    does = {"a": lambda number: CLASSES[1 - number % 2], "k": lambda number: CLASSES[number % 2], "d": lambda _: DROP}
+    assert [rows[name(each)] for each in range(1000)] == [does[key](each) for each, key in enumerate(wanted)]
 
 
-@pytest.mark.skipif(not shutil.which("chromedriver"), reason="no chromedriver")
-def test_a_refused_decision_is_named_and_those_behind_it_are_saved(folder, port):
-    path = folder(6)
-    server = serving(path, port)
-    process = server.__enter__()
-    with browsing(port) as browser:
-        process.kill()
-        process.wait()
-        press(browser, "akdak")
-        hers = Correction("dog/00001.png", hashlib.sha256(encoded(1)).hexdigest(), "<b>cat", "Ada", "seen")
-        add_corrections(path / "corrections.csv", [hers])
-        with serving(path, port):
-            settled(browser)
-            assert "dog/00001.png: somebody else has decided" in browser.find_element(By.ID, "refused").text
-    server.__exit__(None, None, None)
-    rows = read_corrections(path / "corrections.csv")
-    assert rows.pop("dog/00001.png") == hers
-    assert [row.label for row in rows.values()] == ["dog", DROP, "<b>cat", "<b>cat", "dog"]  # by id; gone/1.png is last
+@in_chromium
+def test_neither_a_late_decision_nor_undo_after_a_reload_touches_what_another_process_decided(tmp_path):
+    path = raw(tmp_path, 6, corrections=[hers(5)])
+    with browsing(path) as (browser, server):
+        press(browser, "nnnnnd")  # hers is dropped; undone, it comes back whole
+        server.kill()
+        press(browser, "akaaa")
+        press(browser, "pppd")  # the second image again, which builds on what is refused
+        add_corrections(path / "corrections.csv", [hers(1)])
+        server.start()
+        settled(browser)
+        until(browser, f"not saved, {name(1)}: somebody else has decided")
+        add_corrections(path / "corrections.csv", [hers(2)])  # the label that the page gave it
+        server.kill()
+        server.start()
+        browser.refresh()
+        until(browser, "6 decided")
+        other = f"not saved, {name(2)}: somebody else has decided: dog"
+        undone = [f"taken back: {name(number)}" for number in (4, 3, 0, 5)]
+        for said in (*undone[:2], other, *undone[2:], "nothing to undo"):
+            press(browser, "u")
+            until(browser, said)
+    assert list(read_corrections(path / "corrections.csv").values()) == [hers(2), hers(1), hers(5), GONE]
 
 
-@contextmanager
-def browsing_while_killed(path, port):
-    """Yield a browser, and what kills the server with SIGKILL and starts it again."""
-    servers = [serving(path, port)]
-    process = servers[0].__enter__()
+def test_beside_ten_thousand_corrections_no_edit_of_another_process_is_lost(tmp_path, monkeypatch):
+    lines = [hers(each, lambda number: b"%d" % number) for each in range(10_000)]
+    path = raw(tmp_path, 10_000, lambda number: b"%d" % number, lines) / "corrections.csv"
+    page, expected = Page(path.parent), read_corrections(path)
 
-    def restart():
-        nonlocal process
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        servers.append(serving(path, port))
-        process = servers[-1].__enter__()
+    def decided(number, label):
+        expected[name(number)] = expected[name(number)]._replace(label=label, by="someone", why="")
+        assert page.decide(name(number), label).json() == {"decided": expected[name(number)]._asdict()}
+        assert read_corrections(path) == expected
 
-    try:
-        with browsing(port) as browser:
-            yield browser, restart
-    finally:
-        for each in servers:
-            each.__exit__(None, None, None)
+    def edit(number):  # in place, of the same size and time: only the content tells
+        times, line = path.stat(), expected[name(number)]
+        expected[name(number)] = line._replace(by="Eva")
+        path.write_text(path.read_text().replace(",".join(line), ",".join(expected[name(number)])))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
-
-def test_other_sites_and_nonsense_decide_nothing(folder, port):
-    path = folder(2)
-    with serving(path, port), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        name = client.get("/state").json()["candidates"][0]["id"]
-        right = {"project": str(path), "id": name, "label": "dog", "before": None}
-        assert client.post("/decide", content=b'{"id": 1}', headers={"content-type": "text/plain"}).status_code == 415
-        assert client.post("/decide", json=right, headers={"host": "evil.example"}).status_code == 400
-        for wrong in ({}, [], *(right | wrong for wrong in ({"label": "horse"}, {"id": "../x"}, {"id": [1]}))):
-            assert client.post("/decide", json=wrong).status_code in (400, 422), wrong
-        assert client.post("/decide", json=right | {"project": "other"}).status_code == 421
-        assert client.get("/image", params={"id": "../corrections.csv"}).status_code == 404
-        assert list(read_corrections(path / "corrections.csv")) == ["gone/1.png"]
-        assert client.post("/decide", json=right).json() == {"decided": "dog"}
-        assert list(read_corrections(path / "corrections.csv")) == [name, "gone/1.png"]
+    decided(0, "<b>cat")
+    edit(7)
+    decided(9_999, DROP)
+    assert "somebody else has decided: dog" in page.decide(name(7), DROP).json()["reason"]
+    expected["added"] = Correction("added", "1" * 64, "dog")
+    add_corrections(path, [expected["added"]])
+    decided(5_000, "<b>cat")
+    synced = os.fsync
+    monkeypatch.setattr("os.fsync", lambda file: (edit(8), monkeypatch.undo(), synced(file)))
+    assert "edited at this very moment" in page.decide(name(6), DROP).json()["reason"]
+    assert page.decide(name(2), None).json() == {"decided": None}
+    del expected[name(2)]
+    decided(6, DROP)
+    path.write_text("id\n")
+    for answer in (page.decide(name(3), DROP), page.client.get("/decided")):
+        assert "its first line has to be" in answer.json()["reason"]
+    assert path.read_text() == "id\n"
 
 
-def test_an_unlabelled_image_moves_to_its_class_and_back_and_replaces_nothing(tmp_path):
-    folder, own = tmp_path / "unlabelled", tmp_path / "own"
-    for path in (folder, own / "cat", own / "dog"):
-        path.mkdir(parents=True)
-    (folder / "one.png").write_bytes(b"1")
-    (own / "dog/one.png").write_bytes(b"other")
-    book = Unlabelled(folder, own, tmp_path / "moved")
-    with pytest.raises(UserError, match="such a file already"):
-        book.decide("one.png", "dog")
-    book.decide("one.png", "cat")
-    assert (own / "cat/one.png").read_bytes() == b"1" and book.decided() == {"one.png": "cat"}
-    book = Unlabelled(folder, own, tmp_path / "moved")  # after a kill
-    assert book.decided() == {"one.png": "cat"} and book.read("one.png") == b"1"
-    book.decide("one.png", None)
-    assert (folder / "one.png").read_bytes() == b"1" and book.decided() == {}
-    (folder / "link.png").symlink_to("one.png")
-    with pytest.raises(UserError, match="gone, or a link"):
-        book.decide("link.png", "cat")
-    assert (own / "dog/one.png").read_bytes() == b"other"
+def test_a_decision_is_on_the_content_that_was_shown_whatever_becomes_of_the_raw_data(tmp_path):
+    page, path = Page(raw(tmp_path, 4)), tmp_path / "corrections.csv"
+    (tmp_path / "raw").rename(tmp_path / "kept")  # as when a stage runs
+    for answer in (page.image(name(0)), page.decide(name(0), "dog")):
+        assert answer.status_code == 409 and "data/raw is gone or has changed" in answer.json()["reason"]
+    restarted = Page(
+        raw(tmp_path, 4, lambda number: encoded(9 if number == 1 else number))
+    )  # the second is another one now
+    restarted.digests = page.digests  # for a page that was opened before
+    for each, reason in ((page, "data/raw is gone or has changed"), (restarted, "is another image now")):
+        for answer in (each.image(name(1)), each.decide(name(1), "dog"), each.decide(name(1), DROP)):
+            assert answer.status_code == 409 and reason in answer.json()["reason"]
+    assert list(read_corrections(path).values()) == [GONE]
+    assert page.decide(name(0), "dog").json()["decided"]["sha256"] == digest(encoded(0))
+    shutil.rmtree(tmp_path / "raw")
+    (tmp_path / "kept").rename(tmp_path / "raw")
+    assert page.decide(name(1), "dog").json()["decided"]["sha256"] == digest(encoded(1))
 
 
-@contextmanager
-def page(clone, *options):
-    """Yield a client of `reprise labels`."""
-    command = [sys.executable, "-m", "reprise", "labels", *options, "--port", "0"]
-    with subprocess.Popen(
-        command, cwd=clone.path, env=clone.environment(), stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            address = process.stdout.readline().split(" at ")[1].partition(",")[0]
-            with httpx.Client(base_url=address, timeout=60) as client:
-                yield client
-        finally:
-            process.terminate()
-        assert process.wait() == 0
+def test_other_sites_and_nonsense_decide_nothing_and_one_content_gets_one_label(tmp_path):
+    path = raw(tmp_path, 2, lambda _: b"same") / "corrections.csv"
+    page, right = Page(path.parent), {"sha256": digest(b"same"), "label": "dog"}
+    assert page.client.post("/decide", content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
+    assert page.client.get("/decided", headers={"host": "evil.example"}).status_code == 400
+    wrongs = [{"after": after} for after in ({}, [], "", right | {"label": "horse"}, right | {"sha256": ""})]
+    wrongs += [{"after": right | {"sha256": None}}, {"id": "../x"}, {"id": [1]}, {"project": "other"}]
+    for wrong in wrongs:
+        assert page.decide(name(0), "dog", **wrong).status_code in (400, 409, 421, 422), wrong
+    assert page.client.get("/image", params={"id": "../corrections.csv"}).status_code == 404
+    assert list(read_corrections(path).values()) == [GONE]
+    assert page.decide(name(0), None, after=right | {"id": name(1)}).json()["decided"]["id"] == name(0)
+    assert "00000.ppm, the same image, is dog; decide" in page.decide(name(1), "<b>cat").json()["reason"]
+
+
+@pytest.fixture
+def unlabelled(tmp_path):
+    """Make images 0 to 3 without a label, 4, a link to the last of them, and another 3.ppm among the dogs."""
+    for number, place in enumerate((HOME, HOME, HOME, HOME, DOG)):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / f"{min(number, 3)}.ppm").write_bytes(encoded(number))
+    (tmp_path / HOME / "4.ppm").symlink_to("3.ppm")
+    (tmp_path / CAT).mkdir()
+    return tmp_path
+
+
+def where(folder):
+    """Return where the images lie."""
+    found = {path.read_bytes(): path for path in folder.rglob("*.ppm") if not path.is_symlink()}
+    return [found[encoded(number)].parent.relative_to(folder).as_posix() for number in range(5)]
+
+
+@in_chromium
+def test_by_keyboard_alone_unlabelled_images_move_to_their_class_and_none_is_lost_though_the_server_is_killed(
+    unlabelled,
+):
+    with browsing(unlabelled) as (browser, server):
+        press(browser, "ar")
+        press(browser, CLASSES[0], Keys.ENTER)
+        settled(browser)
+        assert where(unlabelled) == [DOG, CAT, HOME, HOME, DOG]
+        server.kill()
+        press(browser, "audaa")  # the third is taken back, then dropped; what follows cannot move
+        server.start()
+        for reason in ("2.ppm: an unlabelled image needs a class", "dog/3.ppm: there is such a file already", "a link"):
+            until(browser, reason)
+        press(browser, "ppa")
+        settled(browser)
+        assert where(unlabelled) == [DOG, CAT, DOG, HOME, DOG]
+        server.kill()
+        (unlabelled / HOME / "3.ppm").unlink()
+        server.start()
+        browser.refresh()
+        until(browser, "nothing to review")
+        press(browser, "u")
+        until(browser, "taken back: 2.ppm")
+    assert (unlabelled / HOME / "2.ppm").read_bytes() == encoded(2)
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["before", "after"])
+def test_a_kill_before_or_after_any_move_leaves_an_image_that_the_next_page_finds(unlabelled, monkeypatch, moved):
+    replace, before = Path.replace, None
+
+    def killed(path, target):
+        if moved or path.suffix != ".ppm":
+            replace(path, target)
+        if path.suffix == ".ppm":
+            raise KeyboardInterrupt
+
+    for after, place in (({"label": "dog"}, DOG), ({"label": CLASSES[0]}, CAT), (None, HOME)):
+        book = Unlabelled(unlabelled / HOME, unlabelled / "own", unlabelled / "moved")
+        with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+            context.setattr(Path, "replace", killed)
+            book.decide("0.ppm", before, after)
+        book = Unlabelled(unlabelled / HOME, unlabelled / "own", unlabelled / "moved")
+        assert book.decided().get("0.ppm") == (after if moved else before)
+        assert book.decide("0.ppm", before, after) == after  # as the page sends it again
+        assert where(unlabelled) == [place, HOME, HOME, HOME, DOG]
+        before = after
 
 
 @pytest.mark.slow
 def test_the_command_serves_doubts_and_unlabelled_images_and_no_second_page(reproduced):
-    archive = RawArchive(reproduced.path / "data/raw")
-    digits, rows = [], []
-    for member in list(archive.members)[:2]:
-        digits.append(image_id(member))
-        sha256 = hashlib.sha256(archive.read(member)).hexdigest()
-        rows.append([digits[-1], digits[-1].split("/")[0], "7", "0.1", "other class", sha256, "[]"])
+    command, data = [sys.executable, "-m", "reprise", "labels", "--port", "0"], reproduced.path / "data"
+    archive = RawArchive(data / "raw")
+    members = {image_id(member): digest(archive.read(member)) for member in list(archive.members)[:2]}
+    rows = [[each, each[0], "7", "0.1", "other class", sha256, "[]"] for each, sha256 in members.items()]
     (reproduced.path / "runs/labels").mkdir(parents=True)
     write_csv(reproduced.path / "runs/labels/labels.csv", REPORT, rows)
-    with page(reproduced, "--review") as client:
-        assert [each["id"] for each in client.get("/state").json()["candidates"]] == digits
-        refused = reproduced.run("python", "-m", "reprise", "labels", "--review", "--port", "0", check=False)
-        assert refused.returncode == 1 and "another page is open" in refused.stderr
-        asked = {"project": client.get("/state").json()["project"], "label": "7", "before": None}
-        assert client.post("/decide", json=asked | {"id": digits[1]}).json() == {"decided": "7"}
-        assert client.post("/decide", json=asked | {"id": digits[1], "label": "3"}).status_code == 409  # not seen
-        assert client.get("/image", params={"id": digits[0]}).headers["content-type"] == "image/png"
-    assert reproduced.run("git", "diff", "--stat").stdout.split()[0] == "data/corrections.csv"
-    assert [row.label for row in read_corrections(reproduced.path / "data/corrections.csv").values()] == ["7"]
 
+    def served(*options):
+        """Return the candidates, and what was said on stderr; a second page is refused meanwhile."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        clone = {"cwd": reproduced.path, "env": reproduced.environment()}
+        with subprocess.Popen([*command, *options], **clone, **pipes) as process:
+            address = process.stdout.readline().split(" at ")[1].partition(",")[0]
+            candidates = httpx.get(f"{address}/state").json()["candidates"]
+            assert "another page is open" in refused(*options)
+            process.terminate()
+            said = process.communicate()[1]
+        assert process.returncode == 0
+        return [each["id"] for each in candidates], said
+
+    def refused(*options):
+        return reproduced.run(*command, *options, check=False).stderr
+
+    assert served("--review") == ([*members], "")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert refused("--review", "--port", str(taken.getsockname()[1])).endswith("); name another by --port\n")
     rows[0][5] = "0" * 64
     write_csv(reproduced.path / "runs/labels/labels.csv", REPORT, rows)
-    said = reproduced.run("python", "-m", "reprise", "labels", "--review", check=False).stderr
-    assert "runs/labels is of other data than data/raw" in said
+    assert "runs/labels is of other data than data/raw" in refused("--review")
 
-    own, unlabelled = reproduced.path / "data/own", reproduced.path / "data/unlabelled"
-    unlabelled.mkdir()
-    for number in range(3):
-        (unlabelled / f"{number}.png").write_bytes(encoded(number))
-    (unlabelled / "bad.png").write_bytes(b"no image")
-    said = reproduced.run("python", "-m", "reprise", "labels", "--next", "2", check=False).stderr
-    assert "data.name = digits: images get labels in folders of classes" in said
+    (data / "unlabelled").mkdir()
+    for number, each in enumerate(("0.ppm", "1.ppm", "2.ppm", "three\u202e.ppm")):
+        (data / "unlabelled" / each).write_bytes(encoded(number))
+    (data / "unlabelled/bad.png").write_bytes(b"no image")
+    assert "data.name = digits: images get labels in folders of classes" in refused("--next", "2")
     reproduced.set("data.name=folder")
-    said = reproduced.run("python", "-m", "reprise", "labels", "--next", "2", check=False).stderr
-    assert "has not just a folder of files for each of the classes" in said
-    for name in range(10):
-        (own / str(name)).mkdir()
-    with page(reproduced, "--next", "2") as client:
-        first, second = (each["id"] for each in client.get("/state").json()["candidates"])
-        asked = {"project": client.get("/state").json()["project"], "id": first, "before": None}
-        assert client.post("/decide", json=asked | {"label": DROP}).status_code == 409
-        assert client.post("/decide", json=asked | {"label": "3"}).status_code == 200
-        assert client.get("/image", params={"id": first}).status_code == 200
-    assert (own / "3" / first).is_file() and not (unlabelled / first).exists() and (unlabelled / second).is_file()
+    assert "has not just a folder of files for each of the classes" in refused("--next", "2")
+    for each in range(10):
+        (data / "own" / str(each)).mkdir()
+    candidates, said = served("--next", "2")
+    assert len({*candidates} & {"0.ppm", "1.ppm", "2.ppm"}) == 2
+    assert "labels: 2 images left out: bad.png: " in said and "; 'three\\u202e.ppm': an unprintable name" in said

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reprise.commands.registry import argument, command, here
-from reprise.runtime.errors import UserError, say
+from reprise.runtime.errors import UserError, first, say
 
 if TYPE_CHECKING:
     from reprise.repo.project import Project
@@ -246,9 +246,12 @@ def review_labels(project: "Project", count: int | None, port: int) -> None:
             folder, classes = project.root / "data/unlabelled", model.card.classes
             if not folder.is_dir():
                 raise UserError(f"{folder}: no such folder; put the images there that are to get labels")
-            own, journal = review.class_folders(project.root / data.path, classes), project.root / "runs/labels-moved"
-            book: review.Book = review.Unlabelled(folder, own, journal)
-            candidates = list(to_label(model, folder, count, cpus()))
+            own = review.class_folders(project.root / data.path, classes)
+            book: review.Book = review.Unlabelled(folder, own, project.root / "runs/labels-moved.json")
+            done = book.names and book.names == book.decided().keys()  # all have moved; they can still be taken back
+            candidates, left_out = ([], []) if done else to_label(model, folder, count, cpus())
+            if left_out:
+                say(f"labels: {len(left_out):,} images left out: {first(left_out, 3, '; ')}", file=sys.stderr)
         else:
             candidates, book, classes = review.of_doubts(project)
         say(f"labels: {len(candidates):,} images at http://127.0.0.1:{server.getsockname()[1]}, Ctrl-C ends")

@@ -213,7 +213,8 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
-        raise UserError(f"{host}, port {port}: {reason(error)}; name another by --host or --port") from None
+        options = "--port" if host == "127.0.0.1" else "--host or --port"
+        raise UserError(f"{host}, port {port}: {reason(error)}; name another by {options}") from None
 
 
 def run(model: Model, server: socket.socket, **limits: Any) -> None:

@@ -5,37 +5,42 @@ class were its label (BADGE; Ash et al., Deep Batch Active Learning by Diverse, 
 2020), without BADGE's chance: a gradient is long where the model is unsure, and alike images have alike ones.
 """
 
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from reprise.data.formats.raw import shown
 from reprise.inference.predict import Model
 from reprise.inference.sources import decoded, named_images
 from reprise.labels.review import Candidate
+from reprise.runtime.checksums import file_sha256
 
 BATCH = 64
 
 
-def to_label(model: Model, folder: Path, count: int, workers: int) -> Iterator[Candidate]:
-    """Yield the images of a folder that teach a model, on torch, most; without those that cannot be read.
+def to_label(model: Model, folder: Path, count: int, workers: int) -> tuple[list[Candidate], list[str]]:
+    """Return the images of a folder that teach a model, on torch, most, and those that were left out, with reasons.
 
-    Names that a page cannot show are left out, too.
+    Left out are images that cannot be read, and names that a page cannot show.
     """
     images = decoded(named_images(folder), model.card.preprocessing, workers)
-    names, found = list[str](), list[tuple[np.ndarray, np.ndarray]]()
+    names, found, left_out = list[str](), list[tuple[np.ndarray, np.ndarray]](), list[str]()
     while batch := list(islice(images, BATCH)):
-        good = [(name, pixels) for name, pixels in batch if not isinstance(pixels, str) and name.isprintable()]
-        names += [name for name, _ in good]
-        found += [_seen(model, np.stack([pixels for _, pixels in good]))] if good else []
+        good = {name: pixels for name, pixels in batch if not isinstance(pixels, str) and name.isprintable()}
+        bad = [(name, pixels) for name, pixels in batch if name not in good]
+        left_out += [f"{shown(name)}: {why if isinstance(why, str) else 'an unprintable name'}" for name, why in bad]
+        names += good
+        found += [_seen(model, np.stack([*good.values()]))] if good else []
+    candidates = list[Candidate]()
     if names:
         probabilities, features = map(np.concatenate, zip(*found, strict=True))
         for row in teaching_order(probabilities, features, count):
             best = int(probabilities[row].argmax())
-            share = f"{probabilities[row, best]:.2f} sure"
-            yield Candidate(names[row], "", model.card.classes[best], share)
+            share, sha256 = f"{probabilities[row, best]:.2f} sure", file_sha256(folder / names[row])
+            candidates.append(Candidate(names[row], "", model.card.classes[best], share, sha256))
+    return candidates, left_out
 
 
 def _seen(model: Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

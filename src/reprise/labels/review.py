@@ -13,7 +13,7 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,8 +27,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from reprise.data.formats.raw import RawArchive, image_id
-from reprise.data.prepare.corrections import CORRECTIONS, DROP, Correction, add_corrections, read_corrections
+from reprise.data.formats.raw import RawArchive, image_id, shown
+from reprise.data.prepare.corrections import CORRECTIONS, DROP, HEADER, Correction, read_corrections
 from reprise.data.prepare.decode import BadImageError, decode
 from reprise.labels.report import read_doubts
 from reprise.repo.project import Project
@@ -36,97 +36,155 @@ from reprise.repo.revisions import RAW
 from reprise.runtime.atomic import publishing
 from reprise.runtime.errors import UserError, listed
 from reprise.runtime.signals import Stopped
+from reprise.runtime.tables import row_writer
 
 SHOWN = 512  # pixels of a side, on the page
 PAGE = Path(__file__).with_name("review.html")
+Record = dict[str, str]  # a decision as its book has it: at least its label, a class or DROP
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image to decide on: its name, its label ("" if it has none), what is suggested, and why; images like it."""
+    """An image to decide on: its name, its label ("" if it has none), what is suggested, why, its file's SHA-256.
+
+    near: names and labels of images like it.
+    """
 
     id: str
     label: str
     suggested: str
     why: str
-    near: Sequence[Sequence[str]] = ()  # names and labels
+    sha256: str
+    near: Sequence[Sequence[str]] = ()
 
 
 class Book(Protocol):
-    """Keeps decisions on images by their names."""
+    """Keeps decisions on images by their names; `names` are those that it can show and keep."""
 
-    def decided(self) -> dict[str, str]:
-        """Return {name: label or DROP} of what is decided."""
+    names: set[str]
 
-    def decide(self, name: str, label: str | None) -> None:
-        """Keep a decision, DROP for an image that is to go, None to take it back. It is on the disk afterwards."""
+    def decided(self) -> dict[str, Record]:
+        """Return what is decided, by name."""
+
+    def decide(self, name: str, before: Record | None, after: Record | None) -> Record | None:
+        """Put one record in the place of another, None where there is none, and return it. It is on the disk then.
+
+        Raises UserError where neither of them is there.
+        """
 
     def read(self, name: str) -> bytes:
         """Return an encoded image."""
 
 
 class Corrections:
-    """Decisions in data/corrections.csv, on images of the raw archive. Lines of other images stay.
+    """Decisions in data/corrections.csv, on images of the raw archive; a record is a line. Lines of other images stay.
 
-    by: who decides; why: {id: reason}. A line that was there at first comes back whole with its label.
+    The file is parsed again only where it is not what was read or written last, so that a decision beside thousands
+    takes milliseconds. by: who decides; why: {id: reason}.
     """
 
     def __init__(self, archive: RawArchive, path: Path, by: str, why: dict[str, str]) -> None:
         self.archive, self.path, self.by, self.why = archive, path, by, why
-        self.first = read_corrections(path)
         self.members = {image_id(member): member for member in archive.members}
+        self.names = {*self.members}
+        self.content, self.rows = b"", dict[str, tuple[Correction, bytes]]()  # of the file; lines as they are in it
 
-    def decided(self) -> dict[str, str]:
-        """Return {name: label or DROP} of the lines."""
-        return {name: line.label for name, line in read_corrections(self.path).items()}
+    def reread(self) -> None:
+        """Read the file, if it is not what was read or written last. Raises UserError as `read_corrections` does."""
+        content = self.path.read_bytes() if self.path.exists() else b""
+        if not content or content != self.content:
+            self.rows = {name: (line, _row(line)) for name, line in read_corrections(self.path).items()}
+            self.content = content  # read before the lines: if they are newer, they are read again
 
-    def decide(self, name: str, label: str | None) -> None:
-        """Add, replace or remove a line."""
-        sha256, why = self.sha256(name), self.why.get(name, "")
-        line, first = Correction(name, sha256, label or "", self.by, why), self.first.get(name)
-        line = first if first and first.label == label else line
-        add_corrections(self.path, [line] if label else [], without=[name])
+    def decided(self) -> dict[str, Record]:
+        """Return the lines."""
+        self.reread()
+        return {name: line._asdict() for name, (line, _) in self.rows.items()}
 
-    def sha256(self, name: str) -> str:
-        """Return the digest of an image's file."""
-        return hashlib.sha256(self.read(name)).hexdigest()
+    def decide(self, name: str, before: Record | None, after: Record | None) -> Record | None:
+        """Add, replace or remove a line. after: a whole line, or one without by and why.
+
+        Raises UserError, too, where another image of the same content has another label.
+        """
+        line = Correction(**{"by": self.by, "why": self.why.get(name, "")} | after | {"id": name}) if after else None
+        record = line._asdict() if line else None
+        with publishing(self.path, check=self._unedited) as (partial,):
+            self.reread()
+            rows = self.rows.copy()
+            refuse_unseen(rows.pop(name)[0]._asdict() if name in rows else None, before, record)
+            if line:
+                for other, _ in rows.values():  # which `read_corrections` refuses
+                    if other.sha256 == line.sha256 and len({other.label, line.label, DROP}) == 3:
+                        same = f"{shown(other.id)}, the same image, is {other.label}"
+                        raise UserError(f"{same}; decide alike, or drop one of them")
+                rows[name] = line, _row(line)
+            content = _row(HEADER) + b"".join(rows[each][1] for each in sorted(rows))
+            partial.write_bytes(content)
+        self.content, self.rows = content, rows
+        return record
+
+    def _unedited(self) -> None:
+        if self.path.read_bytes() != self.content:
+            raise UserError(f"{self.path}: edited at this very moment, which is kept; decide again")
 
     def read(self, name: str) -> bytes:
-        """Return an encoded image of the archive."""
-        return self.archive.read(self.members[name])
+        """Return an encoded image of the archive as it was when the page was started."""
+        try:
+            return self.archive.read(self.members[name])
+        except (UserError, OSError):
+            why = f"{RAW} is gone or has changed: wait for `dvc repro`, and if this stays, start this page again"
+            raise UserError(why) from None
+
+
+def _row(line: Sequence[str]) -> bytes:
+    """Return one line of data/corrections.csv."""
+    row_writer(file := io.StringIO())(line)
+    return file.getvalue().encode()
+
+
+def refuse_unseen(now: Record | None, *expected: Record | None) -> None:
+    """Raise UserError where a decision is none of those that are expected."""
+    if now not in expected:
+        raise UserError(f"somebody else has decided: {now['label'] if now else 'nothing, or took it back'}")
 
 
 class Unlabelled:
     """Decisions on the files of a folder: each moves into the folder of its class beside the labelled images.
 
-    journal: a file of what has moved, for the next page.
+    journal: a file of what has moved, for the next page: where each was, and where it is.
     """
 
     def __init__(self, folder: Path, own: Path, journal: Path) -> None:
-        self.folder, self.own, self.journal = folder, own, journal
-        moved = json.loads(journal.read_text("utf-8")) if journal.exists() else {}
-        self.moved = {name: Path(path) for name, path in moved.items() if not (folder / name).exists()}
+        self.folder, self.own, self.journal, self.moved = folder, own, journal, dict[str, Path]()
+        for name, paths in (json.loads(journal.read_text("utf-8")) if journal.exists() else {}).items():
+            there = [path for path in map(Path, paths) if path.exists() and not (folder / name).exists()]
+            self.moved |= {name: there[-1]} if there else {}
+        self.names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        self.names |= self.moved.keys()
 
-    def decided(self) -> dict[str, str]:
-        """Return {name: class} of what has moved."""
-        return {name: path.parent.name for name, path in self.moved.items()}
+    def decided(self) -> dict[str, Record]:
+        """Return the classes of what has moved."""
+        return {name: {"label": path.parent.name} for name, path in self.moved.items()}
 
-    def decide(self, name: str, label: str | None) -> None:
+    def decide(self, name: str, before: Record | None, after: Record | None) -> Record | None:
         """Move a file to a class, to another one, or back. Raises UserError where a file of this name is there."""
-        if label == DROP:
+        record = {"label": after["label"]} if after else None
+        if record == {"label": DROP}:
             raise UserError("an unlabelled image needs a class; leave out what has none, and go on")
+        refuse_unseen(self.decided().get(name), before, record)
         here = self.moved.get(name, self.folder / name)
-        target = self.folder / name if label is None else self.own / label / Path(name).name
+        target = self.own / record["label"] / Path(name).name if record else self.folder / name
         if here.is_symlink() or not here.is_file():
             raise UserError(f"{here}: gone, or a link; only files are moved")
         if target.exists() and target != here:
             raise UserError(f"{target}: there is such a file already; rename one of them")
-        moved = {other: path for other, path in self.moved.items() if other != name}
-        moved |= {name: target} if label is not None else {}
-        with publishing(self.journal) as (partial,):  # first: what has not moved after a kill is still in its folder
-            partial.write_text(json.dumps({other: str(path) for other, path in moved.items()}), encoding="utf-8")
+        places = {other: [str(path)] for other, path in self.moved.items()} | {name: [str(here), str(target)]}
+        with publishing(self.journal) as (partial,):  # first, with both: after a kill the file is in one of them
+            partial.write_text(json.dumps(places), encoding="utf-8")
         here.replace(target)
-        self.moved = moved
+        moved = {other: path for other, path in self.moved.items() if other != name}
+        self.moved = moved | ({name: target} if record else {})
+        return record
 
     def read(self, name: str) -> bytes:
         """Return a file's content, wherever it is now."""
@@ -143,61 +201,59 @@ class Review:
         self, candidates: Sequence[Candidate], book: Book, classes: Sequence[str], project: str, depth: int = 16
     ) -> None:
         self.candidates, self.book, self.classes, self.project, self.depth = candidates, book, classes, project, depth
-        self.names = {each.id for each in candidates} | book.decided().keys()
-        self.shown = self.names | {name for each in candidates for name, _ in each.near}
         self.writing = asyncio.Lock()
 
     async def state(self, _: Request) -> Response:
-        """Answer GET /state: candidates, classes, and what is decided."""
-        found = {
-            "classes": list(self.classes),
-            "drop": DROP,
-            "project": self.project,
-            "candidates": [asdict(each) for each in self.candidates],
-        }
-        return JSONResponse(found | {"decided": self.book.decided()})
+        """Answer GET /state: candidates and classes, which stay."""
+        kept = {"classes": list(self.classes), "drop": DROP, "project": self.project}
+        return JSONResponse(kept | {"candidates": list(map(vars, self.candidates))})
+
+    async def decided(self, _: Request) -> Response:
+        """Answer GET /decided with the records, by name."""
+        async with self.writing:
+            return JSONResponse(await asyncio.to_thread(self.book.decided))
+
+    def content(self, name: str, sha256: str | None) -> bytes:
+        """Return an encoded image. Raises UserError if it has another digest than that."""
+        encoded = self.book.read(name)
+        if sha256 not in (None, hashlib.sha256(encoded).hexdigest()):
+            raise UserError(f"{shown(name)} is another image now than when this page was started; start it again")
+        return encoded
 
     async def image(self, request: Request) -> Response:
-        """Answer GET /image?id=NAME with a PNG."""
+        """Answer GET /image?id=NAME with a PNG; with &sha256=DIGEST, of that content alone."""
         name = request.query_params.get("id", "")
-        if name not in self.shown:
+        if name not in self.book.names:
             raise HTTPException(404, "no such image")
-        try:
-            encoded = await asyncio.to_thread(self.book.read, name)
-            pixels = (await asyncio.to_thread(decode, encoded, SHOWN, 3, "fit", self.depth)).pixels
-        except (BadImageError, UserError, OSError) as error:
-            raise HTTPException(404, str(error)) from None
+        encoded = await asyncio.to_thread(self.content, name, request.query_params.get("sha256"))
+        pixels = (await asyncio.to_thread(decode, encoded, SHOWN, 3, "fit", self.depth)).pixels
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, "PNG", compress_level=1)
         return Response(png.getvalue(), media_type="image/png")
 
     async def decide(self, request: Request) -> Response:
-        """Answer POST /decide once the decision is on the disk.
+        """Answer POST /decide with the record once it is on the disk.
 
-        {"project": ..., "id": NAME, "label": CLASS, DROP or null, "before": the label that the page takes it to have}
+        {"project": ..., "id": NAME, "before": the record that the page takes it to have, "after": a record with the
+        SHA-256 of the image that was shown}; a record is null where nothing is decided.
         """
         if request.headers.get("content-type") != "application/json":  # what another site's page cannot send
             raise HTTPException(415, "application/json is needed")
         try:
             asked = await request.json()
-            name, label, before, project = (asked[key] for key in ("id", "label", "before", "project"))
-            known = name in self.names and label in (*self.classes, DROP, None)
-        except (ValueError, KeyError, TypeError):
-            raise HTTPException(400, "an id and a label are needed") from None
+            name, before, after, project = (asked[key] for key in ("id", "before", "after", "project"))
+            known = name in self.book.names and (after is None or after["label"] in (*self.classes, DROP))
+            sha256 = after and str(after["sha256"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise HTTPException(400, "an id and what is decided are needed") from None
         if project != self.project:
             raise HTTPException(421, "this is another page")
         if not known:
             raise HTTPException(422, "no such image or class")
         async with self.writing:
-            try:
-                now = (await asyncio.to_thread(self.book.decided)).get(name)
-                if now not in (before, label):
-                    raise UserError(f"somebody else has decided: {now}")
-                if now != label:
-                    await asyncio.to_thread(self.book.decide, name, label)
-            except (UserError, OSError) as error:
-                raise HTTPException(409, str(error)) from None
-        return JSONResponse({"decided": label})
+            if sha256 is not None:
+                await asyncio.to_thread(self.content, name, sha256)
+            return JSONResponse({"decided": await asyncio.to_thread(self.book.decide, name, before, after)})
 
 
 def of_doubts(project: Project) -> tuple[list[Candidate], Book, list[str]]:
@@ -206,14 +262,14 @@ def of_doubts(project: Project) -> tuple[list[Candidate], Book, list[str]]:
     Raises UserError for a list of other data, or of images whose content was another one.
     """
     rows, archive = read_doubts(project.root / "runs/labels/labels.csv"), RawArchive(project.root / RAW)
-    by = project.git("config", "user.name", check=False).strip()
+    by = project.git("config", "user.name", check=False).strip().encode("utf-8", "replace").decode()
     book = Corrections(archive, project.root / CORRECTIONS, by, {row.id: row.why for row in rows})
-    same = {row.id for row in rows if row.id in book.members and book.sha256(row.id) == row.sha256}
-    if other := [row.id for row in rows if row.id not in same]:
+    read = {row.id: hashlib.sha256(book.read(row.id)).hexdigest() for row in rows if row.id in book.names}
+    if other := [row.id for row in rows if read.get(row.id) != row.sha256]:
         raise UserError(
             f"runs/labels is of other data than data/raw: {listed(other)}; `dvc repro`, then `reprise labels`"
         )
-    candidates = [Candidate(row.id, row.label, row.suggested, row.why, json.loads(row.near)) for row in rows]
+    candidates = [Candidate(*row[:3], row.why, row.sha256, json.loads(row.near)) for row in rows]
     return candidates, book, archive.source.classes
 
 
@@ -248,12 +304,13 @@ def application(review: Review) -> Starlette:
         return Response(html, headers={"Content-Security-Policy": policy}, media_type="text/html")
 
     async def refuse(_: Request, error: Any) -> Response:
-        return JSONResponse({"reason": error.detail}, error.status_code)
+        reason, code = getattr(error, "detail", str(error)), getattr(error, "status_code", 409)
+        return JSONResponse({"reason": reason}, code)
 
-    routes: list[Any] = [Route("/", page), Route("/state", review.state), Route("/image", review.image)]
-    routes.append(Route("/decide", review.decide, methods=["POST"]))
+    routes: list[Any] = [Route("/", page), Route("/decide", review.decide, methods=["POST"])]
+    routes += [Route(f"/{each.__name__}", each) for each in (review.state, review.decided, review.image)]
     local = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
-    handlers: dict[Any, Callable[..., Any]] = {HTTPException: refuse}
+    handlers: dict[Any, Callable[..., Any]] = dict.fromkeys((HTTPException, UserError, BadImageError, OSError), refuse)
     return Starlette(routes=routes, middleware=[local], exception_handlers=handlers)
 
 
