@@ -6,7 +6,7 @@ The label may be the one that the image has already: somebody has looked, and it
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,15 +79,14 @@ def read_corrections(path: Path, called: str = "") -> dict[str, Correction]:
     return found
 
 
-def add_corrections(path: Path, corrections: Iterable[Correction], without: Collection[str] = ()) -> None:
+def add_corrections(path: Path, corrections: Iterable[Correction]) -> None:
     """Add lines to a file, in the order of the ids; one of an image that has a line already takes its place.
 
-    without: ids whose lines are taken out first. The file is whole at any moment, and a second process waits. Raises
+    The file is whole at any moment, and a second process waits. Raises
     UserError as `read_corrections` does.
     """
     with publishing(path) as (partial,):
-        kept = {name: each for name, each in read_corrections(path).items() if name not in without}
-        every = kept | {each.id: each for each in corrections}
+        every = read_corrections(path) | {each.id: each for each in corrections}
         write_csv(partial, HEADER, [every[name] for name in sorted(every)])
         read_corrections(partial, f"{path} as it would be")  # nothing is written that could not be read
 
