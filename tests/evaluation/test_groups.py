@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from scipy.stats import fisher_exact
 
 from reprise.evaluation.gates import check_gates, check_names
-from reprise.evaluation.groups import LEVEL, find_groups, measured, read_members
+from reprise.evaluation.groups import LEVEL, find_groups, group_name, measured, read_members
 from reprise.runtime.errors import UserError
 from tests.evaluation.test_evaluate import answered
 
@@ -52,6 +53,7 @@ def test_a_pair_is_named_where_neither_of_its_groups_alone_is_at_fault():
 
 
 def test_without_a_group_that_fails_one_is_named_in_at_most_5_percent_of_runs():
+    assert {group.p for group in find_groups(*drawn(0, wrong=0)).judged} == {1.0}
     assert sum(bool(names(find_groups(*drawn(seed)))) for seed in range(40)) <= 5  # binomial, 1 in 30 above 4
 
 
@@ -100,13 +102,26 @@ def test_few_images_make_no_groups():
     assert (found.judged, found.members) == ([], {})
 
 
-def test_a_gate_on_a_name_that_two_groups_have_is_refused():
-    images, _, right = drawn(0)
-    groups = find_groups(images, {"a=b": ["c", "d"] * 200, "a": ["b=c"] * 200 + ["d"] * 200}, right)
-    result = replace(answered([0] * 100 + [1] * 100, [0] * 200), groups=groups)
-    check_gates(result, {"group.a=d": 0.1}, 0.95)
-    with pytest.raises(UserError, match=r"evaluate.gates: group.a=b=c: the name of several groups; rename a column"):
-        check_gates(result, {"group.a=d": 0.1, "group.a=b=c": 0.1}, 0.95)
+def test_no_two_groups_or_pairs_have_one_name():
+    parts = ["a", "a=a", "a &", "& a", '"a"', 'a"=', "a & a=a", "", "\\"]
+    single = [group_name(*each) for each in itertools.product(parts, repeat=2)]
+    pairs = [" & ".join(each) for each in itertools.product(single, repeat=2)]
+    assert len({*single, *pairs}) == 9**2 + 9**4
+
+
+def test_a_gate_is_never_judged_by_another_group_than_it_names_nor_by_a_few_images():
+    images, _, _ = drawn(0)
+    right = np.arange(COUNT) % 4 > 0
+    columns = {"a=b": ["c", "d"] * 200, "a": ["b=c"] * 200 + ["d"] * 200, "few": ["x"] * 19 + ["y"] * 20 + ["z"] * 361}
+    result = replace(answered([0] * 100 + [1] * 100, [0] * 200), groups=find_groups(images, columns, right))
+    check_gates(result, {"group.a=d": 0.65, 'group.a="b=c"': 0.65, "group.few=y": 0.1}, 0.95)
+    with pytest.raises(UserError, match=r'gates.group."a=b"=c = 0.65: 100 of 200 images right'):
+        check_gates(result, {"group.a=d": 0.65, 'group."a=b"=c': 0.65}, 0.95)
+    with pytest.raises(UserError, match=r'group.a=b=c: no metric.* did you mean group.a="b=c", group."a=b"=c'):
+        check_gates(result, {"group.a=b=c": 1e-9}, 0.95)
+    for few in ("group.few=x", "group.few=y & a=d", "group.a=d & few=z", "group."):
+        with pytest.raises(UserError, match=f"evaluate.gates: {few}: no metric .*at least 20 test images"):
+            check_gates(result, {few: 1e-9}, 0.95)
 
 
 def test_a_gate_holds_the_lower_end_of_the_interval_of_classes_groups_and_all():
