@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -96,32 +95,22 @@ def test_a_column_of_any_content_makes_groups_or_none_and_comes_back_from_the_fi
     assert float(mine["accuracy"]) == pytest.approx(right[::2].mean(), rel=1e-5)
 
 
-def test_few_images_make_no_groups():
-    images, columns, right = drawn(0)
-    found = find_groups(images[:19], {name: values[:19] for name, values in columns.items()}, right[:19])
-    assert (found.judged, found.members) == ([], {})
-
-
 def test_no_two_groups_or_pairs_have_one_name():
-    parts = ["a", "a=a", "a &", "& a", '"a"', 'a"=', "a & a=a", "", "\\"]
-    single = [group_name(*each) for each in itertools.product(parts, repeat=2)]
-    pairs = [" & ".join(each) for each in itertools.product(single, repeat=2)]
-    assert len({*single, *pairs}) == 9**2 + 9**4
+    parts = ["a", "a=", "a &", "& a", '"a"', "a & a=a", "\\", ""]
+    single = [group_name(name, value) for name in parts for value in parts]
+    assert len({*single, *(f"{one} & {other}" for one in single for other in single)}) == 8**2 + 8**4
 
 
 def test_a_gate_is_never_judged_by_another_group_than_it_names_nor_by_a_few_images():
-    images, _, _ = drawn(0)
-    right = np.arange(COUNT) % 4 > 0
+    images, right = drawn(0)[0], np.arange(COUNT) % 4 > 0
     columns = {"a=b": ["c", "d"] * 200, "a": ["b=c"] * 200 + ["d"] * 200, "few": ["x"] * 19 + ["y"] * 20 + ["z"] * 361}
     result = replace(answered([0] * 100 + [1] * 100, [0] * 200), groups=find_groups(images, columns, right))
     check_gates(result, {"group.a=d": 0.65, 'group.a="b=c"': 0.65, "group.few=y": 0.1}, 0.95)
     with pytest.raises(UserError, match=r'gates.group."a=b"=c = 0.65: 100 of 200 images right'):
         check_gates(result, {"group.a=d": 0.65, 'group."a=b"=c': 0.65}, 0.95)
-    with pytest.raises(UserError, match=r'group.a=b=c: no metric.* did you mean group.a="b=c", group."a=b"=c'):
-        check_gates(result, {"group.a=b=c": 1e-9}, 0.95)
-    for few in ("group.few=x", "group.few=y & a=d", "group.a=d & few=z", "group."):
-        with pytest.raises(UserError, match=f"evaluate.gates: {few}: no metric .*at least 20 test images"):
-            check_gates(result, {few: 1e-9}, 0.95)
+    for none in ("group.a=b=c", "group.few=x", "group.few=y & a=d", "group.a=d & few=z", "group."):
+        with pytest.raises(UserError, match=f"evaluate.gates: {none}: no metric .*at least 20 test images"):
+            check_gates(result, {none: 1e-9}, 0.95)
 
 
 def test_a_gate_holds_the_lower_end_of_the_interval_of_classes_groups_and_all():
@@ -136,10 +125,7 @@ def test_a_gate_holds_the_lower_end_of_the_interval_of_classes_groups_and_all():
         "evaluate.gates.recall.emu\\n = 0.01: 0 of 0 images right, 95 % interval 0.0000 to 1.0000; "
         "get a better model or more test images"
     )
-    worst = result.groups.judged[0]
-    check_gates(result, {"accuracy": 0.92, f"group.{worst.name}": 0.5}, 0.8)
-    with pytest.raises(UserError, match=rf"group.{worst.name} = 0.99: {worst.right} of {worst.images} images"):
-        check_gates(result, {f"group.{worst.name}": 0.99}, 0.95)
+    check_gates(result, {"accuracy": 0.92}, 0.8)
 
 
 @pytest.mark.parametrize(

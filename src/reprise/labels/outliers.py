@@ -22,7 +22,6 @@ from reprise.runtime.errors import UserError
 NEAREST = 10  # k, at most: more images than these that are alike are a kind of their own
 DIMENSIONS = 256  # of features that are kept; more are projected onto random directions, which nearly keeps distances
 FAR = 2.5  # deviations
-FEWEST = 20  # different images that say what is usual
 
 Answer = tuple[int, np.ndarray, bool]
 
@@ -63,15 +62,16 @@ def reduced(features: Tensor) -> Tensor:
 def outlying(features: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Return which of N images are outliers, bool (N,), by features (N, D) and predicted classes, int64 (N,).
 
-    k is less than NEAREST for images of a predicted class that has fewer others. Images of equal features count as one.
+    k is less than NEAREST, half of them, for a predicted class of few images. Images of equal features count as one.
     """
     from scipy.stats import median_abs_deviation
     from sklearn.neighbors import NearestNeighbors
 
-    features, first, copies = np.unique(features, axis=0, return_index=True, return_inverse=True)
-    if len(features) < FEWEST:
+    units = np.round(features / (features.std() or 1), 3)  # copies in other batches may differ in their last digits
+    features, first, copies = np.unique(units, axis=0, return_index=True, return_inverse=True)
+    if len(features) < 2 * NEAREST:  # too few to say what is usual
         return np.zeros(len(predicted), bool)
     distances = NearestNeighbors(n_neighbors=NEAREST, algorithm="brute").fit(features.astype(float)).kneighbors()[0]
-    k = np.clip(np.bincount(predicted[first])[predicted[first]] - 1, 1, NEAREST)
+    k = np.clip(np.bincount(predicted[first])[predicted[first]] // 2, 1, NEAREST)
     far = np.log(distances[np.arange(len(k)), k - 1].clip(1e-9))  # rounding may give 0
     return np.array(far - np.median(far) > FAR * median_abs_deviation(far, scale="normal"))[copies.ravel()]
