@@ -79,13 +79,24 @@ def test_groups_that_became_worse_are_named_as_classes_are_by_the_images_both_ha
     rows = [f"{name},{'old' if name.endswith(('1', '3', '5')) else 'new'},{name}\n" for name in reversed(odd)]
     project.state(dict(reversed(odd.items())), groups="id,'=camera,few\n" + "".join(rows)).commit("head")
     found = compare(project.path, "main", "head")
-    assert [(one.name, one.images, one.base_right, one.head_right) for one in found.groups] == [
-        ("=camera=old", 36, 36, 12),
-        ("=camera=new", 84, 84, 84),
-    ]
-    assert "\ngroups found worse than before: =camera=old 36/36 -> 12/36" in summary(found)
-    assert "Groups found worse than before: **&#61;camera=old** (-66.67 points)." in markdown(found, set())
+    shown = [(one.name, one.images, one.head_right) for one in found.groups]
+    assert shown == [('"=camera"=old', 36, 12), ('"=camera"=new', 84, 84)]
+    assert '\ngroups found worse than before: "=camera"=old 36/36 -> 12/36' in summary(found)
+    assert "Groups found worse than before: **&#34;=camera&#34;=old** (-66.67 points)." in markdown(found, set())
     assert "## Groups" not in markdown(compare(project.path, "head", "main"), set())  # of a version without them
+
+
+@pytest.mark.parametrize("pair", [True, False])
+def test_a_pair_is_named_where_it_became_worse_than_the_others_of_both_its_groups_and_no_echo_of_one_is(project, pair):
+    project.state(said := answers(220, 0)).commit()
+    rows = [f"{name},{n % 2},{n // 2 % 2},{min(n % 3, 1)}\n" for n, name in enumerate(said)]
+    broken = [name for n, name in enumerate(said) if n % (4 if pair else 2) == 0][:20]
+    groups = f"id,camera,light,camera=0 & light\n{''.join(rows)}"  # the third's group 0 is not the pair
+    project.state(said | dict.fromkeys(broken, ("ant", "bee")), groups=groups).commit()
+    found = {one.name: one for one in compare(project.path, "HEAD~", "HEAD").groups}
+    assert (found['"camera=0 & light"=0'].images, len(found)) == (74, 6 + pair)
+    assert (p := found["camera=0"].p) == pytest.approx(18 * 2**-19)  # 6 groups and 12 pairs are looked at
+    assert [(one.head_right, one.p) for one in found.values() if " & light=" in one.name] == [(35, p)] * pair
 
 
 def test_captions_of_a_sheet_are_in_any_script(project, tmp_path):

@@ -8,10 +8,12 @@ import shutil
 import jsonschema
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from reprise import load_model
 from reprise.evaluation.confidence import Confidence
 from reprise.export.onnx import export_onnx
+from reprise.inference.serve import application
 from reprise.model import backbone
 from reprise.runtime.checksums import write_sealed
 from reprise.runtime.errors import UserError
@@ -64,6 +66,9 @@ def test_the_service_answers_the_same_in_the_form_that_is_described(models, proj
     assert answer == json.loads(json.dumps(expected.plain() | {"name": "0"})) and answer["energy"]
     described = json.loads((project.path / "src/reprise/inference/openapi.json").read_text())
     jsonschema.validate(answer, {"$ref": "#/components/schemas/Answer", **described})
+    promised = TestClient(application(model)).get("/model").json()["confidence"]
+    jsonschema.validate(promised, {"$ref": "#/components/schemas/Promises", **described})
+    assert [*promised.values()] == [50, "", 0.5, 0.5, 0.5, "class"]  # ..., temperature, coverage, risk, coverage_by
 
 
 def test_the_command_has_columns_of_numbers_and_says_unknown(models, project):

@@ -91,16 +91,19 @@ def not_numbers(revision: Revision) -> list[str]:
     return [name for name, value in metrics.items() if (name in ALWAYS if value is None else not math.isfinite(value))]
 
 
-def part_changes(answers: Answers, parts: Mapping[str, np.ndarray]) -> list[PartChange]:
-    """Return each class or group that has images, the largest loss first; parts: {name: its images}, bool (N,) each."""
+def part_changes(answers: Answers, parts: Mapping[str, np.ndarray], looked_at: int = 0) -> list[PartChange]:
+    """Return each class or group that has images, the largest loss first; parts: {name: its images}, bool (N,) each.
+
+    looked_at: how many groups these were chosen from, if there are more: p is corrected for all.
+    """
     found = []
     for name, here in parts.items():
         if here.any():
             base, head = answers.right[:, here]
             p = mcnemar(int((base & ~head).sum()), int((head & ~base).sum()))
             found.append(PartChange(name, int(here.sum()), int(base.sum()), int(head.sum()), p))
-    corrected = holm([change.p for change in found])
-    changes = [replace(change, p=p) for change, p in zip(found, corrected, strict=True)]
+    corrected = holm([*(change.p for change in found), *[1.0] * (looked_at - len(found))])
+    changes = [replace(change, p=p) for change, p in zip(found, corrected, strict=False)]
     return sorted(changes, key=lambda change: (change.difference, change.p))
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from reprise.comparison import changes
 from reprise.comparison.flips import flips
 from reprise.comparison.pairing import Pairing
-from reprise.comparison.verdict import Answers, Seeds, Verdict
+from reprise.comparison.verdict import LEVEL, Answers, Seeds, Verdict
 from reprise.evaluation.calibration import calibration
-from reprise.evaluation.groups import SMALLEST, read_members
+from reprise.evaluation.groups import SMALLEST, group_name, judge, read_members
 from reprise.repo.project import Project
 from reprise.repo.revisions import GROUPS, PREDICTIONS, PROCESSED, Revision, experiments, find_revision
 from reprise.repo.verify import stale_code
@@ -37,7 +37,7 @@ class Comparison:
         self.verdict = Verdict(answers, several, _only_the_seed_differs(base, head))
         self.metrics = changes.metric_changes(base, head)
         self.classes = changes.part_changes(answers, {name: answers.labels == name for name in classes})
-        self.groups = changes.part_changes(answers, _groups(head, rows[1]))
+        self.groups = changes.part_changes(answers, *_groups(head, rows[1], answers))
         self.confusions = changes.confusion_changes(answers)
         bins = head.params.get("evaluate.calibration_bins")
         bins = bins if isinstance(bins, int) and bins > 0 else BINS
@@ -73,13 +73,21 @@ def _answers(both: tuple[Revision, Revision], rows: np.ndarray) -> Answers:
     return Answers(labels, *map(np.stack, zip(*found, strict=True)))
 
 
-def _groups(head: Revision, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Return which of head's test images, by their rows, are in each group of `SMALLEST` and more, bool (N,) each."""
+def _groups(head: Revision, rows: np.ndarray, answers: Answers) -> tuple[dict[str, np.ndarray], int]:
+    """Return which images are in each group that the comparison shows, bool (N,) each, and how many it looks at.
+
+    It shows the groups of `SMALLEST` and more of head's test images, by their rows (N,); and of pairs of these the ones
+    whose images broke, or were mended, more often than the others of either group, corrected for all that it looks at.
+    """
     path = head.out(GROUPS)
     members = read_members(path.read_text(encoding="utf-8", errors="surrogateescape")) if path else {}
     values = {name: np.array(of_all)[rows] for name, of_all in members.items()}
-    parts = {f"{name}={value}": own == value for name, own in values.items() for value in np.unique(own).tolist()}
-    return {name: here for name, here in parts.items() if here.sum() >= SMALLEST}
+    parts = {group_name(name, value): own == value for name, own in values.items() for value in np.unique(own).tolist()}
+    parts = {name: here for name, here in parts.items() if here.sum() >= SMALLEST}
+    base, now = answers.right
+    judged = [group for kept in (now | ~base, base | ~now) if values for group in judge(values, kept)]
+    pairs = {group.name: group.parts for group in judged if len(group.parts) == 2 and group.p <= LEVEL}
+    return parts | {name: parts[one] & parts[other] for name, (one, other) in pairs.items()}, len(judged) // 2
 
 
 def _over_seeds(both: tuple[Revision, Revision], rows: np.ndarray, among: Sequence[Revision]) -> Seeds:

@@ -39,6 +39,11 @@ class Confidence(Part):
         parts = {"prediction_set": self.in_set, "unknown": self.answered is not None, "energy": self.images}
         return [name for name, there in parts.items() if there]
 
+    def promises(self) -> dict[str, Any] | None:
+        """What a user of the answers may know: all but thresholds and digest; None where nothing was fitted."""
+        by = {"coverage_by": "class" if len(self.in_set) > 1 else "all" if self.in_set else None}
+        return self.model_dump(exclude={"weights_sha256", "in_set", "answered"}) | by if self.columns else None
+
     def judge(self, classes: list[str], answer: np.ndarray) -> dict[str, Any]:
         """Return of one image, as far as the model has them, prediction_set, unknown and energy (6 digits).
 

@@ -19,16 +19,13 @@ def check_gates(found: Evaluation, gates: Mapping[str, float], level: float) -> 
     """Raise UserError, naming each miss, where the lower end of Wilson's interval at this level is below a gate.
 
     A class without test images, or that is never predicted, reaches none. Raises UserError as `check_names` does, and
-    for a group that is unknown, has fewer images than SMALLEST, or shares its name with another one.
+    for a group that is unknown or has fewer images than SMALLEST.
     """
     counts = {"accuracy": (int(found.confusion.diag().sum()), len(found.labels))}
     for name, right, images, claimed in found.class_counts():
         counts |= {f"recall.{name}": (right, images), f"precision.{name}": (right, claimed)}
     counts |= {f"group.{group.name}": (group.right, group.images) for group in found.groups.judged}
     _refuse_others(gates, counts)
-    names = [f"group.{group.name}" for group in found.groups.judged]
-    if several := [brief(gate) for gate in gates if names.count(gate) > 1]:
-        raise UserError(f"evaluate.gates: {listed(several)}: the name of several groups; rename a column of the CSV")
     missed = []
     for gate, bar in gates.items():
         low, high = wilson(*counts[gate], level)

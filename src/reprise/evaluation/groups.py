@@ -6,6 +6,7 @@ differ, and brightness, contrast and sharpness of the prepared images; and by ea
 
 import csv
 import io
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,14 @@ class Groups:
         write_csv(members, ["id", *self.members], zip(ids, *self.members.values(), strict=True))
 
 
+def group_name(name: str, value: str) -> str:
+    """Return what a group is called, `camera=2`; of two groups that differ, the names, joined by " & " too, differ.
+
+    For that, a name or value with one of the characters = & " is quoted as in JSON.
+    """
+    return "=".join(json.dumps(part, ensure_ascii=False) if set('=&"') & set(part) else part for part in (name, value))
+
+
 def read_members(content: str) -> dict[str, list[str]]:
     """Parse what `Groups.save` has written of the images: {property: the value of each image, in their order}."""
     _, *columns = zip(*csv.reader(io.StringIO(content, newline="")), strict=True)
@@ -96,8 +105,8 @@ def find_groups(images: np.ndarray, columns: dict[str, list[str]], right: np.nda
         name, (parts, numbers) = title.replace("\r", " "), _cut(values)
         if SMALLEST <= max(Counter(parts).values(), default=0) < len(right):
             members[name] = parts
-            ranges |= {f"{name}={part}": said for part, said in numbers.items()}
-    return Groups(members, ranges, _judge(members, right) if members else [])
+            ranges |= {group_name(name, part): said for part, said in numbers.items()}
+    return Groups(members, ranges, judge(members, right) if members else [])
 
 
 def measured(images: np.ndarray) -> dict[str, list[float]]:
@@ -144,26 +153,33 @@ def _cut(values: Sequence[str | float]) -> tuple[list[str], dict[str, str]]:
     return parts.tolist(), {part: f"{some.min():.4g} to {some.max():.4g}" for part, some in inside.items() if len(some)}
 
 
-def _judge(members: Mapping[str, list[str]], right: np.ndarray) -> list[Group]:
-    """Return the groups of at least SMALLEST images by one property and by two, see `Groups.judged`."""
+def judge(members: Mapping[str, Sequence[str] | np.ndarray], right: np.ndarray) -> list[Group]:
+    """Return the groups of at least SMALLEST of N images by one property and by two, see `Groups.judged`.
+
+    members: {property: each image's value}, of one property or more; right: which images are, bool (N,).
+    """
     from scipy.sparse import csr_array, hstack
     from scipy.stats import hypergeom  # takes half a second
 
     names, blocks = [], []
     for name, values in members.items():
         parts, index = np.unique(values, return_inverse=True)
-        names += [f"{name}={part}" for part in parts.tolist()]
+        names += [group_name(name, part) for part in parts.tolist()]
         blocks.append(csr_array((np.ones(len(index), int), (np.arange(len(index)), index))))
     holds = hstack(blocks, format="csr")  # (N, groups): 1 for an image of the group
     large = np.flatnonzero(holds.sum(axis=0) >= SMALLEST)[:MOST]
     images, found = ((part.T @ part).toarray() for part in (holds[:, large], holds[right][:, large]))  # of each pair
     one, other = np.nonzero(np.triu(images >= SMALLEST))  # of a single group, both are this
-    pairs, sizes = images[one, other], images.diagonal()
-    of_rest = [hypergeom.cdf(found[one, other], sizes[part], found.diagonal()[part], pairs) for part in (one, other)]
-    alone = hypergeom.cdf(found[one, other], len(right), right.sum(), pairs)
-    own = (one == other) | (pairs < np.minimum(sizes[one], sizes[other]))  # no group again under another name
-    p = holm(np.where(one == other, alone, np.maximum(*of_rest))[own].tolist())
-    columns = (column[own].tolist() for column in (large[one], large[other], pairs, found[one, other]))
-    rows = zip(*columns, p, strict=True)
+    sizes, single = images.diagonal(), one == other
+    own = single | (images[one, other] < np.minimum(sizes[one], sizes[other]))  # no group again under another name
+    one, other, single = one[own], other[own], single[own]
+    counts, p = np.stack([images[one, other], found[one, other]]), np.ones(len(one))  # images and those right
+    wrong = np.flatnonzero(counts[1] < counts[0])  # of the others, p is 1
+    of_rest = []
+    for part in (one[wrong], other[wrong]):
+        total = np.where(single[wrong], [[len(right)], [right.sum()]], [sizes[part], found.diagonal()[part]])
+        of_rest.append(hypergeom.cdf(counts[1, wrong], *total, counts[0, wrong]))
+    p[wrong] = np.maximum(*of_rest)
+    rows = zip(large[one].tolist(), large[other].tolist(), *counts.tolist(), holm(p.tolist()), strict=True)
     judged = [Group(tuple(dict.fromkeys((names[a], names[b]))), *counts) for a, b, *counts in rows]
     return sorted(judged, key=lambda group: (group.p, wilson(group.right, group.images)[1]))

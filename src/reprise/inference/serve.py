@@ -1,11 +1,12 @@
 """`reprise serve`: a model behind HTTP.
 
-POST /predict takes one image as its body, or several as multipart/form-data; /model is the model card, /metrics what
-Prometheus reads, / a page for people; openapi.json describes them. What is too large, too slow, too much or no image is
-refused with a status of its own and {"reason": one line}.
+POST /predict takes one image as its body, or several as multipart/form-data; /model is the model card with what answers
+promise, /metrics what Prometheus reads, / a page for people; openapi.json describes them. What is too large, too slow,
+too much or no image is refused with a status of its own and {"reason": one line}.
 """
 
 import asyncio
+import json
 import logging
 import signal
 import socket
@@ -172,11 +173,12 @@ def too_much(images: list[tuple[str, bytes]]) -> str:
 def application(model: Model, **limits: Any) -> Starlette:
     """Return the service as an ASGI application; limits: see `Service`."""
     service = Service(model, **limits)
+    described = model.card.model_dump(mode="json") | {"confidence": model.confidence.promises()}
     routes = [
         Route("/predict", service.predict, methods=["POST"]),
         Route("/metrics", service.metrics),
         Route("/health", fixed('{"status": "ok"}')),
-        Route("/model", fixed(model.card.model_dump_json())),
+        Route("/model", fixed(json.dumps(described))),
         Route("/openapi.json", fixed(Path(__file__).with_name("openapi.json").read_text("utf-8"))),
         Route("/", fixed(Path(__file__).with_name("serve.html").read_text("utf-8"), "text/html")),
     ]

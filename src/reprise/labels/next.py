@@ -7,13 +7,14 @@ class were its label (BADGE; Ash et al., Deep Batch Active Learning by Diverse, 
 
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 
 from reprise.data.formats.raw import shown
 from reprise.inference.predict import Model
 from reprise.inference.sources import decoded, named_images
+from reprise.labels.outliers import watch_last_layer
 from reprise.labels.review import Candidate
 from reprise.runtime.checksums import file_sha256
 
@@ -44,16 +45,11 @@ def to_label(model: Model, folder: Path, count: int, workers: int) -> tuple[list
 
 
 def _seen(model: Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities (N, classes) and what the last layer sees (N, D), ones if a network does not name it."""
-    network, taken = model.run.network.model, list[Any]()
-    layer = network.get_classifier() if hasattr(network, "get_classifier") else network
-    hook = layer.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].float().cpu().numpy()))
-    try:
+    """Return probabilities (N, classes) and what the last layer sees (N, D)."""
+    taken = list[torch.Tensor]()
+    with watch_last_layer(model.run.network.model, taken.append):
         probabilities = model.probabilities(images)
-    finally:
-        hook.remove()
-    seen = taken[0][: len(images)]
-    return probabilities, seen if seen.ndim == 2 else np.ones((len(images), 1))
+    return probabilities, taken[0][: len(images)].numpy()
 
 
 def teaching_order(probabilities: np.ndarray, features: np.ndarray, count: int) -> list[int]:

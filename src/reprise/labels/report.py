@@ -1,4 +1,4 @@
-"""runs/labels: the images whose labels are doubtful as a ranked CSV, how labels are mixed up, and a contact sheet."""
+"""runs/labels: the images whose labels are doubtful as a ranked CSV, how labels are mixed up, and contact sheets."""
 
 import hashlib
 import json
@@ -18,8 +18,9 @@ from reprise.runtime.markup import table, text
 from reprise.runtime.tables import read_csv, write_csv
 
 HEADER = ["id", "label", "suggested", "score", "why", "sha256", "near"]
+REASONS = "other class", "outlier", "nothing like any class", "near-duplicate with another label"
 NEAR = 6  # images that are answered most alike
-SHOWN, ROWS = 48, 50  # images on the sheet, rows of a table on the page
+SHOWN, ROWS = 48, 50  # images on a sheet, rows of a table on the page
 
 
 class Doubt(NamedTuple):
@@ -44,8 +45,9 @@ def doubts(found: Examined, decided: Collection[str]) -> list[Doubt]:
     for row in sorted(range(len(ids)), key=scores.score.__getitem__):
         reasons = {
             "other class": scores.suspicious[row],
+            "outlier": found.outlying[row],
+            "nothing like any class": scores.unlike[row],
             f"near-duplicate with another label: {found.twins.get(ids[row])}": ids[row] in found.twins,
-            "outlier, nothing like any class": scores.unlike[row],
         }
         if any(reasons.values()) and ids[row] not in decided:
             label, other = classes[scores.labels[row]], classes[scores.counted[row]] * int(scores.suspicious[row])
@@ -59,26 +61,32 @@ def doubts(found: Examined, decided: Collection[str]) -> list[Doubt]:
 
 
 def write_report(found: Examined, rows: list[Doubt], folder: Path) -> str:
-    """Write labels.csv, noise.csv, their page labels.md and its picture into a new folder; return a summary."""
+    """Write labels.csv, noise.csv, their page labels.md and its pictures into a new folder; return a summary."""
     folder.mkdir()
     write_csv(folder / "labels.csv", HEADER, rows)
     kept, classes, images = found.metadata, found.metadata.classes, len(found.members)
     names = ["label", "really", "images", "share", "low", "high"]
     noise = [[classes[a], classes[b], *(f"{each:.4g}" for each in more)] for a, b, *more in found.scores.mixed()]
     write_csv(folder / "noise.csv", names, noise)
-    member_of, tiles = {image_id(member): member for member in found.members}, []
-    for row in rows[:SHOWN]:
-        encoded = found.archive.read(member_of[row.id])
-        pixels = decode(encoded, kept.image_size, kept.channels, kept.resize, kept.depth or 16).pixels
-        tiles.append((pixels, row.label, row.suggested or row.why))
-    (folder / "labels.svg").write_bytes(contact_sheet(tiles))
+    member_of, sheets = {image_id(member): member for member in found.members}, []
+    for reason in REASONS:
+        some = [row for row in rows if reason in row.why.partition(": ")[0].split("; ")]  # an id follows, with anything
+        tiles = []
+        for row in some[:SHOWN]:
+            encoded = found.archive.read(member_of[row.id])
+            pixels = decode(encoded, kept.image_size, kept.channels, kept.resize, kept.depth or 16).pixels
+            tiles.append((pixels, row.label, row.suggested or row.why))
+        if tiles:
+            name = f"{reason.replace(' ', '-')}.svg"
+            (folder / name).write_bytes(contact_sheet(tiles))
+            sheets.append(f"{len(some):,} {reason}, the first:\n\n![{reason}: label, and what is suggested]({name})")
     other, unseen = sum(bool(row.suggested) for row in rows), len(found.archive.members) - images
     summary = f"{images:,} images, {found.scores.agreed:.1%} as the models say: {other:,} seem to be of another class, "
     more = f"; {unseen:,} more were left out, or every fold has trained on them" * bool(unseen)
     summary += f"{len(rows) - other:,} are odd otherwise{more}"
     page = [
         f"# Labels\n\n{summary}",
-        "![the worst first: label, and what is suggested](labels.svg)",
+        *sheets,
         table(HEADER[:5], [list(map(text, row[:5])) for row in rows[:ROWS]]),
         "Estimated, how many images with a label are really of another class; share with its 95 % interval:",
         table(names, [list(map(text, row)) for row in noise[:ROWS]]),

@@ -29,19 +29,21 @@ class Examined:
     """N images, by models that have not seen them, in the order of the archive; it and metadata are the last fold's.
 
     members: names in the archive, whose other images were left out of the data, or every fold has trained on them.
-    twins: {id: id} of equal and similar images with another label, as `preprocess` finds them.
+    outlying: see `reprise.labels.outliers`, bool (N,), each image among those that the same model has not seen. twins:
+    {id: id} of equal and similar images with another label, as `preprocess` finds them.
     """
 
     archive: RawArchive
     metadata: Metadata
     members: list[str]
     scores: Scores
+    outlying: np.ndarray
     twins: dict[str, str]
 
 
 def examine(project: Project, found: Workspace, folds: int) -> Examined:
     """Train the folds in a work tree, and look at the images that each holds out. Raises UserError if a fold fails."""
-    root, answers = found.root, dict[str, tuple[int, np.ndarray]]()
+    root, answers = found.root, dict[str, tuple[int, np.ndarray, bool]]()
     for fold in range(max(folds, 1)):  # of fewer than two, the stage `check` says what is allowed
         log = project.root / f"runs/labels-{fold}-of-{folds}.log"
         log.unlink(missing_ok=True)
@@ -54,16 +56,14 @@ def examine(project: Project, found: Workspace, folds: int) -> Examined:
         provenance = load_card(root / MODEL).provenance
         if "torch" not in sys.modules:
             before_torch(provenance.threads, provenance.reproducible)
-        from reprise.evaluation.evaluate import predict_split
+        from reprise.labels.outliers import unseen
         from reprise.model.backbone import load_model
 
         after_torch(provenance.threads, provenance.reproducible)
         model, archive = load_model(root / WEIGHTS, root / MODEL, root), RawArchive(root / RAW)
         for name in SPLITS[1:] if "test" in archive.placed()[0] else SPLITS[2:]:
-            split, logits, labels = predict_split(*model, root / PROCESSED, name, 256)
-            said_of = zip(labels.tolist(), logits.double().softmax(dim=1).numpy(), strict=True)
-            answers = dict(zip(split.ids, said_of, strict=True)) | answers  # the first one counts
+            answers = unseen(*model, root / PROCESSED, name) | answers  # the first one counts
     members = [member for member in archive.members if image_id(member) in answers]
-    given, probabilities = zip(*(answers[image_id(member)] for member in members), strict=True)
+    given, probabilities, outlying = map(np.array, zip(*(answers[image_id(each)] for each in members), strict=True))
     twins, metadata = dict(read_csv(root / "data/report/two_labels.csv")), load_metadata(root / PROCESSED)
-    return Examined(archive, metadata, members, Scores(np.array(given), np.stack(probabilities)), twins)
+    return Examined(archive, metadata, members, Scores(given, probabilities), outlying, twins)
