@@ -82,8 +82,7 @@ def read_corrections(path: Path, called: str = "") -> dict[str, Correction]:
 def add_corrections(path: Path, corrections: Iterable[Correction]) -> None:
     """Add lines to a file, in the order of the ids; one of an image that has a line already takes its place.
 
-    The file is whole at any moment, and a second process waits. Raises
-    UserError as `read_corrections` does.
+    The file is whole at any moment, and a second process waits. Raises UserError as `read_corrections` does.
     """
     with publishing(path) as (partial,):
         every = read_corrections(path) | {each.id: each for each in corrections}
