@@ -1,15 +1,16 @@
 """Shared ground of the tests: prepared digits, and temporary clones of this repository with a tiny setting."""
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 os.environ["OMP_WAIT_POLICY"] = "passive"
@@ -84,6 +85,7 @@ class Workspace:
     """A clone of this repository in a temporary folder, with Git and DVC, running its own code."""
 
     path: Path
+    shared: bool = False  # by many tests at once: what runs in it leaves no bytecode and no fresh index behind
 
     def environment(self) -> dict[str, str]:
         """Return a user's environment with this interpreter's programs first on the path."""
@@ -97,6 +99,7 @@ class Workspace:
         }
         # what the test process set for itself is not what a user's shell has set
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "PYTHON", "MAKE"))}
+        own |= {"PYTHONDONTWRITEBYTECODE": "1", "GIT_OPTIONAL_LOCKS": "0"} if self.shared else {}
         return inherited | own
 
     def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -108,6 +111,27 @@ class Workspace:
             pytest.fail(
                 f"{' '.join(command)} exited with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
             )
+        return done
+
+    def reprise(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command of `reprise` there that loads no torch, without the start of a process."""
+        from reprise.cli import main
+
+        with TemporaryFile("w+") as out, TemporaryFile("w+") as err, pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.path)
+            for name in ("DVC_SITE_CACHE_DIR", "GIT_CONFIG_GLOBAL"):
+                patch.setenv(name, self.environment()[name])
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", err)
+            try:
+                code = main(arguments)
+            except SystemExit as ended:
+                code = int(bool(ended.code))
+                print(ended.code, file=err)
+            for file in (out, err):
+                file.seek(0)
+            done = subprocess.CompletedProcess(arguments, code, out.read(), err.read())
+        assert not (check and code), done.stdout + done.stderr
         return done
 
     def set(self, *overrides: str) -> None:
@@ -136,17 +160,8 @@ class Workspace:
         return not self.run("git", "status", "--porcelain").stdout
 
     def copy(self, path: Path) -> "Workspace":
-        """Return an independent copy, DVC cache included, while others may use this one."""
-        # Python writes its bytecode under a temporary name, which is gone a moment later; Git's lock must not be copied
-        ignored = shutil.ignore_patterns("index.lock")
-        shutil.copytree(self.path, path, symlinks=True, copy_function=copy_unless_gone, ignore=ignored)
-        return Workspace(path)
-
-
-def copy_unless_gone(source: str, target: str) -> None:
-    """Copy a file, or leave it out where another process has removed it since the folder was listed."""
-    with suppress(FileNotFoundError):
-        shutil.copy2(source, target, follow_symlinks=False)
+        """Return an independent copy, DVC cache included."""
+        return Workspace(shutil.copytree(self.path, path, symlinks=True))
 
 
 def fresh_clone(path: Path) -> Workspace:
@@ -187,11 +202,21 @@ def tiny_clone(path: Path) -> Workspace:
     return clone
 
 
+def state_of(folder: Path) -> list[str]:
+    """Return path, size and time of change of every file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return [f"{path} {path.lstat().st_size} {path.lstat().st_mtime_ns}" for path in files]
+
+
 @pytest.fixture(scope="session")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """Call it with a name and a function that fills a folder: the first worker to ask makes it, the others wait."""
+def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, Callable[[Path], object]], Path]]:
+    """Call it with a name and a function that fills a folder: the first worker to ask makes it, the others wait.
+
+    Several workers read the folder at once, so nobody may write to it: whoever has is told after its last test.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    used = set()
 
     def make_once(name: str, make: Callable[[Path], object]) -> Path:
         folder = shared / name / "clone"
@@ -199,15 +224,20 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
         with FileLock(shared / f"{name}.lock"):
             if not (shared / f"{name}.made").exists():
                 make(folder)
-                (shared / f"{name}.made").touch()
+                (shared / f"{name}.made").write_text(json.dumps(state_of(folder.parent)))
+        used.add(name)
         return folder
 
-    return make_once
+    yield make_once
+    for name in sorted(used):
+        made = json.loads((shared / f"{name}.made").read_text())
+        written = set(made) ^ set(state_of(shared / name))
+        assert not written, f"a test wrote to a folder that all share: {sorted(written)[:9]}"
 
 
 @pytest.fixture(scope="session")
 def reproduced_once(once: Callable[[str, Callable[[Path], object]], Path]) -> Workspace:
-    """A tiny clone after `dvc repro` and a commit; tests copy it. imports/STAGE beside it: its modules."""
+    """A tiny clone after `dvc repro` and a commit; a change needs a copy. imports/STAGE beside it: its modules."""
 
     def make(path: Path) -> None:
         clone = tiny_clone(path)
@@ -218,7 +248,7 @@ def reproduced_once(once: Callable[[str, Callable[[Path], object]], Path]) -> Wo
         recorder.unlink()
         clone.commit()
 
-    return Workspace(once("pipeline", make))
+    return Workspace(once("pipeline", make), shared=True)
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import pytest
 
-from reprise.cli import main
 from reprise.params.load import help_text, load_params
 from reprise.repo.project import Project
 from reprise.repo.runs import RESULT, find_unfinished, prepared_data, run_folder
@@ -270,31 +269,30 @@ def test_sanity_prints_a_table_and_its_exit_code_says_whether_all_is_well(
     assert not list((reproduced.path / "runs").glob("*/params.yaml"))
 
 
-def test_print_config_is_a_params_yaml_of_what_would_be_trained(reproduced_once, tmp_path):
-    command = ["python", "src/train.py", "--preset", "finetune-photos", "--print-config", "train.lr=0.25"]
+def test_print_config_is_a_params_yaml_of_what_would_be_trained(reproduced_once, tmp_path, capsys):
     resolved = tmp_path / "params.yaml"
-    resolved.write_text(reproduced_once.run(*command).stdout)
+    assert not script(reproduced_once, "src/train.py", "--preset", "finetune-photos", "--print-config", "train.lr=0.25")
+    resolved.write_text(capsys.readouterr().out)
     preset = ROOT / "presets/finetune-photos.yaml"
     assert load_params(resolved) == load_params(reproduced_once.path / "params.yaml", ["train.lr=0.25"], preset)
 
 
-def test_help_shows_every_parameter_as_it_stands_in_params_yaml(reproduced):
+def test_help_shows_every_parameter_as_it_stands_in_params_yaml(reproduced, capsys):
     reproduced.set("train.lr=0.125")
-    shown = reproduced.run("python", "src/train.py", "--help").stdout
+    assert not script(reproduced, "src/train.py", "--help")
+    shown = capsys.readouterr().out
     assert help_text(load_params(reproduced.path / "params.yaml")) in shown
     assert "train.lr = 0.125" in shown
 
 
-def test_a_preset_is_written_and_shown(reproduced, monkeypatch, capsys):
-    shown = reproduced.run("python", "-m", "reprise", "preset", "finetune-photos").stdout
+def test_a_preset_is_written_and_shown(reproduced):
+    shown = reproduced.reprise("preset", "finetune-photos").stdout
     assert "-  name: digits" in shown
     assert re.search(r"^\+  name: folder +# folder, archive", shown, re.MULTILINE)
     written = (reproduced.path / "params.yaml").read_text()
     assert {line[1:] for line in shown.splitlines()[2:] if line[0] == "+"} <= set(written.splitlines())
-    monkeypatch.chdir(reproduced.path)
-    for arguments, said in ((["preset", "finetune-photos"], "already"), (["preset"], "mnist-99")):
-        assert main(arguments) == 0
-        assert said in capsys.readouterr().out
+    assert "already" in reproduced.reprise("preset", "finetune-photos").stdout
+    assert "mnist-99" in reproduced.reprise("preset").stdout
     assert reproduced.run("git", "status", "--porcelain").stdout == " M params.yaml\n"
 
 
@@ -357,11 +355,11 @@ def test_make_alone_lists_every_target_with_its_help(reproduced_once):
     assert listed == phony
 
 
-def test_make_repro_needs_no_activated_environment_and_does_nothing_the_second_time(reproduced_once):
-    done = make(reproduced_once, "repro", **ALONE)
+def test_make_repro_needs_no_activated_environment_and_does_nothing_the_second_time(reproduced):
+    done = make(reproduced, "repro", **ALONE)
     assert done.stdout.splitlines()[-1] == "Data and pipelines are up to date."
     assert "Running stage" not in done.stdout
-    assert reproduced_once.clean()
+    assert reproduced.clean()
 
 
 def test_make_plots_draws_this_run_on_a_page_that_loads_nothing(reproduced, tmp_path):
@@ -401,12 +399,12 @@ def test_the_lightning_script_of_the_readme_trains(digits, tmp_path, monkeypatch
 
 
 @pytest.mark.product
-def test_the_script_for_a_cluster_runs_the_pipeline(reproduced_once, tmp_path):
+def test_the_script_for_a_cluster_runs_the_pipeline(reproduced, tmp_path):
     (script,) = blocks("docs/project.md", "sh")
     (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
     (tmp_path / "srun").chmod(0o755)
     script = f"PATH=$PATH:{tmp_path}\n{script.replace('.venv', sys.prefix)}"
-    done = reproduced_once.run("bash", "-ec", script, SLURM_SUBMIT_DIR=str(reproduced_once.path))
+    done = reproduced.run("bash", "-ec", script, SLURM_SUBMIT_DIR=str(reproduced.path))
     assert "Data and pipelines are up to date" in done.stdout
 
 

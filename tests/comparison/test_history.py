@@ -9,7 +9,7 @@ import pytest
 from reprise.comparison.history import chosen, history, picture, table
 from reprise.repo.project import Project
 from reprise.runtime.errors import UserError
-from tests.conftest import ROOT, Workspace
+from tests.conftest import Workspace
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_no_metrics_and_a_shallow_clone_are_said(branch, tmp_path):
     write(branch, {"accuracy": 0.6}, "two")
     branch.git("clone", "--quiet", "--depth=1", f"file://{branch.path}", str(tmp_path / "shallow"))
     shallow = Workspace(tmp_path / "shallow")
-    done = shallow.run("python", "-m", "reprise", "history", PYTHONPATH=str(ROOT / "src"))
+    done = shallow.reprise("history")
     assert "shallow clone" in done.stderr
     assert "0.6000" in done.stdout
     assert done.stdout.splitlines()[-1] == "history: test metrics, 1 point -> runs/history.svg"

@@ -8,7 +8,7 @@ PREDICTIONS = "data/predictions.csv"
 
 
 def release(workspace, *arguments):
-    return workspace.run("python", "-m", "reprise", "release", *arguments, check=False)
+    return workspace.reprise("release", *arguments, check=False)
 
 
 def refused(workspace, *arguments):
@@ -16,7 +16,6 @@ def refused(workspace, *arguments):
     tags = workspace.run("git", "tag").stdout
     done = release(workspace, *arguments)
     assert done.returncode == 1, done.stdout
-    assert "Traceback" not in done.stderr
     assert workspace.run("git", "tag").stdout == tags
     return done.stderr
 
@@ -38,13 +37,12 @@ def test_a_release_is_a_tag_that_gto_lists_and_a_worse_model_gets_none_unless_as
     assert "git push origin model@v1.2.0" in done.stdout
     assert reproduced.run("git", "cat-file", "-t", "model@v1.2.0").stdout == "tag\n"
     assert "v1.2.0" in reproduced.run("gto", "show").stdout
-    for version in ("1.3.0", "v1.2.0"):
-        assert "is that of model@v1.2.0" in refused(reproduced, version)
+    assert "is that of model@v1.2.0" in refused(reproduced, "1.3.0")
 
     train(reproduced, "evaluate.calibration=temperature")
     assert "no difference shown against model@v1.2.0" in release(reproduced, "v1.2.1").stdout  # the same weights
 
-    train(reproduced, "train.lr=1e-8")
+    train(reproduced, "train.lr=1e-8", "export.enabled=false")  # an export takes long
     assert re.search(r"worse against model@v1.2.1: -0\.\d+ accuracy", refused(reproduced, "1.10.0"))
     for version in ("1.2.0", "nonsense", "-1"):
         assert f"{version}: " in refused(reproduced, "--anyway", "--", version)
@@ -56,9 +54,11 @@ def test_a_release_is_a_tag_that_gto_lists_and_a_worse_model_gets_none_unless_as
         reproduced.run("dvc", "artifacts", "get", ".", "model", "--rev", version, "--out", f"runs/{version}")
         same = reproduced.run("diff", "-r", f"runs/{version}", "models/export", check=False).returncode == 0
         assert same is is_that_of_head
+    assert (reproduced.path / "runs/v1.2.0/model.onnx").exists()
 
-    train(reproduced, "train.lr=0.003", "train.seed=1")
-    assert "against model@v1.10.0: " in release(reproduced, "2.0.0").stdout
+    train(reproduced, "evaluate.calibration=none")
+    said = release(reproduced, "2.0.0", "--anyway").stdout
+    assert "no difference shown against model@v1.10.0" in said  # 10 is after 2
 
 
 @pytest.mark.slow

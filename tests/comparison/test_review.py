@@ -55,7 +55,7 @@ stages:
 @pytest.fixture(scope="session")
 def branch_once(once):
     """A branch with a change and its results; beside it a bare remote with its main."""
-    return Workspace(once("review", make_branch))
+    return Workspace(once("review", make_branch), shared=True)
 
 
 def make_branch(path):

@@ -31,7 +31,7 @@ def make(path):
 
 @pytest.fixture(scope="session")
 def project(once):
-    return Workspace(once("inference", make))
+    return Workspace(once("inference", make), shared=True)
 
 
 @pytest.fixture(scope="session")

@@ -144,7 +144,7 @@ def test_hostile_bodies_are_answered_with_4xx_or_cut_off_and_health_goes_on(serv
     kinds = hostile_requests(images[0])
     counts, _ = asyncio.run(attack(urlsplit(service).port, [kinds[each % len(kinds)] for each in range(50)], 50))
     assert set(counts) <= {"400", "408", "413", "415", "422", "cut off"} and sum(counts.values()) == 50
-    assert httpx.post(f"{service}/predict", content=images[0]).status_code == 200
+    assert httpx.post(f"{service}/predict", content=images[0], timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])

@@ -468,6 +468,6 @@ def test_a_training_is_taken_up_only_from_one_that_began_with_the_same_classes(d
 
 
 def test_a_network_that_is_to_be_pretrained_is_never_random_for_want_of_the_weights(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="cannot get the weights of test_resnet"):
         create_network(params("test_resnet", pretrained=True), facts(), 0)

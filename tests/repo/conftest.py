@@ -91,7 +91,7 @@ def quick_once(once):
         clone.commit()
         clone.run("dvc", "exp", "save", "--name", "kept")
 
-    return Workspace(once("doctor", make))
+    return Workspace(once("doctor", make), shared=True)
 
 
 @pytest.fixture

@@ -92,13 +92,13 @@ def test_a_metric_that_is_undefined_in_a_fold_is_averaged_over_the_others(reposi
 
 @pytest.mark.slow
 def test_an_experiment_on_a_fold_is_found(reproduced):
-    done = reproduced.run("python", "-m", "reprise", "folds", check=False)
+    done = reproduced.reprise("folds", check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: this commit has no finished experiment with data.folds")
     reproduced.run("dvc", "exp", "run", "-S", "train.epochs=1", "-S", "data.folds=3", "-S", "data.fold=2")
     measured = json.loads((reproduced.path / "metrics/test.json").read_text())
     assert 500 < measured["images"] < 700
-    text = reproduced.run("python", "-m", "reprise", "folds").stdout
+    text = reproduced.reprise("folds").stdout
     assert text.startswith("1 of 3 folds, missing: data.fold=0,1\n")
     assert f"| test accuracy | {measured['accuracy']:.4f} | - |" in text
     assert "| val_accuracy | " in text

@@ -23,20 +23,20 @@ def test_what_a_commit_or_an_experiment_needs_stays_and_the_rest_goes(reproduced
         path = reproduced.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * 2**20)
-    shown = reproduced.run("python", "-m", "reprise", "clean").stdout
+    shown = reproduced.reprise("clean").stdout
     assert re.search(r" 1\.0 MiB  data/\.downloads: downloads", shown)
     assert (reproduced.path / "runs/data/key/processed").exists()
     before = size(reproduced.path / ".dvc/cache")
-    reproduced.run("python", "-m", "reprise", "clean", "--yes")
+    reproduced.reprise("clean", "--yes")
     assert not (reproduced.path / "data/.downloads").exists()
     assert not (reproduced.path / "runs/data").exists()
     assert (reproduced.path / "runs/checkpoints/one").exists()
     assert (reproduced.path / "runs/mine/model").exists()
     assert before - size(reproduced.path / ".dvc/cache") >= len(dropped)
     assert reproduced.run("dvc", "status", "--json").stdout.strip() == "{}"
-    assert "workspace and cache are what dvc.lock records" in reproduced.run("python", "-m", "reprise", "verify").stdout
+    assert "workspace and cache are what dvc.lock records" in reproduced.reprise("verify").stdout
 
-    listed = reproduced.run("python", "-m", "reprise", "experiments").stdout.splitlines()
+    listed = reproduced.reprise("experiments").stdout.splitlines()
     assert listed[0].split("  ")[0] == "experiment"
     name, val, _, test, *_, changed = listed[2].split()
     assert (name, changed) == ("kept", "train.lr=0.01")
@@ -45,7 +45,7 @@ def test_what_a_commit_or_an_experiment_needs_stays_and_the_rest_goes(reproduced
     assert test == f"{reached:.4f}"
     assert val == f"{json.loads((reproduced.path / 'metrics/train.json').read_text())['val_accuracy']:.4f}"
     assert reproduced.run("dvc", "status", "--json").stdout.strip() == "{}"
-    reproduced.run("python", "-m", "reprise", "clean", "--yes", "--checkpoints")
+    reproduced.reprise("clean", "--yes", "--checkpoints")
     assert not (reproduced.path / "runs/checkpoints").exists()
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -16,7 +15,6 @@ import pytest
 from dulwich.index import IndexEntry
 from dulwich.repo import Repo as DulwichRepo
 
-from reprise.cli import main as reprise
 from reprise.repo import doctor as doctoring
 from reprise.repo import revisions
 from reprise.repo.project import Project
@@ -35,10 +33,10 @@ from tests.test_pipeline import refused
 
 
 def doctor(workspace, *arguments, expect=0):
-    """Run it there, without the start of a process."""
-    with contextlib.chdir(workspace.path), contextlib.redirect_stdout(io.StringIO()) as said:
-        assert reprise(["doctor", *arguments]) == expect, said.getvalue()
-    return said.getvalue()
+    """Return what it says."""
+    done = workspace.reprise("doctor", *arguments, check=False)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout
 
 
 def followed(workspace, said, before):
@@ -47,7 +45,7 @@ def followed(workspace, said, before):
 
 
 def refusing(workspace):
-    return refused(workspace.run("python", "-m", "reprise", "doctor", check=False))
+    return refused(workspace.reprise("doctor", check=False))
 
 
 def head(workspace):
@@ -55,9 +53,9 @@ def head(workspace):
 
 
 def hint(workspace):
-    with contextlib.redirect_stderr(io.StringIO()) as said:
-        assert doctor(workspace, "--check") == ""
-    return said.getvalue()
+    done = workspace.reprise("doctor", "--check")
+    assert done.stdout == ""
+    return done.stderr
 
 
 def lines(workspace, *command):

@@ -56,7 +56,7 @@ def test_every_command_works_wherever_the_project_lies(reproduced, tmp_path, lay
     project = layout(reproduced, tmp_path)
 
     def reprise(*arguments, **options):
-        return project.run("python", "-m", "reprise", *arguments, **options).stdout
+        return project.reprise(*arguments, **options).stdout
 
     assert "are what dvc.lock records" in reprise("verify")
     assert reprise("doctor") == "nothing to do\n"
@@ -89,21 +89,21 @@ def test_the_doctor_gives_back_what_was_edited_inside_and_outside_of_the_project
     edited = {path: path.read_text() for path in (project.path / "params.yaml", tmp_path / "large/README")}
     killed(project, step)
     assert {path: path.read_text() for path in edited} != edited
-    project.run("python", "-m", "reprise", "doctor")
+    project.reprise("doctor")
     now = {path: path.read_text() for path in edited}
     if step == HEAD_CHECKED_OUT:  # with the value of -S
         now[project.path / "params.yaml"] = edited[project.path / "params.yaml"]
     assert now == edited
     assert project.run("git", "symbolic-ref", "HEAD").stdout == "refs/heads/main\n"
-    assert project.run("python", "-m", "reprise", "doctor").stdout == "nothing to do\n"
+    assert project.reprise("doctor").stdout == "nothing to do\n"
 
 
-def test_a_clone_of_the_subfolder_is_reproduced_and_its_base_too(reproduced, tmp_path):
-    large = in_a_subfolder(reproduced, tmp_path)
+def test_a_clone_of_the_subfolder_is_reproduced_and_its_base_too(quick_once, tmp_path):
+    large = in_a_subfolder(quick_once, tmp_path)
     large.run("git", "clone", "--quiet", str(tmp_path / "large"), str(tmp_path / "runner"))
     runner = Workspace(tmp_path / "runner/models/digits")
     runner.run("git", "checkout", "--quiet", "-b", "try")
-    page = runner.run("python", "-m", "reprise", "review", "--base", "main").stdout
+    page = runner.reprise("review", "--base", "main", check=False).stdout
     assert "the same bytes in every out" in page
 
 

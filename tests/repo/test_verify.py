@@ -67,7 +67,7 @@ def test_a_healthy_workspace_is_one_line_that_counts_everything(reproduced):
     files |= {*outs(reproduced), *objects(reproduced), *runs(reproduced)}
     size = sum(path.stat().st_size for path in files)
     line = f"verify: 6 stages, {len(files)} files, {size:,} bytes hashed: workspace and cache are what dvc.lock records"
-    done = reproduced.run("python", "-m", "reprise", "verify")
+    done = reproduced.reprise("verify")
     assert (done.stdout, done.stderr) == (f"{line}\n", "")
 
 
@@ -223,7 +223,7 @@ def test_what_was_edited_since_is_named_as_such(reproduced):
     raw["md5"] = f"{0:032}.dir"  # as after `dvc repro --single-item download`
     (reproduced.path / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
     since = " since dvc.lock was written"
-    done = reproduced.run("python", "-m", "reprise", "verify", check=False)
+    done = reproduced.reprise("verify", check=False)
     *lines, _, way_out = done.stdout.splitlines()
     assert done.returncode == 1
     assert set(lines) == {
@@ -263,9 +263,9 @@ def test_a_fresh_clone_is_told_to_reproduce_and_broken_records_are_one_line(repr
     )
     assert way_out == ["make repro  # or `dvc pull`, from a remote that has them"]
     (fresh.path / "dvc.lock").write_text("stages: [")
-    assert "git diff HEAD -- dvc.yaml dvc.lock" in refused(fresh.run("python", "-m", "reprise", "verify", check=False))
+    assert "git diff HEAD -- dvc.yaml dvc.lock" in refused(fresh.reprise("verify", check=False))
     (fresh.path / "dvc.lock").unlink()
-    assert "dvc.lock: no such file; " in refused(fresh.run("python", "-m", "reprise", "verify", check=False))
+    assert "dvc.lock: no such file; " in refused(fresh.reprise("verify", check=False))
 
 
 def test_a_cache_elsewhere_is_found(reproduced, tmp_path):

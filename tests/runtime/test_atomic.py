@@ -170,13 +170,36 @@ def test_a_file_system_without_locks_is_one_clear_line(tmp_path, monkeypatch):
         pass
 
 
+def published_by_a_child(folder, contents, dies_at):
+    """Publish folders in a process of its own, which dies at that call of the system; return its exit code."""
+    child, left = os.fork(), dies_at
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def count(event, _):
+        nonlocal left
+        if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir", "os.scandir"):
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        sys.addaudithook(count)
+        with publishing(*(folder / name for name in contents)) as partials:
+            for partial, content in zip(partials, contents.values(), strict=True):
+                partial.mkdir()
+                (partial / "content").write_bytes(content)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     old=st.dictionaries(st.sampled_from("abc"), st.binary(max_size=20), min_size=1),
     new=st.dictionaries(st.sampled_from("abc"), st.binary(max_size=20), min_size=1),
     dies_at=st.integers(0, 30),
 )
-@pytest.mark.slow
 def test_whatever_call_of_the_system_is_the_last_every_name_holds_all_of_the_old_or_all_of_the_new(
     old, new, dies_at, tmp_path_factory
 ):
@@ -184,28 +207,8 @@ def test_whatever_call_of_the_system_is_the_last_every_name_holds_all_of_the_old
     for name, content in old.items():
         (folder / name).mkdir()
         (folder / name / "content").write_bytes(content)
-    code = """
-import os, sys
-from pathlib import Path
-from reprise.runtime.atomic import publishing
-left = int(sys.argv[2])
-def count(event, args):
-    global left
-    if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir", "os.scandir"):
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), 9)
-names = eval(sys.argv[3])
-targets = [Path(sys.argv[1], name) for name in names]
-sys.addaudithook(count)
-with publishing(*targets) as partials:
-    for partial, content in zip(partials, names.values()):
-        partial.mkdir()
-        (partial / "content").write_bytes(content)
-"""
-    run = lambda last: subprocess.run([sys.executable, "-c", code, folder, str(last), repr(new)]).returncode  # noqa: E731
-    died = run(dies_at)
-    assert died in (0, -9)
+    died = published_by_a_child(folder, new, dies_at)
+    assert died in (0, -signal.SIGKILL)
     for name in set(old) | set(new):
         found = folder / name / "content"
         allowed = {content[name] for content in (old, new) if name in content}
@@ -213,8 +216,8 @@ with publishing(*targets) as partials:
             assert found.read_bytes() in allowed
         else:  # the moment between the two renames, or never there
             assert not (folder / name).exists()
-            assert died == -9
-    assert run(10**6) == 0
+            assert died == -signal.SIGKILL
+    assert published_by_a_child(folder, new, 10**6) == 0
     assert {name: (folder / name / "content").read_bytes() for name in new} == new
     assert sorted(os.listdir(folder)) == sorted(set(old) | set(new))
 

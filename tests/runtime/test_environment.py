@@ -167,8 +167,8 @@ def test_after_the_repair_each_library_imports(module):
 
 # Everything that costs more than 50 ms to import and that some stage could do without.
 HEAVY = {
-    "dvc", "huggingface_hub", "lightning", "matplotlib", "scipy", "scipy.signal", "sklearn", "sympy", "tensorboard",
-    "timm", "torch", "torch._dynamo", "torchmetrics", "torchvision",
+    "dvc", "dvclive", "huggingface_hub", "lightning", "matplotlib", "mlflow", "scipy", "scipy.signal", "sklearn",
+    "sympy", "tensorboard", "timm", "torch", "torch._dynamo", "torchmetrics", "torchvision", "wandb",
 }  # fmt: skip
 NETWORK = {"torch", "torchvision", "timm", "huggingface_hub", "torch._dynamo", "sympy"}  # timm brings the others
 STARTUP = {

@@ -35,7 +35,6 @@ LESSER_CPU = {
     "OPENBLAS_CORETYPE": "Nehalem",
 }
 SURROUNDINGS = {
-    "a lesser CPU": LESSER_CPU,
     "much in the shell": {
         "ATEN_CPU_CAPABILITY": "avx512",
         "ONEDNN_MAX_CPU_ISA": "ALL",
@@ -44,7 +43,8 @@ SURROUNDINGS = {
         "MKL_NUM_THREADS": "7",
         "OMP_WAIT_POLICY": "active",
     },
-    "little in the shell": {
+    "a lesser CPU and little in the shell": LESSER_CPU
+    | {
         "ATEN_CPU_CAPABILITY": "default",
         "ONEDNN_MAX_CPU_ISA": "SSE41",
         "MKL_CBWR": "SSE4_2",

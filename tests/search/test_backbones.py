@@ -64,6 +64,10 @@ def test_every_network_is_an_experiment_without_test_figures_and_is_not_tried_ag
     )
     assert found["backbone-test_vit"].commit != find_revision(project, "backbone-test_vit").commit
     reproduced.run("dvc", "exp", "apply", "backbone-test_vit")
-    assert reproduced.run("dvc", "status", "--json").stdout.count("changed deps") == 2
+    assert json.loads(reproduced.run("dvc", "status", "--json").stdout).keys() == {"evaluate", "export"}
+    with pytest.raises(UserError, match=r"its data/predictions.csv are another model's"):
+        _ = find_revision(project, "backbone-test_vit").predictions
+    reproduced.run("dvc", "repro")
+    assert reproduced.run("dvc", "status", "--json").stdout.strip() == "{}"
     page = (reproduced.path / "runs/backbones/report.html").read_text()
     assert "<table>" in page

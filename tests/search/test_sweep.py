@@ -369,7 +369,7 @@ def until(condition):
 @pytest.mark.slow
 def test_killed_drivers_and_a_killed_training_lose_and_repeat_no_trial(reproduced):
     project, name = Project(reproduced.path), "killed"
-    settings = ["train.lr=log(1e-3,1e-2)", "train.epochs=40", "--trials", "5", "--jobs", "2", "--name", name]
+    settings = ["train.lr=log(1e-3,1e-2)", "train.epochs=25", "--trials", "4", "--jobs", "2", "--name", name]
     command = [sys.executable, "-m", "reprise", "sweep", *settings]
     ledger = project.root / f"sweeps/{name}.jsonl"
     start = partial(
@@ -384,7 +384,7 @@ def test_killed_drivers_and_a_killed_training_lose_and_repeat_no_trial(reproduce
     driver = start()
     until(lambda: children(driver, "stages/train.py"))[0].kill()
     assert driver.wait(timeout=280) == 0
-    names = [f"{name}-{number:04d}" for number in range(5)]
+    names = [f"{name}-{number:04d}" for number in range(4)]
     assert sorted(reproduced.run("dvc", "exp", "list", "--name-only").stdout.split()) == names
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert sorted(line["name"] for line in lines) == names

@@ -2,6 +2,7 @@ import csv
 import errno
 import os
 import signal
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -69,9 +70,14 @@ def few_steps(*overrides):
 
 @pytest.fixture(scope="module")
 def whole(digits, tmp_path_factory):
-    """The bits of an uninterrupted training."""
-    params = few_steps()
-    return bits(train(digits, params.model, params.train), tmp_path_factory.mktemp("whole"))
+    """Call it with changed params: the bits of an uninterrupted training."""
+
+    @cache
+    def whole(*overrides):
+        params = few_steps(*overrides)
+        return bits(train(digits, params.model, params.train), tmp_path_factory.mktemp("whole"))
+
+    return whole
 
 
 DROPOUT = ["model.kwargs.drop_rate=0.3"]
@@ -91,10 +97,9 @@ PLATEAU = ["train.schedule=plateau", "train.schedule_kwargs.patience=0", "train.
     ],
 )
 def test_a_crashed_training_taken_up_again_ends_in_the_bits_of_an_uninterrupted_one(
-    setting, step, minutes, digits, tmp_path, monkeypatch
+    setting, step, minutes, digits, whole, tmp_path, monkeypatch
 ):
     params = few_steps("train.epochs=3", f"train.checkpoint_every.minutes={minutes}", *setting)
-    undisturbed = bits(train(digits, params.model, params.train), tmp_path / "whole")
     crash(step, digits, params, tmp_path / "scratch")
     assert checkpoints_of(tmp_path / "scratch")
     steps: list[int] = []
@@ -107,7 +112,7 @@ def test_a_crashed_training_taken_up_again_ends_in_the_bits_of_an_uninterrupted_
     resumed = train(digits, params.model, params.train, tmp_path / "scratch")
     first = step if minutes == 0 else STEPS  # the second epoch is too short to be worth a checkpoint
     assert steps == list(range(first, params.train.epochs * STEPS)), "it made exactly the steps that were missing"
-    assert bits(resumed, tmp_path / "resumed") == undisturbed
+    assert bits(resumed, tmp_path / "resumed") == whole("train.epochs=3", *setting)
     resumed.discard_checkpoints()
     assert list((tmp_path / "scratch").iterdir()) == []
 
@@ -204,7 +209,7 @@ def test_a_training_continues_from_the_newest_intact_checkpoint_or_starts_anew(
     resumed = train(digits, params.model, params.train, tmp_path / "scratch")
     shown = capsys.readouterr().err
     assert said in shown if said else "continuing" not in shown
-    assert bits(resumed, tmp_path / "resumed") == whole
+    assert bits(resumed, tmp_path / "resumed") == whole()
 
 
 SELDOM = ("train.checkpoint_every.minutes=1000", "train.checkpoint_every.epochs=1000")
@@ -226,7 +231,7 @@ def test_a_signal_stops_at_the_next_step_with_a_checkpoint_of_it(signum, steps, 
         assert stopped.code == 128 + signum
         name = checkpoints_of(tmp_path / "scratch")[-1].name
         assert name == f"{(step + 1) // STEPS:06d}-{(step + 1) % STEPS:09d}.ckpt"
-    assert bits(train(digits, params.model, params.train, tmp_path / "scratch"), tmp_path / "resumed") == whole
+    assert bits(train(digits, params.model, params.train, tmp_path / "scratch"), tmp_path / "resumed") == whole()
 
 
 def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(digits, tmp_path, monkeypatch):

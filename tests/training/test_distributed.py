@@ -46,11 +46,7 @@ def stopped(task, signum):
 
 @pytest.mark.parametrize(
     ("signum", "who"),
-    [
-        (signal.SIGTERM, "1"),
-        pytest.param(signal.SIGTERM, "0", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, "group", marks=pytest.mark.slow),
-    ],
+    [(signal.SIGTERM, "1"), pytest.param(signal.SIGINT, "group", marks=pytest.mark.slow)],
     ids=str,
 )
 def test_a_signal_to_any_process_stops_all_with_a_checkpoint(signum, who, run):
@@ -73,6 +69,16 @@ def test_tasks_of_slurm_that_are_preempted_go_on_to_the_same_bits(run, undisturb
     assert read(out) == undisturbed[0]
 
 
+def test_processes_with_other_params_do_not_train_together(run):
+    one, other = srun()
+    other["PATCH"] = "params.train.__dict__['seed'] = 1"
+    *both, out = run("differ", *TWO, launchers=[(sys.executable,)] * 2, tasks=(one, other))
+    for each in both:
+        assert each.returncode == 1
+        assert "error: the processes of this training differ in their params; bring params.yaml, code" in each.stderr
+    assert not list(out.glob("*.*"))
+
+
 def test_a_signal_ends_the_wait_for_a_task_that_never_comes(digits, tmp_path):
     alone = srun()[0]
     command = [sys.executable, "-c", SCRIPT, digits, tmp_path, "none 0 -1", *PLAIN, *TWO]
@@ -82,7 +88,7 @@ def test_a_signal_ends_the_wait_for_a_task_that_never_comes(digits, tmp_path):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     process.terminate()
-    assert process.wait(timeout=10) == -signal.SIGTERM
+    assert process.wait(timeout=60) == -signal.SIGTERM
     assert "Traceback" not in process.stderr.read()
 
 

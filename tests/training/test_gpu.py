@@ -184,14 +184,6 @@ def test_no_batch_waits_for_the_gpu_and_all_are_those_of_the_cpu(changes, digits
             torch.testing.assert_close(images, theirs, atol=1e-3, rtol=0)
 
 
-@pytest.mark.slow
-def test_auto_without_a_gpu_gives_the_bytes_of_portable(digits, tmp_path):
-    auto, _ = trained(digits, tmp_path / "auto", "train.reproducible=auto", CUDA_VISIBLE_DEVICES="")
-    portable, _ = trained(digits, tmp_path / "portable", "train.reproducible=portable")
-    assert len(auto) == 4
-    assert auto == portable
-
-
 def test_a_resumed_state_goes_where_the_module_is(tiny_params):
     params = tiny_params().train
     state = {"module": lit_classifier(torch.nn.Linear(2, 2), 2, params, 10).state_dict(), "schedulers": []}

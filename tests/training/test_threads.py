@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import reprise.training.threads
-from reprise.runtime.errors import UserError
 from reprise.training.threads import resolve_threads
 from reprise.training.train import train
 
@@ -72,19 +71,6 @@ def test_bf16_is_recorded_and_its_validation_is_in_fp32(digits, tiny_params):
     assert [result.card.provenance.precision for result in results] == ["fp32", "bf16"]
     assert results[0].history != results[1].history
     assert train(digits, auto.model, auto.train).card == results[0].card
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("train.precision=bf16", r"train.precision = bf16 gives other bits on other CPUs.* choose precision fp32"),
-        ("train.compile=true", r"train.compile = true makes kernels for this one CPU.* choose compile false"),
-    ],
-)
-def test_what_is_not_portable_is_refused_in_one_line(override, said, digits, tiny_params):
-    params = tiny_params(override)
-    with pytest.raises(UserError, match=said):
-        train(digits, params.model, params.train)
 
 
 def test_compile_lasts_as_long_as_the_training(digits, tiny_params, monkeypatch):

@@ -396,6 +396,7 @@ def test_what_a_file_is_follows_from_its_content(tmp_path, kind, capsys):
         ("1.dat", bytes(128) + b"DICM", "DICOM"),
         ("1.cr2", b"II*\0", ".cr2"),
         ("1.NEF", b"MM\0*", ".nef"),
+        ("1.HEIC", b"x", ".heic"),
         ("1.svg", b"", ".svg"),
         ("1.j2k", b"\xff\x4f\xff\x51", "JPEG 2000"),
     ],
