@@ -192,6 +192,9 @@ def test_bare_weights_are_measured_and_a_runs_test_metrics_reach_its_loggers(rep
 
     assert "python src/eval.py runs/latest" in refused(reproduced.run("python", "src/eval.py", "nowhere", check=False))
     published = reproduced.run("python", "src/eval.py")
+    missed = reproduced.run("python", "src/eval.py", "evaluate.gates={accuracy: 0.999}", check=False)
+    assert refused(missed).startswith("error: evaluate.gates.accuracy = 0.999: ")
+    assert metrics_of(missed) == metrics_of(published)
     bare = reproduced.path / "bare.pth"
     torch.save({"state_dict": load_file(reproduced.path / "models/model.safetensors")}, bare)
     named = ("python", "src/eval.py", "bare.pth", "model.name=test_resnet")
