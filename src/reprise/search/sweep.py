@@ -202,7 +202,9 @@ class Sweep:
 
     def _course(self, path: Path) -> list[float]:
         """Return the first objective after each epoch, of a history that may not be whole yet."""
-        text = path.read_text("utf-8").rpartition("\n")[0] if path.exists() else ""
+        text = ""
+        with suppress(FileNotFoundError):  # it gets its final name, or has not begun
+            text = path.read_text("utf-8").rpartition("\n")[0]
         objective, rows = self.definition.metrics[0], csv.DictReader(text.splitlines())
         return [float(row[objective]) for row in rows if objective in row]
 
