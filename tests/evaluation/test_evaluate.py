@@ -139,6 +139,8 @@ def test_flops_are_two_per_multiply_add():
     _, architecture = create_network(params(), facts(), 0)
     convolution, linear = 32 * 32 * 4 * 9, 4 * 32 * 32 * 3
     assert count_flops(network, architecture) == 2 * (convolution + linear)
+    network[2].seen = network(torch.zeros(1, 1, 32, 32))  # kept with its gradient, of which nothing makes a copy
+    assert count_flops(network, architecture) == 2 * (convolution + linear)
 
 
 class Token(nn.Module):

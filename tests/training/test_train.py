@@ -119,7 +119,7 @@ def history_of(*epochs, average=None, **options):
             max_epochs=len(epochs),
             optimizers=[torch.optim.SGD(net.parameters(), lr=0.1)],
         )
-        best.on_train_epoch_end(trainer, SimpleNamespace(net=net, log=lambda *_: None))
+        best.on_train_epoch_end(trainer, SimpleNamespace(net=net))
         if trainer.should_stop:
             break
     return best
@@ -146,9 +146,12 @@ def test_training_stops_when_no_epoch_has_been_better_for_as_long_as_patience_la
 
 
 def test_the_history_so_far_is_written_after_each_epoch(digits, tiny_params, tmp_path):
-    course, seen = tmp_path / "course", []
+    course, seen, rates = tmp_path / "course", [], []
 
     class Watch(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            rates.append(float(trainer.callback_metrics["lr"]))  # of this epoch
+
         def on_train_epoch_start(self, trainer, pl_module):
             seen.append(course.read_text() if course.exists() else "")
 
@@ -159,6 +162,7 @@ def test_the_history_so_far_is_written_after_each_epoch(digits, tiny_params, tmp
     lines = paths[-1].read_text().splitlines(keepends=True)
     assert seen == ["", "".join(lines[:2]), "".join(lines[:3])]
     assert course.read_text() == "".join(lines)
+    assert rates == pytest.approx([float(row["lr"]) for row in csv.DictReader(lines)], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ The tensors carry timm's own names, so `timm.create_model(...).load_state_dict(s
 without Reprise.
 """
 
-import copy
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -172,19 +171,27 @@ def _what_it_takes(architecture: Architecture) -> str:
 def count_flops(network: nn.Module, architecture: Architecture) -> int | None:
     """Return the floating-point operations of one forward pass of one image, two for each multiply-add.
 
-    None if they cannot be counted, with the reason in a line on stderr: no training fails for want of this number.
+    None if they cannot be counted, with the reason in a line on stderr: no training fails for want of this number. The
+    network is left as it was.
     """
     size, channels = architecture.image_size, architecture.in_chans
+    modes = [(module, module.training) for module in network.modules()]
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
         # FlopCounterMode hooks the gradient of a parameter that is an input of a module, which fails without gradients
-        copied = copy.deepcopy(network).eval().requires_grad_(False)
+        network.eval().requires_grad_(False)
         # FlopCounterMode does not count fused attention on CPUs; its matrix products it does
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            copied(torch.zeros(1, channels, size, size))
+            network(torch.zeros(1, channels, size, size))
         return int(counter.get_total_flops())
     except Exception as error:  # whatever the counter or the network runs into
         say(f"{architecture.model_name}: FLOPs not counted ({reason(error)[:300]})", file=sys.stderr)
         return None
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 def save_model(network: TIMMBackbone, card: ModelCard, weights_path: Path, card_path: Path) -> None:

@@ -3,17 +3,20 @@
 Git's commands run in that folder, so that paths are relative to it wherever in the repository it lies.
 """
 
+import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from reprise.runtime.checksums import md5_listing
+from reprise.runtime.atomic import publishing
 from reprise.runtime.errors import UserError, listed, reason
 
 EXPERIMENT = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]+/.+")  # the ref of a finished one
@@ -98,26 +101,35 @@ class Project:
         """
         path = self.cache_path(md5)
         if not path.exists():
-            self._fetch(md5)
+            self._fetch(md5, path)
         if not path.exists():
             return None
-        if md5_listing(path) != {"": md5.removesuffix(".dir")}:
-            raise UserError(f"{path}: altered since DVC stored it; remove it, then `dvc pull` or `dvc repro`")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "md5").hexdigest() != md5.removesuffix(".dir"):
+                raise UserError(f"{path}: altered since DVC stored it; remove it, then `dvc pull` or `dvc repro`")
         return path
 
-    def _fetch(self, md5: str) -> None:
+    def _fetch(self, md5: str, path: Path) -> None:
         """Copy one file from the default remote into the cache, if there is such a remote and it has the file."""
         from dvc.exceptions import DvcException
 
         try:
             remote = self.dvc_repo.cloud.get_remote_odb(None, "fetch")
-            self.dvc_repo.cache.local.add(remote.oid_to_path(md5), remote.fs, md5)
-        except (DvcException, FileNotFoundError):  # there is no remote, or it has no such file
+        except DvcException:  # none is configured
             return
         except ImportError as error:  # "s3 is supported, but requires 'dvc-s3' to be installed"
             raise UserError(f"the DVC remote cannot be read: {error}; `pip install` it") from None
-        except Exception as error:  # each kind of remote has its own
-            raise UserError(f"the DVC remote cannot be read ({reason(error)}); see `dvc remote list`") from None
+        with TemporaryDirectory(prefix="compare-") as folder:
+            copy = Path(folder) / "copy"
+            try:
+                remote.fs.get_file(remote.oid_to_path(md5), str(copy))
+            except (FileNotFoundError, DvcException):
+                return
+            except Exception as error:  # each kind of remote has its own
+                raise UserError(f"the DVC remote cannot be read ({reason(error)}); see `dvc remote list`") from None
+            with publishing(path) as (partial,):
+                shutil.copyfile(copy, partial)
+                partial.chmod(0o444)
 
     def git_path(self, name: str) -> Path:
         """Return where Git keeps a file of its own."""

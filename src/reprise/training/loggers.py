@@ -7,6 +7,7 @@ settings everything stays in files. None changes a result.
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from reprise.params.resolve import check_loggers
@@ -47,3 +48,11 @@ CREATE: dict[LoggerName, Callable[[Path, str], Logger]] = {
     "mlflow": _mlflow,
     "dvclive": _dvclive,
 }
+
+
+class LearningRate(Callback):
+    """Logs the largest learning rate at the end of each epoch, beside the losses, before a user's callbacks look."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the rate as `lr`."""
+        pl_module.log("lr", max(group["lr"] for group in trainer.optimizers[0].param_groups))

@@ -35,6 +35,7 @@ from reprise.training.checkpoint import Checkpoints, Resumption
 from reprise.training.debug import Debug
 from reprise.training.distributed import Peers, ddp_strategy, failure, slurm_environment
 from reprise.training.frozen import fit_head
+from reprise.training.loggers import LearningRate
 from reprise.training.result import FinishedRun, TrainResult, card_of, provenance_of, report_pretrained
 from reprise.training.setup import Assembly, own_callbacks, resolve
 from reprise.training.steps import PlateauSchedule, StatelessDropout, chunks
@@ -142,6 +143,7 @@ def _fit(
             StatelessDropout(params.seed),
             *([Peers(provenance, best.average)] if several else []),
             losses,
+            LearningRate(),
             *([FrozenBackbone(made.network.model, params.freeze_epochs)] if params.freeze_epochs else []),
             *([FixedNorms()] if params.backbone == "fixed_norms" else []),
             *own,

@@ -76,11 +76,10 @@ class BestEpoch(Checkpoint):
     weights: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a row, and log its `lr`; copy the weights if they are the best; stop if none were for too long."""
+        """Add a row; copy the weights if they are the best so far; stop if they have not been for too long."""
         names = ("train/loss", "train/acc", "val/loss", "val/acc", "val/loss_ema", "val/acc_ema")
         metrics = [float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics]
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
-        pl_module.log("lr", rate)
         row = EpochRow(trainer.current_epoch + 1, rate, *metrics)
         if not math.isfinite(row.val_loss):
             raise UserError(f"the validation loss became {row.val_loss} in epoch {row.epoch}; lower train.lr")
