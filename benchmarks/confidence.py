@@ -15,10 +15,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from measure import machine
+from reprise.evaluation.confidence import log_odds
 from reprise.evaluation.evaluate import predict_split
 from reprise.evaluation.fitting import fitted
 from reprise.evaluation.reliability import risk_coverage
@@ -59,10 +61,9 @@ def trained(overrides: list[str]):
 
 def covered(found, logits, labels) -> float:
     """Return the share of images whose set holds their class."""
-    probabilities = (logits / found.temperature).softmax(dim=1)
-    own = probabilities.gather(1, labels[:, None])[:, 0]
-    least = torch.tensor(found.in_set, dtype=torch.float64)
-    return float((own >= least[labels if len(least) > 1 else torch.zeros_like(labels)]).double().mean())
+    odds, classes = log_odds((logits / found.temperature).softmax(dim=1).numpy()), labels.numpy()
+    least = np.array(found.set_log_odds)
+    return float((odds[np.arange(len(odds)), classes] >= least[classes if len(least) > 1 else 0 * classes]).mean())
 
 
 def resplits(card, params, logits, labels, images: int) -> list[list[float]]:
@@ -87,9 +88,9 @@ def row(settings: str, card, params, val, test) -> str:
     curve = [list(map(float, each)) for each in risk_coverage(logits.softmax(1), labels)]
     at_90 = max((each for each in curve if each[0] <= 0.9), default=curve[0])
     try:
-        least = fitted(*val, card, params.model_copy(update={"risk": 0.05})).answered
-        kept = logits.softmax(1).max(1).values > least
-        said = f"{kept.double().mean():.3f}, {(logits.argmax(1) != labels)[kept].double().mean():.4f}"
+        least = fitted(*val, card, params.model_copy(update={"risk": 0.05})).answer_log_odds
+        kept = log_odds(logits.softmax(1).numpy()).max(axis=1) > least
+        said = f"{kept.mean():.3f}, {(logits.argmax(1) != labels).numpy()[kept].mean():.4f}"
     except UserError:
         said = "refused"
     nll = f"{losses[0].mean():.4f} -> {losses[1].mean():.4f} ({low:+.4f} to {high:+.4f})"

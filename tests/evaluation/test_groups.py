@@ -37,7 +37,7 @@ def test_a_planted_group_is_the_worst_one_with_fishers_p_value():
     assert names(found) == ["camera=3"]  # and none of its pairs, which are no worse than it
     table = [[(right & part).sum(), (~right & part).sum()] for part in (planted, ~planted)]
     exact = fisher_exact(table, alternative="less").pvalue
-    assert found.judged[0].p == pytest.approx(exact * len(found.judged), rel=1e-9)
+    assert found.judged[0].p == pytest.approx(exact * len(found.judged), rel=1e-6, abs=0)
     assert (found.judged[0].images, found.judged[0].right) == (planted.sum(), (right & planted).sum())
     assert f"images: camera=3 ({(right & planted).sum()} of {planted.sum()} right)" in found.sentence()
 
@@ -93,6 +93,12 @@ def test_a_column_of_any_content_makes_groups_or_none_and_comes_back_from_the_fi
     assert all(float(row["low"]) < float(row["accuracy"]) < float(row["high"]) for row in rows)
     mine = next(row for row in rows if row["group"] == "brightness=mine")
     assert float(mine["accuracy"]) == pytest.approx(right[::2].mean(), rel=1e-5)
+
+
+def test_the_numbers_of_a_quarter_are_whole_where_all_are():
+    days = [str(20230101 + 2 * (number // 2)) for number in range(COUNT)]
+    found = find_groups(drawn(0)[0], {"day": days, "share": [str(n / 7) for n in range(COUNT)]}, drawn(0)[2])
+    assert found.ranges["day=lowest"] == "20230101 to 20230199" and found.ranges["share=highest"] == "42.86 to 57"
 
 
 def test_no_two_groups_or_pairs_have_one_name():

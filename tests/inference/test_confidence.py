@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from reprise import load_model
-from reprise.evaluation.confidence import Confidence
+from reprise.evaluation.confidence import Confidence, log_odds
 from reprise.export.onnx import export_onnx
 from reprise.inference.serve import application
 from reprise.model import backbone
@@ -27,10 +27,12 @@ def models(project, tmp_path_factory):
     shutil.copytree(project.path / "models", folder)
     network, card = backbone.load_model(folder / "model.safetensors", folder / "model.json")
     bare = np.array([each.probabilities for each in load_model(folder).predict(project.path / "data/own")])
-    rows = np.sort(np.c_[bare, bare.max(axis=1)] ** 2 / (bare**2).sum(axis=1, keepdims=True), axis=0)
-    *sets, answered = rows[66:68].mean(axis=0).tolist()  # between two images, so that a last digit decides nothing
-    found = {"images": 50, "temperature": 0.5, "coverage": 0.5, "in_set": sets, "risk": 0.5, "answered": answered}
-    fitted = Confidence.model_validate({"weights_sha256": card.weights_sha256, **found})
+    odds = log_odds(bare**2 / (bare**2).sum(axis=1, keepdims=True))
+    rows = np.sort(np.c_[odds, odds.max(axis=1)], axis=0)
+    *sets, least = rows[66:68].mean(axis=0).tolist()  # between two images, so that a last digit decides nothing
+    found = {"images": 50, "temperature": 0.5, "coverage": 0.5, "risk": 0.5}
+    found |= {"weights_sha256": card.weights_sha256, "set_log_odds": sets, "answer_log_odds": least}
+    fitted = Confidence.model_validate(found)
     write_sealed(folder / "confidence.json", fitted.model_dump())
     export_onnx(network, card, folder / "export/model.onnx", fitted)
     return folder
@@ -48,9 +50,10 @@ def test_torch_and_onnx_answer_alike_at_the_temperature_and_classes_stay(models,
         expected = powers / powers.sum(axis=1, keepdims=True)
         assert np.array([each.probabilities for each in found]) == pytest.approx(expected, abs=1e-5)
         for each in found:
-            p, judged = each.probabilities, each.judged
-            assert judged["unknown"] == (p.max() <= fitted.answered)
-            inside = zip(["=emu", "cat", "dog"], p, fitted.in_set, strict=True)
+            p, judged = np.array(each.probabilities, float), each.judged
+            odds = np.log(p / (1 - p))
+            assert judged["unknown"] == (odds.max() <= fitted.answer_log_odds)
+            inside = zip(["=emu", "cat", "dog"], odds, fitted.set_log_odds, strict=True)
             assert judged["prediction_set"] == [name for name, share, least in inside if share >= least]
         assert {True, False} == {each.judged["unknown"] for each in found}
     energies = [

@@ -20,8 +20,8 @@ class Confidence(Part):
     """What was fitted for the weights with this SHA-256 on so many validation images; by default, nothing.
 
     temperature: logits are divided by it; calibration: a sentence that says why it is what it is. coverage: promised
-    for prediction sets; in_set: the least probability of a class in the set, one for all or one for each class. risk:
-    the largest share of wrong ones among the answers; answered: the probability that an answer has to be above.
+    for prediction sets; set_log_odds: the least log odds of a class in the set, one for all or one for each class.
+    risk: the largest share of wrong ones among the answers; answer_log_odds: what those of an answer have to be above.
     """
 
     weights_sha256: str = ""
@@ -29,20 +29,22 @@ class Confidence(Part):
     calibration: str = ""
     temperature: float = Field(default=1.0, gt=0)
     coverage: float | None = None
-    in_set: tuple[float, ...] = ()
+    set_log_odds: tuple[float, ...] = ()
     risk: float | None = None
-    answered: float | None = None
+    answer_log_odds: float | None = None
 
     @property
     def columns(self) -> list[str]:
         """What `judge` adds to an answer."""
-        parts = {"prediction_set": self.in_set, "unknown": self.answered is not None, "energy": self.images}
+        sets, answers = self.set_log_odds, self.answer_log_odds is not None
+        parts = {"prediction_set": sets, "unknown": answers, "energy": self.images}
         return [name for name, there in parts.items() if there]
 
     def promises(self) -> dict[str, Any] | None:
         """What a user of the answers may know: all but thresholds and digest; None where nothing was fitted."""
-        by = {"coverage_by": "class" if len(self.in_set) > 1 else "all" if self.in_set else None}
-        return self.model_dump(exclude={"weights_sha256", "in_set", "answered"}) | by if self.columns else None
+        by = {"coverage_by": "class" if len(self.set_log_odds) > 1 else "all" if self.set_log_odds else None}
+        told = self.model_dump(exclude={"weights_sha256", "set_log_odds", "answer_log_odds"})
+        return told | by if self.columns else None
 
     def judge(self, classes: list[str], answer: np.ndarray) -> dict[str, Any]:
         """Return of one image, as far as the model has them, prediction_set, unknown and energy (6 digits).
@@ -50,17 +52,32 @@ class Confidence(Part):
         answer: probabilities and energy, float32 (classes + 1,). A set without a class: even the likeliest one is less
         sure than those of the validation split are.
         """
-        probabilities = answer[: len(classes)]
-        inside = probabilities >= np.array(self.in_set or 0)
+        odds = log_odds(answer[: len(classes)])
+        inside = odds >= np.array(self.set_log_odds or 0)
         judged = {
             "prediction_set": [name for name, holds in zip(classes, inside.tolist(), strict=True) if holds],
-            "unknown": not probabilities.max() > (self.answered or 0),  # true for NaN, too
+            "unknown": not odds.max() > (self.answer_log_odds or 0),  # true for NaN, too
             "energy": float(f"{answer[-1]:.6g}"),
         }
         return {name: judged[name] for name in self.columns}
 
 
 NOTHING = Confidence()
+LEAST = 1e-30  # a probability below it, which softmax in float32 may or may not round to 0, counts as this
+
+
+def log_odds(probabilities: np.ndarray) -> np.ndarray:
+    """Return log(p / (1 - p)), float64, of probabilities (..., classes); NaN where one of them is.
+
+    1 - p is the sum of the others: p itself is rounded to 1 in float32 long before the answers of a sure model are
+    alike, and torch and onnxruntime round it differently.
+    """
+    every = probabilities.astype(np.float64)
+    rest, likeliest = every.copy(), every.argmax(axis=-1)[..., None]
+    np.put_along_axis(rest, likeliest, 0, axis=-1)
+    others = every.sum(axis=-1, keepdims=True) - every
+    np.put_along_axis(others, likeliest, rest.sum(axis=-1, keepdims=True), axis=-1)
+    return np.log(np.maximum(every, LEAST)) - np.log(np.maximum(others, LEAST))
 
 
 def load_confidence(path: Path, card: ModelCard) -> Confidence:

@@ -84,6 +84,18 @@ class Evaluation:
             "averages over the classes leave them out where they are undefined"
         )
 
+    def broken_promises(self) -> str:
+        """Return what the test images contradict, by their 95 % interval; "" if nothing."""
+        said = []
+        for name, asked, sign in (
+            ("coverage", self.confidence.coverage, 1),
+            ("selective_risk", self.confidence.risk, -1),
+        ):
+            value, *interval = self.measured.get(name, [(math.nan,) * 3])[0]
+            if asked is not None and all(sign * bound < sign * asked for bound in interval):
+                said.append(f"{name} is {value:.4f} ({interval[0]:.4f} to {interval[1]:.4f}), {asked} was promised")
+        return f"not kept on the test images: {'; '.join(said)}" if said else ""
+
     def class_counts(self) -> list[tuple[str, int, int, int]]:
         """Return of each class its name and the images that were found, that it has, and that were taken for it."""
         sums = self.confusion.diag(), self.confusion.sum(dim=1), self.confusion.sum(dim=0)
@@ -94,8 +106,8 @@ class Evaluation:
         width = max(map(len, self.metrics))
         lines = [f"  {name:<{width}}  {shown(value):>14}" for name, value in self.metrics.items()]
         fitted = self.confidence.calibration
-        notes = [self.note(), f"temperature: {fitted}" if fitted else "", f"groups: {self.groups.sentence()}"]
-        return "\n".join(lines + [f"  {note}" for note in notes if note])
+        notes = [self.note(), f"temperature: {fitted}" if fitted else "", self.broken_promises()]
+        return "\n".join(lines + [f"  {note}" for note in (*notes, f"groups: {self.groups.sentence()}") if note])
 
     def save(self, metrics: Path, per_class: Path, confusion: Path, curve: Path, predictions: Path) -> None:
         """Write metrics (JSON) and, as CSV, the table by class, confusion counts, risk by coverage, predictions."""

@@ -1,7 +1,7 @@
 """Temperature, prediction sets and the threshold of an answer, fitted on the validation split alone.
 
-Sets are split-conformal: a class is in them if its probability reaches that of the right class on all but the least
-sure validation images (least ambiguous sets; Sadinle, Lei and Wasserman, JASA 114, 2019). Over splits they hold the
+Sets are split-conformal: a class is in them if its log odds reach those of the right class on all but the least sure
+validation images (least ambiguous sets; Sadinle, Lei and Wasserman, JASA 114, 2019). Over splits they hold the
 right class as often as promised, whatever the model. The threshold is the lowest of SHARES whose risk has an exact
 binomial bound (Clopper and Pearson, Biometrika 26, 1934) below the one allowed, with Bonferroni's correction for SHARES
 tests, as in Geifman and El-Yaniv, NeurIPS 2017.
@@ -17,7 +17,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import bdtr
 from torch import Tensor
 
-from reprise.evaluation.confidence import Confidence
+from reprise.evaluation.confidence import LEAST, Confidence, log_odds
 from reprise.evaluation.evaluate import predict_split
 from reprise.model.artifact import ModelCard
 from reprise.model.backbone import TIMMBackbone
@@ -53,18 +53,16 @@ def fitted(logits: Tensor, labels: Tensor, card: ModelCard, params: EvaluatePara
         raise UserError("the model's answers on the validation split are not numbers (NaN); train it again")
     temperature, calibration = fit_temperature(logits, labels) if params.calibration != "none" else (1.0, "")
     found = {"images": len(labels), "temperature": temperature, "calibration": calibration}
-    probabilities = (logits / temperature).softmax(dim=1)
+    odds, classes = log_odds((logits / temperature).softmax(dim=1).numpy()), labels.numpy()
     if params.coverage:
-        own = probabilities.gather(1, labels[:, None])[:, 0].numpy()
-        groups = (
-            labels == torch.arange(len(card.classes))[:, None] if params.coverage_by == "class" else labels[None] >= 0
-        )
+        own = odds[np.arange(len(odds)), classes]
+        by_class = params.coverage_by == "class"
+        groups = classes == np.arange(len(card.classes))[:, None] if by_class else classes[None] >= 0
         sets = [least_in_set(own[group], params.coverage) for group in groups]
-        found |= {"coverage": params.coverage, "in_set": sets}
+        found |= {"coverage": params.coverage, "set_log_odds": sets}
     if params.risk:
-        confidence, predicted = probabilities.max(dim=1)
-        right = (predicted == labels).numpy()
-        found |= {"risk": params.risk, "answered": least_answered(confidence.numpy(), right, params.risk)}
+        right = odds.argmax(axis=1) == classes
+        found |= {"risk": params.risk, "answer_log_odds": least_answered(odds.max(axis=1), right, params.risk)}
     return Confidence.model_validate({"weights_sha256": card.weights_sha256, **found})
 
 
@@ -111,26 +109,27 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> tuple[float, str]:
 
 
 def least_in_set(own: np.ndarray, coverage: float) -> float:
-    """Return the least probability of a class in the sets, from those of the right class of N images (N,).
+    """Return the least log odds of a class in the sets, from those of the right class of N images (N,).
 
-    Halfway from the quantile to the next value below, or 0, so that the last digit of another runtime decides nothing.
+    Halfway from the quantile to the next value below, so that the last digit of another runtime decides nothing; half
+    the odds of the quantile where there is none.
     """
     quantile = np.sort(own)[len(own) - max(1, math.ceil(round((len(own) + 1) * coverage, 9)))]
-    return float(quantile + own[own < quantile].max(initial=0)) / 2
+    return float(quantile + own[own < quantile].max(initial=quantile - 2 * math.log(2))) / 2
 
 
-def least_answered(confidence: np.ndarray, right: np.ndarray, risk: float) -> float:
-    """Return the probability that an answer has to be above, from confidence and right, bool, of N images (N,).
+def least_answered(odds: np.ndarray, right: np.ndarray, risk: float) -> float:
+    """Return the log odds that an answer has to be above, from log odds and right, bool, of N images (N,).
 
-    Above the n-th largest confidence the number of errors is binomial, whatever the threshold's value turned out to be.
-    It is halfway from there to the next one above: the same images are answered, and a last digit decides nothing.
-    Raises UserError if no threshold keeps the risk.
+    Above the n-th largest of them the number of errors is binomial, whatever the threshold's value turned out to be. It
+    is halfway from there to the next one above: the same images are answered, and a last digit decides nothing. Where
+    none is above, as many are equally sure, all of these are answered. Raises UserError if no threshold keeps the risk.
     """
-    falling = [*np.sort(confidence)[::-1].tolist(), 0.0]
+    falling = [*np.sort(odds)[::-1].tolist(), 2 * math.log(LEAST)]  # the last is below all log odds
     for tenth in range(SHARES, 0, -1):
-        threshold: float = falling[len(confidence) * tenth // SHARES]
-        above = confidence > threshold
+        threshold: float = falling[len(odds) * tenth // SHARES]
+        above = odds > threshold if threshold < falling[0] else odds == threshold
         if bdtr((~right[above]).sum(), above.sum(), risk) <= ERROR:
-            return (threshold + float(confidence[above].min())) / 2 if threshold else 0.0
+            return threshold if above.all() else float(odds[above].min() + odds[~above].max()) / 2
     wrong = f"{(~right).sum():,} of {len(right):,} validation images are wrong"
     raise UserError(f"evaluate.risk = {risk}: {wrong}, and no threshold is shown to keep it; {WAY_OUT}")

@@ -150,7 +150,10 @@ def _cut(values: Sequence[str | float]) -> tuple[list[str], dict[str, str]]:
     quarters = QUARTERS[np.searchsorted(np.quantile(known, [0.25, 0.5, 0.75]), numbers)]
     parts = np.where(np.isnan(numbers), "(empty)", quarters)
     inside = {part: numbers[parts == part] for part in QUARTERS.tolist()}
-    return parts.tolist(), {part: f"{some.min():.4g} to {some.max():.4g}" for part, some in inside.items() if len(some)}
+    digits = ".15g" if (known % 1 == 0).all() else ".4g"
+    return parts.tolist(), {
+        part: f"{some.min():{digits}} to {some.max():{digits}}" for part, some in inside.items() if len(some)
+    }
 
 
 def judge(members: Mapping[str, Sequence[str] | np.ndarray], right: np.ndarray) -> list[Group]:

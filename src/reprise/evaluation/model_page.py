@@ -174,7 +174,8 @@ def _confidence(evaluation: Evaluation) -> str:
     shortened = {name: brief(str(value), 300) for name, value in fitted.items()}  # by class, there are many thresholds
     header = ["test", "measured (95 % interval)", "without the temperature"]
     said = "Fitted on the validation images, which also chose the epoch, and measured on the test images:"
-    return f"\n\n{said}\n\n{_properties(shortened)}\n\n{table(header, [[*row, ''][:3] for row in rows])}"
+    broken = f"\n\n**{text(evaluation.broken_promises().capitalize())}.**" if evaluation.broken_promises() else ""
+    return f"\n\n{said}\n\n{_properties(shortened)}\n\n{table(header, [[*row, ''][:3] for row in rows])}{broken}"
 
 
 def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
@@ -185,7 +186,7 @@ def _limits(card: ModelCard, metadata: Metadata, evaluation: Evaluation) -> str:
     size = min(card.preprocessing.image_size, card.architecture.image_size)
     limits = [
         f"It knows {len(card.classes):,} classes and nothing else: any image is given one of them"
-        f"{', or unknown' * (evaluation.confidence.answered is not None)}.",
+        f"{', or unknown' * (evaluation.confidence.answer_log_odds is not None)}.",
         f"It sees {size} x {size} pixels; what is lost at that size is lost to it.",
         f"The test images come from the same source as the training images ({text(metadata.data)}); on others, "
         "expect less.",

@@ -193,7 +193,8 @@ def _refuse_unfitted(beside: Path, promised: bool = False) -> None:
 
         promised |= load_params(folder.with_name("params.yaml")).evaluate.fits
     if promised:
-        raise UserError(f"{beside}: missing, but params.yaml or the exported model promises it; `dvc repro` makes it")
+        way_out = "`dvc repro evaluate` makes it, or says which gate the model misses"
+        raise UserError(f"{beside}: missing, but params.yaml or the exported model promises it; {way_out}")
 
 
 def _on_torch(weights: Path, description: Path, exported: Path, project: str | Path | None, exact: bool) -> Model:
