@@ -50,8 +50,7 @@ def examine(project: Project, found: Workspace, folds: int) -> Examined:
     # both are given: no fold; else of fewer folds than two the stage `check` says what is allowed
     for fold in range(1 if len(own) == 2 else max(folds, 1)):
         if len(own) == 2:
-            what = "val and test of the data's own, by the model that their train gives"
-            _reproduce(found, {}, "own", what, "train")
+            _reproduce(found, {}, "own", "val and test of the data's own, by the model of their train", "train")
         else:
             name = f"{fold}-of-{folds}"
             _reproduce(found, {"folds": folds, "fold": fold}, name, f"fold {fold + 1} of {folds}", "train")

@@ -97,14 +97,13 @@ class Workspace:
             here.parent.mkdir(parents=True, exist_ok=True)
             here.symlink_to(own)
         elif not removable:
-            raise UserError(f"data.path = {path}: from {self.root} it is another place; make it absolute")
+            raise UserError(f"data.path = {path}: from {self.root} it is another place; make data/own a link to it")
 
     def _is_part(self, path: str) -> bool:
         """Whether the commit has some files of a folder, and the project others that are not in Git, nor here."""
-        others = partial(self.project.git, "ls-files", "--others", "-z", "--", path, check=False)
-        return bool(self._git("ls-files", "--", path)) and any(
-            not (self.root / name).exists() for name in others().split("\0")
-        )
+        tracked = self._git("ls-files", "--", path)
+        others = tracked and self.project.git("ls-files", "--others", "-z", "--", path, check=False)
+        return any(not (self.root / name).exists() for name in others.split("\0"))
 
     def save(self, name: str, message: str, stages: Sequence[str] = ()) -> str:
         """Record params, dvc.lock and results as the experiment of this name; return its commit.
