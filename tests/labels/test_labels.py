@@ -2,30 +2,39 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from reprise.data.formats.raw import RawArchive, RawImage, write_archive
 from reprise.data.prepare.corrections import read_corrections
-from reprise.labels.report import HEADER, read_doubts
+from reprise.labels.report import HEADER, doubts, read_doubts
+from reprise.labels.run import Examined
+from reprise.labels.scores import Scores
 from reprise.runtime.tables import read_csv, write_csv
 from tests.conftest import TINY, fresh_clone
 
 LEVELS = {"dark": 60, "light": 190}
 
 
-def project(path, *splits):
-    """Return a clone with images of two classes, two of each in the other's folder: {their ids: the right class}."""
+def project(path, *splits, own="data/own"):
+    """Return a clone with images of two classes, two of each in the other's folder: {their ids: the right class}.
+
+    own: the folder, of which Git has the images 20 to 29 of each class, or, if it is data/own, none.
+    """
     clone, random, wrong = fresh_clone(path), np.random.default_rng(0), {}
     for split, (name, level), number in itertools.product(splits, LEVELS.items(), range(40)):
         folder = (LEVELS.keys() - {name}).pop() if number < 2 else name
-        file = path / "data/own" / split / folder / f"{name}-{number}.png"
+        file = path / own / split / folder / f"{name}-{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(level - 50, level + 50, (16, 16), dtype=np.uint8)).save(file)
         if folder != name:
-            wrong[file.relative_to(path / "data/own").as_posix()] = name
-    clone.set(*TINY, "data.name=folder", "data.test_fraction=0.2", "train.epochs=10", "train.batch_size=8")
+            wrong[file.relative_to(path / own).as_posix()] = name
+    (path / "data/.gitignore").write_text("*-?.png\n*-[13]?.png\n")
+    clone.set(*TINY, "data.name=folder", f"data.path={own}", "data.test_fraction=0.2")
+    clone.set("train.epochs=10", "train.batch_size=8")
     clone.commit()
     return clone, wrong
 
@@ -39,7 +48,7 @@ def labels(clone, *arguments):
 
 @pytest.mark.slow
 def test_wrong_labels_are_found_once_and_corrected_when_somebody_accepts_them(tmp_path):
-    clone, wrong = project(tmp_path / "clone", ".")
+    clone, wrong = project(tmp_path / "clone", ".", own="data/mine")
     assert "80 images, 95.0% as the models say: 4 seem to be of another class" in labels(clone, "--folds", "2")
     file = clone.path / "runs/labels/labels.csv"
     first = file.read_bytes()
@@ -62,13 +71,27 @@ def test_wrong_labels_are_found_once_and_corrected_when_somebody_accepts_them(tm
     assert json.loads((clone.path / "metrics/data.json").read_text())["corrections"]["relabeled"] == 4
 
 
+def test_each_reason_alone_makes_a_doubt_and_an_image_that_is_decided_is_none(tmp_path):
+    likeliest = {"usual": 0, "outlier": 0, "unlike": 2, "twin": 0, "other": 1, "decided": 1, "b": 1}
+    images = [RawImage("unsplit", "b" if name == "b" else "a", name, b"") for name in likeliest]
+    write_archive(tmp_path / "raw", "own", "abc", images)
+    archive, twins = RawArchive(tmp_path / "raw"), {"a/twin": "b/b", "a/decided": "b/b"}
+    scores = Scores(np.array([0] * 6 + [1]), 0.85 * np.eye(3)[[*likeliest.values()]] + 0.05)
+    outlying = np.isin([*likeliest], ["outlier", "decided"])
+    found = Examined(archive, SimpleNamespace(classes="abc"), list(archive.members), scores, outlying, twins)
+    assert "a/decided" in {row.id for row in doubts(found, ())}
+    rows = doubts(found, {"a/decided"})
+    assert [row.id + row.suggested for row in rows] == ["a/unlike", "a/otherb", "a/outlier", "a/twin"]
+    reasons = ["nothing like any class", "other class", "outlier", "near-duplicate with another label: b/b"]
+    assert [row.why for row in rows] == reasons
+
+
 def test_many_suggestions_of_weak_models_are_refused_and_those_of_test_images_named(reproduced):
     folder = reproduced.path / "runs/labels"
     ids = [*json.loads((reproduced.path / "data/processed/test_ids.json").read_text())[:9], *"abcdefghijklm"]
     folder.mkdir(parents=True)
-    write_csv(
-        folder / "labels.csv", HEADER, [[name, "0", "1", "0.1", "", f"{i:064}", ""] for i, name in enumerate(ids)]
-    )
+    rows = [[name, "0", "1", "0.1", "", f"{i:064}", ""] for i, name in enumerate(ids)]
+    write_csv(folder / "labels.csv", HEADER, rows)
     for agreed, most, said, taken in (0.899, "10", ": 9 of", 10), (0.899, "11", "89.9%", 10), (0.9, "all", "", 22):
         (folder / "summary.json").write_text(json.dumps({"agreed": agreed}))
         assert said in reproduced.run("python", "-m", "reprise", "labels", "--accept", most, check=False).stderr
@@ -76,12 +99,14 @@ def test_many_suggestions_of_weak_models_are_refused_and_those_of_test_images_na
 
 
 @pytest.mark.slow
-def test_data_with_a_test_split_of_their_own_are_examined_whole(tmp_path):
-    clone, wrong = project(tmp_path / "clone", "train", "test")
-    assert "160 images, " in labels(clone, "--folds", "2")
+@pytest.mark.parametrize("splits", [["train", "test"], ["train", "val"], ["train", "val", "test"]], ids="-".join)
+def test_data_with_splits_of_their_own_are_examined_whole_but_for_train_if_nothing_is_left_to_fold(tmp_path, splits):
+    clone, wrong = project(tmp_path / "clone", *splits)
+    said = labels(clone, "--folds", "2")
+    assert "160 images, " in said and ("80 more were left out, or every model has trained" in said) == (len(splits) > 2)
     found = {row.id: row.suggested for row in read_doubts(clone.path / "runs/labels/labels.csv") if row.suggested}
     assert found.items() <= wrong.items()
-    assert {name.split("/")[0] for name in found} == {"train", "test"}
+    assert {name.split("/")[0] for name in found} == {*splits[-2:]}
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ def test_noise_blank_images_and_a_photo_among_digits_are_named_and_at_most_1_per
     clone.set("data.name=folder")
     clone.commit()
     clone.run("python", "-m", "reprise", "labels", "--folds", "2")
+    # two folds; what five name is in docs/labels.md
     doubts = read_doubts(clone.path / "runs/labels/labels.csv")
     outliers = {int(row.id.split("/")[1][:-4]) for row in doubts if "outlier" in row.why.split("; ")}
     assert {*range(len(odd))} <= outliers and len(outliers) - len(odd) <= 0.01 * len(digits.target)

@@ -9,33 +9,35 @@ import pytest
 
 from reprise.repo.project import Project
 from reprise.repo.trials import end, remove_trees, workspace
-from tests.conftest import new_repository
+from reprise.runtime.errors import UserError
+from tests.conftest import new_repository, state_of
+
+
+def committed(path, files):
+    """Return a project without stages that holds these files, {name: text}, and its commit, which lacks *.png."""
+    repository = new_repository(path)
+    repository.run("dvc", "init", "--quiet")
+    for name, text in {"dvc.yaml": "stages: {}\n", ".gitignore": "/runs/\n*.png\n", **files}.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text)
+    repository.commit()
+    return Project(path), Project(path).git("rev-parse", "HEAD").strip()
 
 
 def test_a_damaged_work_tree_is_made_anew_and_the_projects_own_is_not_touched(tmp_path):
-    (tmp_path / "clone").mkdir()
-    repository = new_repository(tmp_path / "clone")
-    repository.run("dvc", "init", "--quiet")
-    (repository.path / "params.yaml").write_text("a: 1\n")
-    (repository.path / "dvc.yaml").write_text("stages: {}\n")
-    (repository.path / ".gitignore").write_text("/runs/\n")
-    (repository.path / "data").mkdir()
-    (repository.path / "data/file").touch()
-    repository.commit()
-    project = Project(repository.path)
-    head = project.git("rev-parse", "HEAD").strip()
-    (repository.path / "params.yaml").write_text("a: 2  # mine\n")
+    project, head = committed(tmp_path, {"params.yaml": "a: 1\n", "data/file": ""})
+    (tmp_path / "params.yaml").write_text("a: 2  # mine\n")
     with workspace(project, head) as found:
         tree = found.tree
         lock = project.git_path("worktrees/0/index.lock")
         lock.touch()  # of a git that was killed
         (tree / "left").touch()
-        assert end(found.run({}, tmp_path / "log")) is None
+        assert end(found.run({}, tmp_path / "runs/log")) is None
         assert not lock.exists()
         assert not (tree / "left").exists()
         (tree / ".git").rename(tree / "git")
         with pytest.raises(FileNotFoundError):  # and no reset of what lies around it
-            found.run({}, tmp_path / "log")
+            found.run({}, tmp_path / "runs/log")
     with workspace(project, head) as found:
         assert (found.tree, (tree / "params.yaml").read_text()) == (tree, "a: 1\n")
         with workspace(project, head) as other:
@@ -47,9 +49,27 @@ def test_a_damaged_work_tree_is_made_anew_and_the_projects_own_is_not_touched(tm
     with workspace(project, head) as found:
         assert (found.root / "params.yaml").read_text() == "a: 1\n"
     remove_trees(project)
-    assert repository.run("git", "worktree", "list").stdout.count("\n") == 1
-    assert (repository.path / "params.yaml").read_text() == "a: 2  # mine\n"
+    assert project.git("worktree", "list").count("\n") == 1
+    assert (tmp_path / "params.yaml").read_text() == "a: 2  # mine\n"
     assert project.git("rev-parse", "--abbrev-ref", "HEAD") == "main\n"
+
+
+def test_a_trial_has_all_images_where_git_has_only_a_part_of_them_and_removes_none_of_the_projects(tmp_path):
+    names = "mine/a/1.jpg", "mine/a/2.png", "mine/3.png", "kept/.gitkeep", "kept/b/4.png", "none/5.png", "whole/6.jpg"
+    (data := tmp_path / "data").mkdir()
+    (data / "link").symlink_to("none")
+    project, head = committed(
+        tmp_path, {"params.yaml": "data: {path: a}\n", **{f"data/{name}": name for name in names}}
+    )
+    before = state_of(data)
+    with workspace(project, head) as found:
+        for path in "data/mine", "data/kept", "data/link", "data/whole", "data/mine/", str(data / "mine"):
+            end(found.run({"data.path": path}, tmp_path / "runs/log"))
+            assert ((found.root / path).resolve() == (tmp_path / path).resolve()) == (path != "data/whole")
+        with pytest.raises(UserError, match="it is another place"):
+            found.run({"data.path": "."}, tmp_path / "runs/log")
+        assert (found.root / "params.yaml").exists()
+    assert state_of(data) == before
 
 
 def test_a_process_and_what_it_has_started_are_both_ended(tmp_path):

@@ -82,7 +82,7 @@ def write_report(found: Examined, rows: list[Doubt], folder: Path) -> str:
             sheets.append(f"{len(some):,} {reason}, the first:\n\n![{reason}: label, and what is suggested]({name})")
     other, unseen = sum(bool(row.suggested) for row in rows), len(found.archive.members) - images
     summary = f"{images:,} images, {found.scores.agreed:.1%} as the models say: {other:,} seem to be of another class, "
-    more = f"; {unseen:,} more were left out, or every fold has trained on them" * bool(unseen)
+    more = f"; {unseen:,} more were left out, or every model has trained on them" * bool(unseen)
     summary += f"{len(rows) - other:,} are odd otherwise{more}"
     page = [
         f"# Labels\n\n{summary}",

@@ -24,6 +24,7 @@ from reprise.params.presets import edited
 from reprise.repo.project import Project, environment
 from reprise.repo.revisions import HISTORY, parse_yaml
 from reprise.runtime.atomic import Lock, remove
+from reprise.runtime.errors import UserError
 
 TREES = "runs/trees"
 COURSE = "metrics/.history.csv.partial"  # the history of a training so far, see `reprise.runtime.atomic`
@@ -54,8 +55,8 @@ class Workspace:
         """Start `dvc repro TARGETS` with some params changed (by dotted name, or nested); return its process.
 
         What was here before is gone, but for files that Git ignores; a stage that is about to end is waited for. Raises
-        UserError if the file of params cannot be edited; whether the params are allowed is the stage `check` to say, in
-        the log.
+        UserError if the file of params cannot be edited, or if data.path is another place here; whether the params are
+        allowed is the stage `check` to say, in the log.
         """
         (self.root / COURSE).parent.mkdir(exist_ok=True)
         with Lock(self.root / HISTORY):  # which a stage holds that has outlived its DVC
@@ -72,10 +73,8 @@ class Workspace:
         changes = [f"{key}={json.dumps(value)}" for key, value in flat(values).items()]
         after = edited(params.read_text("utf-8"), partial(override, changes=changes))
         params.write_text(after, encoding="utf-8")
-        path = parse_yaml(after).get("data", {}).get("path") or "."
-        if not (self.root / path).exists() and (self.project.root / path).exists():  # Git has it not
-            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
-            (self.root / path).symlink_to(self.project.root / path)
+        if path := parse_yaml(after).get("data", {}).get("path"):
+            self._link_images(path)
         log.parent.mkdir(parents=True, exist_ok=True)
         own = {**environment(), "PYTHONPATH": str(self.root / "src")}
         command = [sys.executable, "-c", DVC, "repro", *targets]
@@ -83,6 +82,28 @@ class Workspace:
             # the session: Ctrl-C is for this process, which then calls `end`
             how = dict[str, Any](stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
             return subprocess.Popen(command, cwd=self.root, env=own, pass_fds=[self.lock], **how)
+
+    def _link_images(self, path: str) -> None:
+        """Link to the project's file or folder at data.path, if Git has none of it, or only a part."""
+        path = os.path.normpath(path)
+        here, own, tree = self.root / path, (self.project.root / path).resolve(), self.tree.resolve()
+        place = here.parent.resolve() / here.name
+        removable = tree in place.parents and not self.root.resolve().is_relative_to(place)  # never what lies outside
+        if here.resolve() == own or not own.exists():
+            return
+        if removable and (here.is_symlink() or self._is_part(path)):
+            remove(here)
+        if not here.exists():
+            here.parent.mkdir(parents=True, exist_ok=True)
+            here.symlink_to(own)
+        elif not removable:
+            raise UserError(f"data.path = {path}: from {self.root} it is another place; make data/own a link to it")
+
+    def _is_part(self, path: str) -> bool:
+        """Whether the commit has some files of a folder, and the project others that are not in Git, nor here."""
+        tracked = self._git("ls-files", "--", path)
+        others = tracked and self.project.git("ls-files", "--others", "-z", "--", path, check=False)
+        return any(not (self.root / name).exists() for name in others.split("\0"))
 
     def save(self, name: str, message: str, stages: Sequence[str] = ()) -> str:
         """Record params, dvc.lock and results as the experiment of this name; return its commit.
