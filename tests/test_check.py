@@ -147,6 +147,15 @@ def test_a_class_may_come_with_its_correction_and_what_one_that_goes_has_cost_co
     (own / "eel").rename(own / "dog")
     assert "'preprocess' is cached" in reproduced.run("dvc", "repro", "preprocess").stdout
     assert [md5_listing(reproduced.path / name) for name in OUTS] == before
+    corrections = reproduced.path / "data/corrections.csv"
+    line = corrections.read_text()
+    photos(own, ["cat"], 1)  # the image with a correction has other pixels now
+    correct(reproduced)  # none
+    reproduced.run("dvc", "repro", "preprocess")
+    before = [md5_listing(reproduced.path / name) for name in OUTS]
+    corrections.write_text(line)  # which `check` has allowed before, for other data
+    assert "cat/0.jpg has another content" in refused(reproduced.run("dvc", "repro", "preprocess", check=False))
+    assert [md5_listing(reproduced.path / name) for name in OUTS] == before
     correct(reproduced, "owl")
     with pytest.raises(UserError, match="no class 'owl'; the data have cat, dog"):
         check("")

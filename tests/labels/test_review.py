@@ -12,11 +12,13 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 from starlette.testclient import TestClient
 
+from reprise.cli import main
 from reprise.data.formats.raw import RawArchive, RawImage, image_id, write_archive
 from reprise.data.prepare.corrections import DROP, HEADER, Correction, add_corrections, read_corrections
 from reprise.labels.report import HEADER as REPORT
 from reprise.labels.review import Unlabelled, application
 from reprise.runtime.tables import write_csv
+from tests.conftest import fresh_clone
 from tests.labels.browser import CLASSES, browsing, digest, encoded, in_chromium, press, review, settled, until
 
 GONE = Correction("gone/1.ppm", "0" * 64, "dog")
@@ -60,6 +62,10 @@ class Page:
 def test_each_key_does_what_its_button_says_and_an_image_that_is_gone_is_named(tmp_path):
     path = raw(tmp_path, 6)
     with browsing(path) as (browser, _):
+        browser.execute_script("state.candidates[0].suggested = ''")
+        press(browser, "a")
+        until(browser, "there is no suggestion; r takes a class")
+        browser.execute_script("state.candidates[0].suggested = 'dog'")
         press(browser, "akdr")
         press(browser, "dog", Keys.ENTER)
         press(browser, "au")
@@ -75,6 +81,21 @@ def test_each_key_does_what_its_button_says_and_an_image_that_is_gone_is_named(t
     rows = read_corrections(path / "corrections.csv")
     assert [row.label for row in rows.values()] == ["dog", DROP, "dog", "dog", "dog"]  # of images 0, 2, 1, 3, GONE
     assert rows[name(1)] == Correction(name(1), digest(encoded(1)), "dog", "someone", "ears")
+
+
+@in_chromium
+def test_after_the_last_decision_no_key_decides_until_a_person_has_gone_to_an_image(tmp_path):
+    path = raw(tmp_path, 3)
+    with browsing(path) as (browser, _):
+        for keys in ("AKD", "akrd"):  # capitals, as with CapsLock; these decide nothing
+            press(browser, keys)
+            until(browser, "all decided; arrows show them again")
+        press(browser, "pa")
+        settled(browser)
+        browser.refresh()
+        until(browser, "all decided; arrows show them again")
+    rows = read_corrections(path / "corrections.csv")
+    assert [rows[name(each)].label for each in range(3)] == ["dog", CLASSES[0], DROP]
 
 
 @pytest.mark.slow
@@ -186,6 +207,29 @@ def test_other_sites_and_nonsense_decide_nothing_and_one_content_gets_one_label(
     assert list(read_corrections(path).values()) == [GONE]
     assert page.decide(name(0), None, after=right | {"id": name(1)}).json()["decided"]["id"] == name(0)
     assert "00000.ppm, the same image, is dog; decide" in page.decide(name(1), "<b>cat").json()["reason"]
+
+
+def test_the_mode_of_the_file_stays_and_a_link_is_not_replaced(tmp_path):
+    page, path = Page(raw(tmp_path, 1)), tmp_path / "corrections.csv"
+    path.chmod(0o664)
+    assert page.decide(name(0), "dog").status_code == 200
+    assert path.stat().st_mode & 0o777 == 0o664
+    path.symlink_to(path.rename(tmp_path / "elsewhere.csv"))
+    assert "corrections.csv: a link, which is not" in page.decide(name(0), None).json()["reason"]
+    assert path.is_symlink() and read_corrections(path).keys() == {name(0), GONE.id}
+
+
+def test_neither_several_modes_nor_a_class_called_drop_start_anything(tmp_path, monkeypatch):
+    monkeypatch.chdir(fresh_clone(tmp_path / "clone").path)
+    monkeypatch.setattr("reprise.labels.review.run", lambda *_: None)
+    monkeypatch.setattr(f"{__name__}.CLASSES", [DROP, "dog"])
+    report = raw(Path("data"), 1).with_name("runs") / "labels/labels.csv"
+    report.parent.mkdir(parents=True)
+    write_csv(report, REPORT, [[name(0), DROP, "dog", "0", "", digest(encoded(0)), "[]"]])
+    for options in ("--next 0", "--review --next 5", "--next 2 --accept 0", "--review --port 0", "--accept 1"):
+        said = "`drop` is a class of these" if options in ("--review --port 0", "--accept 1") else "one at a time"
+        with pytest.raises(SystemExit, match=said):
+            main(["labels", *options.split()])
 
 
 @pytest.fixture
