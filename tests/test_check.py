@@ -146,8 +146,7 @@ def test_a_class_may_come_with_its_correction_and_what_one_that_goes_has_cost_co
     (own / "eel").rename(own / "dog")
     assert "'preprocess' is cached" in reproduced.run("dvc", "repro", "preprocess").stdout
     assert [md5_listing(reproduced.path / name) for name in OUTS] == before
-    corrections = reproduced.path / "data/corrections.csv"
-    line = corrections.read_text()
+    line = (corrections := reproduced.path / "data/corrections.csv").read_text()
     photos(own, ["cat"], 1)  # the image with a correction has other pixels now
     correct(reproduced)  # none
     reproduced.run("dvc", "repro", "preprocess")

@@ -70,10 +70,11 @@ def test_many_suggestions_of_weak_models_are_refused_and_those_of_test_images_na
     content = {image_id(member): hashlib.sha256(archive.read(member)).hexdigest() for member in archive.members}
     ids = [*test[:9], *[name for name in content if name not in test][:13]]
     folder.mkdir(parents=True)
-    for wrong in ({test[0]: "0" * 64}, {"cat/1.png": content[test[0]]}, {}):  # changed, of other data, neither
+    changed, other = {test[0]: "0" * 64}, {"cat/1.png": content[test[0]]}
+    for wrong, options in ((changed, ["--accept", "1"]), (other, ["--review", "--port", "0"]), ({}, [])):
         rows = [[name, "0", "1", "0.1", "", (content | wrong)[name], ""] for name in dict.fromkeys([*ids, *wrong])]
         write_csv(folder / "labels.csv", HEADER, rows)
-        for name, options in itertools.product(wrong, (["--accept", "1"], ["--review", "--port", "0"])):
+        for name in wrong:
             assert f"runs/labels is of other data than data/raw: {name}; `dvc repro`" in labels(reproduced, *options)
     for agreed, most, said, taken in (0.899, "10", ": 9 of", 10), (0.899, "11", "89.9%", 10), (0.9, "all", "", 22):
         (folder / "summary.json").write_text(json.dumps({"agreed": agreed}))
