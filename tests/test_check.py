@@ -107,9 +107,8 @@ def test_a_frozen_stage_does_not_take_the_check_out_of_order(reproduced):
 
 def test_a_network_of_ones_own_may_want_what_only_the_data_tell(reproduced):
     own = "from torch import nn\nfrom timm.models import register_model\n\n@register_model\ndef picky(**kwargs):\n"
-    (reproduced.path / "project/net.py").write_text(
-        f"{own}    assert kwargs['in_chans'] == 1\n    return nn.Identity()\n"
-    )
+    own += "    assert kwargs['in_chans'] == 1\n    return nn.Identity()\n"
+    (reproduced.path / "project/net.py").write_text(own)
     reproduced.set("data.name=cifar10", "model.name=project/net.py:picky")
     reproduced.run("python", "stages/check.py")
 
@@ -147,6 +146,13 @@ def test_a_class_may_come_with_its_correction_and_what_one_that_goes_has_cost_co
     (own / "eel").rename(own / "dog")
     assert "'preprocess' is cached" in reproduced.run("dvc", "repro", "preprocess").stdout
     assert [md5_listing(reproduced.path / name) for name in OUTS] == before
+    line = (corrections := reproduced.path / "data/corrections.csv").read_text()
+    photos(own, ["cat"], 1)  # the image with a correction has other pixels now
+    correct(reproduced)  # none
+    reproduced.run("dvc", "repro", "preprocess")
+    corrections.write_text(line)  # which `check` has allowed before, for other data
+    assert "cat/0.jpg has another content" in refused(reproduced.run("dvc", "repro", "preprocess", check=False))
+    assert all((reproduced.path / name).exists() for name in OUTS)
     correct(reproduced, "owl")
     with pytest.raises(UserError, match="no class 'owl'; the data have cat, dog"):
         check("")

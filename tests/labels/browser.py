@@ -74,7 +74,7 @@ def browsing(folder):
     try:
         with webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
             browser.get(f"http://127.0.0.1:{server.port}/")
-            until(browser, "decided")
+            until(browser, "image 1 of")
             yield browser, server
     finally:
         server.kill()

@@ -1,5 +1,6 @@
 """`reprise labels` finds labels that are wrong, without a model that has seen them, and changes none by itself."""
 
+import hashlib
 import itertools
 import json
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reprise.data.formats.raw import RawArchive, RawImage, write_archive
+from reprise.data.formats.raw import RawArchive, RawImage, image_id, write_archive
 from reprise.data.prepare.corrections import read_corrections
 from reprise.labels.report import HEADER, doubts, read_doubts
 from reprise.labels.run import Examined
@@ -87,15 +88,21 @@ def test_each_reason_alone_makes_a_doubt_and_an_image_that_is_decided_is_none(tm
 
 
 def test_many_suggestions_of_weak_models_are_refused_and_those_of_test_images_named(reproduced):
-    folder = reproduced.path / "runs/labels"
-    ids = [*json.loads((reproduced.path / "data/processed/test_ids.json").read_text())[:9], *"abcdefghijklm"]
+    folder, data = reproduced.path / "runs/labels", reproduced.path / "data"
+    archive, test = RawArchive(data / "raw"), json.loads((data / "processed/test_ids.json").read_text())
+    content = {image_id(member): hashlib.sha256(archive.read(member)).hexdigest() for member in archive.members}
+    ids = [*test[:9], *[name for name in content if name not in test][:13]]
     folder.mkdir(parents=True)
-    rows = [[name, "0", "1", "0.1", "", f"{i:064}", ""] for i, name in enumerate(ids)]
-    write_csv(folder / "labels.csv", HEADER, rows)
+    changed, other = {test[0]: "0" * 64}, {"cat/1.png": content[test[0]]}
+    for wrong, options in ((changed, ["--accept", "1"]), (other, ["--review", "--port", "0"]), ({}, [])):
+        rows = [[name, "0", "1", "0.1", "", (content | wrong)[name], ""] for name in dict.fromkeys([*ids, *wrong])]
+        write_csv(folder / "labels.csv", HEADER, rows)
+        for name in wrong:
+            assert f"runs/labels is of other data than data/raw: {name}; `dvc repro`" in labels(reproduced, *options)
     for agreed, most, said, taken in (0.899, "10", ": 9 of", 10), (0.899, "11", "89.9%", 10), (0.9, "all", "", 22):
         (folder / "summary.json").write_text(json.dumps({"agreed": agreed}))
         assert said in reproduced.run("python", "-m", "reprise", "labels", "--accept", most, check=False).stderr
-        assert read_corrections(reproduced.path / "data/corrections.csv").keys() == set(ids[:taken])
+        assert read_corrections(data / "corrections.csv").keys() == set(ids[:taken])
 
 
 @pytest.mark.slow

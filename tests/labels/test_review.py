@@ -12,11 +12,13 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 from starlette.testclient import TestClient
 
+from reprise.cli import main
 from reprise.data.formats.raw import RawArchive, RawImage, image_id, write_archive
 from reprise.data.prepare.corrections import DROP, HEADER, Correction, add_corrections, read_corrections
 from reprise.labels.report import HEADER as REPORT
 from reprise.labels.review import Unlabelled, application
 from reprise.runtime.tables import write_csv
+from tests.conftest import fresh_clone
 from tests.labels.browser import CLASSES, browsing, digest, encoded, in_chromium, press, review, settled, until
 
 GONE = Correction("gone/1.ppm", "0" * 64, "dog")
@@ -70,6 +72,9 @@ def test_each_key_does_what_its_button_says_and_an_image_that_is_gone_is_named(t
         shutil.rmtree(path / "raw")
         press(browser, "n")
         until(browser, "no image: data/raw is gone or has changed: wait for `dvc repro`")
+        browser.execute_script("state.candidates[at].suggested = ''")
+        press(browser, "a")
+        until(browser, "there is no suggestion; r takes a class")
         press(browser, "k")
         until(browser, "not saved, dog/00005.ppm: data/raw is gone or has changed")
     rows = read_corrections(path / "corrections.csv")
@@ -77,21 +82,33 @@ def test_each_key_does_what_its_button_says_and_an_image_that_is_gone_is_named(t
     assert rows[name(1)] == Correction(name(1), digest(encoded(1)), "dog", "someone", "ears")
 
 
+@in_chromium
+def test_after_the_last_decision_no_key_decides_until_a_person_has_gone_to_an_image(tmp_path):
+    path = raw(tmp_path, 3)
+    with browsing(path) as (browser, _):
+        for keys in ("AKD", "akrd"):  # capitals, as with CapsLock; these decide nothing
+            press(browser, keys)
+            until(browser, "all decided; arrows show them again")
+        press(browser, "pa")
+        settled(browser)
+    rows = read_corrections(path / "corrections.csv").values()
+    assert [row.label for row in rows] == ["dog", DROP, CLASSES[0], "dog"]  # of images 0, 2, 1, GONE
+
+
 @pytest.mark.slow
 @in_chromium
 def test_a_thousand_decisions_by_keyboard_and_none_is_lost_though_the_server_is_killed(tmp_path):
-    path, wanted = raw(tmp_path, 1000), []
+    path = raw(tmp_path, 1000)
     with browsing(path) as (browser, server):
         for part in range(20):
-            wanted += (keys := "akd"[part % 3] * 50)
-            press(browser, keys)
+            press(browser, "akd"[part % 3] * 50)
             if part in (4, 11, 12):
                 server.kill()
                 server.start()
         settled(browser)
-    rows = {name: row.label for name, row in read_corrections(path / "corrections.csv").items()}
-    does = {"a": lambda number: CLASSES[1 - number % 2], "k": lambda number: CLASSES[number % 2], "d": lambda _: DROP}
-    assert [rows[name(each)] for each in range(1000)] == [does[key](each) for each, key in enumerate(wanted)]
+    rows = read_corrections(path / "corrections.csv")
+    wanted = [(CLASSES[1 - each % 2], CLASSES[each % 2], DROP)[each // 50 % 3] for each in range(1000)]
+    assert [rows[name(each)].label for each in range(1000)] == wanted
 
 
 @in_chromium
@@ -119,10 +136,11 @@ def test_neither_a_late_decision_nor_undo_after_a_reload_touches_what_another_pr
     assert list(read_corrections(path / "corrections.csv").values()) == [hers(2), hers(1), hers(5), GONE]
 
 
-def test_beside_ten_thousand_corrections_no_edit_of_another_process_is_lost(tmp_path, monkeypatch):
+def test_beside_ten_thousand_corrections_no_edit_of_another_process_is_lost_nor_mode_nor_link(tmp_path, monkeypatch):
     lines = [hers(each, lambda number: b"%d" % number) for each in range(10_000)]
     path = raw(tmp_path, 10_000, lambda number: b"%d" % number, lines) / "corrections.csv"
     page, expected = Page(path.parent), read_corrections(path)
+    path.chmod(0o664)
 
     def decided(number, label):
         expected[name(number)] = expected[name(number)]._replace(label=label, by="someone", why="")
@@ -151,7 +169,9 @@ def test_beside_ten_thousand_corrections_no_edit_of_another_process_is_lost(tmp_
     path.write_text("id\n")
     for answer in (page.decide(name(3), DROP), page.client.get("/decided")):
         assert "its first line has to be" in answer.json()["reason"]
-    assert path.read_text() == "id\n"
+    assert path.read_text() == "id\n" and path.stat().st_mode & 0o777 == 0o664
+    path.symlink_to(path.rename(tmp_path / "elsewhere.csv"))
+    assert "corrections.csv: a link, which is not" in page.decide(name(3), DROP).json()["reason"] and path.is_symlink()
 
 
 def test_a_decision_is_on_the_content_that_was_shown_whatever_becomes_of_the_raw_data(tmp_path):
@@ -159,9 +179,8 @@ def test_a_decision_is_on_the_content_that_was_shown_whatever_becomes_of_the_raw
     (tmp_path / "raw").rename(tmp_path / "kept")  # as when a stage runs
     for answer in (page.image(name(0)), page.decide(name(0), "dog")):
         assert answer.status_code == 409 and "data/raw is gone or has changed" in answer.json()["reason"]
-    restarted = Page(
-        raw(tmp_path, 4, lambda number: encoded(9 if number == 1 else number))
-    )  # the second is another one now
+    # the second is another one now
+    restarted = Page(raw(tmp_path, 4, lambda number: encoded(9 if number == 1 else number)))
     restarted.digests = page.digests  # for a page that was opened before
     for each, reason in ((page, "data/raw is gone or has changed"), (restarted, "is another image now")):
         for answer in (each.image(name(1)), each.decide(name(1), "dog"), each.decide(name(1), DROP)):
@@ -188,6 +207,18 @@ def test_other_sites_and_nonsense_decide_nothing_and_one_content_gets_one_label(
     assert "00000.ppm, the same image, is dog; decide" in page.decide(name(1), "<b>cat").json()["reason"]
 
 
+def test_neither_several_modes_nor_a_class_called_drop_start_anything(tmp_path, monkeypatch):
+    monkeypatch.chdir(fresh_clone(tmp_path / "clone").path)
+    monkeypatch.setattr("reprise.labels.review.run", lambda *_: None)
+    monkeypatch.setattr(f"{__name__}.CLASSES", [DROP, "dog"])
+    raw(Path("data"), 1)
+    Path("runs/labels").mkdir(parents=True)
+    write_csv(Path("runs/labels/labels.csv"), REPORT, [])
+    for options in ("--next 0", "--review --next 5", "--next 2 --accept 0", "--review --port 0", "--accept 1"):
+        with pytest.raises(SystemExit, match="one at a time" if "next" in options else "`drop` is a class of these"):
+            main(["labels", *options.split()])
+
+
 @pytest.fixture
 def unlabelled(tmp_path):
     """Make images 0 to 3 without a label, 4, a link to the last of them, and another 3.ppm among the dogs."""
@@ -206,9 +237,7 @@ def where(folder):
 
 
 @in_chromium
-def test_by_keyboard_alone_unlabelled_images_move_to_their_class_and_none_is_lost_though_the_server_is_killed(
-    unlabelled,
-):
+def test_by_keyboard_alone_unlabelled_images_move_to_their_class_and_a_killed_server_loses_none(unlabelled):
     with browsing(unlabelled) as (browser, server):
         press(browser, "ar")
         press(browser, CLASSES[0], Keys.ENTER)
@@ -282,9 +311,6 @@ def test_the_command_serves_doubts_and_unlabelled_images_and_no_second_page(repr
     assert served("--review") == ([*members], "")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert refused("--review", "--port", str(taken.getsockname()[1])).endswith("); name another by --port\n")
-    rows[0][5] = "0" * 64
-    write_csv(reproduced.path / "runs/labels/labels.csv", REPORT, rows)
-    assert "runs/labels is of other data than data/raw" in refused("--review")
 
     (data / "unlabelled").mkdir()
     for number, each in enumerate(("0.ppm", "1.ppm", "2.ppm", "three\u202e.ppm")):

@@ -188,9 +188,10 @@ def labels(options: Namespace) -> None:
 
     project = here()
     folder, decided = project.root / "runs/labels", read_corrections(project.root / CORRECTIONS)
+    modes = options.review + (options.next is not None) + (options.accept is not None)
+    if modes > 1 or (options.next is not None and options.next < 1):
+        raise UserError("labels: --review, --next N of 1 and more, or --accept, one at a time")
     if options.review or options.next is not None:
-        if options.accept is not None or (options.next or 1) < 1:
-            raise UserError("labels: --review, --next N of 1 and more, or --accept, one at a time")
         return review_labels(project, options.next, options.port)
     if options.accept is not None:
         return accept(project, options.accept, set(decided))
@@ -203,14 +204,17 @@ def labels(options: Namespace) -> None:
 def accept(project: "Project", most: int, decided: set[str]) -> None:
     """Write the first suggestions into data/corrections.csv; warn of images of the test split. decided: ids without.
 
-    Raises UserError, and writes nothing, for more than FEW by models that agree with less than AGREED of the labels.
+    Raises UserError, and writes nothing, for a list of other data than data/raw, for a class DROP, and for more than
+    FEW by models that agree with less than AGREED of the labels.
     """
     from reprise.data.formats.packed import load_split
-    from reprise.data.prepare.corrections import CORRECTIONS, Correction, add_corrections
-    from reprise.labels.report import read_agreed, read_doubts
+    from reprise.data.prepare.corrections import CORRECTIONS, Correction, add_corrections, refuse_class_drop
+    from reprise.labels.report import read_agreed, read_own_doubts
 
     folder, path = project.root / "runs/labels", project.root / CORRECTIONS
-    rows = [row for row in read_doubts(folder / "labels.csv") if row.suggested and row.id not in decided]
+    doubts, archive = read_own_doubts(project)
+    refuse_class_drop(path, archive.source.classes)
+    rows = [row for row in doubts if row.suggested and row.id not in decided]
     taken, agreed = rows[:most], read_agreed(folder / "summary.json")
     if len(taken) > FEW and agreed < AGREED:
         much = f"labels: the models agree with {agreed:.1%} of the labels; below {AGREED:.0%} most suggestions are"
@@ -225,6 +229,7 @@ def accept(project: "Project", most: int, decided: set[str]) -> None:
 
 def review_labels(project: "Project", count: int | None, port: int) -> None:
     """Serve the page on which labels are reviewed or, with a count, so many unlabelled images get theirs."""
+    from reprise.data.prepare.corrections import CORRECTIONS, refuse_class_drop
     from reprise.inference.predict import load_model
     from reprise.inference.serve import listening
     from reprise.labels import review
@@ -254,6 +259,7 @@ def review_labels(project: "Project", count: int | None, port: int) -> None:
                 say(f"labels: {len(left_out):,} images left out: {first(left_out, 3, '; ')}", file=sys.stderr)
         else:
             candidates, book, classes = review.of_doubts(project)
+        refuse_class_drop(project.root / CORRECTIONS, classes)
         say(f"labels: {len(candidates):,} images at http://127.0.0.1:{server.getsockname()[1]}, Ctrl-C ends")
         page = hashlib.sha256(f"{project.root} {bool(count)}".encode()).hexdigest()
         review.run(review.Review(candidates, book, classes, page, depth), server)

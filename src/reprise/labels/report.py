@@ -10,10 +10,12 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from reprise.comparison.flips import contact_sheet
-from reprise.data.formats.raw import image_id
+from reprise.data.formats.raw import RawArchive, image_id
 from reprise.data.prepare.decode import decode
 from reprise.labels.run import Examined
-from reprise.runtime.errors import UserError
+from reprise.repo.project import Project
+from reprise.repo.revisions import RAW
+from reprise.runtime.errors import UserError, listed
 from reprise.runtime.markup import table, text
 from reprise.runtime.tables import read_csv, write_csv
 
@@ -102,6 +104,20 @@ def read_doubts(path: Path) -> list[Doubt]:
     if header != HEADER or any(len(row) != len(header) for row in rows):
         raise UserError(f"{path}: not there, or not written by this version; `reprise labels` writes it")
     return [Doubt(*row) for row in rows]
+
+
+def read_own_doubts(project: Project) -> tuple[list[Doubt], RawArchive]:
+    """Read runs/labels/labels.csv; return it with the raw data.
+
+    Raises UserError as `read_doubts` does, and for a list of other data, or of images whose content was another one.
+    """
+    rows, archive = read_doubts(project.root / "runs/labels/labels.csv"), RawArchive(project.root / RAW)
+    members = {image_id(member): member for member in archive.members}
+    read = {row.id: hashlib.sha256(archive.read(members[row.id])).hexdigest() for row in rows if row.id in members}
+    if other := [row.id for row in rows if read.get(row.id) != row.sha256]:
+        anew = "`dvc repro`, then `reprise labels`"
+        raise UserError(f"runs/labels is of other data than data/raw: {listed(other)}; {anew}")
+    return rows, archive
 
 
 def read_agreed(path: Path) -> float:

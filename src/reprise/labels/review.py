@@ -28,9 +28,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from reprise.data.formats.raw import RawArchive, image_id, shown
-from reprise.data.prepare.corrections import CORRECTIONS, DROP, HEADER, Correction, read_corrections
+from reprise.data.prepare.corrections import CORRECTIONS, DROP, HEADER, Correction, read_corrections, replacing
 from reprise.data.prepare.decode import BadImageError, decode
-from reprise.labels.report import read_doubts
+from reprise.labels.report import read_own_doubts
 from reprise.repo.project import Project
 from reprise.repo.revisions import RAW
 from reprise.runtime.atomic import publishing
@@ -108,7 +108,7 @@ class Corrections:
         """
         line = Correction(**{"by": self.by, "why": self.why.get(name, "")} | after | {"id": name}) if after else None
         record = line._asdict() if line else None
-        with publishing(self.path, check=self._unedited) as (partial,):
+        with replacing(self.path, self._unedited) as partial:
             self.reread()
             rows = self.rows.copy()
             refuse_unseen(rows.pop(name)[0]._asdict() if name in rows else None, before, record)
@@ -257,18 +257,10 @@ class Review:
 
 
 def of_doubts(project: Project) -> tuple[list[Candidate], Book, list[str]]:
-    """Return the images in runs/labels/labels.csv, the book of corrections, and the classes of the raw data.
-
-    Raises UserError for a list of other data, or of images whose content was another one.
-    """
-    rows, archive = read_doubts(project.root / "runs/labels/labels.csv"), RawArchive(project.root / RAW)
+    """Return the images of `read_own_doubts`, the book of corrections, and the classes of the raw data."""
+    rows, archive = read_own_doubts(project)
     by = project.git("config", "user.name", check=False).strip().encode("utf-8", "replace").decode()
     book = Corrections(archive, project.root / CORRECTIONS, by, {row.id: row.why for row in rows})
-    read = {row.id: hashlib.sha256(book.read(row.id)).hexdigest() for row in rows if row.id in book.names}
-    if other := [row.id for row in rows if read.get(row.id) != row.sha256]:
-        raise UserError(
-            f"runs/labels is of other data than data/raw: {listed(other)}; `dvc repro`, then `reprise labels`"
-        )
     candidates = [Candidate(*row[:3], row.why, row.sha256, json.loads(row.near)) for row in rows]
     return candidates, book, archive.source.classes
 

@@ -72,11 +72,11 @@ def test_only_what_is_named_changes_and_no_image_moves_to_another_split(tmp_path
 
 def test_relabeling_alone_keeps_the_digest_of_the_splits_and_what_changes_no_label_every_byte(tmp_path):
     raw, files, image = archive(tmp_path), {}, f"cat/3.pgm,{digest(3)}"
-    looked_at = [f"{image},cat,me,seen", f"cat/gone.pgm,{A},dog,,"]
-    for name, lines in {"before": None, "empty": [], "same": looked_at, "after": [f"{image},dog,,"]}.items():
+    seen = [f"{image},cat,me,seen", f"cat/gone.pgm,{A},dog,,"]
+    for name, lines in {"before": None, "other": [f"x,{A},cow,,"], "same": seen, "after": [f"{image},dog,,"]}.items():
         prepared(tmp_path / name, raw, None if lines is None else corrections(tmp_path, *lines))
         files[name] = {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
-    assert files["before"] == files["empty"] == files["same"] != files["after"]
+    assert files["before"] == files["other"] == files["same"] != files["after"]
     assert load_metadata(tmp_path / "after").splits_sha256 == load_metadata(tmp_path / "before").splits_sha256
 
 
@@ -112,6 +112,7 @@ def test_a_class_that_corrections_leave_nothing_to_train_on_is_named(tmp_path):
     ("classes", "line", "message"),
     [
         (CLASSES, f"cat/3.pgm,{digest(3)},cow,,", r"no class 'cow'; the data have =cow, and `drop`"),
+        (CLASSES, f"cat/3.pgm,{digest(3)},dog,,\ncat/gone.pgm,{A},cow,,", r"no class 'cow'; the data have =cow, and"),
         (CLASSES, f"cat/3.pgm,{digest(4)},dog,,", r"cat/3.pgm has another content .*; correct or remove these lines"),
         (CLASSES, f"cat/old.pgm,{digest(3)},dog,,", r"cat/old.pgm is called cat/3.pgm now; correct or remove"),
         (("cat", "drop"), f"cat/3.pgm,{digest(3)},drop,,", "`drop` is a class of these data, too"),

@@ -6,7 +6,9 @@ The label may be the one that the image has already: somebody has looked, and it
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,31 +81,52 @@ def read_corrections(path: Path, called: str = "") -> dict[str, Correction]:
     return found
 
 
+@contextmanager
+def replacing(path: Path, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """Yield a private path that becomes the file of corrections as by `publishing`; the file's mode stays.
+
+    Raises UserError for a link, which would be replaced by a file.
+    """
+    if path.is_symlink():
+        raise UserError(f"{path}: a link, which is not written to; put the file itself there, into Git")
+    with publishing(path, check=check) as (partial,):
+        yield partial
+        shutil.copymode(path, partial)
+
+
 def add_corrections(path: Path, corrections: Iterable[Correction]) -> None:
     """Add lines to a file, in the order of the ids; one of an image that has a line already takes its place.
 
-    The file is whole at any moment, and a second process waits. Raises UserError as `read_corrections` does.
+    The file is whole at any moment, and a second process waits. Raises UserError as `read_corrections` and `replacing`
+    do.
     """
-    with publishing(path) as (partial,):
+    with replacing(path) as partial:
         every = read_corrections(path) | {each.id: each for each in corrections}
         write_csv(partial, HEADER, [every[name] for name in sorted(every)])
         read_corrections(partial, f"{path} as it would be")  # nothing is written that could not be read
 
 
+def refuse_class_drop(path: Path, classes: Sequence[str]) -> None:
+    """Raise UserError if DROP is one of the classes: a label in this file could mean both."""
+    if DROP in classes:
+        raise UserError(f"{path}: `{DROP}` is a class of these data, too; give that class another name")
+
+
 def apply_corrections(path: Path | None, archive: RawArchive) -> Corrected:
     """Return what a file of corrections, or none, does to an archive.
 
-    Raises UserError as `read_corrections` does, for a class that the data do not have, for an image whose content has
+    Raises UserError as `read_corrections` does, for a class that the data do not have, in the line of an image that is
+    gone, too, but not where all are gone: these are lines of other data. Raises it for an image whose content has
     changed since it was corrected, and for one that has another name now: neither may keep its wrong label unnoticed.
     """
     corrections, class_names = read_corrections(path) if path else {}, archive.placed()[1]
     classes, names = archive.source.classes, list(map(image_id, archive.members))
-    labels = {corrections[name].label for name in names if name in corrections}
+    labels = {one.label for one in corrections.values()} if corrections.keys() & set(names) else set()
     if unknown := sorted(labels - {*classes, DROP}):
         known = listed(nearest(unknown[0], classes) or classes)
         raise UserError(f"{path}: no class {unknown[0]!r}; the data have {known}, and `{DROP}` leaves an image out")
-    if DROP in labels and DROP in classes:
-        raise UserError(f"{path}: `{DROP}` is a class of these data, too; give that class another name")
+    if path and DROP in labels:
+        refuse_class_drop(path, classes)
     missing = sorted(corrections.keys() - set(names))
     gone = {corrections[name].sha256: name for name in missing}
     found, other = Corrected(archive, class_names, {}, {}, missing), []
