@@ -1,6 +1,8 @@
 """The page of `reprise labels --review` and `--next`: what it says is decided is on the disk, whatever happens."""
 
+import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -303,12 +305,12 @@ def test_the_command_serves_doubts_and_unlabelled_images_and_no_second_page(repr
             process.terminate()
             said = process.communicate()[1]
         assert process.returncode == 0
-        return [each["id"] for each in candidates], said
+        return {each["id"]: each["why"] for each in candidates}, said
 
     def refused(*options):
         return reproduced.run(*command, *options, check=False).stderr
 
-    assert served("--review") == ([*members], "")
+    assert served("--review") == (dict.fromkeys(members, "other class"), "")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert refused("--review", "--port", str(taken.getsockname()[1])).endswith("); name another by --port\n")
 
@@ -323,4 +325,7 @@ def test_the_command_serves_doubts_and_unlabelled_images_and_no_second_page(repr
         (data / "own" / str(each)).mkdir()
     candidates, said = served("--next", "2")
     assert len({*candidates} & {"0.ppm", "1.ppm", "2.ppm"}) == 2
+    for why in candidates.values():
+        sure, margin, entropy = map(float, re.fullmatch(r"(.+) sure, margin (.+), entropy (.+)", why).groups())
+        assert 0.1 < sure < 1 and margin < sure and 0 < entropy <= round(math.log(10), 2)
     assert "labels: 2 images left out: bad.png: " in said and "; 'three\\u202e.ppm': an unprintable name" in said

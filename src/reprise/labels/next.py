@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import entr
 
 from reprise.data.formats.raw import shown
 from reprise.inference.predict import Model
@@ -38,9 +39,11 @@ def to_label(model: Model, folder: Path, count: int, workers: int) -> tuple[list
     if names:
         probabilities, features = map(np.concatenate, zip(*found, strict=True))
         for row in teaching_order(probabilities, features, count):
-            best = int(probabilities[row].argmax())
-            share, sha256 = f"{probabilities[row, best]:.2f} sure", file_sha256(folder / names[row])
-            candidates.append(Candidate(names[row], "", model.card.classes[best], share, sha256))
+            *_, second, first = np.argsort(probabilities[row])
+            sure, margin = probabilities[row, first], probabilities[row, first] - probabilities[row, second]
+            why = f"{sure:.2f} sure, margin {margin:.2f}, entropy {entr(probabilities[row]).sum():.2f}"
+            sha256 = file_sha256(folder / names[row])
+            candidates.append(Candidate(names[row], "", model.card.classes[first], why, sha256))
     return candidates, left_out
 
 
