@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from reprise.runtime.atomic import publishing
 from reprise.runtime.errors import UserError, listed, reason
 
 EXPERIMENT = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]+/.+")  # the ref of a finished one
@@ -112,6 +111,8 @@ class Project:
     def _fetch(self, md5: str, path: Path) -> None:
         """Copy one file from the default remote into the cache, if there is such a remote and it has the file."""
         from dvc.exceptions import DvcException
+
+        from reprise.runtime.atomic import publishing  # needs a package, `reprise --help` none
 
         try:
             remote = self.dvc_repo.cloud.get_remote_odb(None, "fetch")
