@@ -62,6 +62,9 @@ def test_wrong_labels_are_found_once_and_corrected_when_somebody_accepts_them(tm
     assert file.read_bytes() == first
     assert "epoch" not in "".join(log.read_text() for log in clone.path.glob("runs/labels-*.log"))  # not trained again
 
+    assert "no raw data there; run `dvc repro download`" in labels(clone, "--accept", "3")  # to hold the list against
+    clone.run("dvc", "repro", "download")
+    clone.commit()
     assert "3 of 4 suggestions" in labels(clone, "--accept", "3")
     assert "uncommitted changes (data/corrections.csv): the folds are" in labels(clone, "--folds", "2")
     assert "1 of 1 suggestions" in labels(clone, "--accept", "all")
