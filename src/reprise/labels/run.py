@@ -17,12 +17,10 @@ from reprise.labels.scores import Scores
 from reprise.model.artifact import load_card
 from reprise.repo.project import Project
 from reprise.repo.revisions import MODEL, PROCESSED, RAW, WEIGHTS
-from reprise.repo.trials import Workspace
+from reprise.repo.trials import STAGES, Workspace
 from reprise.runtime.environment import after_torch, before_torch
 from reprise.runtime.errors import UserError, say
 from reprise.runtime.tables import read_csv
-
-STAGES = ("check", "download", "preprocess", "train")
 
 
 @dataclass(frozen=True)
